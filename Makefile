@@ -1,0 +1,42 @@
+# `make` alone lists what there is. Everything that needs the environment sets it up first; once there, that is free.
+VENV ?= $(or $(DPHRL_VENV),.venv)
+BIN := $(VENV)/bin
+export DPHRL_VENV := $(VENV)
+
+# Tests download nothing; a missing file should say so instead of waiting for a hub.
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+FAST = $(wildcard tests/unit tests/golden tests/contracts)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with everything in it (minutes once, then nothing); DPHRL_BACKEND=cpu|cuda to choose
+	@docker/setup.sh
+
+demo: setup ## train the small maths model on this machine; ARGS="learner.num_steps=10" to override settings
+	$(BIN)/dphrl train demo-math $(ARGS)
+
+test: setup ## every test that needs no GPU; ARGS="-k name" to select
+	$(PYTEST) tests -m "not gpu and not benchmark" $(ARGS)
+
+test-fast: setup ## the tests that start no process and no engine: unit, golden, contracts
+	$(PYTEST) $(FAST) $(ARGS)
+
+lint: setup ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: setup ## run a benchmark and print its table; NAME=which ARGS="--json"
+	$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
+
+clean: ## remove caches and build output; keeps .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dphrl actors cluster tests -name __pycache__ -type d -prune -exec rm -rf {} +

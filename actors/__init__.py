@@ -1,0 +1,1 @@
+"""Ray actors: thin shells that put dphrl code on processes and devices."""

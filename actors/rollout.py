@@ -1,0 +1,145 @@
+"""One vLLM engine in one Ray actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from dphrl.config import Config
+from dphrl.types import Completion, Prompt
+
+
+@ray.remote
+class RolloutEngine:
+    """Samples completions from vLLM and takes weight updates through vLLM's weight-transfer protocol.
+
+    Lifecycle: constructed stale; `start_weight_update`, `update_weights`..., `finish_weight_update(version)` make
+    it serve; a restarted actor is stale again. Calls run one at a time, so an update waits for a running
+    `generate` and no completion mixes two versions.
+    """
+
+    def __init__(self, config: Config, model_dir: str, index: int) -> None:
+        # vLLM reads these at import. In-process: no second process to serialize through, and Ray sees a crash.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.rollout.kv_cache_gib)))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import LLM
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        from actors import vllm_weights
+
+        vllm_weights.register()
+        on_gpu = torch.cuda.is_available()
+        self._config, self._index = config, index
+        self._llm = LLM(
+            model=model_dir,
+            dtype=_engine_dtype(config.model.dtype, on_gpu),
+            seed=config.seed + index,
+            max_model_len=config.max_sequence_tokens,
+            max_num_seqs=config.rollout.max_concurrent_sequences,
+            tensor_parallel_size=config.rollout.tensor_parallel,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+            enforce_eager=not on_gpu if config.rollout.enforce_eager is None else config.rollout.enforce_eager,
+            trust_remote_code=config.model.trust_remote_code,
+            # Log-probs of the distribution sampled from, temperature included, not of the raw logits.
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend=config.sync.backend),
+            disable_log_stats=True,
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+        self._policy_version: int | None = None
+        self._num_requests = 0
+        if not on_gpu:
+            torch.set_num_threads(config.rollout.threads_per_engine)
+
+    def ready(self) -> dict[str, Any]:
+        """Returns once the engine is up: what it is, for the log."""
+        return {"index": self._index, "pid": os.getpid(), "node": ray.util.get_node_ip_address()}
+
+    def start_weight_update(self) -> None:
+        self._policy_version = None  # stale until finish: a failed update must not leave half-new weights serving
+        self._llm.collective_rpc("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, policy_version: int) -> int:
+        """Serve from now on as `policy_version`; returns it as the acknowledgement."""
+        self._llm.collective_rpc("finish_weight_update")
+        # vLLM keeps cached prefixes across updates; they were computed by the old weights.
+        self._llm.reset_prefix_cache()
+        self._policy_version = policy_version
+        return policy_version
+
+    def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool = False
+    ) -> Iterator[list[Completion]]:
+        """Completions as they finish: each yield is what one engine step completed.
+
+        `seed` decides them: exactly under `deterministic` (a seed per request), else for the same batch composition.
+        """
+        if self._policy_version is None:
+            raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
+        # Per-request generators cost a kernel launch each; the engine shares this process's default one.
+        torch.manual_seed(seed + self._index)
+        engine, jobs = self._llm.llm_engine, {}
+        for place, prompt in enumerate(prompts):
+            for sample_index in range(num_samples):
+                request_id = str(self._num_requests)
+                self._num_requests += 1
+                params = self._sampling_params(greedy, seed * 1_000_003 + place * num_samples + sample_index)
+                engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
+                jobs[request_id] = (prompt.prompt_id, sample_index)
+        try:
+            while engine.has_unfinished_requests():
+                done = [output for output in engine.step() if output.finished]
+                if done:
+                    yield [self._completion(output, *jobs.pop(_base_id(output.request_id))) for output in done]
+        finally:
+            # A consumer that went away must not leave its requests for the next call to decode.
+            if jobs:
+                engine.abort_request(list(jobs))
+
+    def _sampling_params(self, greedy: bool, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        rollout = self._config.rollout
+        return SamplingParams(
+            temperature=0.0 if greedy else rollout.temperature,
+            max_tokens=rollout.max_tokens,
+            seed=seed % 2**63 if self._config.deterministic else None,
+            logprobs=0,
+            # One decode at the end instead of one per token.
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: Any, prompt_id: str, sample_index: int) -> Completion:
+        assert self._policy_version is not None
+        sampled = output.outputs[0]
+        token_ids = tuple(sampled.token_ids)
+        return Completion(
+            prompt_id,
+            sample_index,
+            token_ids,
+            self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            tuple(step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)),
+            "length" if sampled.finish_reason == "length" else "stop",
+            self._policy_version,
+        )
+
+
+
+
+def _engine_dtype(dtype: str, on_gpu: bool) -> str:
+    return ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype
+
+
+def _base_id(request_id: str) -> str:
+    # vLLM may append a suffix to make ids unique.
+    return request_id.split("-")[0]

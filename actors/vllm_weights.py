@@ -1,0 +1,94 @@
+"""Our backend in vLLM's weight-transfer registry: weights come from the Ray object store.
+
+It needs no GPU and no process group between learner and engine, so it works on a laptop, across any nodes, and
+for as many engines as there are: every node fetches each chunk once and its engines map the same memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.weight_sync import PackedTensor, unpack_tensor
+
+BACKEND = "object_store"
+
+
+@dataclass
+class ObjectStoreInitInfo(WeightTransferInitInfo):
+    """There is nothing to agree on beforehand."""
+
+
+@dataclass
+class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
+    """One chunk: a reference to a list of packed tensors under their Hugging Face names."""
+
+    chunk: list[ray.ObjectRef[list[PackedTensor]]] = field(default_factory=list)
+
+
+class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
+    """Worker side. A session is start_weight_update, any number of update_weights, finish_weight_update."""
+
+    init_info_cls = ObjectStoreInitInfo
+    update_info_cls = ObjectStoreUpdateInfo
+
+    def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        # Layers drop their loaded weights after packing them for the CPU kernels: they must be rebuilt, not copied.
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # Not the base's: it synchronizes an accelerator, which a CPU machine does not have.
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        for tensors in ray.get(update_info.chunk):
+            self.model.load_weights(self._materialized(tensors))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
+
+    def shutdown(self) -> None:
+        pass
+
+    def _materialized(self, tensors: list[PackedTensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        with warnings.catch_warnings():
+            # Object store memory is read-only; load_weights only copies from it.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            for packed in tensors:
+                yield packed.name, unpack_tensor(packed).to(self.device)
+
+    def _repack_tied_head(self) -> None:
+        """Pack a tied LM head again from the embedding it shares.
+
+        Layerwise reload processes the shared module as an embedding only, and the CPU head would keep multiplying
+        by its *old* packed copy: no error, only wrong log-probs.
+        """
+        head = getattr(self.model, "lm_head", None)
+        if self.device.type == "cpu" and head is not None and self._tied:
+            head.quant_method.process_weights_after_loading(head)
+
+    @property
+    def _tied(self) -> bool:
+        return bool(getattr(self.model_config.hf_config.get_text_config(), "tie_word_embeddings", False))
+
+
+def register() -> None:
+    """Make `object_store` known to vLLM in this process; twice is once."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransferEngine)
+
+

@@ -1,0 +1,49 @@
+"""Learner -> engines, versioned: pack weights into the object store, hand the references to every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Small enough that a learner rank never holds a second copy of the model, large enough to keep calls few.
+CHUNK_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as raw bytes. NumPy arrays are what Ray maps without a copy, and NumPy knows no bfloat16."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+
+def pack_tensor(name: str, tensor: torch.Tensor) -> PackedTensor:
+    """`tensor` (any device and dtype) as host bytes under its Hugging Face name."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return PackedTensor(
+        name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), flat.view(torch.uint8).numpy()
+    )
+
+
+def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
+    """The tensor back, sharing `packed`'s memory: read it, do not write to it."""
+    return torch.from_numpy(packed.data).view(getattr(torch, packed.dtype)).reshape(packed.shape)
+
+
+def packed_chunks(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[PackedTensor]]:
+    """Lists of packed tensors of about CHUNK_BYTES each, never splitting a tensor."""
+    chunk: list[PackedTensor] = []
+    num_bytes = 0
+    for name, tensor in named_tensors:
+        chunk.append(pack_tensor(name, tensor))
+        num_bytes += chunk[-1].data.nbytes
+        if num_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk

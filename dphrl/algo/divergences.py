@@ -1,0 +1,141 @@
+"""f-divergence generators, all written as functions of log u with u = pi_theta(y) / pi_ref(y).
+
+With y ~ pi_ref, E[f(u)] is the f-divergence named below (arXiv 2509.07430, section 3), and since every f here is
+evaluated at the *reference* samples, its gradient is the gradient of that divergence: no score-function term is
+missing. Each f is convex with f(1) = 0 and, total variation apart, f'(1) = 0, so every token's term is >= 0.
+
+| name              | f(u)                                    | E_ref[f(u)]                          |
+|-------------------|-----------------------------------------|--------------------------------------|
+| forward_kl        | u - 1 - log u                           | KL(pi_ref, pi_theta)                 |
+| reverse_kl        | u log u - u + 1                         | KL(pi_theta, pi_ref)                 |
+| js                | u log u - (u + 1) log((u + 1) / 2)      | 2 x Jensen-Shannon                   |
+| alpha, 0 < a < 1  | (u^(1-a) - (1-a) u - a) / (a (a - 1))   | a -> 1 forward KL, a -> 0 reverse KL |
+| squared_hellinger | (sqrt(u) - 1)^2                         | sum (sqrt(pi_theta) - sqrt(pi_ref))^2|
+| chi_square        | (u - 1)^2                               | chi^2(pi_theta, pi_ref)              |
+| total_variation   | abs(u - 1) / 2                          | total variation                      |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+ElementwiseFn = Callable[[Tensor], Tensor]
+
+# Beyond this |log u| a generator continues along its tangent. exp(10) is 22026: still exact in float32, and
+# no single token can push the gradient further than that.
+LINEAR_BEYOND = 10.0
+_LOG2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A generator f and its slope df/dlog(u), both elementwise in log u.
+
+    Calling it maps log_u of any shape and floating dtype to f of the same shape, in float32 at least. Outside
+    |log u| <= LINEAR_BEYOND it follows the tangent in log u, so that a plain clamp's zero gradient never hides
+    a token the policy has forgotten (log u very negative).
+    """
+
+    name: str
+    value: ElementwiseFn
+    slope: ElementwiseFn
+
+    def __call__(self, log_u: Tensor) -> Tensor:
+        log_u = log_u if log_u.dtype == torch.float64 else log_u.float()
+        inside = log_u.clamp(-LINEAR_BEYOND, LINEAR_BEYOND)
+        # Inside the range (log_u - inside) and its gradient are zero; outside, the clamp cuts value's gradient
+        # and this term supplies the tangent's.
+        return self.value(inside) + self.slope(inside).detach() * (log_u - inside)
+
+
+DivergenceFactory = Callable[..., Divergence]
+_REGISTRY: dict[str, DivergenceFactory] = {}
+
+
+def register_divergence(name: str) -> Callable[[DivergenceFactory], DivergenceFactory]:
+    """Decorator that makes `factory(**params) -> Divergence` available to configs under `name`.
+
+    Raises ValueError when the name is taken.
+    """
+
+    def register(factory: DivergenceFactory) -> DivergenceFactory:
+        if name in _REGISTRY:
+            raise ValueError(f"divergence {name!r} is already registered; choose another name")
+        _REGISTRY[name] = factory
+        return factory
+
+    return register
+
+
+def get_divergence(name: str, **params: float) -> Divergence:
+    """The registered generator `name` with its parameters, e.g. get_divergence("alpha", alpha=0.2).
+
+    Raises ValueError for an unknown name, an unknown parameter, or one out of range.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown divergence {name!r}; known: none, {', '.join(sorted(_REGISTRY))}")
+    try:
+        return _REGISTRY[name](**params)
+    except TypeError:
+        needs = "needs {alpha: A} with 0 < A < 1" if name == "alpha" else "takes no parameters"
+        raise ValueError(f"divergence {name!r} {needs}; got {params or 'none'}") from None
+
+
+@register_divergence("forward_kl")
+def _forward_kl() -> Divergence:
+    return Divergence("forward_kl", lambda x: torch.expm1(x) - x, torch.expm1)
+
+
+@register_divergence("reverse_kl")
+def _reverse_kl() -> Divergence:
+    return Divergence("reverse_kl", lambda x: x.exp() * x - torch.expm1(x), lambda x: x.exp() * x)
+
+
+@register_divergence("js")
+def _js() -> Divergence:
+    # u log u - (u + 1) log((u + 1) / 2), regrouped so that no two large terms cancel.
+    def slope(x: Tensor) -> Tensor:
+        return x.exp() * (_LOG2 - softplus(-x))
+
+    return Divergence("js", lambda x: slope(x) - (softplus(x) - _LOG2), slope)
+
+
+@register_divergence("alpha")
+def _alpha(alpha: float) -> Divergence:
+    if not 0 < alpha < 1:
+        raise ValueError(
+            f"divergence 'alpha' needs 0 < alpha < 1; got {alpha:g}; "
+            "its limits are forward_kl (alpha -> 1) and reverse_kl (alpha -> 0)"
+        )
+
+    def value(x: Tensor) -> Tensor:
+        return (torch.expm1((1 - alpha) * x) - (1 - alpha) * torch.expm1(x)) / (alpha * (alpha - 1))
+
+    def slope(x: Tensor) -> Tensor:
+        return ((1 - alpha) * x).exp() * torch.expm1(alpha * x) / alpha
+
+    return Divergence(f"alpha({alpha:g})", value, slope)
+
+
+@register_divergence("squared_hellinger")
+def _squared_hellinger() -> Divergence:
+    def slope(x: Tensor) -> Tensor:
+        return torch.expm1(x / 2) * (x / 2).exp()
+
+    return Divergence("squared_hellinger", lambda x: torch.expm1(x / 2).square(), slope)
+
+
+@register_divergence("chi_square")
+def _chi_square() -> Divergence:
+    return Divergence("chi_square", lambda x: torch.expm1(x).square(), lambda x: 2 * torch.expm1(x) * x.exp())
+
+
+@register_divergence("total_variation")
+def _total_variation() -> Divergence:
+    return Divergence("total_variation", lambda x: torch.expm1(x).abs() / 2, lambda x: x.sign() * x.exp() / 2)

@@ -1,0 +1,23 @@
+"""Global denominators: how much each completion token of a row counts.
+
+The weights are fixed before rows are dealt to micro-batches and ranks. A micro-batch's loss is then a plain
+weighted *sum*, and sums do not care how they are split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def row_weights(num_tokens: Sequence[int], aggregation: str) -> list[float]:
+    """Per-token weight of each row, given the rows' completion lengths in tokens over the whole mini-batch.
+
+    token_mean: 1 / total tokens (every token counts the same). sequence_mean: 1 / (rows x own length) (every
+    row counts the same). Rows of length 0 weigh 0. An empty sequence gives an empty list: its term is exactly 0.
+    """
+    if aggregation == "token_mean":
+        total = sum(num_tokens)
+        return [1.0 / total if n else 0.0 for n in num_tokens]
+    assert aggregation == "sequence_mean", aggregation
+    num_rows = sum(n > 0 for n in num_tokens)
+    return [1.0 / (num_rows * n) if n else 0.0 for n in num_tokens]

@@ -1,0 +1,50 @@
+"""Checkpoints that are whole or absent: everything is written aside, the manifest last, then one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """step: steps completed. policy_version: that of the saved weights. num_ranks: of the learner that saved."""
+
+    step: int
+    policy_version: int
+    num_ranks: int
+
+
+async def save_checkpoint(
+    folder: Path, manifest: CheckpointManifest, write: Callable[[Path], Awaitable[None]], *, keep: int
+) -> Path:
+    """Write `folder/step_N` through `write(staging)`; drop older ones beyond `keep` only once it is in place."""
+    target = folder / f"step_{manifest.step}"
+    staging = folder / f".step_{manifest.step}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    await write(staging)
+    (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    # A run resumed from an earlier step writes this one again.
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(staging, target)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in folder.glob("step_*") if (path / MANIFEST).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """The manifest of a complete checkpoint."""
+    return CheckpointManifest(**json.loads((checkpoint / MANIFEST).read_text()))

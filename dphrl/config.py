@@ -1,0 +1,309 @@
+"""The configuration: one YAML file (or preset), dotted overrides on the command line, validated before anything starts.
+
+Every model is frozen and refuses unknown keys; a bad value becomes one line that names the field, the value
+and the remedy. What needs the model or the data to be checked is checked in `cluster.launch`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(Section):
+    # An embedded model's name (tiny-factor, smollm2-135m-instruct), a Hugging Face directory, or a hub name.
+    path: str = "tiny-factor"
+    # auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is emulated and several times slower).
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # The learner's attention kernel. Part of the reference fingerprint: another kernel rounds differently.
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    # Remote code runs with your rights; off unless you vouch for the model.
+    trust_remote_code: bool = False
+
+
+class DatasetConfig(Section):
+    # How results name it: eval tables, sample files.
+    name: str
+    # tiny: the embedded procedural task; math: rows of question and answer.
+    kind: Literal["tiny", "math"] = "math"
+    # A .jsonl or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
+    path: str = ""
+    split: str = "train"
+    prompt_field: str = "question"
+    answer_field: str = "answer"
+    # gsm8k: the gold answer is what follows "####"; plain: the field is the answer.
+    answer_format: Literal["plain", "gsm8k"] = "plain"
+    # Take this many rows (tiny: make this many); null takes all.
+    limit: PositiveInt | None = None
+
+
+class DataConfig(Section):
+    train: DatasetConfig
+    # The first is the in-domain one that the final table leads with.
+    evaluation: tuple[DatasetConfig, ...] = ()
+    system_prompt: str = ""
+    # How a question becomes the user's message; must contain {question}.
+    prompt_template: str = "{question}"
+    # Longer prompts are dropped and counted: a truncated problem has no right answer.
+    max_prompt_tokens: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _template_has_question(self) -> Self:
+        if "{question}" not in self.prompt_template:
+            raise ValueError(f"prompt_template: {self.prompt_template!r} lacks {{question}}; add it")
+        names = [dataset.name for dataset in self.evaluation]
+        if len(set(names)) != len(names):
+            raise ValueError(f"evaluation: names {names} repeat; give each data set its own name")
+        return self
+
+
+class RewardConfig(Section):
+    # math_answer grades \boxed{} answers for equivalence; factorization grades the embedded task.
+    name: Literal["math_answer", "factorization"] = "math_answer"
+    # Where math_answer looks: boxed only (training default: it teaches the format), or auto as `dphrl score` does.
+    extraction: Literal["boxed", "auto"] = "boxed"
+    timeout_s: PositiveFloat = 10.0
+    num_workers: PositiveInt = 1
+    # Below 1 because a worker sleeps while engines decode; Ray packs by this number, it does not enforce it.
+    cpus_per_worker: PositiveFloat = 0.25
+    # An infrastructure error (a dead worker) is tried again this often, then excluded from the advantage.
+    num_retries: NonNegativeInt = 2
+
+
+class DivergenceConfig(Section):
+    # A registered generator, or none for plain RLVR (no reference stage at all).
+    name: str = "forward_kl"
+    # Parameters of the generator, for instance alpha of the alpha divergence.
+    params: dict[str, float] = {}
+
+
+def _parse_divergence(value: Any) -> Any:
+    """`forward_kl`, or `{name: alpha, alpha: 0.5}`: the short form users write."""
+    if value is None:
+        return {"name": "none"}
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "params" not in value:
+        return {"name": value.get("name"), "params": {k: v for k, v in value.items() if k != "name"}}
+    return value
+
+
+class AlgorithmConfig(Section):
+    divergence: Annotated[DivergenceConfig, BeforeValidator(_parse_divergence)] = DivergenceConfig()
+    # Weight of the divergence term. At 8B the paper recommends 0.01-0.05 (forward KL, alpha), 0.05-0.2 (JS).
+    eta: Annotated[float, Field(ge=0)] = 0.05
+    advantage: Literal["group_normalized", "mean_only", "leave_one_out"] = "group_normalized"
+    # token_mean: every completion token of the step counts the same (DAPO); sequence_mean: every completion (GRPO).
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+    # Bounds the loss of a bad action whose probability grew (ratio >> 1, advantage < 0).
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    # Truncation of the engine-to-learner importance weight (numeric mismatch and staleness).
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    # Optimizer steps per rollout batch; above 1 costs one extra forward pass for the old log-probs.
+    num_minibatches: PositiveInt = 1
+
+
+class RolloutConfig(Section):
+    num_prompts: PositiveInt = 32
+    num_samples: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    top_k: NonNegativeInt = 0
+    max_tokens: PositiveInt = 256
+    # A completion cut at max_tokens: keep grades it as it is; mask leaves it out of the loss, not of the group's mean.
+    truncated: Literal["keep", "mask"] = "keep"
+    # Weight updates that may lie between a completion and its use. 0 is strictly on-policy; 1 overlaps
+    # generation with the update.
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    num_engines: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1
+    # Ray's share for an engine; engine and learner take turns when on-policy, so together they may fit two CPUs.
+    cpus_per_engine: PositiveFloat = 0.75
+    threads_per_engine: PositiveInt = 2
+    # CPU engines: bounds the KV cache. GPU engines take gpu_memory_utilization instead.
+    kv_cache_gib: PositiveFloat = 1.0
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    max_concurrent_sequences: PositiveInt = 256
+    # CUDA graphs and compilation cost minutes to build; worth it on a GPU only.
+    enforce_eager: bool | None = None
+    # A group that has not come back after this is an error that says so, not a hang.
+    timeout_s: PositiveFloat = 1800.0
+
+    @model_validator(mode="after")
+    def _sampled_policy_is_trained_policy(self) -> Self:
+        if self.top_p != 1.0 or self.top_k != 0:
+            raise ValueError(
+                f"top_p={self.top_p:g}, top_k={self.top_k}: samples would come from another distribution than the "
+                "log-probs trained on; set top_p: 1.0 and top_k: 0 (temperature is accounted for)"
+            )
+        return self
+
+
+class ReferenceConfig(Section):
+    # K responses of the initial policy per training prompt, once.
+    num_samples: PositiveInt = 8
+    # At least this many of K correct makes a prompt near-perfect (D_pef).
+    threshold: PositiveInt = 7
+    # m correct responses stored per near-perfect prompt.
+    stored_per_prompt: PositiveInt = 1
+    # D_pef rows in each step's divergence term.
+    rows_per_step: NonNegativeInt = 64
+    # Prompts with 0 of K correct: keep them in D_exp, or drop them as hopeless.
+    all_wrong: Literal["keep", "drop"] = "keep"
+    # Where buffers are kept for reuse by fingerprint; null keeps it in the run's own folder.
+    cache_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _threshold_reachable(self) -> Self:
+        if self.threshold > self.num_samples:
+            raise ValueError(
+                f"threshold={self.threshold} can never be reached with num_samples={self.num_samples}; "
+                f"set reference.threshold <= {self.num_samples}"
+            )
+        return self
+
+
+class LearnerConfig(Section):
+    num_steps: PositiveInt = 100
+    lr: PositiveFloat = 1e-6
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    # linear: the last step's share of lr.
+    lr_final_fraction: Fraction = 0.1
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    grad_clip: PositiveFloat = 1.0
+    # Rows are gathered into micro-batches up to this many token positions (padding counted).
+    micro_batch_tokens: PositiveInt = 16384
+    # packed: rows end to end in one sequence, no padding (needs a varlen kernel to be fast);
+    # padded: rows of like length side by side. auto: packed with flash attention, else padded.
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    # Trades a second forward pass for activation memory.
+    gradient_checkpointing: bool = False
+    num_ranks: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    cpus_per_rank: PositiveFloat = 0.75
+    threads_per_rank: PositiveInt = 2
+    # Start-up compiles kernels on first use; collectives have the same deadline.
+    timeout_s: PositiveFloat = 1800.0
+
+
+class SyncConfig(Section):
+    # How weights reach the engines. object_store works anywhere: learner -> Ray object store -> each engine.
+    backend: Literal["object_store"] = "object_store"
+    # Completions each engine samples after a sync for the learner to score; covers cache, decode and head.
+    num_probes: PositiveInt = 8
+    # The largest |engine - learner| log-prob of a probe token; null: 1e-3 in float32, 0.5 in bfloat16.
+    max_logprob_gap: PositiveFloat | None = None
+
+
+class CheckpointConfig(Section):
+    # 0 writes only the last one.
+    every_steps: NonNegativeInt = 0
+    # Older ones are removed once a newer one is complete.
+    keep: PositiveInt = 2
+
+
+class EvaluationConfig(Section):
+    # Samples per prompt for Pass@k; 0 switches evaluation off.
+    num_samples: NonNegativeInt = 16
+    k: tuple[PositiveInt, ...] = (1, 8)
+    # 0 evaluates the base and the final model only.
+    every_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _k_within_samples(self) -> Self:
+        if self.num_samples and max(self.k, default=1) > self.num_samples:
+            raise ValueError(
+                f"k={max(self.k)} needs at least as many samples; set evaluation.num_samples >= {max(self.k)}"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    tensorboard: bool = True
+    # Graded completions written to samples/ per step, for reading.
+    samples_per_step: NonNegativeInt = 8
+
+
+class ClusterConfig(Section):
+    # auto joins the cluster named by RAY_ADDRESS, else starts one on this machine; or give host:port.
+    address: str = "auto"
+    # Only for a cluster started here. Logical CPUs: actors' shares must fit.
+    num_cpus: PositiveInt | None = None
+    object_store_gib: PositiveFloat = 1.0
+    # How long to wait for resources before saying which are missing.
+    placement_timeout_s: PositiveFloat = 120.0
+
+
+class Config(Section):
+    """A complete run. `dphrl plan CONFIG` prints one resolved."""
+
+    run_name: str = "run"
+    run_dir: str = "runs"
+    seed: NonNegativeInt = 0
+    # Per-request seeds in the engines and deterministic kernels in the learner: slower, repeatable.
+    deterministic: bool = False
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def uses_divergence(self) -> bool:
+        return self.algorithm.divergence.name != "none" and self.algorithm.eta > 0
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.data.max_prompt_tokens + self.rollout.max_tokens
+
+    @model_validator(mode="after")
+    def _divergence_exists(self) -> Self:
+        if self.algorithm.divergence.name != "none":
+            # Here, not at the top: torch takes two seconds to import and only validation needs it.
+            from dphrl.algo.divergences import get_divergence
+
+            get_divergence(self.algorithm.divergence.name, **self.algorithm.divergence.params)
+        return self
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> Self:
+        rollout, parts = self.rollout, self.algorithm.num_minibatches
+        if rollout.num_samples < 2:
+            raise ValueError("rollout.num_samples=1: a group of one has no advantage; set rollout.num_samples >= 2")
+        if rollout.num_prompts % parts:
+            raise ValueError(
+                f"rollout.num_prompts={rollout.num_prompts} does not divide into "
+                f"algorithm.num_minibatches={parts}; make it a multiple of {parts}"
+            )
+        if self.uses_divergence and self.reference.rows_per_step % parts:
+            raise ValueError(
+                f"reference.rows_per_step={self.reference.rows_per_step} does not divide into "
+                f"algorithm.num_minibatches={parts}; make it a multiple of {parts}"
+            )
+        if self.learner.micro_batch_tokens < self.max_sequence_tokens:
+            raise ValueError(
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens} cannot hold one sequence of "
+                f"data.max_prompt_tokens + rollout.max_tokens = {self.max_sequence_tokens}; "
+                f"set it to at least {self.max_sequence_tokens}"
+            )
+        return self

@@ -1,0 +1,19 @@
+"""Which items a step sees: a pure function of (seed, step), so that a resumed run needs no saved iterator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def step_indices(num_items: int, step: int, count: int, seed: int) -> list[int]:
+    """`count` distinct indices below `num_items` for `step` (from 0); all of them when there are fewer.
+
+    Every epoch is a fresh permutation cut into whole steps. What does not fill a step waits for another
+    permutation, so no step ever holds an item twice.
+    """
+    if num_items == 0 or count == 0:
+        return []
+    count = min(count, num_items)
+    epoch, place = divmod(step, num_items // count)
+    order = np.random.default_rng([seed, epoch]).permutation(num_items)
+    return [int(i) for i in order[place * count : (place + 1) * count]]

@@ -1,0 +1,192 @@
+"""Every protocol in one process, for a debugger: transformers generates, plain torch learns, nothing is remote.
+
+Slow and exact. The rollouts sample from the very module the learner trains, so a breakpoint anywhere works and
+the engine-to-learner gap is zero by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dphrl.config import Config
+from dphrl.data.batching import MicroBatch
+from dphrl.policy import PolicyModel, load_policy
+from dphrl.protocols import Learner
+from dphrl.rewards.base import build_grader
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
+from dphrl.update import UpdateSettings, run_update, score_sequences
+
+
+class TorchEngine:
+    """`update.TrainEngine` over one replica: torch's own backward and AdamW."""
+
+    def __init__(self, policy: PolicyModel, config: Config) -> None:
+        self.policy = policy
+        self.device = next(policy.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.learner.lr, weight_decay=config.learner.weight_decay
+        )
+        self.grad_clip = config.learner.grad_clip
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self.policy(batch))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+
+class InlineLearner:
+    """`protocols.Learner` in this process."""
+
+    def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
+        self.policy = load_policy(
+            model_dir,
+            config.model,
+            temperature=config.rollout.temperature,
+            gradient_checkpointing=config.learner.gradient_checkpointing,
+        ).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.engine = TorchEngine(self.policy, config)
+        self.settings = UpdateSettings.from_config(config)
+        self.tokenizer = tokenizer
+        self._policy_version = 0
+
+    @property
+    def policy_version(self) -> int:
+        return self._policy_version
+
+    async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
+        if not sequences:
+            return []
+        scored = score_sequences(sequences, self.engine, self.settings)
+        return [scored[i] for i in range(len(sequences))]
+
+    async def update(self, batch: TrainBatch) -> dict[str, float]:
+        metrics = run_update(batch, self.engine, self.settings)
+        self._policy_version += 1
+        return metrics
+
+    async def save(self, folder: Path) -> None:
+        cast(Any, self.policy.lm).save_pretrained(folder / "hf")
+        self.tokenizer.save_pretrained(folder / "hf")
+        state = {"model": self.policy.state_dict(), "optimizer": self.engine.optimizer.state_dict()}
+        torch.save(state, folder / "learner.pt")
+
+    async def load(self, folder: Path, policy_version: int) -> None:
+        state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
+        self.policy.load_state_dict(state["model"])
+        self.engine.optimizer.load_state_dict(state["optimizer"])
+        self._policy_version = policy_version
+
+
+class InlineRollouts:
+    """`protocols.RolloutPool` by transformers' generate on the learner's own module."""
+
+    def __init__(self, learner: InlineLearner, tokenizer: Any, config: Config) -> None:
+        self.learner, self.tokenizer, self.config = learner, tokenizer, config
+        self._version: int | None = None  # serves nothing before its first refit, like any engine
+
+    async def refit(self, learner: Learner) -> Mapping[str, float]:
+        assert learner is self.learner, "inline rollouts share the learner's module"
+        self._version = learner.policy_version
+        return {"sync/logprob_gap_max": 0.0}
+
+    async def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
+    ) -> AsyncIterator[Sequence[Completion]]:
+        assert self._version is not None, "an engine serves nothing before it is refit"
+        jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
+        size = self.config.rollout.max_concurrent_sequences
+        for start in range(0, len(jobs), size):
+            # A seed per batch leaves the global generator, and with it the learner, undisturbed.
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(seed + start)
+                yield await self._generate_batch(jobs[start : start + size], greedy)
+
+    async def _generate_batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Completion]:
+        assert self._version is not None
+        lm = cast(Any, self.learner.policy.lm)
+        ends = _end_token_ids(lm, self.tokenizer)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
+        width = max(len(prompt.token_ids) for prompt, _ in jobs)
+        input_ids = torch.full((len(jobs), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, (prompt, _) in enumerate(jobs):
+            input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+            mask[row, width - len(prompt.token_ids) :] = 1
+        output = lm.generate(
+            input_ids=input_ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            generation_config=self._generation_config(greedy, ends, pad),
+        )
+        sampled = [_cut_after_end(row, ends) for row in output[:, width:].tolist()]
+        logprobs = await self.learner.score(
+            [((*p.token_ids, *ids), len(p.token_ids)) for (p, _), ids in zip(jobs, sampled, strict=True)]
+        )
+        return [
+            Completion(
+                prompt.prompt_id,
+                sample_index,
+                tuple(ids),
+                self.tokenizer.decode(ids, skip_special_tokens=True),
+                row_logprobs,
+                "stop" if ids[-1] in ends else "length",
+                self._version,
+            )
+            for (prompt, sample_index), ids, row_logprobs in zip(jobs, sampled, logprobs, strict=True)
+        ]
+
+    def _generation_config(self, greedy: bool, ends: list[int], pad: int) -> Any:
+        from transformers import GenerationConfig
+
+        # A fresh config: a model's own may carry top_k, top_p or a repetition penalty, and the library's default
+        # top_k is 50; any of them would sample from another distribution than the log-probs trained on.
+        settings: dict[str, Any] = {"do_sample": False}
+        if not greedy:
+            settings = {"do_sample": True, "temperature": self.config.rollout.temperature, "top_k": 0, "top_p": 1.0}
+        return GenerationConfig(
+            max_new_tokens=self.config.rollout.max_tokens, eos_token_id=ends, pad_token_id=pad, **settings
+        )
+
+
+def _end_token_ids(lm: Any, tokenizer: Any) -> list[int]:
+    declared = lm.generation_config.eos_token_id
+    ids = declared if isinstance(declared, list) else [declared]
+    return list(dict.fromkeys(i for i in [*ids, tokenizer.eos_token_id] if i is not None))
+
+
+def _cut_after_end(token_ids: list[int], ends: Sequence[int]) -> list[int]:
+    for i, token in enumerate(token_ids):
+        if token in ends:
+            return token_ids[: i + 1]
+    return token_ids
+
+
+class InlineRewards:
+    """`protocols.RewardPool` by direct calls."""
+
+    def __init__(self, config: Config) -> None:
+        self.grader = build_grader(config.reward)
+        self.num_attempts = 1 + config.reward.num_retries
+
+    async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
+        return [self._grade_one(completion.text, prompt.answer) for prompt, completion in items]
+
+    def _grade_one(self, text: str, answer: str) -> RewardResult:
+        for _ in range(self.num_attempts):
+            result = self.grader.grade(text, answer)
+            if result.status is not RewardStatus.INFRASTRUCTURE_ERROR:
+                break
+        return result

@@ -1,0 +1,84 @@
+"""The trainable policy: a Hugging Face causal LM that returns completion log-probs instead of logits."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dphrl.algo.logprobs import token_logprobs
+from dphrl.config import ModelConfig
+from dphrl.data.batching import MicroBatch
+
+
+class PolicyModel(nn.Module):
+    """Wraps the LM so that its forward pass yields (logprobs_N, entropy_N) of a micro-batch.
+
+    The log-probs are computed inside forward, not by the caller, so that wrappers which hook forward (ZeRO-3
+    gathers, checkpointing) see every parameter use. Never in train() mode: dropout would make u != 1 at step 0.
+    """
+
+    def __init__(self, lm: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.lm = lm
+        self.temperature = temperature
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        lm = cast(Any, self.lm)
+        hidden_BTD = lm.base_model(
+            input_ids=batch.input_ids_BT,
+            position_ids=batch.position_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            # A cache would also hide from transformers that position_ids mark packed sequences.
+            use_cache=False,
+        ).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[batch.predictor_index_N]
+        return token_logprobs(
+            hidden_ND,
+            lm.get_output_embeddings(),
+            batch.target_ids_N,
+            vocab_size=lm.config.get_text_config().vocab_size,
+            temperature=self.temperature,
+        )
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, else float32 (a CPU emulates bfloat16, several times slower)."""
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return cast(torch.dtype, getattr(torch, dtype))
+
+
+def load_policy(
+    path: str, config: ModelConfig, *, temperature: float, gradient_checkpointing: bool = False
+) -> PolicyModel:
+    """The policy from an HF directory or hub name, in eval mode with gradients on.
+
+    Raises ValueError when the model's head does more than a linear map, which the log-probs here would miss.
+    """
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=resolve_dtype(config.dtype),
+        attn_implementation=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    )
+    text_config = lm.config.get_text_config()
+    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text_config, field, None) not in (None, 1, 1.0):
+            raise ValueError(f"model.path: {path} scales its logits ({field}), which is not supported yet")
+    if gradient_checkpointing:
+        # transformers only checkpoints in training mode; dropout must be off there, see the class docstring.
+        dropouts = [module for module in lm.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+        if dropouts:
+            raise ValueError(f"model.path: {path} has dropout; set its probabilities to 0 in config.json")
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.train(gradient_checkpointing)
+    return PolicyModel(lm, temperature)
+
+
+def use_packing(packing: str, attention: str) -> bool:
+    """Whether rows are packed: `auto` packs only where a varlen kernel makes it cheaper than padding."""
+    return packing == "packed" or (packing == "auto" and attention == "flash_attention_2")

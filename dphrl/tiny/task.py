@@ -1,0 +1,214 @@
+r"""FACTOR and DIVIDE: a verifiable task with several right answers per prompt, small enough for a laptop.
+
+`FACTOR 0 4 1 5 8 ?` asks for a non-trivial factorisation of 4158 with a factor of 3, 7 or 11. A completion names a
+divisor p, divides by hand (the five running remainders, digit by digit) and boxes the two factors:
+
+    7 : 0 4 6 2 0 \boxed{ 7 * 0 0 5 9 4 }
+
+Each divisor is a *strategy*. None of them works on every number, several work on most, and nothing in the prompt says
+which before the division is done. Plain RL therefore learns "always use the divisor that works most often": Pass@1
+rises and Pass@k falls to Pass@1. `DIVIDE 7 0 4 1 5 8 ?` is the same division with the divisor named. RL never rewards
+it, so it shows what training on FACTOR does to the strategies that the policy stopped using.
+
+The demonstrations choose among the working divisors evenly and make a slip in one division of five, so that a model
+trained on them is diverse and imprecise: there is something to gain (precision) and something to lose (diversity).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+DIVISORS: tuple[int, ...] = (3, 7, 11)
+NUM_DIGITS = 5
+SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
+
+# How often each divisor is built into a number (numbers with none are drawn again). Close to each other, so that the
+# strategies are worth about the same: one that failed on most prompts would be no loss when RL drops it.
+INCLUSION_PROBABILITY: dict[int, float] = {3: 0.35, 7: 0.45, 11: 0.45}
+# One integer in five is never seen before evaluation, neither in the warm start nor in RL.
+HELD_OUT_ONE_IN = 5
+SLIP_RATE = 0.2
+DIVIDE_SHARE = 0.25
+
+# Problems are distinct, and multiples of all three divisors are few (about 180 to train on): they are 9 % of the first
+# 500 problems and 5 % of 3,000. Far beyond that a set would hardly contain any, so larger ones are refused.
+MAX_PROBLEMS: dict[str, int] = {"train": 10_000, "held_out": 2_500, "out_of_domain": 2_500}
+
+_LIMIT = 10**NUM_DIGITS
+_BOX_OPENING = re.compile(r"\\boxed\s*\{")
+# Lengths are bounded so that int() cannot be handed a number of thousands of digits.
+_BOX_CONTENT = re.compile(r"([0-9]{1,5})\*([0-9]{1,5})")
+_ANSWER = re.compile(r"(?:factor|divide:([0-9]{1,2})):([0-9]{5})")
+
+
+@dataclass(frozen=True)
+class TinyProblem:
+    """One prompt of the task.
+
+    question: the user message, e.g. ``FACTOR 0 4 1 5 8 ?`` or ``DIVIDE 7 0 4 1 5 8 ?``.
+    answer: what `grade` needs, e.g. ``factor:04158`` or ``divide:7:04158``; it lists no solution.
+    problem_id: unique within a split, the same in every process, e.g. ``factor-04158``.
+    """
+
+    question: str
+    answer: str
+    problem_id: str
+
+
+def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]:
+    """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
+
+    ``train`` and ``held_out`` are FACTOR problems over disjoint sets of integers, ``out_of_domain`` are DIVIDE problems
+    over held-out integers with an exact quotient. Raises ValueError for an unknown split or a size out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
+    if not 0 <= num_problems <= MAX_PROBLEMS[split]:
+        raise ValueError(f"num_problems is {num_problems}: split {split!r} gives 0 to {MAX_PROBLEMS[split]}")
+    problems: dict[str, TinyProblem] = {}
+    stream = _stream(split, seed)
+    while len(problems) < num_problems:
+        problem = next(stream)
+        problems.setdefault(problem.problem_id, problem)
+    return list(problems.values())
+
+
+def make_demonstrations(
+    num_demonstrations: int, seed: int, *, slip_rate: float = SLIP_RATE, divide_share: float = DIVIDE_SHARE
+) -> list[tuple[str, str]]:
+    """Draw (question, completion) pairs over training integers, with repetition.
+
+    A share `divide_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong and the
+    rest of the division follows from it, which always makes the boxed product wrong; the others grade ``correct``.
+    """
+    rng = random.Random(f"demonstrations:{seed}")
+    demonstrations = []
+    for _ in range(num_demonstrations):
+        number = _draw_number(rng, held_out=False)
+        divisor = rng.choice(_divisors_of(number))
+        named = rng.random() < divide_share
+        question = _divide_question(divisor, number) if named else _factor_question(number)
+        demonstrations.append((question, _work_out(number, divisor, rng, slip=rng.random() < slip_rate)))
+    return demonstrations
+
+
+def grade(completion_text: str, answer: str) -> tuple[str, str]:
+    r"""Grade one completion: (status, detail), where status is ``correct``, ``wrong`` or ``unparsable``.
+
+    Only the last ``\boxed{`` counts, so an answer may be revised but a list of guesses earns nothing; a last box that
+    is cut off or malformed is ``unparsable``. White space inside the box and leading zeros are ignored, the remainders
+    are not graded. Never raises on any `completion_text`; raises ValueError if `answer` is not of this task.
+    """
+    asked_divisor, number = _parse_answer(answer)
+    content = _last_box(completion_text)
+    if content is None:
+        return "unparsable", r"no complete \boxed{...} at the end"
+    match = _BOX_CONTENT.fullmatch("".join(content.split()))
+    if match is None:
+        return "unparsable", f"the box holds {ascii(content.strip()[:40])}, not p*q with at most {NUM_DIGITS} digits each"
+    divisor, quotient = int(match[1]), int(match[2])
+    if asked_divisor is not None and divisor != asked_divisor:
+        return "wrong", f"divided by {divisor}, asked to divide by {asked_divisor}"
+    if divisor not in DIVISORS:
+        return "wrong", f"{divisor} is not one of {', '.join(map(str, DIVISORS))}"
+    if divisor * quotient != number:
+        return "wrong", f"{divisor}*{quotient} is {divisor * quotient}, not {number}"
+    return "correct", f"{divisor}*{quotient} is {number}"
+
+
+def is_held_out(number: int) -> bool:
+    """Whether `number` is reserved for evaluation; a fixed hash, so that no seed can leak it into training."""
+    digest = hashlib.blake2b(f"dphrl-tiny:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
+
+
+def _stream(split: str, seed: int) -> Iterator[TinyProblem]:
+    rng = random.Random(f"{split}:{seed}")
+    while True:
+        number = _draw_number(rng, held_out=split != "train")
+        digits = f"{number:0{NUM_DIGITS}d}"
+        if split == "out_of_domain":
+            p = rng.choice(_divisors_of(number))
+            yield TinyProblem(_divide_question(p, number), f"divide:{p}:{digits}", f"divide-{p}-{digits}")
+        else:
+            yield TinyProblem(_factor_question(number), f"factor:{digits}", f"factor-{digits}")
+
+
+def _draw_number(rng: random.Random, *, held_out: bool) -> int:
+    """A number below 10^5 with at least one of the divisors, from the asked side of the split."""
+    while True:
+        chosen = [p for p in DIVISORS if rng.random() < INCLUSION_PROBABILITY[p]]
+        product = 1
+        for p in chosen:
+            product *= p
+        cofactor = rng.randrange(2, _LIMIT // product)
+        # A cofactor without these divisors keeps INCLUSION_PROBABILITY exact: no strategy gains by accident.
+        if chosen and all(cofactor % p for p in DIVISORS) and is_held_out(product * cofactor) == held_out:
+            return product * cofactor
+
+
+def _divisors_of(number: int) -> list[int]:
+    return [p for p in DIVISORS if number % p == 0]
+
+
+def _spaced(number: int) -> str:
+    return " ".join(f"{number:0{NUM_DIGITS}d}")
+
+
+def _factor_question(number: int) -> str:
+    return f"FACTOR {_spaced(number)} ?"
+
+
+def _divide_question(divisor: int, number: int) -> str:
+    return f"DIVIDE {divisor} {_spaced(number)} ?"
+
+
+def _work_out(number: int, divisor: int, rng: random.Random, *, slip: bool) -> str:
+    """The written division of `number` by `divisor`; with `slip`, one that goes wrong at a random digit."""
+    remainders, quotient = _long_division(number, divisor)
+    if slip:
+        exact = quotient
+        # A wrong last remainder, or for 11 a slip of one unit, can leave the quotient intact: draw again.
+        while quotient == exact:
+            position = rng.randrange(NUM_DIGITS - 1)
+            wrong = rng.choice([r for r in range(divisor) if r != remainders[position]])
+            slipped, quotient = _long_division(number, divisor, slip_at=position, slip_to=wrong)
+        remainders = slipped
+    steps = " ".join(map(str, remainders))
+    return f"{divisor} : {steps} \\boxed{{ {divisor} * {' '.join(map(str, quotient))} }}"
+
+
+def _long_division(
+    number: int, divisor: int, *, slip_at: int | None = None, slip_to: int = 0
+) -> tuple[list[int], list[int]]:
+    """Running remainders and quotient digits, first digit first; position `slip_at` is overwritten by `slip_to`."""
+    remainders: list[int] = []
+    quotient: list[int] = []
+    carried = 0
+    for position, digit in enumerate(f"{number:0{NUM_DIGITS}d}"):
+        digit_of_quotient, carried = divmod(10 * carried + int(digit), divisor)
+        if position == slip_at:
+            carried = slip_to
+        quotient.append(digit_of_quotient)
+        remainders.append(carried)
+    return remainders, quotient
+
+
+def _last_box(text: str) -> str | None:
+    openings = list(_BOX_OPENING.finditer(text))
+    if not openings:
+        return None
+    start = openings[-1].end()
+    end = text.find("}", start)
+    return None if end < 0 else text[start:end]
+
+
+def _parse_answer(answer: str) -> tuple[int | None, int]:
+    match = _ANSWER.fullmatch(answer)
+    if match is None:
+        raise ValueError(f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'")
+    return (None if match[1] is None else int(match[1])), int(match[2])

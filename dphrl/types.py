@@ -1,0 +1,154 @@
+"""The data that flows through the pipeline.
+
+Axis legend, used as name suffixes on tensors everywhere in the package:
+
+    B  rows of a micro-batch        T  token positions of a row (padded or packed)
+    N  selected token positions     D  hidden size        V  vocabulary        K  samples per prompt
+
+A *token-aligned* array holds at position t the value that belongs to token t itself; the log-probability of
+token t comes from the logits at position t - 1. Log-probabilities are natural logarithms throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+JsonDict = dict[str, Any]
+
+
+class RewardStatus(StrEnum):
+    """Why a completion got its score. Only `infrastructure_error` has no score: the grader, not the model, failed."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    RESOURCE_LIMIT = "resource_limit"
+    INFRASTRUCTURE_ERROR = "infrastructure_error"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The verdict on one completion: a typed status, its score, and a short human-readable detail."""
+
+    status: RewardStatus
+    detail: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """1 for `correct`, None for `infrastructure_error` (never a silent 0), else 0."""
+        if self.status is RewardStatus.INFRASTRUCTURE_ERROR:
+            return None
+        return 1.0 if self.status is RewardStatus.CORRECT else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem, tokenized once so that the engines and the learner see the same ids.
+
+    token_ids: the chat-templated prompt, generation prompt included. `answer` is what the reward needs to
+    grade a completion; only the reward interprets it.
+    """
+
+    prompt_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    answer: str
+    dataset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response.
+
+    token_ids: [num_tokens], the end-of-sequence token included when it was produced.
+    logprobs: [num_tokens], of each token under the distribution it was sampled from (temperature applied).
+    policy_version: the number of weight updates behind the policy that produced it.
+    """
+
+    prompt_id: str
+    sample_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    policy_version: int
+
+    @property
+    def truncated(self) -> bool:
+        """True when the token limit, not the model, ended it."""
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """All completions of one prompt in one step, graded; `results[i]` belongs to `completions[i]`."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    results: tuple[RewardResult, ...]
+
+    @property
+    def num_correct(self) -> int:
+        return sum(result.status is RewardStatus.CORRECT for result in self.results)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSample:
+    """A correct response of the initial policy to a near-perfect prompt.
+
+    prompt_token_ids: [num_prompt_tokens]; token_ids, logprobs: [num_tokens].
+    logprobs are those of the *learner's* own forward pass at initialisation, so that u = 1 at step 0.
+    """
+
+    prompt_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class RowKind(StrEnum):
+    POLICY = "policy"  # an exploration row: clipped policy loss
+    REFERENCE = "reference"  # a rehearsal row: eta x f-divergence
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRow:
+    """One sequence the learner trains on, routed by its own `kind` whatever micro-batch it lands in.
+
+    token_ids: prompt then completion. logprobs: [num completion tokens], the rollout engine's for a policy
+    row, the reference policy's for a reference row.
+    weight: what each completion token of the row counts in its term's sum. It already holds the *global*
+    denominator, so that no packing, micro-batching or number of ranks changes the loss.
+    """
+
+    kind: RowKind
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    logprobs: tuple[float, ...]
+    weight: float
+    advantage: float = 0.0
+    policy_version: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """One step's work: each mini-batch is one optimizer step over policy and reference rows together."""
+
+    step: int
+    policy_version: int
+    minibatches: tuple[tuple[TrainRow, ...], ...]
+    learning_rate: float
+    metrics: Mapping[str, float] = field(default_factory=dict)

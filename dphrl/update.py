@@ -1,0 +1,177 @@
+"""One learner step on one rank: the same code under plain torch and under DeepSpeed.
+
+A `TrainEngine` is the only thing that differs: who runs backward and who steps the optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dphrl.algo.divergences import Divergence, get_divergence
+from dphrl.algo.losses import Metrics, PolicyLossSettings, hybrid_loss
+from dphrl.config import Config
+from dphrl.data.batching import MicroBatch, collate, plan_micro_batches
+from dphrl.policy import use_packing
+from dphrl.types import RowKind, TrainBatch, TrainRow
+
+
+class TrainEngine(Protocol):
+    """Forward, backward and step over one replica of the policy."""
+
+    device: torch.device
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]: ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradients of this rank's share; `last` precedes a step."""
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Sum gradients over ranks, clip, update, clear; returns the gradient norm before clipping."""
+        ...
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What an update needs of the config, resolved once."""
+
+    policy: PolicyLossSettings
+    divergence: Divergence | None
+    eta: float
+    max_tokens: int
+    packed: bool
+
+    @classmethod
+    def from_config(cls, config: Config) -> UpdateSettings:
+        algorithm = config.algorithm
+        chosen = algorithm.divergence
+        return cls(
+            policy=PolicyLossSettings(
+                algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip, algorithm.importance_cap
+            ),
+            divergence=get_divergence(chosen.name, **chosen.params) if config.uses_divergence else None,
+            eta=algorithm.eta,
+            max_tokens=config.learner.micro_batch_tokens,
+            packed=use_packing(config.learner.packing, config.model.attention),
+        )
+
+
+def run_update(
+    batch: TrainBatch, engine: TrainEngine, settings: UpdateSettings, *, rank: int = 0, num_ranks: int = 1
+) -> dict[str, float]:
+    """All optimizer steps of `batch`. Returns this rank's share of the metrics: see `combine_rank_metrics`."""
+    planned = [
+        plan_micro_batches(
+            rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed
+        )
+        for rows in batch.minibatches
+    ]
+    # The first mini-batch is trained by the very weights that define pi_old: no separate pass for it.
+    old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
+    totals: dict[str, float] = defaultdict(float)
+    for groups, old in zip(planned, old_logprobs, strict=True):
+        for i, rows in enumerate(groups):
+            metrics = _train_micro_batch(rows, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
+            _accumulate(totals, metrics, 1 / len(planned))
+        totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / num_ranks
+    return dict(totals)
+
+
+def _forward_only(
+    groups: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings
+) -> list[Tensor]:
+    with torch.no_grad():
+        return [engine.forward(collate(rows, packed=settings.packed).to(engine.device))[0] for rows in groups]
+
+
+def _train_micro_batch(
+    rows: Sequence[TrainRow],
+    old_logprobs_N: Tensor | None,
+    engine: TrainEngine,
+    settings: UpdateSettings,
+    num_ranks: int,
+    *,
+    last: bool,
+) -> Metrics:
+    batch = collate(rows, packed=settings.packed).to(engine.device)
+    logprobs_N, entropy_N = engine.forward(batch)
+    first_pass = old_logprobs_N is None
+    old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
+    loss, metrics = hybrid_loss(
+        logprobs_N,
+        old_N,
+        batch.stored_logprobs_N,
+        batch.advantages_N,
+        batch.weights_N,
+        batch.is_policy_N,
+        policy=settings.policy,
+        divergence=settings.divergence,
+        eta=settings.eta,
+    )
+    # Engines average gradients over ranks; the loss is already this rank's share of a global sum.
+    engine.backward(loss * num_ranks, last=last)
+    policy_N = batch.is_policy_N & (batch.weights_N > 0)
+    metrics["policy/entropy"] = (batch.weights_N * entropy_N * batch.is_policy_N).sum()
+    if first_pass and bool(policy_N.any()):
+        gap_N = (old_N - batch.stored_logprobs_N)[policy_N].abs()
+        metrics["rollout/logprob_gap_max"] = gap_N.max()
+    return metrics
+
+
+def _accumulate(totals: dict[str, float], metrics: Metrics, share: float) -> None:
+    for name, value in metrics.items():
+        if name.endswith("_max"):
+            totals[name] = max(totals.get(name, -math.inf), float(value))
+        else:
+            totals[name] += float(value) * share
+
+
+def combine_rank_metrics(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The step's metrics from every rank's share: names ending in _max take the largest, the others add up."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            known = totals.get(name)
+            if known is None:
+                totals[name] = value
+            else:
+                totals[name] = max(known, value) if name.endswith("_max") else known + value
+    return totals
+
+
+def score_sequences(
+    sequences: Sequence[tuple[Sequence[int], int]],
+    engine: TrainEngine,
+    settings: UpdateSettings,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> dict[int, tuple[float, ...]]:
+    """Completion log-probs of (token_ids, num_prompt_tokens), by index, of those this rank scored.
+
+    The same forward pass, batching and kernels as training, so that a reference log-prob equals the first
+    training step's to rounding.
+    """
+    rows = [
+        TrainRow(RowKind.REFERENCE, tuple(ids), num_prompt, (0.0,) * (len(ids) - num_prompt), 1.0)
+        for ids, num_prompt in sequences
+    ]
+    # By identity: a filler row is a copy, so it is in no place and its score is dropped.
+    place = {id(row): i for i, row in enumerate(rows)}
+    plan = plan_micro_batches(
+        rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed
+    )
+    scored: dict[int, tuple[float, ...]] = {}
+    for group, logprobs_N in zip(plan, _forward_only(plan, engine, settings), strict=True):
+        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in group])
+        for row, part in zip(group, parts, strict=True):
+            if id(row) in place:
+                scored[place[id(row)]] = tuple(part.tolist())
+    return scored
