@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from actors.weight_sync import PackedTensor
 from dphrl.config import Config
 from dphrl.types import Completion, Prompt
 
@@ -64,8 +65,9 @@ class RolloutEngine:
         self._policy_version = None  # stale until finish: a failed update must not leave half-new weights serving
         self._llm.collective_rpc("start_weight_update")
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+    def update_weights(self, tensors: list[PackedTensor]) -> None:
+        """Take one chunk; Ray hands it over as read-only views of the object store."""
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": {"tensors": tensors}})
 
     def finish_weight_update(self, policy_version: int) -> int:
         """Serve from now on as `policy_version`; returns it as the acknowledgement."""

@@ -1,17 +1,15 @@
 """Our backend in vLLM's weight-transfer registry: weights come from the Ray object store.
 
 It needs no GPU and no process group between learner and engine, so it works on a laptop, across any nodes, and
-for as many engines as there are: every node fetches each chunk once and its engines map the same memory.
+for as many engines as there are: every node fetches each chunk once and its engines map the same memory. The
+actor resolves the references; this engine gets host bytes, so that it also works in vLLM's own worker processes.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -29,9 +27,9 @@ class ObjectStoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    """One chunk: a reference to a list of packed tensors under their Hugging Face names."""
+    """One chunk: full tensors under their Hugging Face names."""
 
-    chunk: list[ray.ObjectRef[list[PackedTensor]]] = field(default_factory=list)
+    tensors: list[PackedTensor] = field(default_factory=list)
 
 
 class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
@@ -54,8 +52,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        for tensors in ray.get(update_info.chunk):
-            self.model.load_weights(self._materialized(tensors))
+        self.model.load_weights((p.name, unpack_tensor(p).to(self.device)) for p in update_info.tensors)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -63,13 +60,6 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
 
     def shutdown(self) -> None:
         pass
-
-    def _materialized(self, tensors: list[PackedTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        with warnings.catch_warnings():
-            # Object store memory is read-only; load_weights only copies from it.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            for packed in tensors:
-                yield packed.name, unpack_tensor(packed).to(self.device)
 
     def _repack_tied_head(self) -> None:
         """Pack a tied LM head again from the embedding it shares.
@@ -87,7 +77,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
 
 
 def register() -> None:
-    """Make `object_store` known to vLLM in this process; twice is once."""
+    """Make `object_store` known to vLLM in this process; twice is once. vLLM's workers call it as a plugin."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransferEngine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -32,7 +33,11 @@ def pack_tensor(name: str, tensor: torch.Tensor) -> PackedTensor:
 
 def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
     """The tensor back, sharing `packed`'s memory: read it, do not write to it."""
-    return torch.from_numpy(packed.data).view(getattr(torch, packed.dtype)).reshape(packed.shape)
+    with warnings.catch_warnings():
+        # Object store memory is read-only; torch warns of writes that nobody makes.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        flat = torch.from_numpy(packed.data)
+    return flat.view(getattr(torch, packed.dtype)).reshape(packed.shape)
 
 
 def packed_chunks(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[PackedTensor]]:

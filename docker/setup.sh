@@ -121,8 +121,7 @@ else
 fi
 log=$venv/setup.log
 : >"$log"
-pip() { "$py" -m pip --disable-pip-version-check --no-input "$@"; }
-export PIP_PROGRESS_BAR=off   # the log is a file
+export PIP_PROGRESS_BAR=off PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # A package whose installation was cut short looks installed to pip; what pip writes last, INSTALLER, is missing.
 for info in "$venv"/lib/python3*/site-packages/*.dist-info; do
@@ -140,9 +139,9 @@ install_cpu_torch() {
     # that honours the user's own index or wheel folder; then uv, which knows where PyTorch keeps its CPU builds.
     local wanted="torch==$TORCH"
     if [ "$(uname -s)" = Linux ]; then wanted="torch==$TORCH+cpu"; fi
-    if attempt pip install "$wanted"; then return 0; fi
-    say "  pip finds no $wanted where it looks; trying PyTorch's own CPU index through uv"
-    attempt pip install uv &&
+    if attempt "$py" -m pip install "$wanted"; then return 0; fi
+    say "  pip cannot get $wanted from where it looks; trying PyTorch's own CPU index through uv"
+    attempt "$py" -m pip install uv &&
         attempt "$py" -m uv pip install --python "$py" --reinstall-package torch --torch-backend=cpu "torch==$TORCH"
 }
 if [ "$backend" = cuda ]; then
@@ -152,14 +151,14 @@ elif torch_is_cpu >/dev/null 2>&1; then
 else
     say "installing torch $TORCH for CPU (about 200 MB)"
     install_cpu_torch ||
-        fail "no CPU build of torch $TORCH: pip has none where it looks, and uv did not get one either." \
+        fail "no CPU build of torch $TORCH: neither pip nor uv could get one (their words are above)." \
             "Give pip an index (PIP_EXTRA_INDEX_URL) or a folder (PIP_FIND_LINKS) that has it and run this again"
 fi
 
 # ------------------------------------------------------------------------------- 4. dphrl and everything else
 step=4
 say "installing dphrl with vLLM, Ray, DeepSpeed and the development tools (minutes)"
-attempt pip install -e ".[$backend,dev]" || fail "pip could not install dphrl[$backend,dev]"
+attempt "$py" -m pip install -e ".[$backend,dev]" || fail "pip could not install dphrl[$backend,dev]"
 
 # vLLM's requirements pull in image and audio packages that text needs none of. Their common builds are linked to
 # CUDA, and a torchvision that cannot be loaded breaks `import transformers` ("torchvision::nms does not exist").
@@ -176,7 +175,7 @@ PY
 for package in torchvision torchaudio torchcodec; do
     if ! is_sound "$package" >>"$log" 2>&1; then
         say "  removing $package: it does not load here, and text does without it"
-        attempt pip uninstall -y "$package" || fail "pip could not remove $package"
+        attempt "$py" -m pip uninstall -y "$package" || fail "pip could not remove $package"
     fi
 done
 

@@ -53,8 +53,13 @@ class ReferenceBuffer:
     def exploration(self) -> frozenset[str]:
         return frozenset(self.split.exploration)
 
+    @property
+    def schedule_seed(self) -> int:
+        """Seeds the order in which steps see the samples."""
+        return self.seed + _SCHEDULE_SALT
+
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
-        indices = step_indices(len(self.samples), step, num_rows, self.seed + _SCHEDULE_SALT)
+        indices = step_indices(len(self.samples), step, num_rows, self.schedule_seed)
         return [self.samples[i] for i in indices]
 
     def counts(self) -> dict[str, float]:

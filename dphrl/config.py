@@ -192,7 +192,8 @@ class LearnerConfig(Section):
     # Trades a second forward pass for activation memory.
     gradient_checkpointing: bool = False
     num_ranks: PositiveInt = 1
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    # 1 shards optimizer state, 2 gradients too, 3 weights too. (On one rank 1 is plain data parallelism.)
+    zero_stage: Annotated[int, Field(ge=1, le=3)] = 2
     cpus_per_rank: PositiveFloat = 0.75
     threads_per_rank: PositiveInt = 2
     # Start-up compiles kernels on first use; collectives have the same deadline.

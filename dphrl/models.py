@@ -144,10 +144,13 @@ def _convert_gguf(gguf: Path, staged: Path) -> None:
     for owner in (model, model.config):
         for mark in ("hf_quantizer", "quantization_method", "quantization_config", "is_quantized", "_is_quantized"):
             vars(owner).pop(mark, None)
-    model.config.name_or_path = SMOLLM2_NAME
+    # An internal training label that the GGUF carries under this name; it is no path.
+    vars(model.config).pop("_model_name_or_path", None)
     _set_stop_tokens(model, tokenizer)
     model.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
+    for path in staged.iterdir():
+        path.chmod(0o644)  # safetensors writes files private to the user; a cache may be shared
 
 
 def _set_stop_tokens(model: Any, tokenizer: Any) -> None:
@@ -158,6 +161,8 @@ def _set_stop_tokens(model: Any, tokenizer: Any) -> None:
     model.generation_config.eos_token_id = sorted(stops)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Else transformers would derive it from config.json again and lose the stops.
+    model.generation_config._from_model_config = False
     model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 
 

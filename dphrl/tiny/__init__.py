@@ -2,12 +2,12 @@
 
     from dphrl.tiny import ensure_tiny_model, grade, make_problems
 
-    model_dir = ensure_tiny_model()                      # about a minute once, then cached; a plain HF directory
-    problems = make_problems("train", 3000, seed=0)      # also: held_out, out_of_domain
+    model_dir = ensure_tiny_model()                  # under a minute, once; then cached; a plain HF directory
+    problems = make_problems("train", 3000, seed=0)  # also: held_out, out_of_domain
     status, detail = grade(completion, problems[0].answer)
 
-It needs no download and no GPU, and the loss of diversity under plain RL shows on it within minutes. Importing this
-package loads neither torch nor transformers; building the model does.
+It needs no download and no GPU, and the loss of diversity under plain RL shows on it within minutes.
+Importing this package loads neither torch nor transformers; building the model does.
 """
 
 from dphrl.tiny.model import TinyShape, build_model, build_tokenizer

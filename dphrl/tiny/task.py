@@ -1,17 +1,19 @@
 r"""FACTOR and DIVIDE: a verifiable task with several right answers per prompt, small enough for a laptop.
 
-`FACTOR 0 4 1 5 8 ?` asks for a non-trivial factorisation of 4158 with a factor of 3, 7 or 11. A completion names a
-divisor p, divides by hand (the five running remainders, digit by digit) and boxes the two factors:
+`FACTOR 0 4 1 5 8 ?` asks for a non-trivial factorisation of 4158 with a factor of 3, 7 or 11. A completion
+names a divisor p, divides by hand (the five running remainders, digit by digit) and boxes the two factors:
 
     7 : 0 4 6 2 0 \boxed{ 7 * 0 0 5 9 4 }
 
-Each divisor is a *strategy*. None of them works on every number, several work on most, and nothing in the prompt says
-which before the division is done. Plain RL therefore learns "always use the divisor that works most often": Pass@1
-rises and Pass@k falls to Pass@1. `DIVIDE 7 0 4 1 5 8 ?` is the same division with the divisor named. RL never rewards
-it, so it shows what training on FACTOR does to the strategies that the policy stopped using.
+Each divisor is a *strategy*. Each works on about half of the numbers, and to know which ones work takes
+as much arithmetic as the division itself. Plain RL therefore learns "always use the divisor that works most
+often": Pass@1 rises and Pass@k falls to Pass@1. `DIVIDE 7 0 4 1 5 8 ?` is the same division with the divisor
+named. RL never rewards it, so it shows what training on FACTOR does to the strategies that the policy stopped
+using.
 
-The demonstrations choose among the working divisors evenly and make a slip in one division of five, so that a model
-trained on them is diverse and imprecise: there is something to gain (precision) and something to lose (diversity).
+The demonstrations choose among the working divisors evenly and make a slip in one division of five, so that a
+model trained on them is diverse and imprecise: there is something to gain (precision) and something to lose
+(diversity).
 """
 
 from __future__ import annotations
@@ -26,16 +28,18 @@ DIVISORS: tuple[int, ...] = (3, 7, 11)
 NUM_DIGITS = 5
 SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
 
-# How often each divisor is built into a number (numbers with none are drawn again). Close to each other, so that the
-# strategies are worth about the same: one that failed on most prompts would be no loss when RL drops it.
+# How often each divisor is built into a number (numbers with none are drawn again). Close to each other, so
+# that the strategies are worth about the same: one that failed on most prompts would be no loss when RL drops
+# it.
 INCLUSION_PROBABILITY: dict[int, float] = {3: 0.35, 7: 0.45, 11: 0.45}
 # One integer in five is never seen before evaluation, neither in the warm start nor in RL.
 HELD_OUT_ONE_IN = 5
 SLIP_RATE = 0.2
 DIVIDE_SHARE = 0.25
 
-# Problems are distinct, and multiples of all three divisors are few (about 180 to train on): they are 9 % of the first
-# 500 problems and 5 % of 3,000. Far beyond that a set would hardly contain any, so larger ones are refused.
+# Problems are distinct, and multiples of all three divisors are few (about 180 to train on): they are 9 % of
+# the first 500 problems and 5 % of 3,000. Far beyond that a set would hardly contain any, so larger ones are
+# refused.
 MAX_PROBLEMS: dict[str, int] = {"train": 10_000, "held_out": 2_500, "out_of_domain": 2_500}
 
 _LIMIT = 10**NUM_DIGITS
@@ -62,8 +66,9 @@ class TinyProblem:
 def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]:
     """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
 
-    ``train`` and ``held_out`` are FACTOR problems over disjoint sets of integers, ``out_of_domain`` are DIVIDE problems
-    over held-out integers with an exact quotient. Raises ValueError for an unknown split or a size out of range.
+    ``train`` and ``held_out`` are FACTOR problems over disjoint sets of integers, ``out_of_domain`` are
+    DIVIDE problems over held-out integers with an exact quotient. Raises ValueError for an unknown split or a
+    size out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
@@ -82,8 +87,9 @@ def make_demonstrations(
 ) -> list[tuple[str, str]]:
     """Draw (question, completion) pairs over training integers, with repetition.
 
-    A share `divide_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong and the
-    rest of the division follows from it, which always makes the boxed product wrong; the others grade ``correct``.
+    A share `divide_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong
+    and the rest of the division follows from it, which always makes the boxed product wrong; the others grade
+    ``correct``.
     """
     rng = random.Random(f"demonstrations:{seed}")
     demonstrations = []
@@ -99,9 +105,10 @@ def make_demonstrations(
 def grade(completion_text: str, answer: str) -> tuple[str, str]:
     r"""Grade one completion: (status, detail), where status is ``correct``, ``wrong`` or ``unparsable``.
 
-    Only the last ``\boxed{`` counts, so an answer may be revised but a list of guesses earns nothing; a last box that
-    is cut off or malformed is ``unparsable``. White space inside the box and leading zeros are ignored, the remainders
-    are not graded. Never raises on any `completion_text`; raises ValueError if `answer` is not of this task.
+    Only the last ``\boxed{`` counts, so an answer may be revised but a list of guesses earns nothing; a last
+    box that is cut off or malformed is ``unparsable``. White space inside the box and leading zeros are
+    ignored, the remainders are not graded. Never raises on any `completion_text`; raises ValueError if
+    `answer` is not of this task.
     """
     asked_divisor, number = _parse_answer(answer)
     content = _last_box(completion_text)
@@ -109,7 +116,10 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
         return "unparsable", r"no complete \boxed{...} at the end"
     match = _BOX_CONTENT.fullmatch("".join(content.split()))
     if match is None:
-        return "unparsable", f"the box holds {ascii(content.strip()[:40])}, not p*q with at most {NUM_DIGITS} digits each"
+        return (
+            "unparsable",
+            f"the box holds {content.strip()[:40]!a}, not p*q with at most {NUM_DIGITS} digits each",
+        )
     divisor, quotient = int(match[1]), int(match[2])
     if asked_divisor is not None and divisor != asked_divisor:
         return "wrong", f"divided by {divisor}, asked to divide by {asked_divisor}"
@@ -121,7 +131,7 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
 
 
 def is_held_out(number: int) -> bool:
-    """Whether `number` is reserved for evaluation; a fixed hash, so that no seed can leak it into training."""
+    """Whether `number` is kept for evaluation: by a fixed hash, so that no seed can leak it into training."""
     digest = hashlib.blake2b(f"dphrl-tiny:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
@@ -172,7 +182,7 @@ def _work_out(number: int, divisor: int, rng: random.Random, *, slip: bool) -> s
     remainders, quotient = _long_division(number, divisor)
     if slip:
         exact = quotient
-        # A wrong last remainder, or for 11 a slip of one unit, can leave the quotient intact: draw again.
+        # A small slip near the end can leave the quotient of 11 intact: draw again until it is wrong.
         while quotient == exact:
             position = rng.randrange(NUM_DIGITS - 1)
             wrong = rng.choice([r for r in range(divisor) if r != remainders[position]])
@@ -185,7 +195,7 @@ def _work_out(number: int, divisor: int, rng: random.Random, *, slip: bool) -> s
 def _long_division(
     number: int, divisor: int, *, slip_at: int | None = None, slip_to: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Running remainders and quotient digits, first digit first; position `slip_at` is overwritten by `slip_to`."""
+    """Running remainders and quotient digits, first digit first; remainder `slip_at` becomes `slip_to`."""
     remainders: list[int] = []
     quotient: list[int] = []
     carried = 0
@@ -210,5 +220,7 @@ def _last_box(text: str) -> str | None:
 def _parse_answer(answer: str) -> tuple[int | None, int]:
     match = _ANSWER.fullmatch(answer)
     if match is None:
-        raise ValueError(f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'")
+        raise ValueError(
+            f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'"
+        )
     return (None if match[1] is None else int(match[1])), int(match[2])

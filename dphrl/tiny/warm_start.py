@@ -1,6 +1,7 @@
-"""The supervised warm start that turns random weights into a policy worth doing RL on, in about a minute on two cores.
+"""The supervised warm start that turns random weights into a policy worth doing RL on, in under a minute.
 
-The result is cached as a plain Hugging Face directory, so that every later start of a demo or a test is instant.
+The result is cached as a plain Hugging Face directory, so that every later start of a demo or a test is
+instant.
 """
 
 from __future__ import annotations
@@ -24,22 +25,29 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# Part of the cache key. Raise it with any change of this package that changes the weights or files it writes but no
-# number in the recipe; otherwise users keep an old model.
+# Part of the cache key. Raise it with any change of this package that changes the weights or files it writes
+# but no number in the recipe; otherwise users keep an old model.
 SOURCE_VERSION = 1
 
-_REQUIRED_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.json")
+_REQUIRED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "recipe.json",
+)
 _IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
 class WarmStartRecipe:
-    """Every number that decides the warm-started weights; two recipes that differ have separate cache entries.
+    """Every number that decides the warm-started weights; recipes that differ have separate cache entries.
 
-    batch_size is in demonstrations. lr is AdamW's peak: reached after num_warmup_steps, then decayed linearly to zero.
+    batch_size is in demonstrations. lr is AdamW's peak: reached after num_warmup_steps, then decayed linearly
+    to zero.
     """
 
-    num_steps: int = 340
+    num_steps: int = 295
     batch_size: int = 96
     lr: float = 3e-3
     num_warmup_steps: int = 20
@@ -54,7 +62,12 @@ class WarmStartRecipe:
         """12 hex digits over this recipe, the task's and the tokenizer's constants and `SOURCE_VERSION`."""
         covered = {
             "recipe": asdict(self),
-            "task": [task.DIVISORS, task.NUM_DIGITS, sorted(task.INCLUSION_PROBABILITY.items()), task.HELD_OUT_ONE_IN],
+            "task": [
+                task.DIVISORS,
+                task.NUM_DIGITS,
+                sorted(task.INCLUSION_PROBABILITY.items()),
+                task.HELD_OUT_ONE_IN,
+            ],
             "vocabulary": [tiny_model.SPECIAL_TOKENS, tiny_model.WORDS, tiny_model.NUMBERS],
             "chat_template": tiny_model.CHAT_TEMPLATE,
             "max_tokens": tiny_model.MAX_TOKENS,
@@ -68,11 +81,12 @@ def ensure_tiny_model(
 ) -> Path:
     """The directory of the warm-started model, trained now if it is not cached yet.
 
-    cache_dir: where to keep it; else $DPHRL_CACHE, else ~/.cache/dphrl. The directory in it is ``tiny-<fingerprint>``.
+    cache_dir: where to keep it; else $DPHRL_CACHE, else ~/.cache/dphrl. The directory in it is
+    ``tiny-<fingerprint>``.
     progress: called as (steps done, steps in all) after each step; not called when the model is cached.
-    Returns a plain Hugging Face directory (config, safetensors, tokenizer with chat template, generation config).
-    Processes may race: each trains, the first to finish publishes, nobody ever sees a half-written directory.
-    Raises OSError when the cache cannot be written.
+    Returns a plain Hugging Face directory (config, safetensors, tokenizer with chat template, generation
+    config). Processes may race: each trains, the first to finish publishes, nobody ever sees a half-written
+    directory. Raises OSError when the cache cannot be written.
     """
     recipe = recipe or WarmStartRecipe()
     root = cache_dir or Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl")
@@ -80,8 +94,8 @@ def ensure_tiny_model(
     if _is_complete(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because os.replace is atomic only within one file system. Made before the training, so that a
-    # cache that cannot be written fails now and not a minute later.
+    # Beside the target, because os.replace is atomic only within one file system. Made before the training,
+    # so that a cache that cannot be written fails now and not a minute later.
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         model, tokenizer = warm_start(recipe, progress)
@@ -97,14 +111,14 @@ def warm_start(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train the tiny model on demonstrations, on the CPU in fp32; the loss covers completion tokens only.
 
-    The same recipe gives the same weights on the same machine; the global random state and thread count are left as
-    they were.
+    The same recipe gives the same weights on the same machine; the global random state and thread count are
+    left as they were.
     """
     import torch
 
     num_threads = torch.get_num_threads()
-    # One thread: sums are then in the same order everywhere, and matrices this small gain little from more, while two
-    # threads that wait for each other on a busy machine were seen to take eight times as long.
+    # One thread: sums are then in the same order everywhere, and matrices this small gain little from more,
+    # while two threads that wait for each other on a busy machine were seen to take eight times as long.
     torch.set_num_threads(1)
     try:
         return _train(recipe, progress)
@@ -112,7 +126,9 @@ def warm_start(
         torch.set_num_threads(num_threads)
 
 
-def _train(recipe: WarmStartRecipe, progress: Progress | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _train(
+    recipe: WarmStartRecipe, progress: Progress | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     import torch
 
     tokenizer = tiny_model.build_tokenizer()
@@ -124,7 +140,8 @@ def _train(recipe: WarmStartRecipe, progress: Progress | None) -> tuple[PreTrain
     model.train()
     with torch.enable_grad():
         for step, (input_ids_BT, labels_BT) in enumerate(_batches(recipe, tokenizer), start=1):
-            # No attention mask: rows are padded on the right, where causal attention from real tokens cannot look.
+            # No attention mask: rows are padded on the right, where causal attention from real tokens cannot
+            # look.
             logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
                 logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=_IGNORED_LABEL
@@ -150,11 +167,14 @@ def _lr_factor(step: int, recipe: WarmStartRecipe) -> float:
 def _batches(
     recipe: WarmStartRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`num_steps` pairs (input_ids, labels), int64 [B, T], right-padded; labels are -100 on prompt and padding."""
+    """`num_steps` pairs (input_ids, labels), int64 [B, T], right-padded; labels -100 off the completion."""
     import torch
 
     demonstrations = task.make_demonstrations(
-        recipe.num_steps * recipe.batch_size, recipe.seed, slip_rate=recipe.slip_rate, divide_share=recipe.divide_share
+        recipe.num_steps * recipe.batch_size,
+        recipe.seed,
+        slip_rate=recipe.slip_rate,
+        divide_share=recipe.divide_share,
     )
     for start in range(0, len(demonstrations), recipe.batch_size):
         batch = demonstrations[start : start + recipe.batch_size]
@@ -165,7 +185,9 @@ def _batches(
             return_dict=True,
         )["input_ids"]
         completions = tokenizer([completion + tokenizer.eos_token for _, completion in batch])["input_ids"]
-        length = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+        length = max(
+            len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)
+        )
         input_ids_BT = torch.full((len(batch), length), tokenizer.pad_token_id)
         labels_BT = torch.full((len(batch), length), _IGNORED_LABEL)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

@@ -1,0 +1,40 @@
+"""The reference buffer as a Ray actor: it owns the object references, everyone else borrows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+
+from dphrl.algo.partition import Split
+from dphrl.buffer import ReferenceBuffer
+from dphrl.data.schedule import step_indices
+from dphrl.types import ReferenceSample
+
+# Samples per object: a step reads a few objects, not the whole buffer.
+SAMPLES_PER_OBJECT = 256
+
+
+@ray.remote
+class BufferActor:
+    """Holds a filled buffer in the object store, in shards, for as long as the actor lives."""
+
+    def __init__(self) -> None:
+        self._shards: list[ray.ObjectRef[list[ReferenceSample]]] = []
+        self._num_samples = 0
+        self._schedule = 0
+
+    def put(self, buffer: ReferenceBuffer) -> tuple[Split, dict[str, float]]:
+        """Take over a filled buffer; returns the split and its counts."""
+        samples = buffer.samples
+        starts = range(0, len(samples), SAMPLES_PER_OBJECT)
+        self._shards = [ray.put(list(samples[start : start + SAMPLES_PER_OBJECT])) for start in starts]
+        self._num_samples, self._schedule = len(samples), buffer.schedule_seed
+        return buffer.split, buffer.counts()
+
+    def sample(self, step: int, num_rows: int) -> Sequence[ReferenceSample]:
+        """The rows of `step`, as `ReferenceBuffer.sample` would choose them."""
+        indices = step_indices(self._num_samples, step, num_rows, self._schedule)
+        wanted = sorted({i // SAMPLES_PER_OBJECT for i in indices})
+        shards = dict(zip(wanted, ray.get([self._shards[shard] for shard in wanted]), strict=True))
+        return [shards[i // SAMPLES_PER_OBJECT][i % SAMPLES_PER_OBJECT] for i in indices]

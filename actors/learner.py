@@ -1,0 +1,169 @@
+"""One DeepSpeed rank in one Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import torch
+from torch import Tensor
+
+from actors.weight_sync import PackedTensor, packed_chunks
+from dphrl.config import Config
+from dphrl.data.batching import MicroBatch
+from dphrl.policy import PolicyModel, load_policy, resolve_dtype
+from dphrl.types import TrainBatch
+from dphrl.update import UpdateSettings, run_update, score_sequences
+
+
+class DeepSpeedEngine:
+    """`update.TrainEngine` over a DeepSpeed engine of any ZeRO stage.
+
+    The number of micro-batches varies from step to step, so accumulation is 1 for DeepSpeed and its boundary is
+    set by hand; nothing but the caller's own weights scales a gradient.
+    """
+
+    def __init__(self, policy: PolicyModel, config: Config) -> None:
+        import deepspeed
+
+        learner = config.learner
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay)
+        self.module, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": learner.grad_clip,
+                "zero_optimization": {"stage": learner.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": resolve_dtype(config.model.dtype) is torch.bfloat16},
+                "steps_per_print": 10**9,
+            },
+        )
+        self.device = torch.device(self.module.device)
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self.module(batch))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.module.set_gradient_accumulation_boundary(last)
+        self.module.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.module.step()
+        return float(self.module.get_global_grad_norm())
+
+
+@ray.remote
+class LearnerRank:
+    """Holds one shard of the policy and its optimizer.
+
+    Lifecycle: constructed apart, then `connect` on all ranks at once (a collective) loads the model. Every later
+    call is a collective too: call it on all ranks with the same arguments.
+    """
+
+    def __init__(self, config: Config, rank: int) -> None:
+        self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
+        self._policy_version = 0
+        self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: its node's address and a port that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
+        """Join the process group and build the engine; returns what the log should say."""
+        on_gpu = torch.cuda.is_available()
+        os.environ |= {
+            "RANK": str(self._rank),
+            # Ray shows each rank its own devices only, so the local one is always the first.
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(self._num_ranks),
+            "MASTER_ADDR": master[0],
+            "MASTER_PORT": str(master[1]),
+            "DS_ACCELERATOR": "cuda" if on_gpu else "cpu",
+        }
+        import deepspeed
+
+        if not on_gpu:
+            torch.set_num_threads(self._config.learner.threads_per_rank)
+            _skip_shared_memory_op()
+        deepspeed.init_distributed(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=self._config.learner.timeout_s),
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+        torch.manual_seed(self._config.seed)
+        torch.use_deterministic_algorithms(self._config.deterministic)
+        policy = load_policy(
+            model_dir,
+            self._config.model,
+            temperature=self._config.rollout.temperature,
+            gradient_checkpointing=self._config.learner.gradient_checkpointing,
+        )
+        self._policy = policy
+        self._engine = DeepSpeedEngine(policy, self._config)
+        self._settings = UpdateSettings.from_config(self._config)
+        self._model_dir = model_dir
+        num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
+        return {"num_parameters": num_parameters, "device": str(self._engine.device)}
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:
+        return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
+
+    def update(self, batch: TrainBatch) -> dict[str, float]:
+        metrics = run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
+        self._policy_version += 1
+        return metrics
+
+    def publish(self) -> list[ray.ObjectRef[list[PackedTensor]]]:
+        """Put the weights into the object store in chunks; rank 0 returns the references, the others none.
+
+        They live until the next publish, because this actor owns them.
+        """
+        self._published = [ray.put(chunk) for chunk in packed_chunks(self._full_parameters()) if self._rank == 0]
+        return self._published
+
+    def _full_parameters(self) -> Any:
+        """(name, full tensor) of every parameter, tied ones once. Gathers shards one by one under ZeRO-3."""
+        import deepspeed
+
+        for name, parameter in cast(Any, self._policy.lm).named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
+                yield name, parameter
+
+    def save(self, folder: str) -> None:
+        """DeepSpeed state of all ranks below `folder`, and the Hugging Face directory `folder/hf` by rank 0."""
+        self._engine.module.save_checkpoint(folder, tag="deepspeed")
+        state = {name: parameter.detach().cpu().clone() for name, parameter in self._full_parameters()}
+        if self._rank == 0:
+            from transformers import AutoTokenizer
+
+            target = Path(folder) / "hf"
+            cast(Any, self._policy.lm).save_pretrained(target, state_dict=state)
+            AutoTokenizer.from_pretrained(self._model_dir).save_pretrained(target)
+
+    def load(self, folder: str, policy_version: int) -> None:
+        path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
+        self._policy_version = policy_version
+
+
+def _skip_shared_memory_op() -> None:
+    """Leave collectives to gloo. DeepSpeed would compile a shared-memory all-reduce for over a minute at the first
+    start, and use it even between nodes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

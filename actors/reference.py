@@ -1,0 +1,48 @@
+"""The one-time reference sampler as a Ray actor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.pools import RayLearner, RayRewardPool, RayRolloutPool
+from dphrl.algo.partition import Split
+from dphrl.buffer import fill_reference
+from dphrl.config import Config
+from dphrl.types import Prompt
+
+
+@ray.remote
+class ReferenceSampler:
+    """Runs the reference stage beside the actors it uses, then goes away.
+
+    Async, so that `num_graded` answers while `fill` runs. The learner ranks and engines must be idle otherwise,
+    and the engines refit to the initial policy.
+    """
+
+    def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
+        self._config = config
+        self._rollouts = RayRolloutPool(engines, config, probes=())
+        self._rewards = RayRewardPool(workers, config)
+        self._learner = RayLearner(ranks)
+        self._num_graded = 0
+
+    async def num_graded(self) -> int:
+        """Completions graded so far."""
+        return self._num_graded
+
+    async def fill(
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], buffer_actor: Any, folder: str
+    ) -> tuple[Split, dict[str, float]]:
+        """Sample, grade, split and score; the buffer goes to disk in `folder` and into the buffer actor."""
+        buffer = await fill_reference(
+            self._config, prompts, self._rollouts, self._rewards, self._learner, identity, self._count
+        )
+        buffer.save(Path(folder))
+        return await buffer_actor.put.remote(buffer)
+
+    def _count(self, num_completions: int) -> None:
+        self._num_graded += num_completions

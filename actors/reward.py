@@ -1,0 +1,28 @@
+"""One reward worker in one Ray actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+
+from dphrl.config import RewardConfig
+from dphrl.rewards.base import build_grader
+from dphrl.types import RewardResult
+
+
+@ray.remote
+class RewardWorker:
+    """Grades batches of (completion text, answer), one result per item in order.
+
+    Synchronous and single-threaded on purpose: graders that set an alarm need a process's main thread.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._grader = build_grader(config)
+
+    def ready(self) -> bool:
+        return True
+
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        return [self._grader.grade(text, answer) for text, answer in items]

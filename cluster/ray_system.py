@@ -1,0 +1,136 @@
+"""The whole system as Ray actors: start, hand out behind the protocols, tear down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.buffer import BufferActor
+from actors.learner import LearnerRank
+from actors.pools import RayLearner, RayReferenceStore, RayRewardPool, RayRolloutPool
+from actors.reference import ReferenceSampler
+from actors.reward import RewardWorker
+from actors.rollout import RolloutEngine
+from cluster.placement import plan_bundles, reserve, shortfall
+from dphrl.buffer import ReferenceBuffer
+from dphrl.config import Config
+from dphrl.config_loading import InputError
+from dphrl.loop import Parts
+from dphrl.types import Prompt
+
+log = logging.getLogger(__name__)
+PROGRESS_INTERVAL_S = 0.5
+
+
+class RaySystem:
+    """Actors in one placement group. Use as a context manager: leaving it ends them and frees their resources."""
+
+    def __init__(self, config: Config, model_dir: str, probes: Sequence[Prompt]) -> None:
+        self.config, self.model_dir, self.probes = config, model_dir, probes
+
+    def __enter__(self) -> RaySystem:
+        connect(self.config)
+        try:
+            bundles = plan_bundles(self.config, with_gpus=ray.cluster_resources().get("GPU", 0) > 0)
+            if reason := shortfall(bundles, ray.cluster_resources()):
+                raise InputError(f"this run {reason}; lower the counts or shares, or join a larger cluster")
+            self._group = reserve(bundles, self.config.cluster.placement_timeout_s)
+        except BaseException:
+            ray.shutdown()
+            raise
+        place: dict[str, list[Any]] = {}
+        for i, bundle in enumerate(bundles):
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
+            options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, "scheduling_strategy": strategy}
+            place.setdefault(bundle.role, []).append(options)
+        self._ranks = [LearnerRank.options(**o).remote(self.config, i) for i, o in enumerate(place["learner"])]
+        self._engines = [
+            RolloutEngine.options(**o, runtime_env=_engine_env(self.config)).remote(self.config, self.model_dir, i)
+            for i, o in enumerate(place["rollout"])
+        ]
+        self._workers = [RewardWorker.options(**o).remote(self.config.reward) for o in place["reward"]]
+        self._buffer = BufferActor.options(num_cpus=0).remote()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        remove_placement_group(self._group)
+        ray.shutdown()
+
+    async def start(self, on_ready: Callable[[str], None]) -> Parts:
+        """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
+        async def report(what: str, ready: Any) -> None:
+            on_ready(f"{what} up: {await ready}")
+
+        async def connect_learner() -> None:
+            master = await self._ranks[0].address.remote()
+            infos = await asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
+            size, device = infos[0]["num_parameters"], infos[0]["device"]
+            on_ready(f"learner up: {len(infos)} rank(s), {size / 1e6:.1f} M parameters, {device}")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(connect_learner())
+            for i, engine in enumerate(self._engines):
+                group.create_task(report(f"rollout engine {i}", engine.ready.remote()))
+            for worker in self._workers:
+                group.create_task(_wait(worker.ready.remote()))
+        return Parts(
+            RayLearner(self._ranks),
+            RayRolloutPool(self._engines, self.config, self.probes),
+            RayRewardPool(self._workers, self.config),
+        )
+
+    async def fill_reference(
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+    ) -> tuple[RayReferenceStore, dict[str, float]]:
+        """Run the reference stage in its own actor, which ends when the buffer is filled."""
+        sampler = ReferenceSampler.options(num_cpus=0).remote(
+            self.config, self._engines, self._workers, self._ranks
+        )
+        filling = asyncio.ensure_future(
+            _wait(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
+        )
+        seen = 0
+        while not filling.done():
+            await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
+            if not filling.done():
+                graded = await sampler.num_graded.remote()
+                on_graded(graded - seen)
+                seen = graded
+        split, counts = filling.result()
+        ray.kill(sampler)
+        return RayReferenceStore(self._buffer, split), counts
+
+    async def adopt_reference(self, buffer: ReferenceBuffer) -> RayReferenceStore:
+        """Put a buffer read from disk into the buffer actor."""
+        split, _ = await self._buffer.put.remote(buffer)
+        return RayReferenceStore(self._buffer, split)
+
+
+async def _wait(reference: Any) -> Any:
+    return await reference
+
+
+def connect(config: Config) -> None:
+    """Join the cluster the config or RAY_ADDRESS names, else start one on this machine."""
+    debug = bool(os.environ.get("DPHRL_DEBUG"))
+    address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
+    if address:
+        ray.init(address=address, **options)
+        return
+    num_cpus = config.cluster.num_cpus or os.cpu_count()
+    store_bytes = round(config.cluster.object_store_gib * 2**30)
+    ray.init(address="local", num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False, **options)
+
+
+def _engine_env(config: Config) -> dict[str, Any]:
+    # Read when the process starts, before any of our code runs in it.
+    return {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}

@@ -1,0 +1,94 @@
+"""The DeepSpeed learner against plain torch: same completions, same losses, same weights."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dphrl.types import RowKind, TrainBatch, TrainRow
+
+pytestmark = pytest.mark.integration
+
+
+def make_batches(prompts: list[Any], seed: int = 0) -> list[TrainBatch]:
+    """Rows of unequal lengths and both kinds, in two mini-batches, for two steps."""
+    rng = random.Random(seed)
+
+    def row(kind: RowKind) -> TrainRow:
+        prompt = rng.choice(prompts).token_ids
+        length = rng.randint(3, 20)
+        completion = tuple(rng.randrange(5, 20) for _ in range(length))
+        logprobs = tuple(-rng.uniform(2, 4) for _ in range(length))
+        return TrainRow(kind, prompt + completion, len(prompt), logprobs, 0.01 * rng.random(), rng.uniform(-1, 1))
+
+    def minibatch() -> tuple[TrainRow, ...]:
+        rows = [row(RowKind.POLICY) for _ in range(7)] + [row(RowKind.REFERENCE) for _ in range(4)]
+        rng.shuffle(rows)
+        return tuple(rows)
+
+    return [TrainBatch(step, step, (minibatch(), minibatch()), 1e-3) for step in range(2)]
+
+
+def inline_results(config: Any, tiny_dir: str, tokenizer: Any, batches: list[TrainBatch]) -> tuple[list[Any], Any]:
+    from dphrl.inline import InlineLearner
+
+    learner = InlineLearner(config, tiny_dir, tokenizer)
+    metrics = [asyncio.run(learner.update(batch)) for batch in batches]
+    return metrics, dict(learner.policy.lm.named_parameters())
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 1), (2, 2), (2, 3)])
+def test_deepspeed_ranks_train_as_plain_torch(
+    ray_cluster: None, make_config: Any, tiny_dir: str, tokenizer: Any, prompts: list[Any], num_ranks: int, zero_stage: int, tmp_path: Path
+) -> None:
+    import ray
+
+    from actors.learner import LearnerRank
+    from actors.pools import RayLearner
+    from actors.weight_sync import unpack_tensor
+
+    learner_config = {"num_ranks": num_ranks, "zero_stage": zero_stage, "micro_batch_tokens": 96}
+    config = make_config(learner=learner_config)
+    batches = make_batches(prompts)
+    expected, expected_weights = inline_results(config, tiny_dir, tokenizer, batches)
+
+    ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(num_ranks)]
+
+    async def run() -> tuple[list[Any], dict[str, torch.Tensor], Any, Any]:
+        master = await ranks[0].address.remote()
+        await asyncio.gather(*[rank.connect.remote(master, tiny_dir) for rank in ranks])
+        learner = RayLearner(ranks)
+        first = await learner.update(batches[0])
+        await learner.save(tmp_path / "checkpoint")
+        second = await learner.update(batches[1])
+        chunks = [await chunk for chunk in await learner.publish()]
+        await learner.load(tmp_path / "checkpoint", 1)
+        again = await learner.update(batches[1])
+        weights = {packed.name: unpack_tensor(packed).clone() for chunk in chunks for packed in chunk}
+        return [first, second], weights, second, again
+
+    try:
+        metrics, weights, second, again = asyncio.run(run())
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+
+    for ours, theirs in zip(metrics, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert weights.keys() == expected_weights.keys()
+    for name, value in expected_weights.items():
+        assert torch.linalg.norm(weights[name] - value) <= 1e-4 * torch.linalg.norm(value), name
+    assert again == pytest.approx(second, rel=1e-5, abs=1e-7), "a restored learner repeats the step it had made"
+
+    from transformers import AutoModelForCausalLM
+
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "hf", dtype=torch.float32)
+    assert exported.config.tie_word_embeddings
+    assert not torch.equal(exported.get_input_embeddings().weight, expected_weights["model.embed_tokens.weight"])
