@@ -16,7 +16,8 @@ WORKDIR /app
 
 ENV DPHRL_VENV=/opt/venv DPHRL_BACKEND=cpu PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
 
-# Everything slow hangs on these two files alone: dphrl is installed in place, from empty packages that the code then fills.
+# Everything slow depends on these two files alone: dphrl is installed in place, from empty packages that the
+# code then fills.
 COPY --chown=10001 pyproject.toml ./
 COPY --chown=10001 docker/setup.sh docker/
 RUN mkdir dphrl actors cluster \

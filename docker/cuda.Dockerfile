@@ -19,7 +19,8 @@ WORKDIR /app
 # No GPU is visible while an image is built, so the choice is stated here.
 ENV DPHRL_VENV=/opt/venv DPHRL_BACKEND=cuda PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1
 
-# Everything slow hangs on these two files alone: dphrl is installed in place, from empty packages that the code then fills.
+# Everything slow depends on these two files alone: dphrl is installed in place, from empty packages that the
+# code then fills.
 COPY --chown=10001 pyproject.toml ./
 COPY --chown=10001 docker/setup.sh docker/
 RUN mkdir dphrl actors cluster \

@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -283,7 +283,10 @@ class Config(Section):
             # Here, not at the top: torch takes two seconds to import and only validation needs it.
             from dphrl.algo.divergences import get_divergence
 
-            get_divergence(self.algorithm.divergence.name, **self.algorithm.divergence.params)
+            try:
+                get_divergence(self.algorithm.divergence.name, **self.algorithm.divergence.params)
+            except ValueError as error:
+                raise ValueError(f"algorithm.divergence: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -6,15 +6,17 @@ the engine-to-learner gap is zero by construction.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from dphrl.buffer import ReferenceBuffer, fill_reference
 from dphrl.config import Config
 from dphrl.data.batching import MicroBatch
+from dphrl.loop import Parts
 from dphrl.policy import PolicyModel, load_policy
 from dphrl.protocols import Learner
 from dphrl.rewards.base import build_grader
@@ -190,3 +192,27 @@ class InlineRewards:
             if result.status is not RewardStatus.INFRASTRUCTURE_ERROR:
                 break
         return result
+
+
+class InlineSystem:
+    """`run.System` in this process."""
+
+    def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
+        self.config = config
+        self.learner = InlineLearner(config, model_dir, tokenizer)
+        self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), InlineRewards(config))
+
+    async def start(self, on_ready: Callable[[str], None]) -> Parts:
+        on_ready(f"inline: everything in this process, on {self.learner.engine.device}")
+        return self.parts
+
+    async def fill_reference(
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+    ) -> tuple[ReferenceBuffer, dict[str, float]]:
+        rollouts, rewards = self.parts.rollouts, self.parts.rewards
+        buffer = await fill_reference(self.config, prompts, rollouts, rewards, self.learner, identity, on_graded)
+        buffer.save(folder)
+        return buffer, buffer.counts()
+
+    async def adopt_reference(self, buffer: ReferenceBuffer) -> ReferenceBuffer:
+        return buffer

@@ -1,0 +1,159 @@
+"""From a validated config to a finished run: what the CLI's commands call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from cluster.placement import plan_bundles, shortfall
+from dphrl.config import Config
+from dphrl.config_loading import InputError, dump_config
+from dphrl.console import Console
+from dphrl.prepare import Prepared, prepare
+from dphrl.run import (
+    Summary,
+    evaluate_sets,
+    prepare_reference,
+    report_evaluations,
+    run_training,
+    write_summaries,
+)
+from dphrl.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
+    """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
+    folder = claim_run_folder(config, resume=resume, overwrite=overwrite)
+    console = Console()
+    prepared = prepare(config, console)
+    with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
+        dump_config(config, folder / "config.yaml")
+        with open_system(config, prepared, inline=inline) as system:
+            _run(run_training(config, prepared, system, tracker, console, resume=resume))
+
+
+def sample(config: Config, *, inline: bool = False) -> None:
+    """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint."""
+    folder = run_folder(config)
+    console = Console()
+    if not config.uses_divergence:
+        raise InputError("algorithm.divergence: none (or eta 0) needs no reference stage; nothing to sample")
+    prepared = prepare(config, console)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    async def run(system: Any) -> None:
+        parts = await system.start(console.info)
+        await parts.rollouts.refit(parts.learner)
+        await prepare_reference(config, prepared, system, folder, console)
+        console.info(f"buffer     {folder / 'reference'}")
+
+    with open_system(config, prepared, inline=inline) as system:
+        _run(run(system))
+
+
+def evaluate(
+    config: Config, *, model: str, base: str | None = None, output: Path | None = None, inline: bool = False
+) -> None:
+    """Pass@k of `model` on the config's evaluation sets, with retention against `base` when there is one."""
+    if not config.data.evaluation or not config.evaluation.num_samples:
+        raise InputError("nothing to evaluate: data.evaluation is empty or evaluation.num_samples is 0")
+    console = Console()
+    results: dict[str, list[Summary]] = {}
+    for label, path in (("base", base), ("model", model)):
+        if path is not None:
+            prepared = prepare(config, console, model=path)
+            results[label] = _evaluate_one(config, prepared, label, results.get("base", []), console, inline)
+    report_evaluations(console, results)
+    if output is not None:
+        write_summaries(output, results["model"])
+        console.info(f"written to {output}")
+
+
+def _evaluate_one(
+    config: Config, prepared: Prepared, label: str, base: Sequence[Summary], console: Console, inline: bool
+) -> list[Summary]:
+    async def run(system: Any) -> list[Summary]:
+        parts = await system.start(console.info)
+        await parts.rollouts.refit(parts.learner)
+        return await evaluate_sets(
+            config, prepared.evaluations, parts.rollouts, parts.rewards, console, label, base
+        )
+
+    with open_system(config, prepared, inline=inline) as system:
+        return _run(run(system))
+
+
+def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[Any]:
+    """One process, or actors on a Ray cluster: whichever, behind `run.System`."""
+    if inline:
+        from dphrl.inline import InlineSystem
+
+        return nullcontext(InlineSystem(config, prepared.model_dir, prepared.tokenizer))
+    from cluster.ray_system import RaySystem
+
+    return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run keeps everything."""
+    return Path(config.run_dir).expanduser() / config.run_name
+
+
+def claim_run_folder(config: Config, *, resume: bool, overwrite: bool) -> Path:
+    """The run's folder, free to write to. Raises InputError rather than mix two runs in one folder."""
+    folder = run_folder(config)
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size and not resume:
+        if not overwrite:
+            raise InputError(
+                f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
+                "another run_name"
+            )
+        shutil.rmtree(folder)
+    return folder
+
+
+def describe_plan(config: Config) -> list[tuple[str, str]]:
+    """The batch arithmetic and the placement of a run, as (what, how much) lines; starts nothing."""
+    rollout, reference, parts = config.rollout, config.reference, config.algorithm.num_minibatches
+    rows = rollout.num_prompts * rollout.num_samples
+    rehearsal = reference.rows_per_step if config.uses_divergence else 0
+    divergence = config.algorithm.divergence
+    named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}"
+    lines = [
+        ("model", config.model.path),
+        ("steps", f"{config.learner.num_steps} (seed {config.seed})"),
+        ("rollouts a step", f"{rollout.num_prompts} prompts x {rollout.num_samples} samples = {rows} completions"),
+        ("tokens a step", f"at most {rows * rollout.max_tokens} generated"),
+        ("divergence", named if config.uses_divergence else "none"),
+        ("rehearsal rows a step", str(rehearsal)),
+        ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
+        ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
+        ("staleness", f"at most {rollout.max_staleness}"),
+        ("run folder", str(run_folder(config))),
+    ]
+    bundles = plan_bundles(config, with_gpus=False)
+    lines += [(f"{b.role} {b.index}", f"{b.num_cpus:g} CPUs") for b in bundles]
+    if config.cluster.address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        here = float(config.cluster.num_cpus or os.cpu_count() or 1)
+        lines.append(("placement", shortfall(bundles, {"CPU": here}) or f"fits the {here:g} CPUs of this machine"))
+    return lines
+
+
+def _run(coroutine: Any) -> Any:
+    """asyncio.run, with a task group's single failure as itself: users should read the cause, not its wrapping."""
+    try:
+        return asyncio.run(coroutine)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

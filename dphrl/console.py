@@ -1,0 +1,179 @@
+"""What a run says on standard output: progress, one line a step, tables. Errors belong on standard error.
+
+On a terminal long work has a progress bar; in a pipe or a log file it has a few plain lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+# A plain line of progress comes when this much is new, but never sooner than the pause after the last one; work
+# that crawls says every so often that it is alive.
+PLAIN_SHARE = 0.1
+PLAIN_PAUSE_S = 5.0
+PLAIN_HEARTBEAT_S = 60.0
+
+
+class Advance(Protocol):
+    """Call with the number of units newly done."""
+
+    def __call__(self, count: int = 1, /) -> None: ...
+
+
+class Console:
+    """Where a run's own words go. Tasks may overlap; their bars share one display.
+
+    stream: standard output unless a test says otherwise; `interactive` is taken from it.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, *, interactive: bool | None = None) -> None:
+        self._rich = RichConsole(file=stream or sys.stdout, force_terminal=interactive, highlight=False)
+        self._interactive = self._rich.is_terminal
+        self._progress: Progress | None = None
+
+    def info(self, message: str) -> None:
+        """One message; a live bar stays below it."""
+        # Text, not str: brackets in a message are no markup.
+        self._print(Text(message))
+
+    def step_line(self, record: Mapping[str, Any], num_steps: int) -> None:
+        self.info(format_step(record, num_steps))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """An aligned table: columns of numbers to the right, None as -, no line ever wrapped."""
+        self._print(Text(title, style="bold"))
+        self._print(Text(format_table(columns, rows)))
+
+    @contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
+        """Progress of `total` units (None: not known). Yields what counts them up."""
+        manager = self._bar(description, total) if self._interactive else self._plain(description, total)
+        with manager as advance:
+            yield advance
+
+    def _print(self, text: Text) -> None:
+        self._rich.print(text, soft_wrap=True)
+        # A redirected stream is block-buffered: whoever follows the file should see this now.
+        self._rich.file.flush()
+
+    @contextmanager
+    def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._rich, transient=False)
+            self._progress.start()
+        progress = self._progress
+        task_id = progress.add_task(description, total=total)
+        try:
+            yield lambda count=1, /: progress.advance(task_id, count)
+        finally:
+            progress.stop_task(task_id)
+            # rich allows one live display at a time: the last task to end closes it.
+            if all(task.stop_time is not None for task in progress.tasks):
+                progress.stop()
+                self._progress = None
+
+    @contextmanager
+    def _plain(self, description: str, total: int | None) -> Iterator[Advance]:
+        progress = _PlainProgress(self, description, total)
+        try:
+            yield progress.advance
+        except BaseException:
+            progress.say(" (stopped)")
+            raise
+        progress.say()
+
+
+class _PlainProgress:
+    """Decides which states of a task are worth a line."""
+
+    def __init__(self, console: Console, description: str, total: int | None) -> None:
+        self._console, self._description, self._total = console, description, total
+        self._done = self._said_done = 0
+        self._started = self._said_at = time.monotonic()
+
+    def advance(self, count: int = 1, /) -> None:
+        self._done += count
+        pause = time.monotonic() - self._said_at
+        enough = self._total is not None and self._done - self._said_done >= PLAIN_SHARE * self._total
+        # The end is said by whoever closes the task.
+        if self._done != self._total and pause >= (PLAIN_PAUSE_S if enough else PLAIN_HEARTBEAT_S):
+            self.say()
+
+    def say(self, suffix: str = "") -> None:
+        now = time.monotonic()
+        self._said_done, self._said_at = self._done, now
+        of = f"/{self._total} ({100 * self._done / self._total:.0f} %)" if self._total else ""
+        self._console.info(f"{self._description}  {self._done}{of}  {now - self._started:.1f} s{suffix}")
+
+
+class WarningHandler(logging.Handler):
+    """Warnings of our own packages, one line each on standard error, above a live bar."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def format_step(record: Mapping[str, Any], num_steps: int) -> str:
+    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  1520 tok/s  2.1 s`; what is absent is left out.
+
+    tok/s: completion tokens of the step over the whole step's time.
+    """
+    width = len(str(num_steps))
+    parts = [f"step {record['step']:>{width}}/{num_steps}"]
+    for label, name, style in (
+        ("reward", "reward/mean", ".3f"),
+        ("loss", "policy/loss", ".4f"),
+        ("div", "divergence/loss", ".4f"),
+        ("gap", "sync/logprob_gap_max", ".0e"),
+    ):
+        if name in record:
+            parts.append(f"{label} {record[name]:{style}}")
+    seconds = record.get("time/step_s")
+    if seconds and "rollout/num_tokens" in record:
+        parts.append(f"{record['rollout/num_tokens'] / seconds:.0f} tok/s")
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
+    return "  ".join(parts)
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The table as text, two spaces between columns. Floats have three decimals."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    right = [
+        bool(rows) and all(value is None or isinstance(value, int | float) for value in column)
+        for column in (list(zip(*rows, strict=True)) or [()] * len(columns))
+    ]
+    lines = [
+        "  ".join(
+            text.rjust(width) if flush_right else text.ljust(width)
+            for text, width, flush_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in [list(columns), ["-" * width for width in widths], *cells]
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,95 @@
+"""The one key namespace of metrics.jsonl, TensorBoard and the report: each number's meaning and unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dphrl.types import RewardStatus
+
+
+@dataclass(frozen=True)
+class Metric:
+    """unit: what one is one of; "" for a plain number. required: every step's record has it.
+
+    absent_value: what an absent entry means, for a term that a run may not have at all.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    required: bool = True
+    absent_value: float | None = None
+
+
+def _optional(name: str, unit: str, meaning: str) -> Metric:
+    return Metric(name, unit, meaning, required=False)
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Steps completed, this one included; counts from 1."),
+    Metric("policy_version", "updates", "Weight updates behind the policy after this step."),
+    Metric("reward/mean", "score", "Mean score of the step's graded completions; infrastructure errors left out."),
+    *(
+        Metric(f"reward/status/{status}", "completions", f"Completions of the step graded {status}.")
+        for status in RewardStatus
+    ),
+    _optional("reward/zero_variance_fraction", "share", "Groups whose scores are all equal: they teach nothing."),
+    Metric("policy/loss", "nats", "Clipped policy loss, mean over the step's exploration tokens or sequences."),
+    Metric("policy/clip_fraction", "share", "Exploration tokens at which the trust region cut the gradient."),
+    Metric("policy/entropy", "nats", "Mean entropy of the next-token distribution at the exploration tokens."),
+    _optional("policy/importance_mean", "ratio", "Mean truncated engine-to-learner importance weight; near 1."),
+    Metric(
+        "divergence/loss",
+        "nats",
+        "Mean f(u) over the rehearsal tokens, before eta; 0 before the first update and in plain RLVR.",
+        absent_value=0.0,
+    ),
+    _optional("divergence/log_u_mean", "nats", "Mean log(pi_theta / pi_ref) over the rehearsal tokens."),
+    _optional("divergence/continued_fraction", "share", "Rehearsal tokens beyond the exact range, on the tangent."),
+    _optional("divergence/num_rows", "rows", "Rehearsal rows of the step."),
+    Metric("sync/logprob_gap_max", "nats", "Largest |engine - learner| log-prob over the probes after the sync."),
+    _optional("rollout/logprob_gap_max", "nats", "The same over the completions trained on, before the update."),
+    Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
+    Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),
+    _optional("rollout/completion_tokens_mean", "tokens", "Mean length of a completion."),
+    _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
+    Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
+    _optional("learner/lr", "", "Learning rate of the step."),
+    Metric("time/step_s", "s", "The whole step, from its first wait to the engines' refit."),
+    Metric(
+        "time/rollout_s",
+        "s",
+        "Until the last completion arrived; with overlap it ran beside the last update.",
+    ),
+    Metric("time/reward_s", "s", "What grading added after the last completion."),
+    Metric("time/learn_s", "s", "The learner's update."),
+    Metric("time/sync_s", "s", "Bringing the engines to the new weights, the probe of the gap included."),
+)
+BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
+REQUIRED: tuple[str, ...] = tuple(metric.name for metric in METRICS if metric.required)
+
+
+def complete_step(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the absent_value of every term this run does not have."""
+    absent = {m.name: m.absent_value for m in METRICS if m.absent_value is not None and m.name not in record}
+    return {**record, **absent}
+
+
+def step_problems(record: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a step's record: missing required names, values that are no finite number."""
+    problems = [f"{name} is missing" for name in REQUIRED if name not in record]
+    for name, value in record.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            problems.append(f"{name} is {value!r}, not a number")
+        elif not math.isfinite(value):
+            problems.append(f"{name} is {value}")
+    return problems
+
+
+def validate_step(record: Mapping[str, Any]) -> None:
+    """Raises ValueError that lists every problem of `step_problems`."""
+    if problems := step_problems(record):
+        raise ValueError(f"metrics of step {record.get('step', '?')}: {'; '.join(problems)}")

@@ -1,0 +1,91 @@
+"""Everything a run needs before anything starts: the model's directory, its tokenizer, tokenized problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dphrl.config import Config, DatasetConfig
+from dphrl.config_loading import InputError
+from dphrl.console import Console
+from dphrl.data.chat import build_prompts
+from dphrl.data.math_problems import load_problems
+from dphrl.models import load_tokenizer, resolve_model
+from dphrl.types import Prompt
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    name: str
+    split: str
+    prompts: Sequence[Prompt]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """model_dir: an HF directory, or a hub name that transformers and vLLM resolve alike."""
+
+    model_dir: str
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    evaluations: Sequence[EvaluationSet]
+
+
+def prepare(config: Config, console: Console, *, model: str | None = None) -> Prepared:
+    """Make or find the model (`model` instead of the config's), read and tokenize the data.
+
+    Raises InputError, one line each, for what the user can mend: a missing path, a bad row, a model too short.
+    """
+    try:
+        model_dir = _resolve(model or config.model.path, console)
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        _check_length(config, model_dir)
+        prompts = _load(config.data.train, config, tokenizer, console)
+        evaluations = [
+            EvaluationSet(dataset.name, dataset.split, _load(dataset, config, tokenizer, console))
+            for dataset in config.data.evaluation
+        ]
+    except (ValueError, OSError) as error:
+        raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
+    return Prepared(model_dir, tokenizer, prompts, evaluations)
+
+
+def _resolve(path: str, console: Console) -> str:
+    # The bar appears with the first call: a model that is there already needs none.
+    bar: Any = None
+    done = 0
+
+    def progress(num_done: int, total: int) -> None:
+        nonlocal bar, done
+        if bar is None:
+            bar = console.task(f"making {path} (once)", total)
+            advance.append(bar.__enter__())
+        advance[0](num_done - done)
+        done = num_done
+
+    advance: list[Any] = []
+    try:
+        return str(resolve_model(path, progress))
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+
+
+def _load(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
+    prompts, num_dropped = build_prompts(load_problems(dataset, config.seed), tokenizer, config.data)
+    note = f", {num_dropped} longer than data.max_prompt_tokens={config.data.max_prompt_tokens} dropped"
+    console.info(f"data {dataset.name} ({dataset.split}): {len(prompts)} prompts{note if num_dropped else ''}")
+    return prompts
+
+
+def _check_length(config: Config, model_dir: str) -> None:
+    from transformers import AutoConfig
+
+    model_config = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
+    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and config.max_sequence_tokens > longest:
+        raise InputError(
+            f"data.max_prompt_tokens + rollout.max_tokens = {config.max_sequence_tokens} exceeds the model's "
+            f"{longest} positions; lower one of them"
+        )

@@ -1,0 +1,263 @@
+"""A whole run around the loop: reference stage, evaluation before and after, checkpoints, resume, the final table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dphrl.buffer import ReferenceBuffer, changed_parts, fingerprint
+from dphrl.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
+from dphrl.collect import collect_groups
+from dphrl.config import Config
+from dphrl.config_loading import InputError
+from dphrl.console import Console
+from dphrl.evaluation import count_groups, distinct_correct, summarize
+from dphrl.loop import Metrics, Parts, train
+from dphrl.policy import resolve_dtype
+from dphrl.prepare import EvaluationSet, Prepared
+from dphrl.protocols import ReferenceStore, RewardPool, RolloutPool
+from dphrl.tracking import Tracker
+from dphrl.types import Prompt, RolloutGroup
+
+log = logging.getLogger(__name__)
+Summary = dict[str, Any]
+
+# Keeps evaluation's sampling apart from training's for the same config.seed.
+_EVALUATION_SALT = 15485863
+
+
+class System(Protocol):
+    """A place to run: one process, or a Ray cluster."""
+
+    async def start(self, on_ready: Callable[[str], None]) -> Parts: ...
+
+    async def fill_reference(
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+    ) -> tuple[ReferenceStore, dict[str, float]]: ...
+
+    async def adopt_reference(self, buffer: ReferenceBuffer) -> ReferenceStore: ...
+
+
+async def run_training(
+    config: Config, prepared: Prepared, system: System, tracker: Tracker, console: Console, *, resume: bool
+) -> None:
+    """Train to the last step, evaluated and exported; `resume` continues from the newest checkpoint, if any."""
+    parts = await system.start(console.info)
+    console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
+    reference = await prepare_reference(config, prepared, system, tracker.folder, console)
+    base = await _base_evaluation(config, prepared, parts, tracker.folder, console)
+    start_step = await _restore(config, parts, tracker, console) if resume else 0
+    observer = _Observer(config, prepared, parts, tracker, console, base)
+    await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
+    trained = await observer.finish()
+    report_evaluations(console, {"base": base, "trained": trained})
+    console.info(f"model      {list_checkpoints(tracker.folder / 'checkpoints')[-1] / 'hf'}")
+    console.info(f"run folder {tracker.folder}  (metrics.jsonl, samples/, reference/, eval/, tensorboard/, run.log)")
+
+
+async def prepare_reference(
+    config: Config, prepared: Prepared, system: System, run_folder: Path, console: Console
+) -> ReferenceStore | None:
+    """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR."""
+    if not config.uses_divergence:
+        console.info("reference stage: none (algorithm.divergence is none, or eta is 0)")
+        return None
+    dtype = str(resolve_dtype(config.model.dtype))
+    identity = fingerprint(config, prepared.model_dir, prepared.prompts, dtype)
+    folder = run_folder / "reference"
+    store: ReferenceStore | None = None
+    if (folder / "manifest.json").is_file():
+        buffer = ReferenceBuffer.load(folder)
+        changed = changed_parts(buffer.fingerprint, identity)
+        if changed:
+            console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
+        else:
+            store, counts = await system.adopt_reference(buffer), buffer.counts()
+            console.info(f"reference buffer reused from {folder}")
+    if store is None:
+        total = len(prepared.prompts) * config.reference.num_samples
+        with console.task("reference stage: completions of the initial policy", total) as advance:
+            store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
+    _say_split(config, counts, console)
+    return store
+
+
+def _say_split(config: Config, counts: Mapping[str, float], console: Console) -> None:
+    reference = config.reference
+    console.info(
+        f"reference split: {counts['num_near_perfect']:.0f} near-perfect prompts (>= {reference.threshold} of "
+        f"{reference.num_samples} correct), {counts['num_exploration']:.0f} to explore, "
+        f"{counts['num_dropped']:.0f} dropped; {counts['num_stored_samples']:.0f} samples stored "
+        f"({counts['num_stored_tokens']:.0f} tokens); mean score {counts['mean_correct']:.3f}"
+    )
+    if not counts["num_stored_samples"]:
+        console.info(
+            "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and this "
+            f"run is plain RLVR. Lower reference.threshold (now {reference.threshold}) or start from a stronger model"
+        )
+    if not counts["num_exploration"]:
+        console.info(
+            "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. Use harder "
+            "problems, or raise reference.threshold"
+        )
+
+
+async def evaluate_sets(
+    config: Config,
+    sets: Sequence[EvaluationSet],
+    rollouts: RolloutPool,
+    rewards: RewardPool,
+    console: Console,
+    label: str,
+    base: Sequence[Summary] = (),
+) -> list[Summary]:
+    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy."""
+    summaries = []
+    known = {summary["dataset"]: summary for summary in base}
+    for chosen in sets:
+        num_samples = config.evaluation.num_samples
+        with console.task(f"evaluating {label} on {chosen.name}", len(chosen.prompts) * (num_samples + 1)) as advance:
+            seed = config.seed + _EVALUATION_SALT
+            sampled = await collect_groups(
+                rollouts, rewards, chosen.prompts, num_samples, seed=seed, on_graded=advance
+            )
+            greedy = await collect_groups(
+                rollouts, rewards, chosen.prompts, 1, seed=seed, greedy=True, on_graded=advance
+            )
+        base_counts = None
+        if chosen.name in known:
+            rows = known[chosen.name]["per_prompt"]
+            base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
+        counts = count_groups(sampled.groups)
+        solved = sum(group.num_correct for group in greedy.groups) / max(1, len(greedy.groups))
+        summaries.append(
+            summarize(
+                chosen.name,
+                chosen.split,
+                counts,
+                config.evaluation.k,
+                solved,
+                base_counts if base_counts is not None else counts,
+                distinct_correct(sampled.groups),
+            )
+        )
+    return summaries
+
+
+def report_evaluations(console: Console, models: Mapping[str, Sequence[Summary]]) -> None:
+    """One table: a row per data set and model, so that base and trained stand one above the other."""
+    summaries = [summary for of_model in models.values() for summary in of_model]
+    if not summaries:
+        return
+    ks = [key for key in summaries[0] if key.startswith("pass@")]
+    columns = ["data set", "split", "model", *ks, "greedy", "retention", "distinct correct"]
+    rows = []
+    for name in dict.fromkeys(summary["dataset"] for summary in summaries):
+        for model, of_model in models.items():
+            for summary in of_model:
+                if summary["dataset"] == name:
+                    keys = [*ks, "greedy", "retention", "distinct_correct"]
+                    rows.append([name, summary["split"], model, *(_number(summary[key]) for key in keys)])
+    console.table("evaluation", columns, rows)
+
+
+def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
+    """As JSON, made whole before it is put in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".partial")
+    staging.write_text(json.dumps(list(summaries), indent=2) + "\n")
+    staging.replace(path)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _gap(synced: Mapping[str, float]) -> str:
+    return f"engine and learner log-probs agree within {synced['sync/logprob_gap_max']:.2g}"
+
+
+async def _base_evaluation(
+    config: Config, prepared: Prepared, parts: Parts, run_folder: Path, console: Console
+) -> list[Summary]:
+    path = run_folder / "eval" / "base.json"
+    if path.is_file():
+        return list(json.loads(path.read_text()))
+    if not config.evaluation.num_samples:
+        return []
+    summaries = await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, "base")
+    write_summaries(path, summaries)
+    return summaries
+
+
+async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console) -> int:
+    """Learner, engines and metrics as of the newest checkpoint; returns the number of steps already done."""
+    found = list_checkpoints(tracker.folder / "checkpoints")
+    if not found:
+        console.info("resume: no checkpoint yet, starting at step 1")
+        tracker.truncate_after(0)
+        return 0
+    manifest = read_manifest(found[-1])
+    if manifest.num_ranks != config.learner.num_ranks:
+        raise InputError(
+            f"{found[-1]} was written by {manifest.num_ranks} learner ranks, learner.num_ranks is now "
+            f"{config.learner.num_ranks}; resume with {manifest.num_ranks}"
+        )
+    await parts.learner.load(found[-1], manifest.policy_version)
+    await parts.rollouts.refit(parts.learner)
+    tracker.truncate_after(manifest.step)
+    console.info(f"resume: {manifest.step} steps done, continuing from {found[-1]}")
+    return manifest.step
+
+
+class _Observer:
+    """Tracks, saves and evaluates after each step."""
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        parts: Parts,
+        tracker: Tracker,
+        console: Console,
+        base: Sequence[Summary],
+    ) -> None:
+        self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
+        self.tracker, self.console = tracker, console
+
+    async def after_step(self, step: int, metrics: Metrics, groups: Sequence[RolloutGroup]) -> None:
+        self.tracker.log_samples(step, groups, self.config.tracking.samples_per_step)
+        self.tracker.log_step(metrics)
+        self.console.step_line(metrics, self.config.learner.num_steps)
+        last = step == self.config.learner.num_steps
+        if last or _is_due(step, self.config.checkpoint.every_steps):
+            await self._save(step)
+        if not last and _is_due(step, self.config.evaluation.every_steps):
+            await self._evaluate(step)
+
+    async def finish(self) -> list[Summary]:
+        """The final evaluation, of the weights the engines hold now."""
+        return await self._evaluate(self.config.learner.num_steps)
+
+    async def _save(self, step: int) -> None:
+        manifest = CheckpointManifest(step, self.parts.learner.policy_version, self.config.learner.num_ranks)
+        folder = self.tracker.folder.absolute() / "checkpoints"
+        path = await save_checkpoint(folder, manifest, self.parts.learner.save, keep=self.config.checkpoint.keep)
+        log.info("checkpoint %s", path)
+
+    async def _evaluate(self, step: int) -> list[Summary]:
+        if not self.config.evaluation.num_samples:
+            return []
+        rollouts, rewards = self.parts.rollouts, self.parts.rewards
+        label = f"step {step}"
+        sets = self.prepared.evaluations
+        summaries = await evaluate_sets(self.config, sets, rollouts, rewards, self.console, label, self.base)
+        write_summaries(self.tracker.folder / "eval" / f"step_{step}.json", summaries)
+        return summaries
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

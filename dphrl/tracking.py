@@ -1,0 +1,173 @@
+"""What a run leaves on disk while it runs: metrics.jsonl, TensorBoard scalars, graded samples, run.log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any
+
+from dphrl.metrics import complete_step, step_problems
+from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FOLDER = "samples"
+LOG_FILE = "run.log"
+# Whose INFO lines belong in run.log; of every other package only warnings do.
+OWN_PACKAGES = ("dphrl", "actors", "cluster")
+
+
+class Tracker:
+    """Owns the files of one run, below `folder` (run_dir/run_name, made if need be). Use as a context manager.
+
+    One process writes at a time. On resume call `truncate_after` before the first `log_step`.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._wants_tensorboard = tensorboard
+        self._writer: Any = None
+        self._metrics: IO[str] | None = None
+        self._handler = _attach_run_log(folder / LOG_FILE)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and release everything; a second call does nothing."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._metrics = self._writer = None
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()
+
+    def log_step(self, record: Mapping[str, Any]) -> None:
+        """Append one step's metrics, on disk when this returns. A number that is not finite becomes null.
+
+        A record with problems (see metrics.step_problems) is written and warned about: it is evidence.
+        """
+        record = complete_step(record)
+        if problems := step_problems(record):
+            log.warning("metrics of step %s: %s", record.get("step", "?"), "; ".join(problems))
+        if self._metrics is None:
+            self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._metrics.write(json.dumps(_jsonable(record)) + "\n")
+        self._metrics.flush()
+        self._log_scalars(record)
+
+    def truncate_after(self, step: int) -> int:
+        """Forget the steps after `step`, which a resumed run takes again. Returns how many records were dropped.
+
+        Drops a last line that a kill cut off. The file is replaced as a whole, never left half-written.
+        """
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        path = self.folder / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            _replace_text(path, "".join(f"{line}\n" for line in kept))
+        for sample_file in (self.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
+            if int(sample_file.stem.removeprefix("step_")) > step:
+                sample_file.unlink()
+        return len(lines) - len(kept)
+
+    def log_samples(self, step: int, groups: Sequence[RolloutGroup], limit: int) -> Path | None:
+        """Write up to `limit` graded completions, from as many prompts as there are; None when there are none."""
+        chosen = [triple for triple, _ in zip(_interleaved(groups), range(limit), strict=False)]
+        if not chosen:
+            return None
+        path = self.folder / SAMPLES_FOLDER / f"step_{step:06d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        rows = [
+            {
+                "prompt_id": prompt.prompt_id,
+                "prompt": prompt.text,
+                "completion": completion.text,
+                "score": result.score,
+                "status": str(result.status),
+                "detail": result.detail,
+                "policy_version": completion.policy_version,
+                "sample_index": completion.sample_index,
+                "finish_reason": completion.finish_reason,
+            }
+            for prompt, completion, result in chosen
+        ]
+        _replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
+
+    def _log_scalars(self, record: Mapping[str, Any]) -> None:
+        if self._wants_tensorboard and self._writer is None:
+            try:
+                # Here, not at the top: it costs a second and a run may not want it.
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                self._wants_tensorboard = False
+                log.warning("no TensorBoard scalars: %s; pip install tensorboard", error)
+            else:
+                # purge_step: a resumed run's curve replaces what was written beyond its checkpoint.
+                self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=record["step"])
+        if self._writer is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._writer.add_scalar(name, value, record["step"])
+            self._writer.flush()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl in order; a last line that a kill cut off is left out."""
+    path = folder / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity, beyond every step, for one that is no record."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has no NaN; readers other than Python's refuse it.
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def _interleaved(groups: Sequence[RolloutGroup]) -> Iterator[tuple[Prompt, Completion, RewardResult]]:
+    """The first completion of every group, then the second, and so on."""
+    columns = [[(g.prompt, c, r) for c, r in zip(g.completions, g.results, strict=True)] for g in groups]
+    for row in zip_longest(*columns):
+        yield from (entry for entry in row if entry is not None)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    staging = path.with_name(f".{path.name}.partial")
+    # A lone surrogate in a completion becomes \udXXX, which inside a JSON string stands for itself.
+    staging.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(staging, path)
+
+
+def _attach_run_log(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.getLogger().addHandler(handler)
+    for package in OWN_PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    return handler

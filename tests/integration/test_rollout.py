@@ -1,0 +1,137 @@
+"""One real vLLM engine in a Ray actor: weights in, completions out, always of the version it says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def engine(ray_cluster: None, make_config: Any, tiny_dir: str) -> Iterator[Any]:
+    import ray
+
+    from actors.rollout import RolloutEngine
+
+    actor = RolloutEngine.options(num_cpus=0.5).remote(make_config(), tiny_dir, 0)
+    ray.get(actor.ready.remote(), timeout=120)
+    yield actor
+    ray.kill(actor)
+
+
+def perturbed_policy(tiny_dir: str, config: Any, scale: float) -> Any:
+    from dphrl.policy import load_policy
+
+    policy = load_policy(tiny_dir, config.model, temperature=config.rollout.temperature)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.lm.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+class LocalLearner:
+    """A learner without optimizer or ranks: what `refit` needs, with the real forward pass."""
+
+    def __init__(self, policy: Any, config: Any, version: int) -> None:
+        from dphrl.update import UpdateSettings
+
+        self.policy_version = version
+        self.policy, self.settings = policy, UpdateSettings.from_config(config)
+        self.engine = SimpleNamespace(forward=policy, device=torch.device("cpu"))
+
+    async def publish(self) -> list[Any]:
+        import ray
+
+        from actors.weight_sync import packed_chunks
+
+        return [ray.put(chunk) for chunk in packed_chunks(self.policy.lm.named_parameters())]
+
+    async def score(self, sequences: Any) -> list[Any]:
+        from dphrl.update import score_sequences
+
+        scored = score_sequences(sequences, self.engine, self.settings)
+        return [scored[i] for i in range(len(sequences))]
+
+
+@pytest.fixture
+def refit(engine: Any, make_config: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    from actors import pools
+
+    monkeypatch.setattr(pools, "RayLearner", LocalLearner)
+    pool = pools.RayRolloutPool([engine], make_config(), prompts[:8])
+
+    def run(learner: LocalLearner) -> float:
+        return asyncio.run(_call(pool, learner))
+
+    async def _call(pool: Any, learner: Any) -> float:
+        return (await pool.refit(learner))["sync/logprob_gap_max"]
+
+    return SimpleNamespace(run=run, pool=pool)
+
+
+def generate(pool: Any, prompts: list[Any], num_samples: int, **options: Any) -> list[Any]:
+    async def collect() -> list[Any]:
+        return [c async for batch in pool.generate(prompts, num_samples, **options) for c in batch]
+
+    return asyncio.run(collect())
+
+
+def test_serves_nothing_before_its_first_refit(engine: Any, prompts: list[Any]) -> None:
+    import ray
+
+    with pytest.raises(ray.exceptions.RayTaskError, match="refit it before generating"):
+        for ref in engine.generate.remote(prompts[:1], 1, 0):
+            ray.get(ref)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_tied_model_after_a_sync_equals_transformers_token_for_token(
+    refit: Any, make_config: Any, tiny_dir: str, prompts: list[Any], version: int
+) -> None:
+    config = make_config()
+    policy = perturbed_policy(tiny_dir, config, 0.01 * version)
+    assert policy.lm.config.tie_word_embeddings
+    assert refit.run(LocalLearner(policy, config, version)) <= 1e-3
+
+    completions = {c.prompt_id: c for c in generate(refit.pool, prompts[:8], 1, seed=0, greedy=True)}
+    assert {c.policy_version for c in completions.values()} == {version}
+    for prompt in prompts[:8]:
+        output = policy.lm.generate(
+            torch.tensor([prompt.token_ids]), do_sample=False, max_new_tokens=config.rollout.max_tokens
+        )
+        assert completions[prompt.prompt_id].token_ids == tuple(output[0, len(prompt.token_ids) :].tolist())
+
+
+def test_an_engine_with_other_weights_than_the_learner_stops_the_run(
+    refit: Any, make_config: Any, tiny_dir: str
+) -> None:
+    config = make_config()
+    learner = LocalLearner(perturbed_policy(tiny_dir, config, 0.02), config, 3)
+    learner.engine.forward = perturbed_policy(tiny_dir, config, 0.04)
+    with pytest.raises(RuntimeError, match=r"policy version 3.*max_logprob_gap=0\.001"):
+        refit.run(learner)
+
+
+def test_completions_are_repeatable_by_seed_and_complete(
+    refit: Any, make_config: Any, tiny_dir: str, prompts: list[Any]
+) -> None:
+    config = make_config()
+    refit.run(LocalLearner(perturbed_policy(tiny_dir, config, 0.01), config, 4))
+    first, again, other = (generate(refit.pool, prompts[:6], 5, seed=seed) for seed in (11, 11, 12))
+
+    def content(completions: list[Any]) -> list[Any]:
+        return sorted((c.prompt_id, c.sample_index, c.token_ids) for c in completions)
+
+    assert [(p, i) for p, i, _ in content(first)] == sorted((p.prompt_id, i) for p in prompts[:6] for i in range(5))
+    assert content(first) == content(again)
+    assert content(first) != content(other)
+    for completion in first:
+        assert len(completion.logprobs) == len(completion.token_ids) <= config.rollout.max_tokens
+        assert completion.truncated == (len(completion.token_ids) == config.rollout.max_tokens and completion.token_ids[-1] != 2)
