@@ -57,9 +57,9 @@ class RolloutEngine:
         if not on_gpu:
             torch.set_num_threads(config.rollout.threads_per_engine)
 
-    def ready(self) -> dict[str, Any]:
-        """Returns once the engine is up: what it is, for the log."""
-        return {"index": self._index, "pid": os.getpid(), "node": ray.util.get_node_ip_address()}
+    def ready(self) -> str:
+        """Returns once the engine is up: where it is, for the log."""
+        return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
 
     def start_weight_update(self) -> None:
         self._policy_version = None  # stale until finish: a failed update must not leave half-new weights serving
@@ -134,8 +134,6 @@ class RolloutEngine:
             "length" if sampled.finish_reason == "length" else "stop",
             self._policy_version,
         )
-
-
 
 
 def _engine_dtype(dtype: str, on_gpu: bool) -> str:

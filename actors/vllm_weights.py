@@ -80,5 +80,3 @@ def register() -> None:
     """Make `object_store` known to vLLM in this process; twice is once. vLLM's workers call it as a plugin."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransferEngine)
-
-

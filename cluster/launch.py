@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,14 +15,14 @@ from typing import Any
 from cluster.placement import plan_bundles, shortfall
 from dphrl.config import Config
 from dphrl.config_loading import InputError, dump_config
-from dphrl.console import Console
+from dphrl.console import Console, format_table
 from dphrl.prepare import Prepared, prepare
 from dphrl.run import (
     Summary,
     evaluate_sets,
     prepare_reference,
     report_evaluations,
-    run_training,
+    training_run,
     write_summaries,
 )
 from dphrl.tracking import Tracker
@@ -29,7 +30,7 @@ from dphrl.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
+def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
     """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
     folder = claim_run_folder(config, resume=resume, overwrite=overwrite)
     console = Console()
@@ -37,10 +38,10 @@ def train(config: Config, *, resume: bool = False, inline: bool = False, overwri
     with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
         dump_config(config, folder / "config.yaml")
         with open_system(config, prepared, inline=inline) as system:
-            _run(run_training(config, prepared, system, tracker, console, resume=resume))
+            _run(training_run(config, prepared, system, tracker, console, resume=resume))
 
 
-def sample(config: Config, *, inline: bool = False) -> None:
+def run_sampling(config: Config, *, inline: bool = False) -> None:
     """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint."""
     folder = run_folder(config)
     console = Console()
@@ -59,12 +60,20 @@ def sample(config: Config, *, inline: bool = False) -> None:
         _run(run(system))
 
 
-def evaluate(
-    config: Config, *, model: str, base: str | None = None, output: Path | None = None, inline: bool = False
+def run_evaluation(
+    config: Config,
+    model: str,
+    base: str | None,
+    num_samples: int,
+    ks: Sequence[int],
+    output: Path | None,
+    inline: bool,
 ) -> None:
     """Pass@k of `model` on the config's evaluation sets, with retention against `base` when there is one."""
-    if not config.data.evaluation or not config.evaluation.num_samples:
-        raise InputError("nothing to evaluate: data.evaluation is empty or evaluation.num_samples is 0")
+    if not config.data.evaluation:
+        raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")
+    evaluation = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
+    config = config.model_copy(update={"evaluation": evaluation})
     console = Console()
     results: dict[str, list[Summary]] = {}
     for label, path in (("base", base), ("model", model)):
@@ -72,9 +81,13 @@ def evaluate(
             prepared = prepare(config, console, model=path)
             results[label] = _evaluate_one(config, prepared, label, results.get("base", []), console, inline)
     report_evaluations(console, results)
-    if output is not None:
-        write_summaries(output, results["model"])
-        console.info(f"written to {output}")
+    output = output or run_folder(config) / "eval" / f"{_slug(model)}.json"
+    write_summaries(output, results["model"])
+    console.info(f"written to {output}")
+
+
+def _slug(path: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", path).strip("-")
 
 
 def _evaluate_one(
@@ -83,9 +96,7 @@ def _evaluate_one(
     async def run(system: Any) -> list[Summary]:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
-        return await evaluate_sets(
-            config, prepared.evaluations, parts.rollouts, parts.rewards, console, label, base
-        )
+        return await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, label, base)
 
     with open_system(config, prepared, inline=inline) as system:
         return _run(run(system))
@@ -121,8 +132,8 @@ def claim_run_folder(config: Config, *, resume: bool, overwrite: bool) -> Path:
     return folder
 
 
-def describe_plan(config: Config) -> list[tuple[str, str]]:
-    """The batch arithmetic and the placement of a run, as (what, how much) lines; starts nothing."""
+def describe_plan(config: Config) -> str:
+    """The batch arithmetic and the placement of a run, as a table; starts nothing."""
     rollout, reference, parts = config.rollout, config.reference, config.algorithm.num_minibatches
     rows = rollout.num_prompts * rollout.num_samples
     rehearsal = reference.rows_per_step if config.uses_divergence else 0
@@ -145,7 +156,7 @@ def describe_plan(config: Config) -> list[tuple[str, str]]:
     if config.cluster.address == "auto" and not os.environ.get("RAY_ADDRESS"):
         here = float(config.cluster.num_cpus or os.cpu_count() or 1)
         lines.append(("placement", shortfall(bundles, {"CPU": here}) or f"fits the {here:g} CPUs of this machine"))
-    return lines
+    return format_table(["what", "how much"], lines)
 
 
 def _run(coroutine: Any) -> Any:

@@ -68,6 +68,6 @@ def reserve(bundles: Sequence[Bundle], timeout_s: float) -> Any:
         raise RuntimeError(
             f"waited cluster.placement_timeout_s={timeout_s:g} for {_sum_of(bundles, 'CPU')} CPUs"
             + (f" and {_sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
-            + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest, or no single node fits a bundle"
+            + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest, or no node fits a bundle"
         )
     return group

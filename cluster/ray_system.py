@@ -51,13 +51,13 @@ class RaySystem:
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
             options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, "scheduling_strategy": strategy}
             place.setdefault(bundle.role, []).append(options)
-        self._ranks = [LearnerRank.options(**o).remote(self.config, i) for i, o in enumerate(place["learner"])]
+        self._ranks = [_spawn(LearnerRank, o, self.config, i) for i, o in enumerate(place["learner"])]
         self._engines = [
-            RolloutEngine.options(**o, runtime_env=_engine_env(self.config)).remote(self.config, self.model_dir, i)
+            _spawn(RolloutEngine, o | _engine_env(self.config), self.config, self.model_dir, i)
             for i, o in enumerate(place["rollout"])
         ]
-        self._workers = [RewardWorker.options(**o).remote(self.config.reward) for o in place["reward"]]
-        self._buffer = BufferActor.options(num_cpus=0).remote()
+        self._workers = [_spawn(RewardWorker, o, self.config.reward) for o in place["reward"]]
+        self._buffer = _spawn(BufferActor, {"num_cpus": 0})
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -66,6 +66,7 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
+
         async def report(what: str, ready: Any) -> None:
             on_ready(f"{what} up: {await ready}")
 
@@ -91,9 +92,8 @@ class RaySystem:
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
     ) -> tuple[RayReferenceStore, dict[str, float]]:
         """Run the reference stage in its own actor, which ends when the buffer is filled."""
-        sampler = ReferenceSampler.options(num_cpus=0).remote(
-            self.config, self._engines, self._workers, self._ranks
-        )
+        actors = (self._engines, self._workers, self._ranks)
+        sampler = _spawn(ReferenceSampler, {"num_cpus": 0}, self.config, *actors)
         filling = asyncio.ensure_future(
             _wait(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
         )
@@ -112,6 +112,10 @@ class RaySystem:
         """Put a buffer read from disk into the buffer actor."""
         split, _ = await self._buffer.put.remote(buffer)
         return RayReferenceStore(self._buffer, split)
+
+
+def _spawn(actor_class: Any, options: dict[str, Any], *args: Any) -> Any:
+    return actor_class.options(**options).remote(*args)
 
 
 async def _wait(reference: Any) -> Any:
@@ -133,4 +137,4 @@ def connect(config: Config) -> None:
 
 def _engine_env(config: Config) -> dict[str, Any]:
     # Read when the process starts, before any of our code runs in it.
-    return {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}
+    return {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}}

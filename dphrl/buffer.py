@@ -80,8 +80,8 @@ class ReferenceBuffer:
         staging = folder.with_name(folder.name + ".partial")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        part = {i: "near_perfect" for i in self.split.near_perfect}
-        part |= {i: "exploration" for i in self.split.exploration} | {i: "dropped" for i in self.split.dropped}
+        part = dict.fromkeys(self.split.near_perfect, "near_perfect")
+        part |= dict.fromkeys(self.split.exploration, "exploration") | dict.fromkeys(self.split.dropped, "dropped")
         ids = list(self.num_correct)
         counts = {
             "prompt_id": ids,

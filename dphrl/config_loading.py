@@ -214,34 +214,31 @@ def _parse_override(text: str, schema: ConfigSchema) -> tuple[Loc, Any]:
 
 def _apply_override(tree: dict[str, Any], loc: Loc, value: Any) -> None:
     here: Any = tree
-    for i, key in enumerate(loc):
+    for i, part in enumerate(loc):
+        key: Any = part if isinstance(here, list) else str(part)
         where = ".".join(map(str, loc[:i]))
-        if isinstance(here, list):
-            if not isinstance(key, int) or key >= len(here):
-                wanted = f"write {where}.0 to {where}.{len(here) - 1}" if here else f"set {where}=[...] as a whole"
-                raise ConfigError(f"{COMMAND_LINE}: {where}: a list of {len(here)} has no item {key}; {wanted}")
-        elif isinstance(here, dict):
-            key = str(key)
-        else:
+        if isinstance(here, list) and not (isinstance(key, int) and key < len(here)):
+            wanted = f"write {where}.0 to {where}.{len(here) - 1}" if here else f"set {where}=[...] as a whole"
+            raise ConfigError(f"{COMMAND_LINE}: {where}: a list of {len(here)} has no item {key}; {wanted}")
+        if not isinstance(here, dict | list):
             raise ConfigError(
                 f"{COMMAND_LINE}: {'.'.join(map(str, loc))}: {where} is a value, not a section "
                 f"(got {show_value(here)}); set it as a whole: {where}={{...}}"
             )
         if i == len(loc) - 1:
             here[key] = value
-        elif isinstance(here, dict) and here.get(key) is None:
+            return
+        if isinstance(here, dict) and here.get(key) is None:
             here[key] = {}
         here = here[key]
 
 
 def _holds(tree: Any, loc: Loc) -> bool:
     for key in loc:
-        if (isinstance(tree, dict) and key in tree) or (
-            isinstance(tree, list) and isinstance(key, int) and key < len(tree)
-        ):
-            tree = tree[key]
-        else:
+        in_list = isinstance(tree, list) and isinstance(key, int) and key < len(tree)
+        if not in_list and not (isinstance(tree, dict) and key in tree):
             return False
+        tree = tree[key]
     return True
 
 

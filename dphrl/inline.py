@@ -39,7 +39,7 @@ class TorchEngine:
         return cast(tuple[Tensor, Tensor], self.policy(batch))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, learning_rate: float) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip)

@@ -187,9 +187,7 @@ def _check_converted(staged: Path) -> None:
     messages = [{"role": "user", "content": _SMOKE_QUESTION}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     prompt_BT = torch.tensor([prompt])
-    output_BT = model.generate(
-        prompt_BT, attention_mask=torch.ones_like(prompt_BT), do_sample=False, max_new_tokens=40
-    )
+    output_BT = model.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), do_sample=False, max_new_tokens=40)
     reply = tokenizer.decode(output_BT[0, len(prompt) :], skip_special_tokens=True)
     require(_SMOKE_ANSWER in reply, f"answers {_SMOKE_QUESTION!r} with {reply!r}")
     require(int(output_BT[0, -1]) in model.generation_config.eos_token_id, "does not stop after its answer")

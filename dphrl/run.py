@@ -41,7 +41,7 @@ class System(Protocol):
     async def adopt_reference(self, buffer: ReferenceBuffer) -> ReferenceStore: ...
 
 
-async def run_training(
+async def training_run(
     config: Config, prepared: Prepared, system: System, tracker: Tracker, console: Console, *, resume: bool
 ) -> None:
     """Train to the last step, evaluated and exported; `resume` continues from the newest checkpoint, if any."""
@@ -95,13 +95,13 @@ def _say_split(config: Config, counts: Mapping[str, float], console: Console) ->
     )
     if not counts["num_stored_samples"]:
         console.info(
-            "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and this "
-            f"run is plain RLVR. Lower reference.threshold (now {reference.threshold}) or start from a stronger model"
+            "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and "
+            f"this run is plain RLVR. Lower reference.threshold={reference.threshold} or start from a stronger model"
         )
     if not counts["num_exploration"]:
         console.info(
-            "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. Use harder "
-            "problems, or raise reference.threshold"
+            "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. "
+            "Use harder problems, or raise reference.threshold"
         )
 
 
@@ -121,9 +121,7 @@ async def evaluate_sets(
         num_samples = config.evaluation.num_samples
         with console.task(f"evaluating {label} on {chosen.name}", len(chosen.prompts) * (num_samples + 1)) as advance:
             seed = config.seed + _EVALUATION_SALT
-            sampled = await collect_groups(
-                rollouts, rewards, chosen.prompts, num_samples, seed=seed, on_graded=advance
-            )
+            sampled = await collect_groups(rollouts, rewards, chosen.prompts, num_samples, seed=seed, on_graded=advance)
             greedy = await collect_groups(
                 rollouts, rewards, chosen.prompts, 1, seed=seed, greedy=True, on_graded=advance
             )
@@ -160,7 +158,7 @@ def report_evaluations(console: Console, models: Mapping[str, Sequence[Summary]]
             for summary in of_model:
                 if summary["dataset"] == name:
                     keys = [*ks, "greedy", "retention", "distinct_correct"]
-                    rows.append([name, summary["split"], model, *(_number(summary[key]) for key in keys)])
+                    rows.append([name, summary["split"], model, *(summary[key] for key in keys)])
     console.table("evaluation", columns, rows)
 
 
@@ -170,10 +168,6 @@ def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
     staging = path.with_suffix(".partial")
     staging.write_text(json.dumps(list(summaries), indent=2) + "\n")
     staging.replace(path)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _gap(synced: Mapping[str, float]) -> str:

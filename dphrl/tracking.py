@@ -77,10 +77,13 @@ class Tracker:
             self._metrics.close()
             self._metrics = None
         path = self.folder / METRICS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text.splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines):
-            _replace_text(path, "".join(f"{line}\n" for line in kept))
+        rest = "".join(f"{line}\n" for line in kept)
+        # Also when only the last line's end is missing, or the next record would share its line.
+        if rest != text:
+            _replace_text(path, rest)
         for sample_file in (self.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
             if int(sample_file.stem.removeprefix("step_")) > step:
                 sample_file.unlink()

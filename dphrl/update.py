@@ -68,9 +68,7 @@ def run_update(
 ) -> dict[str, float]:
     """All optimizer steps of `batch`. Returns this rank's share of the metrics: see `combine_rank_metrics`."""
     planned = [
-        plan_micro_batches(
-            rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed
-        )
+        plan_micro_batches(rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed)
         for rows in batch.minibatches
     ]
     # The first mini-batch is trained by the very weights that define pi_old: no separate pass for it.
@@ -84,9 +82,7 @@ def run_update(
     return dict(totals)
 
 
-def _forward_only(
-    groups: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings
-) -> list[Tensor]:
+def _forward_only(groups: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
     with torch.no_grad():
         return [engine.forward(collate(rows, packed=settings.packed).to(engine.device))[0] for rows in groups]
 

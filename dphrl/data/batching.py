@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,9 @@ class MicroBatch:
     is_policy_N: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return MicroBatch(**{name: v if v is None else v.to(device) for name, v in values.items()})
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in values}
+        return MicroBatch(**moved)
 
 
 def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
@@ -102,6 +104,7 @@ def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) ->
         torch.arange(start + row.num_prompt_tokens - 1, start + row.num_tokens - 1)
         for start, row in zip(starts, rows, strict=True)
     ]
+    targets = [token for row in rows for token in row.token_ids[row.num_prompt_tokens :]]
     counts = torch.tensor([row.num_completion_tokens for row in rows])
 
     def per_token(values: list[float] | list[bool], dtype: torch.dtype) -> Tensor:
@@ -112,7 +115,7 @@ def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) ->
         position_ids_BT=position_ids,
         attention_mask_BT=attention_mask,
         predictor_index_N=torch.cat(predictors),
-        target_ids_N=torch.tensor([t for row in rows for t in row.token_ids[row.num_prompt_tokens :]], dtype=torch.long),
+        target_ids_N=torch.tensor(targets, dtype=torch.long),
         stored_logprobs_N=torch.tensor([lp for row in rows for lp in row.logprobs], dtype=torch.float32),
         advantages_N=per_token([row.advantage for row in rows], torch.float32),
         weights_N=per_token([row.weight for row in rows], torch.float32),

@@ -44,7 +44,14 @@ def inline_results(config: Any, tiny_dir: str, tokenizer: Any, batches: list[Tra
 
 @pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 1), (2, 2), (2, 3)])
 def test_deepspeed_ranks_train_as_plain_torch(
-    ray_cluster: None, make_config: Any, tiny_dir: str, tokenizer: Any, prompts: list[Any], num_ranks: int, zero_stage: int, tmp_path: Path
+    ray_cluster: None,
+    make_config: Any,
+    tiny_dir: str,
+    tokenizer: Any,
+    prompts: list[Any],
+    num_ranks: int,
+    zero_stage: int,
+    tmp_path: Path,
 ) -> None:
     import ray
 

@@ -86,9 +86,9 @@ def generate(pool: Any, prompts: list[Any], num_samples: int, **options: Any) ->
 def test_serves_nothing_before_its_first_refit(engine: Any, prompts: list[Any]) -> None:
     import ray
 
+    stream = engine.generate.remote(prompts[:1], 1, 0)
     with pytest.raises(ray.exceptions.RayTaskError, match="refit it before generating"):
-        for ref in engine.generate.remote(prompts[:1], 1, 0):
-            ray.get(ref)
+        ray.get(next(stream))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -134,4 +134,6 @@ def test_completions_are_repeatable_by_seed_and_complete(
     assert content(first) != content(other)
     for completion in first:
         assert len(completion.logprobs) == len(completion.token_ids) <= config.rollout.max_tokens
-        assert completion.truncated == (len(completion.token_ids) == config.rollout.max_tokens and completion.token_ids[-1] != 2)
+        assert completion.truncated == (
+            len(completion.token_ids) == config.rollout.max_tokens and completion.token_ids[-1] != 2
+        )

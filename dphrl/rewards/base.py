@@ -1,0 +1,62 @@
+"""What a reward is to the rest of the pipeline: text and gold answer in, typed verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from dphrl.config import RewardConfig
+from dphrl.types import RewardResult, RewardStatus
+
+
+class Grader(Protocol):
+    """Grades one completion. Stateless, and safe for any text."""
+
+    def grade(self, completion_text: str, answer: str) -> RewardResult:
+        """The verdict; never raises for what either argument holds."""
+        ...
+
+
+GraderFactory = Callable[[RewardConfig], Grader]
+
+
+class FactorizationGrader:
+    """Adapts the grader of the embedded task."""
+
+    def grade(self, completion_text: str, answer: str) -> RewardResult:
+        from dphrl.tiny.task import grade
+
+        try:
+            status, detail = grade(completion_text, answer)
+        except ValueError as error:
+            # The gold answer is not of this task: no completion could have been right, so none is wrong.
+            return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, str(error))
+        return RewardResult(RewardStatus(status), detail)
+
+
+def _math_answer(config: RewardConfig) -> Grader:
+    # Here, not at the top: sympy takes a second to import, and the embedded task does without.
+    from dphrl.rewards.math_answer import MathAnswerGrader
+
+    return MathAnswerGrader(extraction=config.extraction, timeout_s=config.timeout_s)
+
+
+def _factorization(config: RewardConfig) -> Grader:
+    return FactorizationGrader()
+
+
+_GRADERS: dict[str, GraderFactory] = {"math_answer": _math_answer, "factorization": _factorization}
+
+
+def register_grader(name: str, factory: GraderFactory) -> None:
+    """Make `name` a reward. Raises ValueError when it is taken."""
+    if name in _GRADERS:
+        raise ValueError(f"reward {name!r} is already registered; choose another name")
+    _GRADERS[name] = factory
+
+
+def build_grader(config: RewardConfig) -> Grader:
+    """The grader that `config.name` names. Raises ValueError for an unknown name."""
+    if config.name not in _GRADERS:
+        raise ValueError(f"reward.name={config.name!r} is unknown; choose one of {', '.join(_GRADERS)}")
+    return _GRADERS[config.name](config)

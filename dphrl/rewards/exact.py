@@ -1,0 +1,226 @@
+r"""Exact reading of answers: one spelling for each form, and rational numbers as Fraction.
+
+Most answers of mathematics data sets are rational numbers. For those a float tolerance is a false accept waiting to
+happen (1/2^99 is not 1/2^98), and a computer algebra system is a thousand times slower than the arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+# A power whose value has more bits than this is a bomb, not an answer. 2004! has 19,049.
+MAX_BITS = 40_000
+MAX_FACTORIAL = 3_000
+_MAX_DEPTH = 40
+
+# Not after a backslash: `\\ ` ends a row of a matrix.
+_SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
+_FRACTION_NAMES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+# \frac12 and \frac1{2}: TeX takes one token where there are no braces.
+_FRACTION_BARE = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])")
+_BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
+_WORDS = {
+    r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
+    r"\times": r"\cdot", "\u2212": "-", "\u221e": r"\infty", "\u03c0": r"\pi", "\u00d7": r"\cdot", "\u222a": r"\cup",
+    r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ", "\u2265": r"\ge ",
+    "\u2264": r"\le ", "\u2260": r"\ne ", r"\lbrack": "[", r"\rbrack": "]", r"\mathrm{e}": "e",
+}  # fmt: skip
+_WORD_PATTERN = re.compile(
+    "|".join(re.escape(word) + ("(?![A-Za-z])" if word[-1].isalpha() and word[0] == "\\" else "")
+             for word in sorted(_WORDS, key=len, reverse=True))
+)  # fmt: skip
+
+
+class TooLarge(Exception):  # noqa: N818  (a verdict on the answer, not a fault)
+    """The value of an answer is larger than any answer needs to be."""
+
+
+def tidy(answer: str) -> str:
+    r"""One spelling for what TeX spells in many ways; keeps spaces, \text{} and units."""
+    answer = answer.strip().strip("$").strip()
+    # \$ would otherwise end a formula; no answer's value depends on it.
+    answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
+    answer = re.sub(r",\s*\\!\s*", ",", answer)
+    answer = _SPACING.sub(lambda m: " " if m[0] in ("~", "\\ ") or "quad" in m[0] else "", answer)
+    answer = _FRACTION_NAMES.sub(r"\\frac", answer)
+    answer = _WORD_PATTERN.sub(lambda match: _WORDS[match[0]], answer)
+    answer = _FRACTION_BARE.sub(lambda m: rf"\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", answer)
+    answer = _SQRT_BARE.sub(r"\\sqrt{\1}", answer)
+    # In brackets a comma separates: [0,100) and (1,200) hold two numbers each.
+    if not _BRACKET.search(answer):
+        answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},]", "", match[0]), answer)
+    answer = _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
+    return answer.rstrip(" .")
+
+
+def unwrap_text(answer: str) -> str:
+    r"""\text{odd} -> odd."""
+    return _TEXT.sub(lambda match: match[1], answer)
+
+
+def canonical(answer: str) -> str:
+    """A tidied answer without its blanks and text commands, for comparison as a string."""
+    flat = "".join(unwrap_text(answer).split())
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", flat)
+
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+\.\d*|\.\d+|\d+)|(?P<name>\\(?:frac|cdot|div))(?![A-Za-z])|(?P<sign>[-+*/^!%(){}]))"
+)
+
+
+def rational(answer: str) -> Fraction | None:
+    """The exact value of a tidied answer; None when it is anything but arithmetic on rational numbers.
+
+    Raises TooLarge for powers and factorials beyond `MAX_BITS`. Percent is a hundredth here.
+    """
+    tokens: list[str] = []
+    position = 0
+    answer = answer.rstrip()
+    while position < len(answer):
+        match = _TOKEN.match(answer, position)
+        if match is None:
+            return None
+        tokens.append(match[match.lastgroup or 0])
+        position = match.end()
+    reader = _Reader(tokens)
+    try:
+        value = reader.sum(0)
+    except (_NotRational, ZeroDivisionError):
+        return None
+    return value if reader.at_end else None
+
+
+class _NotRational(Exception):  # noqa: N818
+    pass
+
+
+class _Reader:
+    """Recursive descent over tokens; every value it makes is bounded by MAX_BITS."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.position == len(self.tokens)
+
+    def sum(self, depth: int) -> Fraction:
+        if depth > _MAX_DEPTH:
+            raise _NotRational
+        value = self.product(depth)
+        while self.peek() in ("+", "-"):
+            operator = self.take()
+            term = self.product(depth)
+            value = _bounded(value + term if operator == "+" else value - term)
+        return value
+
+    def product(self, depth: int) -> Fraction:
+        value = self.signed(depth)
+        while (token := self.peek()) is not None:
+            if token in ("*", r"\cdot"):
+                self.take()
+                value = _bounded(value * self.signed(depth))
+            elif token in ("/", r"\div"):
+                self.take()
+                value = _bounded(value / self.signed(depth))
+            elif token in ("(", "{"):
+                value = _bounded(value * self.power(depth))
+            else:
+                return value
+        return value
+
+    def signed(self, depth: int) -> Fraction:
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take() == "-"
+        value = self.power(depth)
+        return -value if negative else value
+
+    def power(self, depth: int) -> Fraction:
+        value = self.postfix(self.atom(depth))
+        if self.peek() != "^":
+            return value
+        self.take()
+        if depth > _MAX_DEPTH:
+            raise _NotRational
+        negative = False
+        if self.peek() == "-":
+            negative = self.take() == "-"
+        exponent = self.power(depth + 1)  # right-associative: 2^{2^3} is 256
+        exponent = -exponent if negative else exponent
+        return self.postfix(_power(value, exponent))
+
+    def postfix(self, value: Fraction) -> Fraction:
+        while self.peek() in ("!", "%"):
+            value = value / 100 if self.take() == "%" else _factorial(value)
+        return value
+
+    def atom(self, depth: int) -> Fraction:
+        token = self.take()
+        if token == r"\frac":
+            numerator = self.group(depth)
+            return _bounded(numerator / self.group(depth))
+        if token in ("(", "{"):
+            self.position -= 1
+            return self.group(depth)
+        if token[0] not in "0123456789.":
+            raise _NotRational
+        value = Fraction(token)
+        if "." not in token and self.peek() == r"\frac":
+            self.take()  # 2\frac{3}{4} is a mixed number, never a product
+            numerator = self.group(depth)
+            value += _bounded(numerator / self.group(depth))
+        return value
+
+    def group(self, depth: int) -> Fraction:
+        closing = {"(": ")", "{": "}"}.get(self.take())
+        value = self.sum(depth + 1)
+        if closing is None or self.take() != closing:
+            raise _NotRational
+        return value
+
+    def peek(self) -> str | None:
+        return None if self.at_end else self.tokens[self.position]
+
+    def take(self) -> str:
+        if self.at_end:
+            raise _NotRational
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise TooLarge(f"a value of more than {MAX_BITS} bits")
+    return value
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise _NotRational  # a root: for the algebra system
+    if base in (0, 1, -1):
+        if base == 0 and exponent <= 0:
+            raise _NotRational
+        return base ** (int(exponent) % 2 if base == -1 else 1 if exponent else 0)
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if bits * abs(exponent) > MAX_BITS:
+        raise TooLarge(f"a power of more than {MAX_BITS} bits")
+    return base ** int(exponent)
+
+
+def _factorial(value: Fraction) -> Fraction:
+    if value.denominator != 1 or value < 0:
+        raise _NotRational
+    if value > MAX_FACTORIAL:
+        raise TooLarge(f"a factorial above {MAX_FACTORIAL}!")
+    result = 1
+    for factor in range(2, int(value) + 1):
+        result *= factor
+    return _bounded(Fraction(result))

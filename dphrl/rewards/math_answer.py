@@ -1,0 +1,287 @@
+r"""Grades a mathematical answer by value: exact forms here, everything else by math-verify.
+
+Order of decision: the same spelling; rational numbers, exactly; tuples, intervals, lists, sets and matrices, entry by
+entry; and only what is left by symbolic comparison, after `_guard` has refused what would not end. No model output is
+given to `eval`, `sympify` or `parse_expr`: the symbolic parser reads LaTeX through a grammar.
+
+Covered: value equality without tolerance, units and thousands separators on one side, hedged answers (wrong), several
+boxes (the last). Not covered: a symbolic comparison that blocks inside one long C call, and any time limit outside the
+main thread; `_guard` keeps both rare, only a killable process would make them impossible.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import lru_cache
+from math import ceil
+
+from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
+from dphrl.rewards.extraction import EXTRACTORS
+from dphrl.types import RewardResult, RewardStatus
+
+MAX_ANSWER_CHARS = 2_000
+# Beyond this the algebra system, not the model, would be at work.
+_MAX_SYMBOLIC_CHARS = 400
+_MAX_EXPONENT = 200
+_MAX_ENTRIES = 100
+
+_ASSIGNMENT = re.compile(
+    r"^(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?(?:\s*:\s*[A-Za-z](?:_\{?\w+\}?)?)*)\s*(?:=|\\in(?![A-Za-z]))\s*(?![=])"
+)
+_CONJUNCTION = re.compile(r"\\text\s*\{\s*(?:and|or),?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\u00b0|\\degree(?![A-Za-z])")
+_UNIT = re.compile(
+    r"(?P<core>.*[\d)}\]])(?P<unit>\s*\\(?:text|mbox|mathrm|textnormal)\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?"
+    r"|\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){0,2})",
+    re.DOTALL,
+)
+_NOT_UNITS = frozenset("pi sqrt ln log sin cos tan sec csc cot exp mod or and e i".split())
+_DEGREE_WORDS = frozenset({"degree", "degrees", "deg"})
+_PERCENT_WORDS = frozenset({"percent", "percents"})
+_WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+_BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+_MATRIX = re.compile(
+    r"\\begin\{(?:(?:p|b|small)?matrix|array)\}(?:\{[lcr|\s]*\})?(?P<rows>.*?)\\end\{(?:(?:p|b|small)?matrix|array)\}", re.DOTALL
+)
+_OPEN, _CLOSE = "([{", ")]}"
+# What LaTeX mathematics is written in. Quotes, backticks, underscored names and the like are programs.
+_LATEX_ONLY = re.compile(r"[\w\s+\-*/^=<>()\[\]{}\\.,:;!|&'%]*", re.ASCII)
+_FORBIDDEN = re.compile(
+    r"__|\\(?:write|immediate|input|def|csname|det|prod|sum|int|iint|oint|lim|mod|pmod|bmod|binom|gcd|lcm)(?![A-Za-z])|[A-Za-z]\.[A-Za-z]"
+)
+# Sums and the like are compared by spelling only: evaluating one can take for ever.
+_EXPONENT = re.compile(r"\^\s*(?:\{(?P<group>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<token>\\?\w))|\\sqrt\s*\[(?P<index>[^\]]*)\]")
+
+
+class _Verdict(Exception):  # noqa: N818  (carries a status up; not cached, so a time limit is not remembered)
+    def __init__(self, status: RewardStatus, detail: str) -> None:
+        super().__init__(detail)
+        self.result = RewardResult(status, detail)
+
+
+class MathAnswerGrader:
+    """`Grader` for answers of mathematics problems.
+
+    extraction: "boxed" or "auto". timeout_s bounds one symbolic comparison, in the main thread only.
+    """
+
+    def __init__(self, extraction: str = "boxed", timeout_s: float = 10.0) -> None:
+        if extraction not in EXTRACTORS:
+            raise ValueError(f"extraction={extraction!r} is unknown; choose one of {', '.join(EXTRACTORS)}")
+        self._extract = EXTRACTORS[extraction]
+        self._timeout_s = max(1, ceil(timeout_s))
+
+    def grade(self, completion_text: str, answer: str) -> RewardResult:
+        """The verdict on the completion's final answer against the gold `answer`; never raises."""
+        try:
+            extracted = self._extract(completion_text)
+            if extracted is None:
+                return RewardResult(RewardStatus.UNPARSABLE, "no answer found")
+            if len(extracted) > MAX_ANSWER_CHARS:
+                return RewardResult(RewardStatus.REFUSED, f"the answer has {len(extracted)} characters")
+            return compare(extracted, answer, self._timeout_s)
+        except _Verdict as verdict:
+            return verdict.result
+        except TooLarge as error:
+            return RewardResult(RewardStatus.REFUSED, str(error))
+        except (RecursionError, MemoryError) as error:
+            return RewardResult(RewardStatus.RESOURCE_LIMIT, type(error).__name__)
+        except Exception as error:
+            return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"{type(error).__name__}: {error}"[:200])
+
+
+@lru_cache(maxsize=16_384)
+def compare(answer: str, gold: str, timeout_s: int = 10) -> RewardResult:
+    """The verdict on an extracted answer. Raises `TooLarge` and `_Verdict` for what must not be cached."""
+    answer, gold = tidy(answer), tidy(gold)
+    if not canonical(answer):
+        return RewardResult(RewardStatus.UNPARSABLE, "the answer is empty")
+    same = _equal(answer, gold, timeout_s)
+    status = RewardStatus.CORRECT if same else RewardStatus.WRONG
+    relation = "equals" if same else "is not"
+    return RewardResult(status, f"{answer[:80]!a} {relation} {gold[:80]!a}")
+
+
+def _equal(answer: str, gold: str, timeout_s: int) -> bool:
+    if canonical(answer) == canonical(gold):
+        return True
+    answer, gold = _strip_assignments(answer, gold)
+    (answer, unit), (gold, gold_unit) = _split_unit(answer), _split_unit(gold)
+    if unit and gold_unit and unit != gold_unit:
+        return False
+    if canonical(answer) == canonical(gold):
+        return True
+    values = rational(answer), rational(gold)
+    if values[0] is not None and values[1] is not None:
+        # 25% stands for 0.25, and beside a bare 25 its sign is a unit on one side.
+        return values[0] == values[1] or ("%" in (unit, gold_unit) and unit != gold_unit and values[0] == values[1] / 100)
+    decided = _equal_by_parts(answer, gold, timeout_s)
+    return _equal_symbolically(answer, gold, timeout_s) if decided is None else decided
+
+
+def _equal_by_parts(answer: str, gold: str, timeout_s: int) -> bool | None:
+    """The verdict on words, numerals and compound answers; None for a pair of plain expressions."""
+    words = unwrap_text(answer).strip(), unwrap_text(gold).strip()
+    if any("\\" not in word and _WORDS_ONLY.fullmatch(word) and len(word) > 1 for word in words):
+        return words[0].casefold().split() == words[1].casefold().split()
+    bases = _BASED.fullmatch(canonical(answer)), _BASED.fullmatch(canonical(gold))
+    if any(bases):
+        return bool(bases[0] and bases[1] and bases[0].groups() == bases[1].groups())
+    kind, entries = _compound(answer)
+    gold_kind, gold_entries = _compound(gold)
+    if kind == gold_kind == "plain":
+        return None
+    if {kind, gold_kind} <= {"set", "list"}:
+        kind = gold_kind
+    if kind != gold_kind or len(entries) != len(gold_entries):
+        return False
+    if len(entries) > _MAX_ENTRIES:
+        raise _Verdict(RewardStatus.REFUSED, f"the answer has {len(entries)} entries")
+    if kind not in ("set", "list"):
+        return all(_equal(a, b, timeout_s) for a, b in zip(entries, gold_entries, strict=True))
+    left = list(gold_entries)
+    for entry in entries:
+        match = next((i for i, other in enumerate(left) if _equal(entry, other, timeout_s)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+def _compound(text: str) -> tuple[str, list[str]]:
+    r"""(kind, entries): a bracket pair "()", "[)", ..., "set", "list" (commas, and/or, \pm), "union", "ratio",
+    a matrix with its shape, or "plain"."""
+    text = text.strip()
+    if matrix := _MATRIX.fullmatch(text.removeprefix("[").removesuffix("]").strip()):
+        rows = [row.split("&") for row in matrix["rows"].split(r"\\") if row.strip()]
+        return f"matrix{[len(row) for row in rows]}", [entry.strip() for row in rows for entry in row]
+    parts = _split(_CONJUNCTION.sub(",", text), ",")
+    if len(parts) > 1:
+        return "list", [signed for part in parts for signed in _plus_minus(part)]
+    parts = _split(text, r"\cup")
+    if len(parts) > 1:
+        return "union", sorted(parts, key=canonical)
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return "set", _split(text[2:-2], ",")
+    if text and text[0] in "([" and text[-1] in ")]" and _encloses(text):
+        parts = _split(text[1:-1], ",")
+        if len(parts) > 1:
+            return text[0] + text[-1], parts
+    parts = _split(text, ":")
+    if len(parts) > 1:
+        return "ratio", parts
+    signed = _plus_minus(text)
+    return ("list", signed) if len(signed) > 1 else ("plain", [text])
+
+
+def _plus_minus(text: str) -> list[str]:
+    if text.count(r"\pm") != 1:
+        return [text]
+    return [text.replace(r"\pm", sign) for sign in ("+", "-")]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at `separator` outside every bracket; a half-open interval may close with the other bracket."""
+    parts, depth, start, position = [], 0, 0, 0
+    while position < len(text):
+        if depth == 0 and text.startswith(separator, position):
+            parts.append(text[start:position].strip())
+            position += len(separator)
+            start = position
+            continue
+        depth += (text[position] in _OPEN) - (text[position] in _CLOSE)
+        position += 1
+    return [part for part in [*parts, text[start:].strip()] if part]
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket is closed by the last character and not before."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth == 0:
+            return position == len(text) - 1
+    return False
+
+
+def _strip_assignments(answer: str, gold: str) -> tuple[str, str]:
+    """Drop "x =" where one side has it, or both have the same; x = 5 and y = 5 stay different."""
+    matches = _ASSIGNMENT.match(answer), _ASSIGNMENT.match(gold)
+    if any("=" in text and not match for match, text in zip(matches, (answer, gold), strict=True)):
+        return answer, gold  # y = 3x - 7 beside another equation: for the algebra system
+    if matches[0] and matches[1] and canonical(matches[0][0]) != canonical(matches[1][0]):
+        return answer, gold
+    # "x = 1, x = 2" is a list of assignments, its entries are stripped one by one.
+    stripped = [
+        text[match.end() :] if match and "=" not in text[match.end() :] else text
+        for match, text in zip(matches, (answer, gold), strict=True)
+    ]
+    return stripped[0], stripped[1]
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """(core, unit): the unit in lower case without plural s, "" for none."""
+    bare = _DEGREES.sub("", text)
+    if bare != text and bare.strip():
+        return bare.strip(), "degree"
+    if text.endswith("%"):
+        return text[:-1].strip(), "%"
+    match = _UNIT.fullmatch(text)
+    if match is None:
+        return text, ""
+    words = unwrap_text(match["unit"]).casefold().split()
+    if not words or _NOT_UNITS.intersection(words):
+        return text, ""
+    if words[0] in _PERCENT_WORDS:
+        return match["core"], "%"
+    if words[0] in _DEGREE_WORDS:
+        return match["core"], "degree"
+    return match["core"], " ".join(words).rstrip("s")
+
+
+def _guard(text: str) -> None:
+    """Refuse by inspection what the algebra system might never finish. Raises `_Verdict`."""
+    if len(text) > _MAX_SYMBOLIC_CHARS:
+        raise _Verdict(RewardStatus.REFUSED, f"an expression of {len(text)} characters")
+    if not _LATEX_ONLY.fullmatch(text) or _FORBIDDEN.search(text):
+        raise _Verdict(RewardStatus.REFUSED, "not a plain mathematical expression")
+    total = 1.0
+    for match in _EXPONENT.finditer(text):
+        exponent = match["group"] or match["token"] or match["index"] or ""
+        value = rational(exponent)
+        if value is None and re.search(r"\^|\d{4}|!", exponent):
+            raise _Verdict(RewardStatus.REFUSED, "an exponent too large or too deep")
+        total *= max(1.0, float(abs(value.numerator))) if value is not None else 1.0
+        if total > _MAX_EXPONENT**2 or (value is not None and abs(value) > _MAX_EXPONENT):
+            raise _Verdict(RewardStatus.REFUSED, "exponents too large")
+    if re.search(r"\d{4,}\s*!|!\s*!|\)\s*!.*\d{3}|\d{60}", text):
+        raise _Verdict(RewardStatus.REFUSED, "a number or factorial too large")
+
+
+def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
+    _guard(answer)
+    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify.errors import TimeoutException
+
+    # SIGALRM exists in the main thread only; elsewhere `_guard` is all there is.
+    limit = timeout_s if threading.current_thread() is threading.main_thread() else None
+    config = [LatexExtractionConfig()]
+    try:
+        # math-verify decides by the order of its arguments how an assignment unwraps: gold first.
+        expressions = [
+            parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=limit) for text in (gold, answer)
+        ]
+        if not expressions[1]:
+            raise _Verdict(RewardStatus.UNPARSABLE, f"{answer[:80]!a} is no expression")
+        # Sixty digits: with the default fifteen 2^-99 counts as zero.
+        return bool(
+            verify(*expressions, float_rounding=12, numeric_precision=60, timeout_seconds=limit, raise_on_error=True)
+        )
+    except TimeoutException:
+        raise _Verdict(RewardStatus.TIMEOUT, f"no verdict after {timeout_s} s") from None
+    except (_Verdict, RecursionError, MemoryError):
+        raise
+    except Exception as error:
+        # sympy gives up on odd pairs with any exception at all; the pair is at fault, and equal it was not shown.
+        raise _Verdict(RewardStatus.WRONG, f"not comparable: {type(error).__name__}") from error
