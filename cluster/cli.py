@@ -236,7 +236,8 @@ def _exit_status() -> Iterator[_Run]:
     try:
         yield run
     except KeyboardInterrupt:
-        _say("dphrl: interrupted")
+        resumable = run.folder is not None and any(run.folder.glob("checkpoints/step_*"))
+        _say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")
         raise typer.Exit(130) from None
     except Exception as error:
         from dphrl.config_loading import InputError

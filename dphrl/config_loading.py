@@ -88,15 +88,23 @@ for _tag, _pattern, _first in (
 def _parse_yaml(text: str, label: str) -> Any:
     """Raises ConfigError as `label:line: what`."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{label}:{mark.line + 1}" if mark else label
         reason = error.problem or error.context or "cannot be parsed"
         raise ConfigError(f"{where}: not valid YAML: {reason}; correct this line or the one above") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        circular = isinstance(error, RecursionError)
+        reason = "an alias holds itself" if circular else " ".join(str(error).split())[:120]
         raise ConfigError(f"{label}: not valid YAML: {reason}; correct the file") from None
+
+
+def _unshared(tree: Any) -> Any:
+    """A copy in which an alias is a copy too: an override of one place must not change the other."""
+    if isinstance(tree, dict):
+        return {key: _unshared(value) for key, value in tree.items()}
+    return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
 
 
 # ------------------------------------------------------------ presets and files

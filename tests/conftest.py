@@ -78,9 +78,9 @@ def prompts(tokenizer: Any, make_config: ConfigFactory) -> list[Any]:
     return build_prompts(load_problems(config.data.train, config.seed), tokenizer, config.data)[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One Ray instance for all tests that use actors directly."""
+    """A Ray instance for tests that use actors directly; a whole run starts its own."""
     import ray
 
     ray.init(

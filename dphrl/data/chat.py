@@ -13,9 +13,7 @@ from dphrl.types import Prompt
 logger = logging.getLogger(__name__)
 
 
-def build_prompts(
-    problems: Sequence[Problem], tokenizer: Any, data_config: DataConfig
-) -> tuple[list[Prompt], int]:
+def build_prompts(problems: Sequence[Problem], tokenizer: Any, data_config: DataConfig) -> tuple[list[Prompt], int]:
     """Render and tokenize every problem; drop and count those longer than `max_prompt_tokens`.
 
     tokenizer: a transformers tokenizer. One without a chat template gets system prompt and question as plain text.

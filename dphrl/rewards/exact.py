@@ -15,7 +15,9 @@ MAX_FACTORIAL = 3_000
 _MAX_DEPTH = 40
 
 # Not after a backslash: `\\ ` ends a row of a matrix.
-_SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~")
+_SPACING = re.compile(
+    r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~"
+)
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 _FRACTION_NAMES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 # \frac12 and \frac1{2}: TeX takes one token where there are no braces.

@@ -25,7 +25,29 @@ _PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}")
 _NUMBER = re.compile(r"(?:(?<![\w.)\]}])[-+\u2212])?\\?\$?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?")
 _COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\(?:text|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_FUNCTION_WORDS = frozenset(["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "or", "and", "gcd", "lcm", "min", "max", "det"])
+_FUNCTION_WORDS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "pi",
+        "mod",
+        "or",
+        "and",
+        "gcd",
+        "lcm",
+        "min",
+        "max",
+        "det",
+    ]
+)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 # Beyond this a line is prose, and only the end of a long text is searched for spans and numbers.
 _MAX_BARE = 300
@@ -61,13 +83,11 @@ def extract_auto(text: str) -> str | None:
     text = _own_turn(text)
     if _BOX.search(text):
         return extract_boxed(text)
-    _, hashes, after = text.rpartition(_HASHES)
-    if hashes and (line := _first_line(after)):
+    _, hashes, rest = text.rpartition(_HASHES)
+    if hashes and (line := _first_line(rest)):
         return _trim(line)
-    phrase = None
-    for phrase in _ANSWER_PHRASE.finditer(text):
-        pass
-    if phrase is not None and (answer := _after_phrase(text[phrase.end() : phrase.end() + _TAIL])):
+    after = max((phrase.end() for phrase in _ANSWER_PHRASE.finditer(text)), default=None)
+    if after is not None and (answer := _after_phrase(text[after : after + _TAIL])):
         return answer
     tail = text[-_TAIL:]
     if spans := _math_spans(tail):

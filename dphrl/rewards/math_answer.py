@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import re
 import threading
+from fractions import Fraction
 from functools import lru_cache
 from math import ceil
+from typing import Any
 
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.extraction import EXTRACTORS
@@ -23,12 +25,13 @@ from dphrl.types import RewardResult, RewardStatus
 MAX_ANSWER_CHARS = 2_000
 # Beyond this the algebra system, not the model, would be at work.
 _MAX_SYMBOLIC_CHARS = 400
-_MAX_EXPONENT = 200
+_MAX_EXPONENT = 3_000
+_MAX_EXPANSION = 200
 _MAX_ENTRIES = 100
 
-_ASSIGNMENT = re.compile(
-    r"^(?:[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?(?:\s*:\s*[A-Za-z](?:_\{?\w+\}?)?)*)\s*(?:=|\\in(?![A-Za-z]))\s*(?![=])"
-)
+# What may stand before "=" in an assignment: x, x_1, f(2), V_1:V_2, \angle ABC; an equation's side may not.
+_NAME = r"(?:(?!\\(?:frac|sqrt|cdot|pm))\\?[A-Za-z]|_(?:\{[A-Za-z0-9]{1,9}\}|[A-Za-z0-9])|\([\w,]{0,20}\)|[':\s])+"
+_ASSIGNMENT = re.compile(rf"({_NAME})(?:=|(?<=[\s\w}}])\\in(?![A-Za-z]))")
 _CONJUNCTION = re.compile(r"\\text\s*\{\s*(?:and|or),?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\u00b0|\\degree(?![A-Za-z])")
 _UNIT = re.compile(
@@ -36,22 +39,27 @@ _UNIT = re.compile(
     r"|\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){0,2})",
     re.DOTALL,
 )
-_NOT_UNITS = frozenset("pi sqrt ln log sin cos tan sec csc cot exp mod or and e i".split())
+_NOT_UNITS = frozenset({"pi", "sqrt", "ln", "log", "sin", "cos", "tan", "sec", "csc", "cot", "exp", "mod", "e", "i"})
 _DEGREE_WORDS = frozenset({"degree", "degrees", "deg"})
 _PERCENT_WORDS = frozenset({"percent", "percents"})
 _WORDS_ONLY = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 _MATRIX = re.compile(
-    r"\\begin\{(?:(?:p|b|small)?matrix|array)\}(?:\{[lcr|\s]*\})?(?P<rows>.*?)\\end\{(?:(?:p|b|small)?matrix|array)\}", re.DOTALL
+    r"\\begin\{(?:(?:p|b|small)?matrix|array)\}(?:\{[lcr|\s]*\})?(?P<rows>.*?)\\end\{(?:(?:p|b|small)?matrix|array)\}",
+    re.DOTALL,
 )
 _OPEN, _CLOSE = "([{", ")]}"
 # What LaTeX mathematics is written in. Quotes, backticks, underscored names and the like are programs.
 _LATEX_ONLY = re.compile(r"[\w\s+\-*/^=<>()\[\]{}\\.,:;!|&'%]*", re.ASCII)
-_FORBIDDEN = re.compile(
-    r"__|\\(?:write|immediate|input|def|csname|det|prod|sum|int|iint|oint|lim|mod|pmod|bmod|binom|gcd|lcm)(?![A-Za-z])|[A-Za-z]\.[A-Za-z]"
-)
 # Sums and the like are compared by spelling only: evaluating one can take for ever.
-_EXPONENT = re.compile(r"\^\s*(?:\{(?P<group>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<token>\\?\w))|\\sqrt\s*\[(?P<index>[^\]]*)\]")
+_FORBIDDEN = re.compile(
+    r"__|[A-Za-z]\.[A-Za-z]|\\(?:write|immediate|input|def|csname)(?![A-Za-z])"
+    r"|\\(?:det|prod|sum|int|iint|oint|lim|mod|pmod|bmod|binom|gcd|lcm)(?![A-Za-z])"
+)
+_LONG_NUMBER = re.compile(r"\d{60}|\d{4,}\s*!|!\s*!|\)\s*!")
+_EXPONENT = re.compile(
+    r"\^\s*(?:\{(?P<group>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<token>\\?\w))|\\sqrt\s*\[(?P<index>[^\]]*)\]"
+)
 
 
 class _Verdict(Exception):  # noqa: N818  (carries a status up; not cached, so a time limit is not remembered)
@@ -115,7 +123,9 @@ def _equal(answer: str, gold: str, timeout_s: int) -> bool:
     values = rational(answer), rational(gold)
     if values[0] is not None and values[1] is not None:
         # 25% stands for 0.25, and beside a bare 25 its sign is a unit on one side.
-        return values[0] == values[1] or ("%" in (unit, gold_unit) and unit != gold_unit and values[0] == values[1] / 100)
+        percent = "%" in (unit, gold_unit) and unit != gold_unit
+        scale = 100 if unit == "%" else Fraction(1, 100)
+        return values[0] == values[1] or (percent and values[0] == values[1] * scale)
     decided = _equal_by_parts(answer, gold, timeout_s)
     return _equal_symbolically(answer, gold, timeout_s) if decided is None else decided
 
@@ -206,18 +216,36 @@ def _encloses(text: str) -> bool:
 
 
 def _strip_assignments(answer: str, gold: str) -> tuple[str, str]:
-    """Drop "x =" where one side has it, or both have the same; x = 5 and y = 5 stay different."""
-    matches = _ASSIGNMENT.match(answer), _ASSIGNMENT.match(gold)
-    if any("=" in text and not match for match, text in zip(matches, (answer, gold), strict=True)):
-        return answer, gold  # y = 3x - 7 beside another equation: for the algebra system
-    if matches[0] and matches[1] and canonical(matches[0][0]) != canonical(matches[1][0]):
+    """Drop "x =" where one side has it, or both have the same. x = 5 and y = 5 stay different, and so does an
+    equation such as x^2 - 4 = 0 from its right side."""
+    texts = (answer, gold)
+    names = [_ASSIGNMENT.match(text) for text in texts]
+    if any(_is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
+        # A chain of numbers, "2 + 2 = 4", says what its last part says.
+        if _is_equation(answer) and not _is_equation(gold) and not re.search(r"[A-Za-z,]", _plain(answer)):
+            return _split(answer, "=")[-1], gold
         return answer, gold
-    # "x = 1, x = 2" is a list of assignments, its entries are stripped one by one.
-    stripped = [
-        text[match.end() :] if match and "=" not in text[match.end() :] else text
-        for match, text in zip(matches, (answer, gold), strict=True)
-    ]
-    return stripped[0], stripped[1]
+    if names[0] and names[1] and canonical(names[0][1]) != canonical(names[1][1]):
+        return answer, gold
+    return _value_of(answer, names[0]), _value_of(gold, names[1])
+
+
+def _is_equation(text: str) -> bool:
+    """Whether "=" stands outside all brackets; the one in a sum's bounds does not."""
+    return "=" in text and len(_split(text, "=")) > 1
+
+
+def _value_of(text: str, assignment: re.Match[str] | None) -> str:
+    # "x = 1, y = 2" is a list, whose entries are stripped one by one.
+    if assignment is None or (_is_equation(text) and len(_split(text, ",")) > 1 and text.count("=") > 1):
+        return text
+    # The last part: "x = 2 + 3 = 5" ends in its value.
+    return (_split(text[assignment.end() :], "=") or [text])[-1]
+
+
+def _plain(text: str) -> str:
+    r"""Without the commands that numbers are written with."""
+    return re.sub(r"\\(?:frac|cdot|div|sqrt|pi)(?![A-Za-z])", " ", text)
 
 
 def _split_unit(text: str) -> tuple[str, str]:
@@ -242,24 +270,32 @@ def _split_unit(text: str) -> tuple[str, str]:
 
 def _guard(text: str) -> None:
     """Refuse by inspection what the algebra system might never finish. Raises `_Verdict`."""
+    if not _LATEX_ONLY.fullmatch(text):
+        raise _Verdict(RewardStatus.UNPARSABLE, "not a mathematical expression")
     if len(text) > _MAX_SYMBOLIC_CHARS:
         raise _Verdict(RewardStatus.REFUSED, f"an expression of {len(text)} characters")
-    if not _LATEX_ONLY.fullmatch(text) or _FORBIDDEN.search(text):
-        raise _Verdict(RewardStatus.REFUSED, "not a plain mathematical expression")
-    total = 1.0
+    if _FORBIDDEN.search(text) or _LONG_NUMBER.search(text):
+        raise _Verdict(RewardStatus.REFUSED, "an operator or number outside what is evaluated")
+    expansion = 1.0
     for match in _EXPONENT.finditer(text):
         exponent = match["group"] or match["token"] or match["index"] or ""
         value = rational(exponent)
-        if value is None and re.search(r"\^|\d{4}|!", exponent):
-            raise _Verdict(RewardStatus.REFUSED, "an exponent too large or too deep")
-        total *= max(1.0, float(abs(value.numerator))) if value is not None else 1.0
-        if total > _MAX_EXPONENT**2 or (value is not None and abs(value) > _MAX_EXPONENT):
-            raise _Verdict(RewardStatus.REFUSED, "exponents too large")
-    if re.search(r"\d{4,}\s*!|!\s*!|\)\s*!.*\d{3}|\d{60}", text):
-        raise _Verdict(RewardStatus.REFUSED, "a number or factorial too large")
+        if value is None:
+            if re.search(r"\^|\d{4}|!", exponent):
+                raise _Verdict(RewardStatus.REFUSED, "an exponent too large or too deep")
+            continue
+        if abs(value) > _MAX_EXPONENT:
+            raise _Verdict(RewardStatus.REFUSED, f"an exponent above {_MAX_EXPONENT}")
+        # Powers of brackets are multiplied out, and brackets nest.
+        if text[: match.start()].rstrip().endswith((")", "}", "]")):
+            expansion *= max(1.0, float(abs(value)))
+    if expansion > _MAX_EXPANSION:
+        raise _Verdict(RewardStatus.REFUSED, "powers of brackets too large")
 
 
 def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
+    if _is_equation(answer) != _is_equation(gold):
+        return False  # math-verify would compare the right side alone
     _guard(answer)
     from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
@@ -274,10 +310,11 @@ def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
         ]
         if not expressions[1]:
             raise _Verdict(RewardStatus.UNPARSABLE, f"{answer[:80]!a} is no expression")
+        # The parser makes i a real symbol in one place and a complex one in another, never the imaginary unit.
+        pair = [[_with_imaginary_unit(expression) for expression in found] for found in expressions]
         # Sixty digits: with the default fifteen 2^-99 counts as zero.
-        return bool(
-            verify(*expressions, float_rounding=12, numeric_precision=60, timeout_seconds=limit, raise_on_error=True)
-        )
+        options = {"float_rounding": 12, "numeric_precision": 60, "timeout_seconds": limit}
+        return bool(verify(*pair, raise_on_error=True, **options))
     except TimeoutException:
         raise _Verdict(RewardStatus.TIMEOUT, f"no verdict after {timeout_s} s") from None
     except (_Verdict, RecursionError, MemoryError):
@@ -285,3 +322,10 @@ def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
     except Exception as error:
         # sympy gives up on odd pairs with any exception at all; the pair is at fault, and equal it was not shown.
         raise _Verdict(RewardStatus.WRONG, f"not comparable: {type(error).__name__}") from error
+
+
+def _with_imaginary_unit(expression: Any) -> Any:
+    from sympy import I  # type: ignore[import-untyped]
+
+    units = [symbol for symbol in getattr(expression, "free_symbols", ()) if str(symbol) == "i"]
+    return expression.xreplace(dict.fromkeys(units, I)) if units else expression
