@@ -45,11 +45,11 @@ def resolve_model(path: str, progress: Progress | None = None) -> Path | str:
     if path in EMBEDDED:
         return EMBEDDED[path](progress)
     expanded = Path(os.path.expandvars(path)).expanduser()
-    if expanded.is_dir():
+    if path and expanded.is_dir():
         if not (expanded / "config.json").is_file():
             raise ValueError(f"model.path: {path!r} holds no config.json; name a Hugging Face model directory")
         return expanded.resolve()
-    if expanded.exists():
+    if path and expanded.exists():
         raise ValueError(f"model.path: {path!r} is a file; name the Hugging Face directory that holds the model")
     if _HUB_NAME.fullmatch(path):
         return path

@@ -27,10 +27,10 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dir() -> str:
-    """The embedded model after a short warm start: it knows the format, and little else. Tied embeddings."""
-    from dphrl.tiny import WarmStartRecipe, ensure_tiny_model
+    """The embedded model, warm-started once and cached: small, and with tied embeddings."""
+    from dphrl.tiny import ensure_tiny_model
 
-    return str(ensure_tiny_model(recipe=WarmStartRecipe(num_steps=60)))
+    return str(ensure_tiny_model())
 
 
 @pytest.fixture(scope="session")

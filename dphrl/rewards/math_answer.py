@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
@@ -166,7 +167,7 @@ def _compound(text: str) -> tuple[str, list[str]]:
     if matrix := _MATRIX.fullmatch(text.removeprefix("[").removesuffix("]").strip()):
         rows = [row.split("&") for row in matrix["rows"].split(r"\\") if row.strip()]
         return f"matrix{[len(row) for row in rows]}", [entry.strip() for row in rows for entry in row]
-    parts = _split(_CONJUNCTION.sub(",", text), ",")
+    parts = _entries(text)
     if len(parts) > 1:
         return "list", [signed for part in parts for signed in _plus_minus(part)]
     parts = _split(text, r"\cup")
@@ -183,6 +184,10 @@ def _compound(text: str) -> tuple[str, list[str]]:
         return "ratio", parts
     signed = _plus_minus(text)
     return ("list", signed) if len(signed) > 1 else ("plain", [text])
+
+
+def _entries(text: str) -> list[str]:
+    return _split(_CONJUNCTION.sub(",", text), ",")
 
 
 def _plus_minus(text: str) -> list[str]:
@@ -237,7 +242,7 @@ def _is_equation(text: str) -> bool:
 
 def _value_of(text: str, assignment: re.Match[str] | None) -> str:
     # "x = 1, y = 2" is a list, whose entries are stripped one by one.
-    if assignment is None or (_is_equation(text) and len(_split(text, ",")) > 1 and text.count("=") > 1):
+    if assignment is None or (text.count("=") > 1 and len(_entries(text)) > 1):
         return text
     # The last part: "x = 2 + 3 = 5" ends in its value.
     return (_split(text[assignment.end() :], "=") or [text])[-1]
@@ -297,12 +302,12 @@ def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
     if _is_equation(answer) != _is_equation(gold):
         return False  # math-verify would compare the right side alone
     _guard(answer)
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import parse, verify
     from math_verify.errors import TimeoutException
 
     # SIGALRM exists in the main thread only; elsewhere `_guard` is all there is.
     limit = timeout_s if threading.current_thread() is threading.main_thread() else None
-    config = [LatexExtractionConfig()]
+    config = [_latex_config()]
     try:
         # math-verify decides by the order of its arguments how an assignment unwraps: gold first.
         expressions = [
@@ -322,6 +327,15 @@ def _equal_symbolically(answer: str, gold: str, timeout_s: int) -> bool:
     except Exception as error:
         # sympy gives up on odd pairs with any exception at all; the pair is at fault, and equal it was not shown.
         raise _Verdict(RewardStatus.WRONG, f"not comparable: {type(error).__name__}") from error
+
+
+@lru_cache(maxsize=1)
+def _latex_config() -> Any:
+    from math_verify import LatexExtractionConfig
+
+    config = LatexExtractionConfig()
+    # math-verify would drop single letters as units: to it 5 - 2t is 5 - 2.
+    return replace(config, normalization_config=replace(config.normalization_config, units=False))
 
 
 def _with_imaginary_unit(expression: Any) -> Any:

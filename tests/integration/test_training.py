@@ -26,11 +26,13 @@ pytestmark = pytest.mark.integration
 # What must agree between the modes on the same completions; times and gaps are each mode's own.
 SAME = ("reward/mean", "policy/loss", "policy/entropy", "divergence/loss", "learner/grad_norm", "rollout/num_tokens")
 
+Tape = dict[Any, list[list[Completion]]]
+
 
 class Recording:
-    """A rollout pool that remembers what it handed out, by the request's seed."""
+    """A rollout pool that remembers what it handed out for each request, in the order of like requests."""
 
-    def __init__(self, pool: Any, tape: dict[Any, list[Completion]]) -> None:
+    def __init__(self, pool: Any, tape: Tape) -> None:
         self.pool, self.tape = pool, tape
 
     async def refit(self, learner: Any) -> Any:
@@ -39,7 +41,8 @@ class Recording:
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
-        heard = self.tape.setdefault((seed, greedy, tuple(p.prompt_id for p in prompts)), [])
+        heard: list[Completion] = []
+        self.tape.setdefault((seed, greedy, num_samples, *(p.prompt_id for p in prompts)), []).append(heard)
         async for completions in self.pool.generate(prompts, num_samples, seed=seed, greedy=greedy):
             heard.extend(completions)
             yield completions
@@ -51,7 +54,7 @@ class Replaying(Recording):
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
-        yield self.tape[(seed, greedy, tuple(p.prompt_id for p in prompts))]
+        yield self.tape[(seed, greedy, num_samples, *(p.prompt_id for p in prompts))].pop(0)
 
 
 class WrappedSystem:
@@ -83,7 +86,7 @@ def run_mode(config: Any, folder: Path, wrap: Any, *, inline: bool) -> list[dict
 def ray_run(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Three steps on Ray, recorded; it starts its own Ray, as a user's run does."""
     folder = tmp_path_factory.mktemp("ray") / "run"
-    tape: dict[Any, list[Completion]] = {}
+    tape: Tape = {}
     config = make_config(
         algorithm={"num_minibatches": 1},
         learner={"num_steps": 3},
@@ -103,7 +106,7 @@ def test_ray_run_leaves_what_the_contract_says(ray_run: Any) -> None:
     manifest = json.loads((folder / "reference" / "manifest.json").read_text())
     assert manifest["split"]["num_prompts"] == config.data.train.limit
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_2", "step_3"]
-    samples = [json.loads(line) for line in (folder / "samples" / "step_000001.jsonl").open()]
+    samples = [json.loads(line) for line in (folder / "samples" / "step_000001.jsonl").read_text().splitlines()]
     assert {"prompt", "completion", "score", "status", "policy_version"} <= samples[0].keys()
     evaluation = json.loads((folder / "eval" / "step_3.json").read_text())[0]
     assert {"dataset", "split", "pass@1", "pass@4", "greedy", "retention", "per_prompt"} <= evaluation.keys()
