@@ -8,7 +8,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-fast lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ setup: ## make .venv with everything in it (minutes once, then nothing); DPHRL_B
 	@docker/setup.sh
 
 demo: setup ## train the small maths model on this machine; ARGS="learner.num_steps=10" to override settings
-	$(BIN)/dphrl train demo-math $(ARGS)
+	$(BIN)/dphrl train demo-math --overwrite $(ARGS)
 
 test: setup ## every test that needs no GPU; ARGS="-k name" to select
 	$(PYTEST) tests -m "not gpu and not benchmark" $(ARGS)
@@ -33,9 +33,6 @@ lint: setup ## ruff (rules and format) and mypy
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
-
-bench: setup ## run a benchmark and print its table; NAME=which ARGS="--json"
-	$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
 clean: ## remove caches and build output; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

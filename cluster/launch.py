@@ -48,7 +48,6 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     if not config.uses_divergence:
         raise InputError("algorithm.divergence: none (or eta 0) needs no reference stage; nothing to sample")
     prepared = prepare(config, console)
-    folder.mkdir(parents=True, exist_ok=True)
 
     async def run(system: Any) -> None:
         parts = await system.start(console.info)
@@ -56,7 +55,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         await prepare_reference(config, prepared, system, folder, console)
         console.info(f"buffer     {folder / 'reference'}")
 
-    with open_system(config, prepared, inline=inline) as system:
+    with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
         _run(run(system))
 
 

@@ -251,7 +251,8 @@ class ClusterConfig(Section):
 class Config(Section):
     """A complete run. `dphrl plan CONFIG` prints one resolved."""
 
-    run_name: str = "run"
+    # The run's folder below run_dir.
+    run_name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
     run_dir: str = "runs"
     seed: NonNegativeInt = 0
     # Per-request seeds in the engines and deterministic kernels in the learner: slower, repeatable.

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from dphrl.config import DatasetConfig
 from dphrl.types import JsonDict
 
@@ -131,31 +129,3 @@ def _require_fields(row: Row, dataset: DatasetConfig) -> None:
                 f"{row.location}: no field {field!r}; it has {', '.join(map(str, row.fields)) or 'none'}; set "
                 f"{setting} of data set {dataset.name}"
             )
-
-
-class PromptSchedule:
-    """The infinite stream of item indices: every epoch a fresh permutation of range(num_items).
-
-    Item i of the stream depends on (seed, i) alone, so a position is all that a resumed run needs.
-    """
-
-    def __init__(self, num_items: int, seed: int) -> None:
-        if num_items < 1:
-            raise ValueError(f"num_items is {num_items}: a schedule needs at least one item")
-        self.num_items = num_items
-        self.seed = seed
-        self._epoch = -1
-        self._order: list[int] = []
-
-    def indices(self, start: int, count: int) -> list[int]:
-        """Items start .. start + count - 1 of the stream; may cross epochs. Raises ValueError below 0."""
-        if start < 0 or count < 0:
-            raise ValueError(f"start={start}, count={count}: a stream has no negative positions")
-        return [self._item(position) for position in range(start, start + count)]
-
-    def _item(self, position: int) -> int:
-        epoch, place = divmod(position, self.num_items)
-        if epoch != self._epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
-            self._epoch, self._order = epoch, [int(index) for index in order]
-        return self._order[place]

@@ -339,7 +339,7 @@ def _latex_config() -> Any:
 
 
 def _with_imaginary_unit(expression: Any) -> Any:
-    from sympy import I  # type: ignore[import-untyped]
+    from sympy import I
 
     units = [symbol for symbol in getattr(expression, "free_symbols", ()) if str(symbol) == "i"]
     return expression.xreplace(dict.fromkeys(units, I)) if units else expression

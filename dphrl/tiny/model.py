@@ -90,9 +90,7 @@ def build_model(shape: TinyShape, tokenizer: PreTrainedTokenizerFast, seed: int)
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     if shape.hidden_size % (2 * shape.num_heads):
-        raise ValueError(
-            f"hidden_size {shape.hidden_size} is not a multiple of 2 x num_heads {shape.num_heads}"
-        )
+        raise ValueError(f"hidden_size {shape.hidden_size} is not a multiple of 2 x num_heads {shape.num_heads}")
     special_ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
@@ -121,7 +119,5 @@ def build_model(shape: TinyShape, tokenizer: PreTrainedTokenizerFast, seed: int)
         model = LlamaForCausalLM(config)
     # top_k 0 and top_p 1 say aloud that sampling is from the model's own distribution: the library default of
     # 50 would be read as a truncation by whatever starts from this file.
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special_ids
-    )
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special_ids)
     return model

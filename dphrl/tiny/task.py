@@ -220,7 +220,5 @@ def _last_box(text: str) -> str | None:
 def _parse_answer(answer: str) -> tuple[int | None, int]:
     match = _ANSWER.fullmatch(answer)
     if match is None:
-        raise ValueError(
-            f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'"
-        )
+        raise ValueError(f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'")
     return (None if match[1] is None else int(match[1])), int(match[2])

@@ -126,16 +126,12 @@ def warm_start(
         torch.set_num_threads(num_threads)
 
 
-def _train(
-    recipe: WarmStartRecipe, progress: Progress | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _train(recipe: WarmStartRecipe, progress: Progress | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     import torch
 
     tokenizer = tiny_model.build_tokenizer()
     model = tiny_model.build_model(recipe.shape, tokenizer, recipe.seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, recipe))
     model.train()
     with torch.enable_grad():
@@ -185,9 +181,7 @@ def _batches(
             return_dict=True,
         )["input_ids"]
         completions = tokenizer([completion + tokenizer.eos_token for _, completion in batch])["input_ids"]
-        length = max(
-            len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)
-        )
+        length = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
         input_ids_BT = torch.full((len(batch), length), tokenizer.pad_token_id)
         labels_BT = torch.full((len(batch), length), _IGNORED_LABEL)
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

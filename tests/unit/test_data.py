@@ -13,7 +13,7 @@ from pyarrow import parquet
 from dphrl.config import DataConfig, DatasetConfig
 from dphrl.data.chat import build_prompts
 from dphrl.data.math_problems import Problem, load_problems
-from dphrl.data.source import PromptSchedule, expand_path, load_rows
+from dphrl.data.source import expand_path, load_rows
 
 
 def _jsonl(path: Path, *rows: object) -> Path:
@@ -112,9 +112,7 @@ def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("DPHRL_DATA")
     (tmp_path / "repository").mkdir()
     monkeypatch.chdir(tmp_path / "repository")
-    with pytest.raises(
-        ValueError, match=r"DPHRL_DATA is not set; it names the folder .* export DPHRL_DATA="
-    ):
+    with pytest.raises(ValueError, match=r"DPHRL_DATA is not set; it names the folder .* export DPHRL_DATA="):
         expand_path("$DPHRL_DATA/a.jsonl")
     (tmp_path / "shared" / "data").mkdir(parents=True)
     assert expand_path("$DPHRL_DATA/a.jsonl") == "../shared/data/a.jsonl"
@@ -148,24 +146,6 @@ def test_the_tiny_task_depends_on_the_seed_and_has_its_splits() -> None:
         load("test", 0)
     with pytest.raises(ValueError, match=r"data set t: .*; set its limit"):
         load_problems(DatasetConfig(name="t", kind="tiny", split="train", limit=10**6), 0)
-
-
-def test_the_schedule_is_a_pure_function_of_seed_and_position() -> None:
-    whole = PromptSchedule(7, seed=3).indices(0, 70)
-    for epoch in range(10):
-        assert sorted(whole[epoch * 7 : (epoch + 1) * 7]) == list(range(7))
-    assert len({tuple(whole[epoch * 7 : (epoch + 1) * 7]) for epoch in range(10)}) > 5
-    schedule = PromptSchedule(7, seed=3)
-    # Backwards, across epochs, and piecewise: only the position matters.
-    assert [schedule.indices(start, 5) for start in (60, 5, 12, 0)] == [
-        whole[60:65], whole[5:10], whole[12:17], whole[0:5],
-    ]  # fmt: skip
-    assert PromptSchedule(7, seed=4).indices(0, 70) != whole
-    assert schedule.indices(3, 0) == []
-    with pytest.raises(ValueError, match="at least one item"):
-        PromptSchedule(0, seed=0)
-    with pytest.raises(ValueError, match="start=-1"):
-        schedule.indices(-1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -50,11 +50,7 @@ def answer_to(question: str) -> str:
 @pytest.mark.parametrize("split", SPLITS)
 def test_problems_are_solvable_distinct_and_say_what_they_ask(split: str) -> None:
     problems = make_problems(split, 400, seed=3)
-    assert (
-        len({problem.problem_id for problem in problems})
-        == len({problem.question for problem in problems})
-        == 400
-    )
+    assert len({problem.problem_id for problem in problems}) == len({problem.question for problem in problems}) == 400
     for problem in problems:
         number = number_of(problem.question)
         assert 10 < number < 100_000
@@ -64,9 +60,7 @@ def test_problems_are_solvable_distinct_and_say_what_they_ask(split: str) -> Non
 
 
 def test_no_evaluation_number_is_ever_trained_on() -> None:
-    trained = {
-        number_of(problem.question) for seed in (0, 1) for problem in make_problems("train", 2000, seed)
-    }
+    trained = {number_of(problem.question) for seed in (0, 1) for problem in make_problems("train", 2000, seed)}
     trained |= {number_of(question) for question, _ in make_demonstrations(3000, seed=0)}
     for split in ("held_out", "out_of_domain"):
         evaluated = {number_of(problem.question) for problem in make_problems(split, 1000, seed=0)}
@@ -109,11 +103,7 @@ def test_a_fifth_of_the_demonstrations_slip_and_the_rest_are_correct() -> None:
     statuses = [grade(completion, answer_to(question))[0] for question, completion in demonstrations]
     assert set(statuses) == {"correct", "wrong"}
     assert 0.17 < statuses.count("wrong") / len(statuses) < 0.23
-    assert (
-        0.22
-        < sum(question.startswith("DIVIDE") for question, _ in demonstrations) / len(demonstrations)
-        < 0.28
-    )
+    assert 0.22 < sum(question.startswith("DIVIDE") for question, _ in demonstrations) / len(demonstrations) < 0.28
     exact = make_demonstrations(500, seed=1, slip_rate=0.0)
     assert {grade(completion, answer_to(question))[0] for question, completion in exact} == {"correct"}
 
@@ -209,9 +199,7 @@ def test_hostile_text_is_unparsable_and_the_detail_can_be_written(text: str) -> 
     assert len(detail.encode()) < 200
 
 
-@pytest.mark.parametrize(
-    "answer", ["", "04158", "factor:4158", "divide:04158", "divide:7:04158 ", "factor:٠٤١٥٨"]
-)
+@pytest.mark.parametrize("answer", ["", "04158", "factor:4158", "divide:04158", "divide:7:04158 ", "factor:٠٤١٥٨"])
 def test_an_answer_of_another_task_is_an_error_not_a_wrong_completion(answer: str) -> None:
     with pytest.raises(ValueError, match="not of this task"):
         grade(r"\boxed{3*01386}", answer)
@@ -314,9 +302,7 @@ def test_the_loss_falls_within_a_few_steps_and_covers_the_completion_only(
     original = torch.nn.functional.cross_entropy
 
     def spy(logits: torch.Tensor, labels: torch.Tensor, **kwargs: int) -> torch.Tensor:
-        assert (
-            int((labels != kwargs["ignore_index"]).sum()) == 17 * 32
-        )  # p : 5 remainders \boxed{ p * 5 digits } <eos>
+        assert int((labels != kwargs["ignore_index"]).sum()) == 17 * 32  # p : 5 remainders \boxed{ p * 5 digits } <eos>
         losses.append(original(logits, labels, **kwargs).item())
         return original(logits, labels, **kwargs)
 
@@ -367,7 +353,5 @@ def test_importing_the_task_loads_no_heavy_library() -> None:
     heavy = {"torch", "transformers", "tokenizers"}
     code = f"import sys, dphrl.tiny.task; print(sorted({heavy} & set(sys.modules)))"
     root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
