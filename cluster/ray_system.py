@@ -56,7 +56,8 @@ class RaySystem:
             _spawn(RolloutEngine, o | _engine_env(self.config), self.config, self.model_dir, i)
             for i, o in enumerate(place["rollout"])
         ]
-        self._workers = [_spawn(RewardWorker, o, self.config.reward) for o in place["reward"]]
+        # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
+        self._workers = [_spawn(RewardWorker, o | {"max_restarts": -1}, self.config.reward) for o in place["reward"]]
         self._buffer = _spawn(BufferActor, {"num_cpus": 0})
         return self
 

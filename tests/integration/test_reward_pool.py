@@ -1,0 +1,66 @@
+"""Reward workers on Ray: a worker that dies costs a retry, never a silent 0."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
+
+pytestmark = pytest.mark.integration
+
+
+def items(*texts: str) -> list[tuple[Prompt, Completion]]:
+    prompt = Prompt("p", "FACTOR 0 0 0 2 1 ?", (1,), "factor:00021", "factor")
+    return [(prompt, Completion("p", i, (1,), text, (0.0,), "stop", 0)) for i, text in enumerate(texts)]
+
+
+class Worker:
+    """Grades as the real one does, but dies by SIGKILL once, at its first batch."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [RewardResult(RewardStatus.CORRECT) for _ in pairs]
+
+
+def test_real_worker_grades_in_order(ray_cluster: None, make_config: Any) -> None:
+    from actors.pools import RayRewardPool
+    from actors.reward import RewardWorker
+
+    config = make_config()
+    pool = RayRewardPool([RewardWorker.options(num_cpus=0.1).remote(config.reward)], config)
+    texts = (r"3 : 0 0 0 2 0 \boxed{ 3 * 0 0 0 0 7 }", r"\boxed{1*21}", "no answer", r"\boxed{7*3}")
+    results = asyncio.run(_grade(pool, items(*texts)))
+    assert [r.status for r in results] == ["correct", "wrong", "unparsable", "correct"]
+    assert [r.score for r in results] == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("num_retries", "status"), [(2, "correct"), (0, "infrastructure_error")])
+def test_a_killed_worker_is_retried_then_typed(
+    ray_cluster: None, make_config: Any, tmp_path: Path, num_retries: int, status: str
+) -> None:
+    import ray
+
+    from actors.pools import RayRewardPool
+
+    config = make_config(reward={"num_retries": num_retries})
+    workers = [
+        ray.remote(Worker).options(num_cpus=0.1, max_restarts=-1).remote(str(tmp_path / "died")) for _ in range(2)
+    ]
+    results = asyncio.run(_grade(RayRewardPool(workers, config), items("a", "b")))
+    assert [r.status for r in results] == [status] * 2
+    assert all(r.score == (1.0 if status == "correct" else None) for r in results)
+
+
+async def _grade(pool: Any, graded: Any) -> Any:
+    return await pool.grade(graded)
