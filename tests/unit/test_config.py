@@ -92,7 +92,7 @@ FILE_MISTAKES = {
     "1: x": "my.yaml:1: not valid YAML: a key must be text",
     "{a: b}: x": "my.yaml:1: not valid YAML: a key must be text",
     "seed: !!python/name:os.system x": "my.yaml:1: not valid YAML: could not determine a constructor",
-    "run_name: 2026\n" + MINIMAL: "my.yaml: run_name: expected text (got 2026); put it in quotes",
+    "run_name: 2026\n" + MINIMAL: r"my.yaml: run_name: expected text matching ^\w[\w.-]*$ (got 2026); put it in quotes",
     "base: demo-maths": "my.yaml: base: demo-maths: no such preset or file; did you mean the preset demo-math?",
     "base: [a]": 'my.yaml: base: expected a preset\'s name or a YAML path (got ["a"])',
     "base: my.yaml": "base: the files inherit in a circle (",
