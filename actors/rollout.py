@@ -26,7 +26,7 @@ class RolloutEngine:
     def __init__(self, config: Config, model_dir: str, index: int) -> None:
         # vLLM reads these at import. In-process: no second process to serialize through, and Ray sees a crash.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.rollout.kv_cache_gib)))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.rollout.kv_cache_gib)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig

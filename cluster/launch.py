@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
     """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
     folder = claim_run_folder(config, resume=resume, overwrite=overwrite)
+    quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
     with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
@@ -44,6 +45,7 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
 def run_sampling(config: Config, *, inline: bool = False) -> None:
     """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint."""
     folder = run_folder(config)
+    quiet_libraries()
     console = Console()
     if not config.uses_divergence:
         raise InputError("algorithm.divergence: none (or eta 0) needs no reference stage; nothing to sample")
@@ -73,6 +75,7 @@ def run_evaluation(
         raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")
     evaluation = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
     config = config.model_copy(update={"evaluation": evaluation})
+    quiet_libraries()
     console = Console()
     results: dict[str, list[Summary]] = {}
     for label, path in (("base", base), ("model", model)):
@@ -99,6 +102,16 @@ def _evaluate_one(
 
     with open_system(config, prepared, inline=inline) as system:
         return _run(run(system))
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to this run: no progress bars of libraries, no warning that a CPU machine has no GPU."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[Any]:

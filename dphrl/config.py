@@ -133,7 +133,7 @@ class RolloutConfig(Section):
     cpus_per_engine: PositiveFloat = 0.75
     threads_per_engine: PositiveInt = 2
     # CPU engines: bounds the KV cache. GPU engines take gpu_memory_utilization instead.
-    kv_cache_gib: PositiveFloat = 1.0
+    kv_cache_gib: PositiveInt = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
     max_concurrent_sequences: PositiveInt = 256
     # CUDA graphs and compilation cost minutes to build; worth it on a GPU only.

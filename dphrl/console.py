@@ -16,6 +16,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+log = logging.getLogger(__name__)
+
 # A plain line of progress comes when this much is new, but never sooner than the pause after the last one; work
 # that crawls says every so often that it is alive.
 PLAIN_SHARE = 0.1
@@ -44,6 +46,8 @@ class Console:
         """One message; a live bar stays below it."""
         # Text, not str: brackets in a message are no markup.
         self._print(Text(message))
+        # run.log tells the whole story too, whatever became of the terminal.
+        log.info("%s", message)
 
     def step_line(self, record: Mapping[str, Any], num_steps: int) -> None:
         self.info(format_step(record, num_steps))
@@ -52,6 +56,7 @@ class Console:
         """An aligned table: columns of numbers to the right, None as -, no line ever wrapped."""
         self._print(Text(title, style="bold"))
         self._print(Text(format_table(columns, rows)))
+        log.info("%s\n%s", title, format_table(columns, rows))
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:

@@ -1,24 +1,25 @@
 """Token log-probabilities and entropies from hidden states, without ever holding [N, V] logits.
 
-The output head runs on chunks of tokens and is recomputed in the backward pass, so that the memory beyond the
-inputs is a few [chunk, V] buffers whatever the number of tokens.
+The output head runs on chunks of tokens, forward and again backward, so that the memory beyond the inputs and their
+gradients is one [chunk, V] buffer whatever the number of tokens. The price is one head product more: four instead of
+three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# [chunk, V] float32 logits of at most this many bytes; large enough to keep the matmul efficient.
+# [chunk, V] logits of at most this many bytes; large enough to keep the product efficient.
 CHUNK_BYTES = 64 * 2**20
 
 
 def token_logprobs(
     hidden_ND: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: nn.Module,
     target_ids_N: Tensor,
     *,
     vocab_size: int,
@@ -26,31 +27,90 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the entropy of the distribution it is drawn from, in nats.
 
-    hidden_ND: the hidden state that predicts each target. head: [chunk, D] -> logits [chunk, V].
+    hidden_ND: the hidden state that predicts each target. head: maps [chunk, D] to logits [chunk, V].
     Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits); entropy carries no gradient.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
-    starts = range(0, max(1, len(target_ids_N)), chunk)
+    weight = getattr(head, "weight", None)
+    # A head of another kind, or one whose weight is gathered by hooks around its forward (ZeRO-3), must be called.
+    plain = isinstance(head, nn.Linear) and head.bias is None and not hasattr(weight, "ds_tensor")
+    if plain and weight is not None:
+        logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight, target_ids_N, temperature, chunk)  # type: ignore[no-untyped-call]
+        return logprobs_N, entropy_N
     parts = [
         checkpoint(
-            _chunk_logprobs,
+            _called_logprobs,
             hidden_ND[start : start + chunk],
             target_ids_N[start : start + chunk],
             head,
             temperature,
             use_reentrant=False,
         )
-        for start in starts
+        for start in range(0, max(1, len(target_ids_N)), chunk)
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-def _chunk_logprobs(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], temperature: float
-) -> tuple[Tensor, Tensor]:
-    logits = head(hidden)
+class _LinearLogprobs(torch.autograd.Function):
+    """log_softmax(hidden @ weight.T / temperature) at the targets; d/dlogits is (one_hot - softmax) / temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_ids_N: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalizers = [], [], []
+        for hidden, targets in zip(hidden_ND.split(chunk), target_ids_N.split(chunk), strict=True):
+            logits = _logits(hidden, weight_VD, temperature)
+            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            normalizer = logits.logsumexp(-1)
+            # Entropy = log Z - E[logit]. In place from here on: a second [chunk, V] buffer would be the peak.
+            probabilities = torch.sub(logits, normalizer.unsqueeze(-1)).exp_()
+            entropies.append(normalizer - probabilities.mul_(logits).sum(-1))
+            logprobs.append(chosen - normalizer)
+            normalizers.append(normalizer)
+        empty = _logits(hidden_ND[:0], weight_VD, temperature).sum(-1)
+        normalizer_N = torch.cat(normalizers) if normalizers else empty
+        ctx.save_for_backward(hidden_ND, weight_VD, target_ids_N, normalizer_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        entropy_N = torch.cat(entropies) if entropies else empty
+        ctx.mark_non_differentiable(entropy_N)
+        return (torch.cat(logprobs) if logprobs else empty), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_ND, weight_VD, target_ids_N, normalizer_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        # Chunks add up in float32 at least: in bfloat16 the sum of many would lose the small ones.
+        sum_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(target_ids_N), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            hidden = hidden_ND[part]
+            grad_logits = _logits(hidden, weight_VD, ctx.temperature)
+            grad_logits.sub_(normalizer_N[part].unsqueeze(-1)).exp_()
+            scale = (gradients[0][part] / ctx.temperature).unsqueeze(-1)
+            grad_logits.mul_(-scale).scatter_add_(-1, target_ids_N[part].unsqueeze(-1), scale)
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight_VD, out=grad_hidden[part])
+            if grad_weight is not None:
+                if sum_dtype == hidden.dtype:
+                    grad_weight.addmm_(grad_logits.T, hidden)
+                else:
+                    grad_weight.add_(grad_logits.T @ hidden)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None, None
+
+
+def _logits(hidden: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    logits = hidden @ weight_VD.T
     logits = logits if logits.dtype == torch.float64 else logits.float()
     # Temperature is part of the policy: engines report log-probs after it, so the learner divides too.
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _called_logprobs(hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -1,0 +1,1 @@
+"""Speed and memory as ratios of two sides measured in turn in one run: `python -m tests.benchmarks NAME [--json]`."""
