@@ -16,7 +16,7 @@ from torch import Tensor
 from actors.weight_sync import PackedTensor, packed_chunks
 from dphrl.config import Config
 from dphrl.data.batching import MicroBatch
-from dphrl.policy import PolicyModel, load_policy, resolve_dtype
+from dphrl.policy import PolicyModel, load_policy, load_reference, resolve_dtype
 from dphrl.types import TrainBatch
 from dphrl.update import UpdateSettings, run_update, score_sequences
 
@@ -28,7 +28,7 @@ class DeepSpeedEngine:
     set by hand; nothing but the caller's own weights scales a gradient.
     """
 
-    def __init__(self, policy: PolicyModel, config: Config) -> None:
+    def __init__(self, policy: PolicyModel, config: Config, model_dir: str) -> None:
         import deepspeed
 
         learner = config.learner
@@ -47,9 +47,15 @@ class DeepSpeedEngine:
             },
         )
         self.device = torch.device(self.module.device)
+        # Whole on every rank: a baseline's cost, which rehearsal on stored samples does not have.
+        self.reference = load_reference(model_dir, config, self.device)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.module(batch))
+
+    def reference_forward(self, batch: MicroBatch) -> Tensor:
+        assert self.reference is not None
+        return cast(Tensor, self.reference(batch)[0])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.module.set_gradient_accumulation_boundary(last)
@@ -113,7 +119,7 @@ class LearnerRank:
             gradient_checkpointing=self._config.learner.gradient_checkpointing,
         )
         self._policy = policy
-        self._engine = DeepSpeedEngine(policy, self._config)
+        self._engine = DeepSpeedEngine(policy, self._config, model_dir)
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())

@@ -47,8 +47,8 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     folder = run_folder(config)
     quiet_libraries()
     console = Console()
-    if not config.uses_divergence:
-        raise InputError("algorithm.divergence: none (or eta 0) needs no reference stage; nothing to sample")
+    if not config.uses_reference_samples:
+        raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
     prepared = prepare(config, console)
 
     async def run(system: Any) -> None:
@@ -148,9 +148,11 @@ def describe_plan(config: Config) -> str:
     """The batch arithmetic and the placement of a run, as a table; starts nothing."""
     rollout, reference, parts = config.rollout, config.reference, config.algorithm.num_minibatches
     rows = rollout.num_prompts * rollout.num_samples
-    rehearsal = reference.rows_per_step if config.uses_divergence else 0
+    rehearsal = reference.rows_per_step if config.uses_reference_samples else 0
     divergence = config.algorithm.divergence
-    named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}"
+    named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}, on {config.algorithm.estimator}"
+    if config.uses_reference_model:
+        named += ", with a resident reference model in each learner rank"
     lines = [
         ("model", config.model.path),
         ("steps", f"{config.learner.num_steps} (seed {config.seed})"),

@@ -102,9 +102,24 @@ class AlgorithmConfig(Section):
     divergence: Annotated[DivergenceConfig, BeforeValidator(_parse_divergence)] = DivergenceConfig()
     # Weight of the divergence term. At 8B the paper recommends 0.01-0.05 (forward KL, alpha), 0.05-0.2 (JS).
     eta: Annotated[float, Field(ge=0)] = 0.05
+    # Where the divergence is estimated. reference: stored samples of the initial policy, nothing resident (DPH).
+    # rollout: the policy's own samples. definition: Jensen-Shannon by its two KL halves, one on each. The last two
+    # keep a frozen copy of the initial policy in every learner rank.
+    estimator: Literal["reference", "rollout", "definition"] = "reference"
+    # Reverse KL on rollouts: which estimate. k3_as_loss has forward KL's gradient, as GRPO's penalty does.
+    kl_estimator: Literal["k1", "k2", "k3", "k3_as_loss"] | None = None
+    # Weight of the policy's token entropy, maximised.
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
+    # DAPO's soft length penalty: completions lose up to 1 over the last so many tokens before max_tokens; 0 is off.
+    overlong_buffer_tokens: NonNegativeInt = 0
+    # Groups without signal (all scores equal) are replaced by fresh prompts, at most this many rounds a step.
+    dynamic_sampling_rounds: PositiveInt = 1
     advantage: Literal["group_normalized", "mean_only", "leave_one_out"] = "group_normalized"
-    # token_mean: every completion token of the step counts the same (DAPO); sequence_mean: every completion (GRPO).
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    # What counts the same: every completion token (token_mean, DAPO), every completion (sequence_mean, GRPO), or
+    # every token against the full rollout.max_tokens (fixed_length, Dr.GRPO: no bias towards short answers).
+    aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
+    # sequence: one ratio for the whole completion, the geometric mean of its tokens' (GSPO; clip bounds ~1e-4).
+    ratio: Literal["token", "sequence"] = "token"
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
     # Bounds the loss of a bad action whose probability grew (ratio >> 1, advantage < 0).
@@ -275,6 +290,16 @@ class Config(Section):
         return self.algorithm.divergence.name != "none" and self.algorithm.eta > 0
 
     @property
+    def uses_reference_samples(self) -> bool:
+        """Whether there is a reference stage: a split, a buffer, rehearsal rows."""
+        return self.uses_divergence and self.algorithm.estimator != "rollout"
+
+    @property
+    def uses_reference_model(self) -> bool:
+        """Whether learner ranks hold a frozen copy of the initial policy."""
+        return self.uses_divergence and self.algorithm.estimator != "reference"
+
+    @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + self.rollout.max_tokens
 
@@ -291,6 +316,25 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _estimator_fits_the_divergence(self) -> Self:
+        algorithm, name = self.algorithm, self.algorithm.divergence.name
+        if algorithm.estimator == "definition" and name != "js":
+            raise ValueError(
+                f"algorithm.estimator=definition is Jensen-Shannon's; set algorithm.divergence: js, not {name}"
+            )
+        if algorithm.kl_estimator and (algorithm.estimator, name) != ("rollout", "reverse_kl"):
+            raise ValueError(
+                f"algorithm.kl_estimator={algorithm.kl_estimator} is for reverse_kl on rollouts; set "
+                "algorithm.divergence: reverse_kl and algorithm.estimator: rollout, or kl_estimator: null"
+            )
+        if algorithm.overlong_buffer_tokens > self.rollout.max_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer_tokens={algorithm.overlong_buffer_tokens} exceeds "
+                f"rollout.max_tokens={self.rollout.max_tokens}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
         rollout, parts = self.rollout, self.algorithm.num_minibatches
         if rollout.num_samples < 2:
@@ -300,7 +344,7 @@ class Config(Section):
                 f"rollout.num_prompts={rollout.num_prompts} does not divide into "
                 f"algorithm.num_minibatches={parts}; make it a multiple of {parts}"
             )
-        if self.uses_divergence and self.reference.rows_per_step % parts:
+        if self.uses_reference_samples and self.reference.rows_per_step % parts:
             raise ValueError(
                 f"reference.rows_per_step={self.reference.rows_per_step} does not divide into "
                 f"algorithm.num_minibatches={parts}; make it a multiple of {parts}"

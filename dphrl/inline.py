@@ -17,7 +17,7 @@ from dphrl.buffer import ReferenceBuffer, fill_reference
 from dphrl.config import Config
 from dphrl.data.batching import MicroBatch
 from dphrl.loop import Parts
-from dphrl.policy import PolicyModel, load_policy
+from dphrl.policy import PolicyModel, load_policy, load_reference
 from dphrl.protocols import Learner
 from dphrl.rewards.base import build_grader
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
@@ -27,8 +27,8 @@ from dphrl.update import UpdateSettings, run_update, score_sequences
 class TorchEngine:
     """`update.TrainEngine` over one replica: torch's own backward and AdamW."""
 
-    def __init__(self, policy: PolicyModel, config: Config) -> None:
-        self.policy = policy
+    def __init__(self, policy: PolicyModel, config: Config, reference: PolicyModel | None = None) -> None:
+        self.policy, self.reference = policy, reference
         self.device = next(policy.parameters()).device
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learner.lr, weight_decay=config.learner.weight_decay
@@ -37,6 +37,10 @@ class TorchEngine:
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.policy(batch))
+
+    def reference_forward(self, batch: MicroBatch) -> Tensor:
+        assert self.reference is not None
+        return cast(Tensor, self.reference(batch)[0])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
@@ -54,13 +58,14 @@ class InlineLearner:
     """`protocols.Learner` in this process."""
 
     def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.policy = load_policy(
             model_dir,
             config.model,
             temperature=config.rollout.temperature,
             gradient_checkpointing=config.learner.gradient_checkpointing,
-        ).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.engine = TorchEngine(self.policy, config)
+        ).to(device)
+        self.engine = TorchEngine(self.policy, config, load_reference(model_dir, config, device))
         self.settings = UpdateSettings.from_config(config)
         self.tokenizer = tokenizer
         self._policy_version = 0

@@ -105,7 +105,7 @@ def make_batch(
     for i in range(num_parts):
         mine = groups[i * len(groups) // num_parts : (i + 1) * len(groups) // num_parts]
         rows = rehearsal[i * len(rehearsal) // num_parts : (i + 1) * len(rehearsal) // num_parts]
-        minibatch = policy_rows(mine, config) + reference_rows(rows, config.algorithm.aggregation)
+        minibatch = policy_rows(mine, config) + reference_rows(rows, config)
         if minibatch:
             minibatches.append(tuple(minibatch))
     if not minibatches:
@@ -126,7 +126,8 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
             masked = completion.truncated and config.rollout.truncated == "mask"
             if advantage is not None and completion.token_ids and not masked:
                 chosen.append((group.prompt, completion, advantage))
-    weights = row_weights([len(completion.token_ids) for _, completion, _ in chosen], config.algorithm.aggregation)
+    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    weights = row_weights(lengths, config.algorithm.aggregation, config.rollout.max_tokens)
     return [
         TrainRow(
             RowKind.POLICY,
@@ -141,9 +142,10 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
     ]
 
 
-def reference_rows(samples: Sequence[ReferenceSample], aggregation: str) -> list[TrainRow]:
+def reference_rows(samples: Sequence[ReferenceSample], config: Config) -> list[TrainRow]:
     """Rehearsal rows of one mini-batch, with a denominator of their own."""
-    weights = row_weights([len(sample.token_ids) for sample in samples], aggregation)
+    lengths = [len(sample.token_ids) for sample in samples]
+    weights = row_weights(lengths, config.algorithm.aggregation, config.rollout.max_tokens)
     return [
         TrainRow(RowKind.REFERENCE, s.prompt_token_ids + s.token_ids, len(s.prompt_token_ids), s.logprobs, weight)
         for s, weight in zip(samples, weights, strict=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dphrl.algo.logprobs import token_logprobs
-from dphrl.config import ModelConfig
+from dphrl.config import Config, ModelConfig
 from dphrl.data.batching import MicroBatch
 
 
@@ -77,6 +77,14 @@ def load_policy(
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train(gradient_checkpointing)
     return PolicyModel(lm, temperature)
+
+
+def load_reference(path: str, config: Config, device: str | torch.device) -> PolicyModel | None:
+    """A frozen copy of the initial policy on `device`, where the config's estimator needs one resident; else None."""
+    if not config.uses_reference_model:
+        return None
+    reference = load_policy(path, config.model, temperature=config.rollout.temperature)
+    return reference.requires_grad_(False).to(device)
 
 
 def use_packing(packing: str, attention: str) -> bool:

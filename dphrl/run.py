@@ -62,8 +62,8 @@ async def prepare_reference(
     config: Config, prepared: Prepared, system: System, run_folder: Path, console: Console
 ) -> ReferenceStore | None:
     """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR."""
-    if not config.uses_divergence:
-        console.info("reference stage: none (algorithm.divergence is none, or eta is 0)")
+    if not config.uses_reference_samples:
+        console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
         return None
     dtype = str(resolve_dtype(config.model.dtype))
     identity = fingerprint(config, prepared.model_dir, prepared.prompts, dtype)

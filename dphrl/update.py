@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dphrl.algo.divergences import Divergence, get_divergence
-from dphrl.algo.losses import Metrics, PolicyLossSettings, hybrid_loss
+from dphrl.algo.divergences import get_divergence
+from dphrl.algo.losses import DivergenceTerm, Metrics, PolicyLossSettings, hybrid_loss
 from dphrl.config import Config
 from dphrl.data.batching import MicroBatch, collate, plan_micro_batches
 from dphrl.policy import use_packing
@@ -27,7 +27,13 @@ class TrainEngine(Protocol):
 
     device: torch.device
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]: ...
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(logprobs_N, entropy_N) of the trained policy."""
+        ...
+
+    def reference_forward(self, batch: MicroBatch) -> Tensor:
+        """logprobs_N of the resident reference model; only called when the config asks for one."""
+        ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradients of this rank's share; `last` precedes a step."""
@@ -43,21 +49,28 @@ class UpdateSettings:
     """What an update needs of the config, resolved once."""
 
     policy: PolicyLossSettings
-    divergence: Divergence | None
-    eta: float
+    term: DivergenceTerm | None
+    entropy_bonus: float
     max_tokens: int
     packed: bool
 
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
         algorithm = config.algorithm
-        chosen = algorithm.divergence
+        term = None
+        if config.uses_divergence:
+            divergence = get_divergence(algorithm.divergence.name, **algorithm.divergence.params)
+            term = DivergenceTerm(divergence, algorithm.eta, algorithm.estimator, algorithm.kl_estimator)
         return cls(
             policy=PolicyLossSettings(
-                algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip, algorithm.importance_cap
+                algorithm.clip_low,
+                algorithm.clip_high,
+                algorithm.dual_clip,
+                algorithm.importance_cap,
+                algorithm.ratio,
             ),
-            divergence=get_divergence(chosen.name, **chosen.params) if config.uses_divergence else None,
-            eta=algorithm.eta,
+            term=term,
+            entropy_bonus=algorithm.entropy_bonus,
             max_tokens=config.learner.micro_batch_tokens,
             packed=use_packing(config.learner.packing, config.model.attention),
         )
@@ -107,18 +120,29 @@ def _train_micro_batch(
         batch.advantages_N,
         batch.weights_N,
         batch.is_policy_N,
+        batch.row_index_N,
         policy=settings.policy,
-        divergence=settings.divergence,
-        eta=settings.eta,
+        term=settings.term,
+        reference_logprobs_N=_reference_logprobs(batch, engine, settings),
     )
+    entropy = (batch.weights_N * entropy_N * batch.is_policy_N).sum()
+    metrics["policy/entropy"] = entropy.detach()
+    if settings.entropy_bonus:
+        loss = loss - settings.entropy_bonus * entropy
     # Engines average gradients over ranks; the loss is already this rank's share of a global sum.
     engine.backward(loss * num_ranks, last=last)
     policy_N = batch.is_policy_N & (batch.weights_N > 0)
-    metrics["policy/entropy"] = (batch.weights_N * entropy_N * batch.is_policy_N).sum()
     if first_pass and bool(policy_N.any()):
         gap_N = (old_N - batch.stored_logprobs_N)[policy_N].abs()
         metrics["rollout/logprob_gap_max"] = gap_N.max()
     return metrics
+
+
+def _reference_logprobs(batch: MicroBatch, engine: TrainEngine, settings: UpdateSettings) -> Tensor | None:
+    if settings.term is None or not settings.term.needs_reference_model:
+        return None
+    with torch.no_grad():
+        return engine.reference_forward(batch)
 
 
 def _accumulate(totals: dict[str, float], metrics: Metrics, share: float) -> None:

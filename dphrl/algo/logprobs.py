@@ -28,7 +28,7 @@ def token_logprobs(
     """Log-probability of each target token, and the entropy of the distribution it is drawn from, in nats.
 
     hidden_ND: the hidden state that predicts each target. head: maps [chunk, D] to logits [chunk, V].
-    Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits); entropy carries no gradient.
+    Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits), both differentiable.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
     weight = getattr(head, "weight", None)
@@ -52,7 +52,10 @@ def token_logprobs(
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """log_softmax(hidden @ weight.T / temperature) at the targets; d/dlogits is (one_hot - softmax) / temperature."""
+    """log_softmax(hidden @ weight.T / temperature) at the targets, and its entropy H.
+
+    With z = logits / temperature and p = softmax(z): d logprob / dz = one_hot - p and dH / dz = -p (log p + H).
+    """
 
     @staticmethod
     def forward(
@@ -70,15 +73,18 @@ class _LinearLogprobs(torch.autograd.Function):
             normalizers.append(normalizer)
         empty = _logits(hidden_ND[:0], weight_VD, temperature).sum(-1)
         normalizer_N = torch.cat(normalizers) if normalizers else empty
-        ctx.save_for_backward(hidden_ND, weight_VD, target_ids_N, normalizer_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
         entropy_N = torch.cat(entropies) if entropies else empty
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, target_ids_N, normalizer_N, entropy_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        # An entropy nobody differentiates comes back as None and costs nothing.
+        ctx.set_materialize_grads(False)
         return (torch.cat(logprobs) if logprobs else empty), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden_ND, weight_VD, target_ids_N, normalizer_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_ND, weight_VD, target_ids_N, normalizer_N, entropy_N = ctx.saved_tensors
+        logprob_grad = torch.zeros_like(normalizer_N) if gradients[0] is None else gradients[0]
+        entropy_grad = gradients[1]
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         # Chunks add up in float32 at least: in bfloat16 the sum of many would lose the small ones.
         sum_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
@@ -87,9 +93,15 @@ class _LinearLogprobs(torch.autograd.Function):
             part = slice(start, start + ctx.chunk)
             hidden = hidden_ND[part]
             grad_logits = _logits(hidden, weight_VD, ctx.temperature)
-            grad_logits.sub_(normalizer_N[part].unsqueeze(-1)).exp_()
-            scale = (gradients[0][part] / ctx.temperature).unsqueeze(-1)
-            grad_logits.mul_(-scale).scatter_add_(-1, target_ids_N[part].unsqueeze(-1), scale)
+            grad_logits.sub_(normalizer_N[part].unsqueeze(-1))
+            scale = (logprob_grad[part] / ctx.temperature).unsqueeze(-1)
+            if entropy_grad is None:
+                grad_logits.exp_().mul_(-scale)
+            else:
+                slope = (entropy_grad[part] / ctx.temperature).unsqueeze(-1)
+                pull = (grad_logits + entropy_N[part].unsqueeze(-1)).mul_(slope).add_(scale)
+                grad_logits.exp_().mul_(pull.neg_())
+            grad_logits.scatter_add_(-1, target_ids_N[part].unsqueeze(-1), scale)
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight_VD, out=grad_hidden[part])
@@ -112,6 +124,5 @@ def _called_logprobs(hidden: Tensor, targets: Tensor, head: nn.Module, temperatu
     logits = head(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy

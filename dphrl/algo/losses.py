@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 from dphrl.algo.divergences import LINEAR_BEYOND, Divergence
+from dphrl.algo.rollout_estimators import (
+    KL_ESTIMATORS,
+    js_definition_on_reference,
+    js_definition_on_rollouts,
+    on_rollouts,
+)
 
 Metrics = dict[str, Tensor]
 
@@ -20,12 +26,14 @@ Metrics = dict[str, Tensor]
 @dataclass(frozen=True)
 class PolicyLossSettings:
     """clip_low, clip_high: the trust region of the ratio. dual_clip: bound on ratio x |advantage| when the
-    advantage is negative. importance_cap: truncation of the engine-to-learner importance weight."""
+    advantage is negative. importance_cap: truncation of the engine-to-learner importance weight.
+    ratio: of each "token", or one for the whole "sequence" (GSPO)."""
 
     clip_low: float
     clip_high: float
     dual_clip: float
     importance_cap: float
+    ratio: str = "token"
 
 
 def policy_loss(
@@ -34,14 +42,19 @@ def policy_loss(
     rollout_logprobs_N: Tensor,
     advantages_N: Tensor,
     weights_N: Tensor,
+    row_index_N: Tensor,
     settings: PolicyLossSettings,
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate with separate bounds (DAPO, arXiv 2503.14476, eq. 8) and dual clip (arXiv 1912.09729, eq. 5).
 
     The ratio pi_theta / pi_old is against the learner at the start of the step. What lies between the engine
     that sampled and that learner (numerics, staleness) is corrected by a truncated importance weight.
+    row_index_N says which tokens share a completion.
     """
-    ratio = (logprobs_N - old_logprobs_N).exp()
+    log_ratio = logprobs_N - old_logprobs_N
+    if settings.ratio == "sequence":
+        log_ratio = sequence_log_ratio(log_ratio, row_index_N)
+    ratio = log_ratio.exp()
     unclipped = -advantages_N * ratio
     clipped = -advantages_N * ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate = torch.maximum(unclipped, clipped)
@@ -58,19 +71,52 @@ def policy_loss(
     return loss, metrics
 
 
-def divergence_loss(
-    logprobs_N: Tensor, reference_logprobs_N: Tensor, weights_N: Tensor, divergence: Divergence
-) -> tuple[Tensor, Metrics]:
-    """Mean over rehearsal tokens of f(u), u = pi_theta / pi_ref, on samples of pi_ref (arXiv 2509.07430, eq. 5-8)."""
-    log_u = logprobs_N - reference_logprobs_N
-    loss = (weights_N * divergence(log_u)).sum()
-    with torch.no_grad():
-        metrics = {
-            "divergence/loss": loss.detach(),
-            "divergence/log_u_mean": (weights_N * log_u).sum(),
-            "divergence/continued_fraction": (weights_N * (log_u.abs() > LINEAR_BEYOND)).sum(),
-        }
-    return loss, metrics
+def sequence_log_ratio(log_ratio_N: Tensor, row_index_N: Tensor) -> Tensor:
+    """Each completion's mean log-ratio, at every one of its tokens (GSPO, arXiv 2507.18071, eq. 7).
+
+    The gradient goes to each token's own log-prob (GSPO-token, eq. 14): summed over a completion with equal
+    weights it is the gradient of the sequence's ratio.
+    """
+    if not len(log_ratio_N):
+        return log_ratio_N
+    detached = log_ratio_N.detach()
+    totals = detached.new_zeros(int(row_index_N.max()) + 1)
+    sums = totals.index_add(0, row_index_N, detached)
+    counts = totals.index_add(0, row_index_N, torch.ones_like(detached))
+    mean = (sums / counts.clamp(min=1))[row_index_N]
+    return mean + log_ratio_N - detached
+
+
+@dataclass(frozen=True)
+class DivergenceTerm:
+    """Which divergence, estimated where.
+
+    estimator "reference": f(u) on stored samples of pi_ref, no reference model (arXiv 2509.07430, eq. 5-8).
+    "rollout": on the policy's own samples. "definition": Jensen-Shannon as the sum of its two KL halves, one on
+    each (eq. 9). The last two need pi_ref's log-probs at the rollouts. kl_estimator picks k1, k2, k3 or k3_as_loss
+    for reverse KL on rollouts; None is the generic f(u) / u.
+    """
+
+    divergence: Divergence
+    eta: float
+    estimator: str = "reference"
+    kl_estimator: str | None = None
+
+    @property
+    def needs_reference_model(self) -> bool:
+        return self.estimator != "reference"
+
+    def on_reference(self, log_u_N: Tensor) -> Tensor | None:
+        """Per-token values at rehearsal tokens; None when they take no part."""
+        if self.estimator == "rollout":
+            return None
+        return js_definition_on_reference(log_u_N) if self.estimator == "definition" else self.divergence(log_u_N)
+
+    def on_rollouts(self, log_u_N: Tensor) -> Tensor:
+        """Per-token values at exploration tokens, with the gradient of the divergence they estimate."""
+        if self.estimator == "definition":
+            return js_definition_on_rollouts(log_u_N)
+        return KL_ESTIMATORS[self.kl_estimator](log_u_N) if self.kl_estimator else on_rollouts(self.divergence, log_u_N)
 
 
 def hybrid_loss(
@@ -80,15 +126,17 @@ def hybrid_loss(
     advantages_N: Tensor,
     weights_N: Tensor,
     is_policy_N: Tensor,
+    row_index_N: Tensor,
     *,
     policy: PolicyLossSettings,
-    divergence: Divergence | None,
-    eta: float,
+    term: DivergenceTerm | None,
+    reference_logprobs_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Policy loss on the exploration tokens + eta x divergence on the rehearsal tokens (arXiv 2509.07430, eq. 4).
+    """Policy loss on the exploration tokens + eta x divergence (arXiv 2509.07430, eq. 4).
 
     Tokens are routed by `is_policy_N`, one by one; stored_logprobs_N are the rollout engine's for policy tokens
-    and the reference policy's for the others. A term without tokens is exactly 0.
+    and the reference policy's for the others. reference_logprobs_N: a resident reference model's, for estimators
+    that need it. A term without tokens is exactly 0.
     """
     chosen = is_policy_N
     loss, metrics = policy_loss(
@@ -97,10 +145,30 @@ def hybrid_loss(
         stored_logprobs_N[chosen],
         advantages_N[chosen],
         weights_N[chosen],
+        row_index_N[chosen],
         policy,
     )
-    if divergence is not None:
-        rest = ~is_policy_N
-        term, more = divergence_loss(logprobs_N[rest], stored_logprobs_N[rest], weights_N[rest], divergence)
-        loss, metrics = loss + eta * term, metrics | more
-    return loss, metrics
+    if term is None:
+        return loss, metrics
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # log u, its per-token values, their weights
+    rest = ~is_policy_N
+    log_u = _at_least_float(logprobs_N[rest] - stored_logprobs_N[rest])
+    if (values := term.on_reference(log_u)) is not None:
+        parts.append((log_u, values, weights_N[rest]))
+    if term.needs_reference_model:
+        assert reference_logprobs_N is not None, "this estimator needs a resident reference model"
+        log_u = _at_least_float(logprobs_N[chosen] - reference_logprobs_N[chosen])
+        # The samples are the rollout engine's; the expectation is over pi_theta.
+        importance = (logprobs_N[chosen] - stored_logprobs_N[chosen]).detach().exp().clamp(max=policy.importance_cap)
+        parts.append((log_u, term.on_rollouts(log_u), weights_N[chosen] * importance))
+    divergence = torch.stack([(weights * values).sum() for _, values, weights in parts]).sum()
+    with torch.no_grad():
+        metrics["divergence/loss"] = divergence.detach()
+        metrics["divergence/log_u_mean"] = torch.stack([(w * x).sum() for x, _, w in parts]).sum() / len(parts)
+        far = [(w * (x.abs() > LINEAR_BEYOND)).sum() for x, _, w in parts]
+        metrics["divergence/continued_fraction"] = torch.stack(far).sum() / len(parts)
+    return loss + term.eta * divergence, metrics
+
+
+def _at_least_float(log_u: Tensor) -> Tensor:
+    return log_u if log_u.dtype == torch.float64 else log_u.float()

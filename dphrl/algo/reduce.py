@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def row_weights(num_tokens: Sequence[int], aggregation: str) -> list[float]:
+def row_weights(num_tokens: Sequence[int], aggregation: str, max_tokens: int) -> list[float]:
     """Per-token weight of each row, given the rows' completion lengths in tokens over the whole mini-batch.
 
-    token_mean: 1 / total tokens (every token counts the same). sequence_mean: 1 / (rows x own length) (every
-    row counts the same). Rows of length 0 weigh 0. An empty sequence gives an empty list: its term is exactly 0.
+    token_mean: 1 / total tokens (every token counts the same; DAPO, arXiv 2503.14476). sequence_mean: 1 / (rows x
+    own length) (every row counts the same; GRPO, arXiv 2402.03300). fixed_length: 1 / (rows x max_tokens)
+    (Dr.GRPO, arXiv 2503.20783). Rows of length 0 weigh 0. No rows give an empty list: their term is exactly 0.
     """
     if aggregation == "token_mean":
         total = sum(num_tokens)
         return [1.0 / total if n else 0.0 for n in num_tokens]
-    assert aggregation == "sequence_mean", aggregation
     num_rows = sum(n > 0 for n in num_tokens)
+    if aggregation == "fixed_length":
+        return [1.0 / (num_rows * max_tokens) if n else 0.0 for n in num_tokens]
+    assert aggregation == "sequence_mean", aggregation
     return [1.0 / (num_rows * n) if n else 0.0 for n in num_tokens]

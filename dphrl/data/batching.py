@@ -20,7 +20,7 @@ from dphrl.types import RowKind, TrainRow
 class MicroBatch:
     """input_ids_BT, position_ids_BT: int64. attention_mask_BT: int64 for padded rows; None for packed ones, where
     a position of 0 starts a new sequence. predictor_index_N: into the flattened B*T positions.
-    target_ids_N: int64. The other N arrays are float32, is_policy_N bool."""
+    target_ids_N: int64. row_index_N: int64, the row of the micro-batch. The others: float32, is_policy_N bool."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
@@ -31,6 +31,7 @@ class MicroBatch:
     advantages_N: Tensor
     weights_N: Tensor
     is_policy_N: Tensor
+    row_index_N: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -120,4 +121,5 @@ def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) ->
         advantages_N=per_token([row.advantage for row in rows], torch.float32),
         weights_N=per_token([row.weight for row in rows], torch.float32),
         is_policy_N=per_token([row.kind is RowKind.POLICY for row in rows], torch.bool),
+        row_index_N=torch.arange(len(rows)).repeat_interleave(counts),
     )

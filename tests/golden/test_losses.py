@@ -9,7 +9,7 @@ import torch
 
 from dphrl.algo.advantages import group_advantages
 from dphrl.algo.divergences import get_divergence
-from dphrl.algo.losses import PolicyLossSettings, hybrid_loss, policy_loss
+from dphrl.algo.losses import DivergenceTerm, PolicyLossSettings, hybrid_loss, policy_loss
 from dphrl.algo.partition import split_prompts
 from dphrl.algo.reduce import row_weights
 
@@ -38,9 +38,10 @@ def test_advantages(mode, scores, expected):
 
 def test_row_weights():
     # 2 + 3 + 0 = 5 tokens; two rows that have any, 1/(2*2) and 1/(2*3)
-    assert row_weights([2, 3, 0], "token_mean") == pytest.approx([0.2, 0.2, 0.0])
-    assert row_weights([2, 3, 0], "sequence_mean") == pytest.approx([1 / 4, 1 / 6, 0.0])
-    assert row_weights([], "token_mean") == []
+    assert row_weights([2, 3, 0], "token_mean", 10) == pytest.approx([0.2, 0.2, 0.0])
+    assert row_weights([2, 3, 0], "sequence_mean", 10) == pytest.approx([1 / 4, 1 / 6, 0.0])
+    assert row_weights([2, 3, 0], "fixed_length", 10) == pytest.approx([1 / 20, 1 / 20, 0.0])
+    assert row_weights([], "token_mean", 10) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,9 @@ def test_row_weights():
 def test_clipped_surrogate(ratio, advantage, loss, slope):
     old = torch.tensor([-2.0], dtype=torch.float64)
     logprobs = (old + math.log(ratio)).requires_grad_()
-    value, _ = policy_loss(logprobs, old, old, torch.tensor([advantage]).double(), torch.ones(1).double(), SETTINGS)
+    value, _ = policy_loss(
+        logprobs, old, old, torch.tensor([advantage]).double(), torch.ones(1).double(), torch.zeros(1).long(), SETTINGS
+    )
     value.backward()
     assert value.item() == pytest.approx(loss, abs=1e-9)
     assert logprobs.grad.item() == pytest.approx(slope, abs=1e-9)
@@ -69,12 +72,27 @@ def test_importance_weight_is_truncated_and_carries_no_gradient():
     rollout = torch.log(torch.tensor([0.5, 0.1])).double()  # weights 0.8 and 4 -> 2
     logprobs = old.clone().requires_grad_()
     value, metrics = policy_loss(
-        logprobs, old, rollout, torch.ones(2).double(), torch.full((2,), 0.5).double(), SETTINGS
+        logprobs, old, rollout, torch.ones(2).double(), torch.full((2,), 0.5).double(), torch.zeros(2).long(), SETTINGS
     )
     value.backward()
     assert value.item() == pytest.approx(-(0.8 + 2.0) / 2)
     assert logprobs.grad.tolist() == pytest.approx([-0.4, -1.0])
     assert metrics["policy/importance_mean"].item() == pytest.approx(1.4)
+
+
+def test_sequence_ratio_is_the_geometric_mean_with_a_token_gradient():
+    # Completion 0 has log-ratios 0.2, 0.4: mean 0.3, s = e^0.3. Completion 1 has -0.1 alone: s = e^-0.1.
+    # sequence_mean weights 1/(2*2), 1/(2*2), 1/(2*1); A = 1, -1. Nothing is clipped by bounds this wide.
+    wide = PolicyLossSettings(clip_low=0.9, clip_high=9.0, dual_clip=9.0, importance_cap=2.0, ratio="sequence")
+    old = torch.tensor([-1.0, -2.0, -3.0]).double()
+    logprobs = (old + torch.tensor([0.2, 0.4, -0.1]).double()).requires_grad_()
+    weights, advantages = torch.tensor([0.25, 0.25, 0.5]).double(), torch.tensor([1.0, 1.0, -1.0]).double()
+    value, _ = policy_loss(logprobs, old, old, advantages, weights, torch.tensor([0, 0, 1]), wide)
+    value.backward()
+    up, down = math.exp(0.3), math.exp(-0.1)
+    assert value.item() == pytest.approx(-0.5 * up + 0.5 * down)
+    # d/dlogp of -(1/2) s_0 is -(1/2) s_0 / 2 for each of its two tokens; of +(1/2) s_1, (1/2) s_1.
+    assert logprobs.grad.tolist() == pytest.approx([-0.25 * up, -0.25 * up, 0.5 * down])
 
 
 def test_hybrid_loss_routes_each_token_by_its_own_kind():
@@ -88,9 +106,9 @@ def test_hybrid_loss_routes_each_token_by_its_own_kind():
         torch.tensor([2.0, 0.0]).double(),
         torch.tensor([1.0, 0.5]).double(),
         torch.tensor([True, False]),
+        torch.tensor([0, 1]),
         policy=SETTINGS,
-        divergence=get_divergence("forward_kl"),
-        eta=0.1,
+        term=DivergenceTerm(get_divergence("forward_kl"), eta=0.1),
     )
     assert metrics["policy/loss"].item() == pytest.approx(-2.0)
     assert metrics["divergence/loss"].item() == pytest.approx(0.5 * (1 - math.log(2)))
@@ -100,7 +118,15 @@ def test_hybrid_loss_routes_each_token_by_its_own_kind():
 def test_a_term_without_tokens_is_exactly_zero():
     empty, none = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
     loss, metrics = hybrid_loss(
-        empty, empty, empty, empty, empty, none, policy=SETTINGS, divergence=get_divergence("js"), eta=1.0
+        empty,
+        empty,
+        empty,
+        empty,
+        empty,
+        none,
+        none.long(),
+        policy=SETTINGS,
+        term=DivergenceTerm(get_divergence("js"), eta=1.0),
     )
     assert loss.item() == 0.0
     assert all(value.item() == 0.0 for value in metrics.values())
