@@ -16,7 +16,8 @@ from torch import Tensor
 from actors.weight_sync import PackedTensor, packed_chunks
 from dphrl.config import Config
 from dphrl.data.batching import MicroBatch
-from dphrl.policy import PolicyModel, load_policy, load_reference, resolve_dtype
+from dphrl.models import load_tokenizer
+from dphrl.policy import PolicyModel, dtype_name, load_policy, load_reference
 from dphrl.types import TrainBatch
 from dphrl.update import UpdateSettings, run_update, score_sequences
 
@@ -42,7 +43,9 @@ class DeepSpeedEngine:
                 "gradient_clipping": learner.grad_clip,
                 "zero_optimization": {"stage": learner.zero_stage},
                 "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": resolve_dtype(config.model.dtype) is torch.bfloat16},
+                "bf16": {"enabled": dtype_name(config.model.dtype) == "bfloat16"},
+                # In the model's bfloat16 the sum over micro-batches would depend on how many there are.
+                "data_types": {"grad_accum_dtype": "fp32"},
                 "steps_per_print": 10**9,
             },
         )
@@ -123,7 +126,11 @@ class LearnerRank:
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
-        return {"num_parameters": num_parameters, "device": str(self._engine.device)}
+        return {
+            "num_parameters": num_parameters,
+            "device": str(self._engine.device),
+            "dtype": dtype_name(self._config.model.dtype),
+        }
 
     def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:
         return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
@@ -138,7 +145,11 @@ class LearnerRank:
 
         They live until the next publish, because this actor owns them.
         """
-        self._published = [ray.put(chunk) for chunk in packed_chunks(self._full_parameters()) if self._rank == 0]
+        self._published = []  # first: the store need not hold two copies
+        if self._rank == 0:
+            self._published = [ray.put(chunk) for chunk in packed_chunks(self._full_parameters())]
+        else:
+            self._join_gathers()
         return self._published
 
     def _full_parameters(self) -> Any:
@@ -149,16 +160,22 @@ class LearnerRank:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
                 yield name, parameter
 
+    def _join_gathers(self) -> None:
+        """Take part in rank 0's gathers without keeping a copy of the model."""
+        for _ in self._full_parameters():
+            pass
+
     def save(self, folder: str) -> None:
         """DeepSpeed state of all ranks below `folder`, and the Hugging Face directory `folder/hf` by rank 0."""
         self._engine.module.save_checkpoint(folder, tag="deepspeed")
+        if self._rank != 0:
+            self._join_gathers()
+            return
         state = {name: parameter.detach().cpu().clone() for name, parameter in self._full_parameters()}
-        if self._rank == 0:
-            from transformers import AutoTokenizer
-
-            target = Path(folder) / "hf"
-            cast(Any, self._policy.lm).save_pretrained(target, state_dict=state)
-            AutoTokenizer.from_pretrained(self._model_dir).save_pretrained(target)
+        target = Path(folder) / "hf"
+        cast(Any, self._policy.lm).save_pretrained(target, state_dict=state)
+        trust = self._config.model.trust_remote_code
+        load_tokenizer(self._model_dir, trust_remote_code=trust).save_pretrained(target)
 
     def load(self, folder: str, policy_version: int) -> None:
         path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")

@@ -5,30 +5,35 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from dphrl.algo.partition import Split
 from dphrl.config import Config
-from dphrl.policy import resolve_dtype
+from dphrl.data.schedule import derive_seed
 from dphrl.protocols import Learner
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, TrainBatch
 from dphrl.update import combine_rank_metrics
 
+T = TypeVar("T")
 Actor = Any  # Ray's handles carry no static type of their methods.
 
-# Largest |engine - learner| log-prob after a sync, by the engine's dtype, where the config gives none.
-DEFAULT_MAX_LOGPROB_GAP = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
+# Largest |engine - learner| log-prob after a sync, by the learner's dtype, where the config gives none.
+DEFAULT_MAX_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 0.5}
+# Enough to go through prefill, cache and decode; the whole cluster waits for probes.
+PROBE_TOKENS = 32
+# For a reward worker to start again, or to notice that an item is over time itself.
+WORKER_GRACE_S = 60.0
 
 
 class RayLearner:
     """`protocols.Learner`: every call goes to all ranks at once."""
 
-    def __init__(self, ranks: Sequence[Actor]) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "") -> None:
+        self.ranks, self.dtype, self.layout = ranks, dtype, layout
         self._policy_version = 0
 
     @property
@@ -64,11 +69,13 @@ class RayLearner:
 class RayRolloutPool:
     """`protocols.RolloutPool` over vLLM engines: work goes to whichever engine is free."""
 
-    def __init__(self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt]) -> None:
+    def __init__(
+        self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt] = (), dtype: str = "float32"
+    ) -> None:
         self.engines, self.config, self.probes = engines, config, probes
         self._probe_seeds = itertools.count()
-        gap = config.sync.max_logprob_gap
-        self.max_gap = DEFAULT_MAX_LOGPROB_GAP[str(resolve_dtype(config.model.dtype))] if gap is None else gap
+        bound = config.sync.max_logprob_gap
+        self.max_gap = DEFAULT_MAX_LOGPROB_GAP[dtype] if bound is None else bound
 
     async def refit(self, learner: Learner) -> Mapping[str, float]:
         """All engines to the learner's version, then the proof: probes sampled by each are scored by the learner.
@@ -77,10 +84,11 @@ class RayRolloutPool:
         """
         assert isinstance(learner, RayLearner)
         version, chunks = learner.policy_version, await learner.publish()
-        acknowledged = await asyncio.gather(*[_push_weights(engine, chunks, version) for engine in self.engines])
+        pushed = asyncio.gather(*[_push_weights(engine, chunks, version) for engine in self.engines])
+        acknowledged = await within(pushed, self.config.sync.timeout_s, "sync.timeout_s", "engines to take new weights")
         if set(acknowledged) != {version}:
             raise RuntimeError(f"engines acknowledged versions {sorted(set(acknowledged))} after a sync to {version}")
-        gaps = [await self._probe(index, learner) for index in range(len(self.engines))]
+        gaps = await within(self._probe(learner), self.config.sync.timeout_s, "sync.timeout_s", "probes of the engines")
         worst = max(range(len(gaps)), key=gaps.__getitem__)
         if not gaps[worst] <= self.max_gap:
             raise RuntimeError(
@@ -91,22 +99,21 @@ class RayRolloutPool:
             )
         return {"sync/logprob_gap_max": gaps[worst]}
 
-    async def _probe(self, index: int, learner: Learner) -> float:
-        completions: list[Completion] = []
+    async def _probe(self, learner: Learner) -> list[float]:
+        """Each engine's largest gap on probe completions it samples now; one forward pass scores them all."""
         seed = next(self._probe_seeds)
-        async for ref in self.engines[index].generate.remote(self.probes, 1, seed):
-            completions += await ref
+        sampled = await asyncio.gather(*[self._sample_probes(engine, seed) for engine in self.engines])
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
+        flat = [completion for completions in sampled for completion in completions]
         scored = await learner.score(
-            [((*prompt_ids[c.prompt_id], *c.token_ids), len(prompt_ids[c.prompt_id])) for c in completions]
+            [((*prompt_ids[c.prompt_id], *c.token_ids), len(prompt_ids[c.prompt_id])) for c in flat]
         )
-        gaps = [
-            abs(ours - theirs)
-            for completion, logprobs in zip(completions, scored, strict=True)
-            for ours, theirs in zip(logprobs, completion.logprobs, strict=True)
-        ]
-        # A NaN must not pass a comparison, nor hide behind max().
-        return math.inf if any(math.isnan(gap) for gap in gaps) else max(gaps)
+        logprobs = iter(scored)
+        return [max(_largest_gap(next(logprobs), c.logprobs) for c in completions) for completions in sampled]
+
+    async def _sample_probes(self, engine: Actor, seed: int) -> list[Completion]:
+        stream = engine.generate.remote(self.probes, 1, seed, max_tokens=PROBE_TOKENS)
+        return [completion async for ref in stream for completion in await ref]
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
@@ -121,29 +128,40 @@ class RayRolloutPool:
         async def serve(engine: Actor) -> None:
             while waiting:
                 start, mine = waiting.pop()
-                async for ref in engine.generate.remote(mine, num_samples, seed + start, greedy):
+                async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
                     finished.put_nowait(await ref)
 
         async def serve_all() -> None:
             try:
-                async with asyncio.timeout(self.config.rollout.timeout_s), asyncio.TaskGroup() as group:
+                async with asyncio.TaskGroup() as group:
                     for engine in self.engines:
                         group.create_task(serve(engine))
-            except TimeoutError:
-                raise RuntimeError(
-                    f"rollouts: {len(prompts)} prompts x {num_samples} samples did not finish within "
-                    f"rollout.timeout_s={self.config.rollout.timeout_s:g}"
-                ) from None
             finally:
                 finished.put_nowait(None)
 
         serving = asyncio.create_task(serve_all())
+        limit = self.config.rollout.timeout_s
         try:
-            while (completions := await finished.get()) is not None:
+            # The clock starts again with every completion: how long a whole collection takes depends on its size.
+            while (completions := await within(finished.get(), limit, "rollout.timeout_s", "a completion")) is not None:
                 yield completions
             await serving
         finally:
             serving.cancel()
+
+
+async def within(waiting: Awaitable[T], seconds: float, setting: str, what: str) -> T:
+    """`waiting`'s result. Raises TimeoutError that says what was waited for, and which setting bounds it."""
+    try:
+        return await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        raise TimeoutError(f"waited {seconds:g} s ({setting}) for {what}") from None
+
+
+def _largest_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    # A NaN must not pass a comparison, nor hide behind max().
+    return math.inf if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 
 async def _push_weights(engine: Actor, chunks: Sequence[ray.ObjectRef[Any]], version: int) -> int:
@@ -160,26 +178,46 @@ class RayRewardPool:
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
         self.workers, self.num_retries = workers, config.reward.num_retries
+        self.timeout_s = config.reward.timeout_s
         self._turn = itertools.count()
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
         pairs = [(completion.text, prompt.answer) for prompt, completion in items]
         results: list[RewardResult] = [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "not graded")] * len(pairs)
         pending = list(range(len(pairs)))
-        for _ in range(1 + self.num_retries):
-            for i, result in zip(pending, await self._grade_once([pairs[i] for i in pending]), strict=True):
-                results[i] = result
+        for attempt in range(1 + self.num_retries):
+            # One item may be what kills a worker: from the second attempt on each goes alone, so that it costs
+            # its neighbours nothing.
+            batches = [pending] if attempt == 0 else [[i] for i in pending]
+            for batch in batches:
+                for i, result in zip(batch, await self._grade_once([pairs[i] for i in batch], attempt), strict=True):
+                    results[i] = result
             pending = [i for i in pending if results[i].status is RewardStatus.INFRASTRUCTURE_ERROR]
             if not pending:
                 break
         return results
 
-    async def _grade_once(self, pairs: Sequence[tuple[str, str]]) -> list[RewardResult]:
+    async def _grade_once(self, pairs: Sequence[tuple[str, str]], attempt: int) -> list[RewardResult]:
         worker = self.workers[next(self._turn) % len(self.workers)]
         try:
-            return await worker.grade.remote(pairs)
-        except ray.exceptions.RayError as error:
-            return [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"reward worker: {error}")] * len(pairs)
+            if attempt:
+                await self._until_restarted(worker)
+            limit = self.timeout_s * len(pairs) + WORKER_GRACE_S
+            return await within(worker.grade.remote(pairs), limit, "reward.timeout_s", f"{len(pairs)} gradings")
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            detail = " ".join(str(error).split())[:200]
+            return [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"reward worker: {detail}")] * len(pairs)
+
+    async def _until_restarted(self, worker: Actor) -> None:
+        """Calls to an actor that Ray is bringing back fail at once, so ask until it answers."""
+        deadline = asyncio.get_running_loop().time() + WORKER_GRACE_S
+        while asyncio.get_running_loop().time() < deadline:
+            try:
+                await worker.ready.remote()
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(0.2)
+            else:
+                return
 
 
 class RayReferenceStore:

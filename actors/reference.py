@@ -10,8 +10,8 @@ import ray
 
 from actors.pools import RayLearner, RayRewardPool, RayRolloutPool
 from dphrl.algo.partition import Split
-from dphrl.buffer import fill_reference
 from dphrl.config import Config
+from dphrl.reference_stage import fill_reference
 from dphrl.types import Prompt
 
 
@@ -31,17 +31,20 @@ class ReferenceSampler:
         self._num_graded = 0
 
     async def num_graded(self) -> int:
-        """Completions graded so far."""
+        """Completions graded so far by this actor, not those of a stage it continues."""
         return self._num_graded
 
     async def fill(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], buffer_actor: Any, folder: str
     ) -> tuple[Split, dict[str, float]]:
-        """Sample, grade, split and score; the buffer goes to disk in `folder` and into the buffer actor."""
+        """Sample, grade, split and score; the buffer goes to disk in `folder` and into the buffer actor.
+
+        Continues what an earlier fill left beside `folder`, which must be a path that this actor's node shares
+        with the next one's.
+        """
         buffer = await fill_reference(
-            self._config, prompts, self._rollouts, self._rewards, self._learner, identity, self._count
+            self._config, prompts, self._rollouts, self._rewards, self._learner, identity, Path(folder), self._count
         )
-        buffer.save(Path(folder))
         return await buffer_actor.put.remote(buffer)
 
     def _count(self, num_completions: int) -> None:

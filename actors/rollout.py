@@ -11,6 +11,8 @@ import torch
 
 from actors.weight_sync import PackedTensor
 from dphrl.config import Config
+from dphrl.data.schedule import derive_seed
+from dphrl.policy import dtype_name
 from dphrl.types import Completion, Prompt
 
 
@@ -38,7 +40,7 @@ class RolloutEngine:
         self._config, self._index = config, index
         self._llm = LLM(
             model=model_dir,
-            dtype=_engine_dtype(config.model.dtype, on_gpu),
+            dtype=dtype_name(config.model.dtype),
             seed=config.seed + index,
             max_model_len=config.max_sequence_tokens,
             max_num_seqs=config.rollout.max_concurrent_sequences,
@@ -78,24 +80,24 @@ class RolloutEngine:
         return policy_version
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        seed: int,
+        greedy: bool = False,
+        max_tokens: int | None = None,
     ) -> Iterator[list[Completion]]:
         """Completions as they finish: each yield is what one engine step completed.
 
-        `seed` decides them: exactly under `deterministic` (a seed per request), else for the same batch composition.
+        `seed` decides them: exactly under `deterministic` (a seed per request), else for the same batch composition
+        on an engine without tensor parallelism, whose workers have generators of their own. max_tokens: no more
+        than rollout.max_tokens.
         """
         if self._policy_version is None:
             raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
         # Per-request generators cost a kernel launch each; the engine shares this process's default one.
         torch.manual_seed(seed + self._index)
-        engine, jobs = self._llm.llm_engine, {}
-        for place, prompt in enumerate(prompts):
-            for sample_index in range(num_samples):
-                request_id = str(self._num_requests)
-                self._num_requests += 1
-                params = self._sampling_params(greedy, seed * 1_000_003 + place * num_samples + sample_index)
-                engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
-                jobs[request_id] = (prompt.prompt_id, sample_index)
+        engine, jobs = self._llm.llm_engine, self._submit(prompts, num_samples, seed, greedy, max_tokens)
         try:
             while engine.has_unfinished_requests():
                 done = [output for output in engine.step() if output.finished]
@@ -106,15 +108,29 @@ class RolloutEngine:
             if jobs:
                 engine.abort_request(list(jobs))
 
-    def _sampling_params(self, greedy: bool, seed: int) -> Any:
+    def _submit(
+        self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool, max_tokens: int | None
+    ) -> dict[str, tuple[str, int]]:
+        """Queue all samples of all prompts; returns (prompt_id, sample_index) by request id."""
+        engine, jobs = self._llm.llm_engine, {}
+        for place, prompt in enumerate(prompts):
+            for sample_index in range(num_samples):
+                request_id = str(self._num_requests)
+                self._num_requests += 1
+                params = self._sampling_params(greedy, derive_seed(seed, place, sample_index), max_tokens)
+                engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
+                jobs[request_id] = (prompt.prompt_id, sample_index)
+        return jobs
+
+    def _sampling_params(self, greedy: bool, seed: int, max_tokens: int | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         rollout = self._config.rollout
         return SamplingParams(
             temperature=0.0 if greedy else rollout.temperature,
-            max_tokens=rollout.max_tokens,
-            seed=seed % 2**63 if self._config.deterministic else None,
+            max_tokens=min(rollout.max_tokens, max_tokens or rollout.max_tokens),
+            seed=seed if self._config.deterministic else None,
             logprobs=0,
             # One decode at the end instead of one per token.
             detokenize=False,
@@ -124,6 +140,8 @@ class RolloutEngine:
     def _completion(self, output: Any, prompt_id: str, sample_index: int) -> Completion:
         assert self._policy_version is not None
         sampled = output.outputs[0]
+        if sampled.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"rollout engine {self._index}: a request ended by {sampled.finish_reason!r}")
         token_ids = tuple(sampled.token_ids)
         return Completion(
             prompt_id,
@@ -131,13 +149,9 @@ class RolloutEngine:
             token_ids,
             self._tokenizer.decode(token_ids, skip_special_tokens=True),
             tuple(step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)),
-            "length" if sampled.finish_reason == "length" else "stop",
+            sampled.finish_reason,
             self._policy_version,
         )
-
-
-def _engine_dtype(dtype: str, on_gpu: bool) -> str:
-    return ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype
 
 
 def _base_id(request_id: str) -> str:

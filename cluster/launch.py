@@ -32,10 +32,13 @@ log = logging.getLogger(__name__)
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
     """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
-    folder = claim_run_folder(config, resume=resume, overwrite=overwrite)
+    folder = run_folder(config)
+    check_run_folder(folder, resume=resume, overwrite=overwrite)
     quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
+    if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
+        shutil.rmtree(folder, ignore_errors=True)
     with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
         dump_config(config, folder / "config.yaml")
         with open_system(config, prepared, inline=inline) as system:
@@ -54,7 +57,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     async def run(system: Any) -> None:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
-        await prepare_reference(config, prepared, system, folder, console)
+        await prepare_reference(config, prepared, system, parts, folder, console)
         console.info(f"buffer     {folder / 'reference'}")
 
     with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
@@ -130,18 +133,18 @@ def run_folder(config: Config) -> Path:
     return Path(config.run_dir).expanduser() / config.run_name
 
 
-def claim_run_folder(config: Config, *, resume: bool, overwrite: bool) -> Path:
-    """The run's folder, free to write to. Raises InputError rather than mix two runs in one folder."""
-    folder = run_folder(config)
+def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises InputError rather than let two runs mix in one folder, or delete what is no run."""
     metrics = folder / "metrics.jsonl"
-    if metrics.is_file() and metrics.stat().st_size and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
-                "another run_name"
-            )
-        shutil.rmtree(folder)
-    return folder
+    if metrics.is_file() and metrics.stat().st_size and not (resume or overwrite):
+        raise InputError(
+            f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
+            "another run_name"
+        )
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"{folder} holds no run (no config.yaml), so --overwrite leaves it alone; choose another run_name"
+        )
 
 
 def describe_plan(config: Config) -> str:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor
 from actors.learner import LearnerRank
-from actors.pools import RayLearner, RayReferenceStore, RayRewardPool, RayRolloutPool
+from actors.pools import RayLearner, RayReferenceStore, RayRewardPool, RayRolloutPool, within
 from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
 from actors.rollout import RolloutEngine
@@ -68,24 +68,31 @@ class RaySystem:
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
 
-        async def report(what: str, ready: Any) -> None:
-            on_ready(f"{what} up: {await ready}")
+        limit = self.config.learner.timeout_s
 
-        async def connect_learner() -> None:
+        async def report(what: str, ready: Any) -> None:
+            where = await within(ready, limit, "learner.timeout_s", f"{what} to start")
+            on_ready(f"{what} up: {where}")
+
+        async def connect_learner() -> str:
             master = await self._ranks[0].address.remote()
-            infos = await asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
-            size, device = infos[0]["num_parameters"], infos[0]["device"]
-            on_ready(f"learner up: {len(infos)} rank(s), {size / 1e6:.1f} M parameters, {device}")
+            joined = asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
+            infos = await within(joined, limit, "learner.timeout_s", f"{len(self._ranks)} learner ranks to start")
+            size, device, dtype = (infos[0][key] for key in ("num_parameters", "device", "dtype"))
+            on_ready(f"learner up: {len(infos)} rank(s), {size / 1e6:.1f} M parameters, {dtype} on {device}")
+            return str(dtype)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(connect_learner())
+            connecting = group.create_task(connect_learner())
             for i, engine in enumerate(self._engines):
                 group.create_task(report(f"rollout engine {i}", engine.ready.remote()))
             for worker in self._workers:
                 group.create_task(_wait(worker.ready.remote()))
+        learner, dtype = self.config.learner, connecting.result()
+        layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         return Parts(
-            RayLearner(self._ranks),
-            RayRolloutPool(self._engines, self.config, self.probes),
+            RayLearner(self._ranks, dtype, layout),
+            RayRolloutPool(self._engines, self.config, self.probes, dtype),
             RayRewardPool(self._workers, self.config),
         )
 
@@ -106,6 +113,7 @@ class RaySystem:
                 on_graded(graded - seen)
                 seen = graded
         split, counts = filling.result()
+        on_graded(await sampler.num_graded.remote() - seen)
         ray.kill(sampler)
         return RayReferenceStore(self._buffer, split), counts
 
@@ -132,7 +140,8 @@ def connect(config: Config) -> None:
         ray.init(address=address, **options)
         return
     num_cpus = config.cluster.num_cpus or os.cpu_count()
-    store_bytes = round(config.cluster.object_store_gib * 2**30)
+    store_gib = config.cluster.object_store_gib
+    store_bytes = None if store_gib is None else round(store_gib * 2**30)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False, **options)
 
 

@@ -6,32 +6,26 @@ correct responses and its part) and `samples.parquet` (the stored responses with
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dphrl.algo.partition import Split, split_prompts
-from dphrl.collect import collect_groups
-from dphrl.config import Config
-from dphrl.data.schedule import step_indices
-from dphrl.protocols import Learner, RewardPool, RolloutPool
-from dphrl.types import Prompt, ReferenceSample, RolloutGroup
+from dphrl.algo.partition import Split
+from dphrl.config import Config, ReferenceConfig
+from dphrl.config_loading import InputError
+from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.types import Prompt, ReferenceSample
 
 Fingerprint = Mapping[str, str]
-
-# Prompts sampled and graded before the next are handed out: bounds memory and paces the progress bar.
-PROMPTS_PER_CHUNK = 512
-# Salts that keep the reference stage's random choices apart from the training steps'.
-_SAMPLING_SALT, _CHOICE_SALT, _SCHEDULE_SALT = 7919, 104729, 1299709
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,12 @@ class ReferenceBuffer:
     @property
     def schedule_seed(self) -> int:
         """Seeds the order in which steps see the samples."""
-        return self.seed + _SCHEDULE_SALT
+        return derive_seed(self.seed, "rehearsal")
+
+    @property
+    def num_bytes(self) -> int:
+        """What the samples take as arrays; see `sample_bytes`."""
+        return sum(sample_bytes(len(s.prompt_token_ids), len(s.token_ids)) for s in self.samples)
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
         indices = step_indices(len(self.samples), step, num_rows, self.schedule_seed)
@@ -72,13 +71,15 @@ class ReferenceBuffer:
             "num_dropped": len(self.split.dropped),
             "num_stored_samples": len(self.samples),
             "num_stored_tokens": sum(len(sample.token_ids) for sample in self.samples),
+            "num_bytes": self.num_bytes,
             "mean_correct": sum(self.num_correct.values()) / graded if graded else 0.0,
         }
 
     def save(self, folder: Path) -> None:
         """Write all files, then put the folder in place in one rename: a reader sees all of it or none."""
-        staging = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(staging, ignore_errors=True)
+        staging, retired = (folder.with_name(folder.name + suffix) for suffix in (".new", ".old"))
+        for leftover in (staging, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir(parents=True)
         part = dict.fromkeys(self.split.near_perfect, "near_perfect")
         part |= dict.fromkeys(self.split.exploration, "exploration") | dict.fromkeys(self.split.dropped, "dropped")
@@ -93,8 +94,11 @@ class ReferenceBuffer:
         pq.write_table(pa.Table.from_pylist([_to_row(s) for s in self.samples], _SCHEMA), staging / "samples.parquet")
         manifest = {"fingerprint": dict(self.fingerprint), "seed": self.seed, "split": self.counts()}
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        # Aside in one rename too: removing it file by file could leave, if killed, a manifest without its samples.
+        if folder.exists():
+            os.replace(folder, retired)
         os.replace(staging, folder)
+        shutil.rmtree(retired, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceBuffer:
@@ -125,6 +129,21 @@ _SCHEMA = pa.schema(
 )
 
 
+def sample_bytes(num_prompt_tokens: int, num_tokens: int) -> int:
+    """Bytes of one stored sample as arrays: 4 for each prompt token id, completion token id and log-prob."""
+    return 4 * (num_prompt_tokens + 2 * num_tokens)
+
+
+def check_size(num_bytes: int, reference: ReferenceConfig) -> None:
+    """Raises InputError when stored samples of num_bytes exceed reference.max_bytes."""
+    if num_bytes > reference.max_bytes:
+        raise InputError(
+            f"reference.max_bytes={reference.max_bytes}: the samples to rehearse take {num_bytes} bytes; lower "
+            f"reference.stored_per_prompt={reference.stored_per_prompt} (samples anew), or raise the bound "
+            "(keeps what is sampled)"
+        )
+
+
 def _to_row(sample: ReferenceSample) -> dict[str, Any]:
     return {name: getattr(sample, name) for name in _SCHEMA.names}
 
@@ -141,12 +160,12 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
     chosen = {name: getattr(reference, name) for name in ("num_samples", "threshold", "stored_per_prompt", "all_wrong")}
     sampling = chosen | {"temperature": rollout.temperature, "max_tokens": rollout.max_tokens, "seed": config.seed}
     return {
-        "model weights": _hash_files(model_dir, ("*.safetensors", "*.bin", "config.json")),
-        "tokenizer": _hash_files(model_dir, ("tokenizer*", "*.jinja", "vocab*", "merges*")),
-        "prompts": _hash([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
-        "sampling": _hash(sampling),
-        "reward": _hash(config.reward.model_dump(include={"name", "extraction", "timeout_s"})),
-        "learner numerics": _hash([learner_dtype, config.model.attention, config.learner.packing]),
+        "model weights": hash_model(model_dir),
+        "tokenizer": hash_files(model_dir, ("tokenizer*", "*.jinja", "vocab*", "merges*")),
+        "prompts": hash_value([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
+        "sampling": hash_value(sampling),
+        "reward": hash_value(config.reward.model_dump(include={"name", "extraction", "timeout_s"})),
+        "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
     }
 
 
@@ -155,14 +174,22 @@ def changed_parts(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
     return [name for name in wanted if stored.get(name) != wanted[name]]
 
 
-def _hash(value: object) -> str:
+@functools.lru_cache(maxsize=4)
+def hash_model(model_dir: str) -> str:
+    """Of the weights and configuration in an HF directory; of the name alone for a hub model. Read once a process."""
+    return hash_files(model_dir, ("*.safetensors", "*.bin", "config.json"))
+
+
+def hash_value(value: object) -> str:
+    """16 hex digits over the JSON form of `value`."""
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
-def _hash_files(model_dir: str, patterns: Sequence[str]) -> str:
+def hash_files(model_dir: str, patterns: Sequence[str]) -> str:
+    """16 hex digits over the names and contents of the matching files."""
     folder = Path(model_dir)
     if not folder.is_dir():  # a hub name: the library's cache resolves it to one revision
-        return _hash(model_dir)
+        return hash_value(model_dir)
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         digest.update(path.name.encode())
@@ -170,59 +197,3 @@ def _hash_files(model_dir: str, patterns: Sequence[str]) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
-
-
-async def fill_reference(
-    config: Config,
-    prompts: Sequence[Prompt],
-    rollouts: RolloutPool,
-    rewards: RewardPool,
-    learner: Learner,
-    identity: Fingerprint,
-    on_graded: Callable[[int], None] = lambda num_completions: None,
-) -> ReferenceBuffer:
-    """The reference stage: sample K responses a prompt, grade, split, store m correct ones per D_pef prompt.
-
-    The engines must hold the initial policy. Log-probs come from the learner's forward pass, not the engine's,
-    so that u = 1 at step 0.
-    """
-    num_correct: dict[str, int] = {}
-    num_graded: dict[str, int] = {}
-    kept: list[ReferenceSample] = []
-    for start in range(0, len(prompts), PROMPTS_PER_CHUNK):
-        chunk = prompts[start : start + PROMPTS_PER_CHUNK]
-        collected = await collect_groups(
-            rollouts,
-            rewards,
-            chunk,
-            config.reference.num_samples,
-            seed=config.seed * _SAMPLING_SALT + start,
-            on_graded=on_graded,
-        )
-        for group in collected.groups:
-            num_correct[group.prompt.prompt_id] = group.num_correct
-            num_graded[group.prompt.prompt_id] = sum(result.score is not None for result in group.results)
-            if group.num_correct >= config.reference.threshold:
-                kept += _choose_samples(group, config.reference.stored_per_prompt, config.seed)
-    scores = await learner.score([((*s.prompt_token_ids, *s.token_ids), len(s.prompt_token_ids)) for s in kept])
-    split = split_prompts(num_correct, threshold=config.reference.threshold, all_wrong=config.reference.all_wrong)
-    samples = [
-        ReferenceSample(s.prompt_id, s.prompt_token_ids, s.token_ids, logprobs)
-        for s, logprobs in zip(kept, scores, strict=True)
-    ]
-    return ReferenceBuffer(split, num_correct, num_graded, samples, identity, config.seed)
-
-
-def _choose_samples(group: RolloutGroup, count: int, seed: int) -> list[ReferenceSample]:
-    """`count` of the correct, complete responses, drawn by a seed of the prompt's own: order plays no part."""
-    correct = [
-        completion
-        for completion, result in zip(group.completions, group.results, strict=True)
-        if result.score == 1.0 and not completion.truncated
-    ]
-    salt = int.from_bytes(hashlib.sha256(group.prompt.prompt_id.encode()).digest()[:8], "big")
-    order = np.random.default_rng([seed, _CHOICE_SALT, salt]).permutation(len(correct))
-    return [
-        ReferenceSample(group.prompt.prompt_id, group.prompt.token_ids, correct[i].token_ids, correct[i].logprobs)
-        for i in order[:count]
-    ]

@@ -14,11 +14,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """step: steps completed. policy_version: that of the saved weights. num_ranks: of the learner that saved."""
+    """step: steps completed. policy_version: that of the saved weights. layout: of the learner that saved.
+    model: hash of the initial weights the run started from."""
 
     step: int
     policy_version: int
-    num_ranks: int
+    layout: str
+    model: str
 
 
 async def save_checkpoint(
@@ -31,7 +33,7 @@ async def save_checkpoint(
     staging.mkdir(parents=True)
     await write(staging)
     (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    # A run resumed from an earlier step writes this one again.
+    # Only an older run's can be there; os.replace needs the place empty.
     shutil.rmtree(target, ignore_errors=True)
     os.replace(staging, target)
     for old in list_checkpoints(folder)[:-keep]:

@@ -13,12 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dphrl.buffer import ReferenceBuffer, fill_reference
+from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config
+from dphrl.config_loading import InputError
 from dphrl.data.batching import MicroBatch
+from dphrl.data.schedule import derive_seed
 from dphrl.loop import Parts
 from dphrl.policy import PolicyModel, load_policy, load_reference
 from dphrl.protocols import Learner
+from dphrl.reference_stage import fill_reference
 from dphrl.rewards.base import build_grader
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
 from dphrl.update import UpdateSettings, run_update, score_sequences
@@ -58,6 +61,12 @@ class InlineLearner:
     """`protocols.Learner` in this process."""
 
     def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
+        if config.model.dtype == "bfloat16":
+            raise InputError(
+                "model.dtype: bfloat16 has no float32 master weights in inline mode, so small updates would be lost; "
+                "set model.dtype=float32, or run without --inline"
+            )
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.policy = load_policy(
             model_dir,
@@ -69,6 +78,9 @@ class InlineLearner:
         self.settings = UpdateSettings.from_config(config)
         self.tokenizer = tokenizer
         self._policy_version = 0
+
+    dtype = "float32"
+    layout = "inline"
 
     @property
     def policy_version(self) -> int:
@@ -117,10 +129,11 @@ class InlineRollouts:
         jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
         size = self.config.rollout.max_concurrent_sequences
         for start in range(0, len(jobs), size):
-            # A seed per batch leaves the global generator, and with it the learner, undisturbed.
+            # Forked, so that the global generator, and with it the learner, is undisturbed.
             with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(seed + start)
-                yield await self._generate_batch(jobs[start : start + size], greedy)
+                torch.manual_seed(derive_seed(seed, start))
+                completions = await self._generate_batch(jobs[start : start + size], greedy)
+            yield completions
 
     async def _generate_batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Completion]:
         assert self._version is not None
@@ -215,8 +228,9 @@ class InlineSystem:
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
     ) -> tuple[ReferenceBuffer, dict[str, float]]:
         rollouts, rewards = self.parts.rollouts, self.parts.rewards
-        buffer = await fill_reference(self.config, prompts, rollouts, rewards, self.learner, identity, on_graded)
-        buffer.save(folder)
+        buffer = await fill_reference(
+            self.config, prompts, rollouts, rewards, self.learner, identity, folder, on_graded
+        )
         return buffer, buffer.counts()
 
     async def adopt_reference(self, buffer: ReferenceBuffer) -> ReferenceBuffer:

@@ -18,7 +18,7 @@ from dphrl.algo.advantages import group_advantages
 from dphrl.algo.reduce import row_weights
 from dphrl.collect import Collected, collect_groups
 from dphrl.config import Config, LearnerConfig
-from dphrl.data.schedule import step_indices
+from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardStatus, RolloutGroup, RowKind, TrainBatch, TrainRow
 
@@ -82,7 +82,7 @@ async def train(
 
 def _start_rollout(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> asyncio.Task[Collected]:
     chosen = [prompts[i] for i in step_indices(len(prompts), step, config.rollout.num_prompts, config.seed)]
-    seed = config.seed + 1_000_003 * (step + 1)
+    seed = derive_seed(config.seed, "rollout", step)
     return asyncio.create_task(
         collect_groups(parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed)
     )
@@ -113,8 +113,10 @@ def make_batch(
             f"step {step + 1}: nothing to train on: no rehearsal rows, and none of {len(groups)} groups has a usable "
             "completion (reward failures and masked truncations are left out; see samples/ and run.log)"
         )
-    metrics = rollout_metrics(groups, policy_version) | {"divergence/num_rows": float(len(rehearsal))}
-    return TrainBatch(step, policy_version, tuple(minibatches), learning_rate(config.learner, step), metrics)
+    lr = learning_rate(config.learner, step)
+    metrics = rollout_metrics(groups, policy_version)
+    metrics |= {"divergence/num_rows": float(len(rehearsal)), "learner/lr": lr}
+    return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics)
 
 
 def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow]:

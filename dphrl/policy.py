@@ -16,7 +16,7 @@ class PolicyModel(nn.Module):
     """Wraps the LM so that its forward pass yields (logprobs_N, entropy_N) of a micro-batch.
 
     The log-probs are computed inside forward, not by the caller, so that wrappers which hook forward (ZeRO-3
-    gathers, checkpointing) see every parameter use. Never in train() mode: dropout would make u != 1 at step 0.
+    gathers, checkpointing) see every parameter use. Without dropout, which would make u != 1 at step 0.
     """
 
     def __init__(self, lm: nn.Module, temperature: float) -> None:
@@ -39,15 +39,19 @@ class PolicyModel(nn.Module):
             lm.get_output_embeddings(),
             batch.target_ids_N,
             vocab_size=lm.config.get_text_config().vocab_size,
+            max_targets=batch.max_targets,
             temperature=self.temperature,
         )
 
 
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, else float32 (a CPU emulates bfloat16, several times slower)."""
+def dtype_name(dtype: str) -> str:
+    """`auto` is bfloat16 on a GPU that has it, else float32 (a CPU emulates bfloat16, several times slower).
+
+    Ask where the model is: the process that started the run may have no GPU.
+    """
     if dtype == "auto":
-        dtype = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-    return cast(torch.dtype, getattr(torch, dtype))
+        return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return dtype
 
 
 def load_policy(
@@ -61,7 +65,7 @@ def load_policy(
 
     lm = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=resolve_dtype(config.dtype),
+        dtype=getattr(torch, dtype_name(config.dtype)),
         attn_implementation=config.attention,
         trust_remote_code=config.trust_remote_code,
     )
@@ -71,9 +75,13 @@ def load_policy(
             raise ValueError(f"model.path: {path} scales its logits ({field}), which is not supported yet")
     if gradient_checkpointing:
         # transformers only checkpoints in training mode; dropout must be off there, see the class docstring.
-        dropouts = [module for module in lm.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+        dropouts = [
+            name
+            for name, value in text_config.to_dict().items()
+            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
+        ]
         if dropouts:
-            raise ValueError(f"model.path: {path} has dropout; set its probabilities to 0 in config.json")
+            raise ValueError(f"model.path: {path} has dropout; set {', '.join(dropouts)} to 0 in its config.json")
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train(gradient_checkpointing)
     return PolicyModel(lm, temperature)

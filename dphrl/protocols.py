@@ -20,6 +20,16 @@ class Learner(Protocol):
         """Number of `update` calls behind the present weights; 0 is the initial policy."""
         ...
 
+    @property
+    def dtype(self) -> str:
+        """Of the weights where they are, e.g. float32; part of the reference fingerprint."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """What a checkpoint must be restored into: kind, ranks, sharding."""
+        ...
+
     async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
         """Log-probs of completion tokens of (token_ids, num_prompt_tokens) at the sampling temperature."""
         ...

@@ -8,25 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dphrl.buffer import ReferenceBuffer, changed_parts, fingerprint
+from dphrl.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
 from dphrl.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.collect import collect_groups
 from dphrl.config import Config
 from dphrl.config_loading import InputError
 from dphrl.console import Console
+from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import count_groups, distinct_correct, summarize
 from dphrl.loop import Metrics, Parts, train
-from dphrl.policy import resolve_dtype
 from dphrl.prepare import EvaluationSet, Prepared
 from dphrl.protocols import ReferenceStore, RewardPool, RolloutPool
+from dphrl.reference_stage import UnfinishedStage
 from dphrl.tracking import Tracker
 from dphrl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 Summary = dict[str, Any]
-
-# Keeps evaluation's sampling apart from training's for the same config.seed.
-_EVALUATION_SALT = 15485863
 
 
 class System(Protocol):
@@ -47,9 +45,9 @@ async def training_run(
     """Train to the last step, evaluated and exported; `resume` continues from the newest checkpoint, if any."""
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
-    reference = await prepare_reference(config, prepared, system, tracker.folder, console)
+    reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
     base = await _base_evaluation(config, prepared, parts, tracker.folder, console)
-    start_step = await _restore(config, parts, tracker, console) if resume else 0
+    start_step = await _restore(prepared, parts, tracker, console) if resume else 0
     observer = _Observer(config, prepared, parts, tracker, console, base)
     await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
     trained = await observer.finish()
@@ -59,14 +57,16 @@ async def training_run(
 
 
 async def prepare_reference(
-    config: Config, prepared: Prepared, system: System, run_folder: Path, console: Console
+    config: Config, prepared: Prepared, system: System, parts: Parts, run_folder: Path, console: Console
 ) -> ReferenceStore | None:
-    """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR."""
+    """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR.
+
+    Raises InputError when the buffer exceeds reference.max_bytes.
+    """
     if not config.uses_reference_samples:
         console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
         return None
-    dtype = str(resolve_dtype(config.model.dtype))
-    identity = fingerprint(config, prepared.model_dir, prepared.prompts, dtype)
+    identity = fingerprint(config, prepared.model_dir, prepared.prompts, parts.learner.dtype)
     folder = run_folder / "reference"
     store: ReferenceStore | None = None
     if (folder / "manifest.json").is_file():
@@ -75,14 +75,32 @@ async def prepare_reference(
         if changed:
             console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
         else:
+            check_size(buffer.num_bytes, config.reference)
             store, counts = await system.adopt_reference(buffer), buffer.counts()
             console.info(f"reference buffer reused from {folder}")
     if store is None:
-        total = len(prepared.prompts) * config.reference.num_samples
+        num_done = _say_unfinished(config, prepared.prompts, identity, folder, console)
+        total = (len(prepared.prompts) - num_done) * config.reference.num_samples
         with console.task("reference stage: completions of the initial policy", total) as advance:
             store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
     _say_split(config, counts, console)
     return store
+
+
+def _say_unfinished(
+    config: Config, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, console: Console
+) -> int:
+    """Tell whether an unfinished stage beside `folder` will be continued; returns the number of prompts it did."""
+    unfinished = UnfinishedStage(folder, prompts, identity, config.reference.prompts_per_chunk)
+    if changed := unfinished.changed():
+        console.info(
+            f"unfinished reference stage in {unfinished.folder} is not continued, starting over: "
+            f"{', '.join(changed)} changed"
+        )
+    num_done = unfinished.num_done()
+    if num_done:
+        console.info(f"reference stage: continuing, {num_done} of {len(prompts)} prompts done")
+    return num_done
 
 
 def _say_split(config: Config, counts: Mapping[str, float], console: Console) -> None:
@@ -91,7 +109,8 @@ def _say_split(config: Config, counts: Mapping[str, float], console: Console) ->
         f"reference split: {counts['num_near_perfect']:.0f} near-perfect prompts (>= {reference.threshold} of "
         f"{reference.num_samples} correct), {counts['num_exploration']:.0f} to explore, "
         f"{counts['num_dropped']:.0f} dropped; {counts['num_stored_samples']:.0f} samples stored "
-        f"({counts['num_stored_tokens']:.0f} tokens); mean score {counts['mean_correct']:.3f}"
+        f"({counts['num_stored_tokens']:.0f} tokens, {counts['num_bytes']:.0f} bytes); "
+        f"mean score {counts['mean_correct']:.3f}"
     )
     if not counts["num_stored_samples"]:
         console.info(
@@ -120,7 +139,7 @@ async def evaluate_sets(
     for chosen in sets:
         num_samples = config.evaluation.num_samples
         with console.task(f"evaluating {label} on {chosen.name}", len(chosen.prompts) * (num_samples + 1)) as advance:
-            seed = config.seed + _EVALUATION_SALT
+            seed = derive_seed(config.seed, "evaluation")
             sampled = await collect_groups(rollouts, rewards, chosen.prompts, num_samples, seed=seed, on_graded=advance)
             greedy = await collect_groups(
                 rollouts, rewards, chosen.prompts, 1, seed=seed, greedy=True, on_graded=advance
@@ -130,15 +149,15 @@ async def evaluate_sets(
             rows = known[chosen.name]["per_prompt"]
             base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
         counts = count_groups(sampled.groups)
-        solved = sum(group.num_correct for group in greedy.groups) / max(1, len(greedy.groups))
+        graded = [num_correct for _, num_graded, num_correct in count_groups(greedy.groups) if num_graded]
         summaries.append(
             summarize(
                 chosen.name,
                 chosen.split,
                 counts,
                 config.evaluation.k,
-                solved,
-                base_counts if base_counts is not None else counts,
+                sum(graded) / len(graded) if graded else None,
+                base_counts,
                 distinct_correct(sampled.groups),
             )
         )
@@ -177,17 +196,30 @@ def _gap(synced: Mapping[str, float]) -> str:
 async def _base_evaluation(
     config: Config, prepared: Prepared, parts: Parts, run_folder: Path, console: Console
 ) -> list[Summary]:
-    path = run_folder / "eval" / "base.json"
-    if path.is_file():
-        return list(json.loads(path.read_text()))
+    """Once per run: a resumed one finds its base results, unless what they were measured on has changed."""
     if not config.evaluation.num_samples:
         return []
+    path, stamp = run_folder / "eval" / "base.json", run_folder / "eval" / ".base-identity"
+    rollout = config.rollout
+    sampling = (
+        config.evaluation.num_samples,
+        config.evaluation.k,
+        rollout.temperature,
+        rollout.max_tokens,
+        config.seed,
+    )
+    asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
+    identity = hash_value([hash_model(prepared.model_dir), sampling, asked])
+    if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
+        return list(json.loads(path.read_text()))
     summaries = await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, "base")
+    stamp.unlink(missing_ok=True)
     write_summaries(path, summaries)
+    stamp.write_text(identity)
     return summaries
 
 
-async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console) -> int:
+async def _restore(prepared: Prepared, parts: Parts, tracker: Tracker, console: Console) -> int:
     """Learner, engines and metrics as of the newest checkpoint; returns the number of steps already done."""
     found = list_checkpoints(tracker.folder / "checkpoints")
     if not found:
@@ -195,11 +227,13 @@ async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Cons
         tracker.truncate_after(0)
         return 0
     manifest = read_manifest(found[-1])
-    if manifest.num_ranks != config.learner.num_ranks:
+    if manifest.layout != parts.learner.layout:
         raise InputError(
-            f"{found[-1]} was written by {manifest.num_ranks} learner ranks, learner.num_ranks is now "
-            f"{config.learner.num_ranks}; resume with {manifest.num_ranks}"
+            f"{found[-1]} was written by a learner of another layout ({manifest.layout}; now {parts.learner.layout}); "
+            "resume with the same learner.num_ranks, learner.zero_stage and --inline"
         )
+    if manifest.model != hash_model(prepared.model_dir):
+        raise InputError(f"{found[-1]} belongs to a run of another initial model than {prepared.model_dir}")
     await parts.learner.load(found[-1], manifest.policy_version)
     await parts.rollouts.refit(parts.learner)
     tracker.truncate_after(manifest.step)
@@ -237,7 +271,9 @@ class _Observer:
         return await self._evaluate(self.config.learner.num_steps)
 
     async def _save(self, step: int) -> None:
-        manifest = CheckpointManifest(step, self.parts.learner.policy_version, self.config.learner.num_ranks)
+        learner = self.parts.learner
+        model = hash_model(self.prepared.model_dir)
+        manifest = CheckpointManifest(step, learner.policy_version, learner.layout, model)
         folder = self.tracker.folder.absolute() / "checkpoints"
         path = await save_checkpoint(folder, manifest, self.parts.learner.save, keep=self.config.checkpoint.keep)
         log.info("checkpoint %s", path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-# Added to the standard deviation, as GRPO does (arXiv 2402.03300, eq. 4 in practice): bounds the advantage of a
-# lone success in a large group without changing its sign.
+# Added to the standard deviation, as GRPO implementations do; matters only for spreads that are numerical noise.
 STD_EPSILON = 1e-6
 
 

@@ -7,6 +7,7 @@ three.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ def token_logprobs(
     *,
     vocab_size: int,
     temperature: float = 1.0,
+    max_targets: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the entropy of the distribution it is drawn from, in nats.
 
-    hidden_ND: the hidden state that predicts each target. head: maps [chunk, D] to logits [chunk, V].
+    hidden_ND: the hidden state that predicts each target. head: maps [chunk, D] to logits [chunk, V]. max_targets:
+    the largest N of any rank in this call, where calling the head is a collective; N itself when None.
     Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits), both differentiable.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
@@ -37,16 +40,12 @@ def token_logprobs(
     if plain and weight is not None:
         logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight, target_ids_N, temperature, chunk)  # type: ignore[no-untyped-call]
         return logprobs_N, entropy_N
+    # As many calls on every rank, however few tokens this one has: under ZeRO-3 each call gathers the weight.
+    num_chunks = max(1, math.ceil(max(len(target_ids_N), max_targets or 0) / chunk))
+    pieces = zip(hidden_ND.tensor_split(num_chunks), target_ids_N.tensor_split(num_chunks), strict=True)
     parts = [
-        checkpoint(
-            _called_logprobs,
-            hidden_ND[start : start + chunk],
-            target_ids_N[start : start + chunk],
-            head,
-            temperature,
-            use_reentrant=False,
-        )
-        for start in range(0, max(1, len(target_ids_N)), chunk)
+        checkpoint(_called_logprobs, hidden, targets, head, temperature, use_reentrant=False)
+        for hidden, targets in pieces
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
 

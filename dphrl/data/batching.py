@@ -32,11 +32,22 @@ class MicroBatch:
     weights_N: Tensor
     is_policy_N: Tensor
     row_index_N: Tensor
+    # Most target tokens any rank has in its micro-batch of this turn: heads that are gathered (ZeRO-3) must be
+    # called equally often everywhere.
+    max_targets: int
 
     def to(self, device: torch.device) -> MicroBatch:
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in values}
-        return MicroBatch(**moved)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class PlannedMicroBatch:
+    """Rows of one micro-batch, and the most target tokens any rank has in the same turn."""
+
+    rows: Sequence[TrainRow]
+    max_targets: int
 
 
 def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
@@ -73,7 +84,7 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
 
 def plan_micro_batches(
     rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool
-) -> list[list[TrainRow]]:
+) -> list[PlannedMicroBatch]:
     """This rank's micro-batches of a mini-batch. Every rank gets the same number of them.
 
     Collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang on unequal counts; the short ranks repeat
@@ -83,12 +94,19 @@ def plan_micro_batches(
     plans = [cut_micro_batches(part, max_tokens, packed=packed) for part in deal_rows(rows, num_ranks)]
     shortest = min(rows, key=lambda row: row.num_tokens)
     filler = replace(shortest, weight=0.0)
-    missing = max(len(plan) for plan in plans) - len(plans[rank])
-    return plans[rank] + [[filler]] * missing
+    num_turns = max(len(plan) for plan in plans)
+    turns = list(zip(*[plan + [[filler]] * (num_turns - len(plan)) for plan in plans], strict=True))
+    most = [max(sum(row.num_completion_tokens for row in group) for group in turn) for turn in turns]
+    return [PlannedMicroBatch(turn[rank], max_targets) for turn, max_targets in zip(turns, most, strict=True)]
 
 
-def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) -> MicroBatch:
-    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest]."""
+def collate(
+    rows: Sequence[TrainRow], *, packed: bool, max_targets: int | None = None, pad_token_id: int = 0
+) -> MicroBatch:
+    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest].
+
+    max_targets: see MicroBatch; this micro-batch's own number of targets when None.
+    """
     lengths = [row.num_tokens for row in rows]
     if packed:
         width, starts = sum(lengths), [sum(lengths[:i]) for i in range(len(rows))]
@@ -122,4 +140,5 @@ def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) ->
         weights_N=per_token([row.weight for row in rows], torch.float32),
         is_policy_N=per_token([row.kind is RowKind.POLICY for row in rows], torch.bool),
         row_index_N=torch.arange(len(rows)).repeat_interleave(counts),
+        max_targets=len(targets) if max_targets is None else max_targets,
     )

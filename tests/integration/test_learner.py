@@ -99,3 +99,47 @@ def test_deepspeed_ranks_train_as_plain_torch(
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "hf", dtype=torch.float32)
     assert exported.config.tie_word_embeddings
     assert not torch.equal(exported.get_input_embeddings().weight, expected_weights["model.embed_tokens.weight"])
+
+
+def test_zero3_ranks_call_the_head_equally_often(
+    ray_cluster: None, make_config: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """A head that is gathered at every call, over more chunks on one rank than on the other."""
+    import ray
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from actors.learner import LearnerRank
+    from actors.pools import RayLearner
+
+    torch.manual_seed(0)
+    # 2048 x 64 is above the size below which DeepSpeed leaves a parameter whole.
+    shape = {"vocab_size": 2048, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    lm = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=64, tie_word_embeddings=True))
+    lm.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    long_row = TrainRow(RowKind.POLICY, tuple(range(5, 65)), 4, (-7.0,) * 56, 0.01, 1.0)
+    short_row = TrainRow(RowKind.REFERENCE, tuple(range(5, 15)), 4, (-7.0,) * 6, 0.02)
+    batch = TrainBatch(0, 0, ((long_row, short_row),), 1e-3)
+    config = make_config(learner={"num_ranks": 2, "zero_stage": 3})
+    expected, _ = inline_results(config, str(tmp_path / "model"), tokenizer, [batch])
+    ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(2)]
+
+    async def run() -> Any:
+        master = await ranks[0].address.remote()
+        await asyncio.gather(*[rank.connect.remote(master, str(tmp_path / "model")) for rank in ranks])
+        await asyncio.gather(*[rank.__ray_call__.remote(_eight_tokens_a_chunk) for rank in ranks])
+        return await RayLearner(ranks).update(batch)
+
+    try:
+        metrics = asyncio.run(asyncio.wait_for(run(), 120))
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+    for name, value in expected[0].items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def _eight_tokens_a_chunk(rank: Any) -> None:
+    from dphrl.algo import logprobs
+
+    logprobs.CHUNK_BYTES = 4 * 2048 * 8

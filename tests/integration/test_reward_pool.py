@@ -26,6 +26,9 @@ class Worker:
     def __init__(self, marker: str) -> None:
         self.marker = Path(marker)
 
+    def ready(self) -> bool:
+        return True
+
     def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
         if not self.marker.exists():
             self.marker.touch()
@@ -45,9 +48,11 @@ def test_real_worker_grades_in_order(ray_cluster: None, make_config: Any) -> Non
     assert [r.score for r in results] == [1.0, 0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize(("num_retries", "status"), [(2, "correct"), (0, "infrastructure_error")])
+@pytest.mark.parametrize(
+    ("num_workers", "num_retries", "status"), [(2, 2, "correct"), (1, 1, "correct"), (2, 0, "infrastructure_error")]
+)
 def test_a_killed_worker_is_retried_then_typed(
-    ray_cluster: None, make_config: Any, tmp_path: Path, num_retries: int, status: str
+    ray_cluster: None, make_config: Any, tmp_path: Path, num_workers: int, num_retries: int, status: str
 ) -> None:
     import ray
 
@@ -55,7 +60,8 @@ def test_a_killed_worker_is_retried_then_typed(
 
     config = make_config(reward={"num_retries": num_retries})
     workers = [
-        ray.remote(Worker).options(num_cpus=0.1, max_restarts=-1).remote(str(tmp_path / "died")) for _ in range(2)
+        ray.remote(Worker).options(num_cpus=0.1, max_restarts=-1).remote(str(tmp_path / "died"))
+        for _ in range(num_workers)
     ]
     results = asyncio.run(_grade(RayRewardPool(workers, config), items("a", "b")))
     assert [r.status for r in results] == [status] * 2

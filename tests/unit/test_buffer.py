@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dphrl import reference_stage
 from dphrl.algo.partition import Split
-from dphrl.buffer import ReferenceBuffer, changed_parts, fill_reference, fingerprint
+from dphrl.buffer import ReferenceBuffer, changed_parts, fingerprint, hash_model
 from dphrl.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
+from dphrl.config_loading import InputError
+from dphrl.console import Console
+from dphrl.reference_stage import UnfinishedStage, fill_reference
+from dphrl.run import prepare_reference
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 
@@ -19,11 +26,22 @@ def make_prompts(num_prompts: int) -> list[Prompt]:
     return [Prompt(f"p{i}", f"question {i}", (1, 2, 10 + i), str(i), "data") for i in range(num_prompts)]
 
 
+class KilledError(Exception):
+    """Stands for a signal in the middle of a chunk."""
+
+
 class ScriptedRollouts:
-    """Sample j of prompt i says whether it is right: right when j < i."""
+    """Sample j of prompt i says whether it is right: right when j < i. Dies when it comes to prompt `dies_at`."""
+
+    def __init__(self, dies_at: str = "") -> None:
+        self.dies_at = dies_at
+        self.requests: dict[int, list[str]] = {}
 
     async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+        self.requests[seed] = [p.prompt_id for p in prompts]
         for p in prompts:
+            if p.prompt_id == self.dies_at:
+                raise KilledError
             right = int(p.prompt_id[1:])
             yield [
                 Completion(p.prompt_id, j, (20 + j, 3), "right" if j < right else "no", (-1.0, -1.0), "stop", 0)
@@ -39,16 +57,45 @@ class ScriptedRewards:
 class ScriptedLearner:
     policy_version = 0
 
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
     async def score(self, sequences: Any) -> list[tuple[float, ...]]:
+        self.calls.append(sum(len(ids) for ids, _ in sequences))
         return [tuple(-0.01 * token for token in ids[num_prompt:]) for ids, num_prompt in sequences]
 
 
-def fill(config: Any, num_prompts: int = 6) -> ReferenceBuffer:
-    return asyncio.run(
-        fill_reference(
-            config, make_prompts(num_prompts), ScriptedRollouts(), ScriptedRewards(), ScriptedLearner(), {"model": "1"}
+def fill(
+    config: Any,
+    num_prompts: int = 6,
+    folder: Path | None = None,
+    rollouts: Any = None,
+    learner: Any = None,
+    identity: Any = None,
+) -> ReferenceBuffer:
+    with tempfile.TemporaryDirectory() as elsewhere:
+        return asyncio.run(
+            fill_reference(
+                config,
+                make_prompts(num_prompts),
+                rollouts or ScriptedRollouts(),
+                ScriptedRewards(),
+                learner or ScriptedLearner(),
+                identity or {"model": "1", "data": "1"},
+                folder or Path(elsewhere) / "reference",
+            )
         )
-    )
+
+
+def fill_until(dies_at: str, config: Any, folder: Path, **others: Any) -> ScriptedRollouts:
+    rollouts = ScriptedRollouts(dies_at)
+    with pytest.raises(BaseExceptionGroup) as raised:
+        fill(config, folder=folder, rollouts=rollouts, **others)
+    assert raised.group_contains(KilledError)
+    return rollouts
+
+
+IN_PAIRS = {"num_samples": 4, "threshold": 3, "stored_per_prompt": 2, "prompts_per_chunk": 2}
 
 
 def test_split_counts_and_learner_logprobs(make_config: Any) -> None:
@@ -76,6 +123,8 @@ def test_disk_round_trip_and_audit(make_config: Any, tmp_path: Path) -> None:
         assert ours.logprobs == pytest.approx(theirs.logprobs)
     split = json.loads((tmp_path / "reference" / "manifest.json").read_text())["split"]
     assert (split["num_prompts"], split["num_near_perfect"], split["num_exploration"]) == (6, 3, 3)
+    assert split["num_bytes"] == sum(4 * (3 + 2 * len(s.token_ids)) for s in buffer.samples) == buffer.num_bytes
+    buffer.save(tmp_path / "reference")
     assert [p.name for p in tmp_path.iterdir()] == ["reference"]
 
 
@@ -83,6 +132,130 @@ def test_an_empty_buffer_gives_no_rows(make_config: Any, tmp_path: Path) -> None
     buffer = fill(make_config(reference={"num_samples": 4, "threshold": 4}), num_prompts=2)
     buffer.save(tmp_path / "reference")
     assert asyncio.run(ReferenceBuffer.load(tmp_path / "reference").sample(0, 8)) == []
+
+
+def test_a_killed_stage_continues_after_its_last_whole_chunk(make_config: Any, tmp_path: Path) -> None:
+    config = make_config(reference=IN_PAIRS, seed=3)
+    folder = tmp_path / "reference"
+    assert len(fill_until("p3", config, folder).requests) == 2
+    assert not folder.exists()
+    rest = ScriptedRollouts()
+    continued = fill(config, folder=folder, rollouts=rest)
+    assert list(rest.requests.values()) == [["p2", "p3"], ["p4", "p5"]]
+    whole = ScriptedRollouts()
+    assert continued == fill(config, rollouts=whole)
+    assert rest.requests.items() <= whole.requests.items(), "the same seeds for the same chunks"
+    assert [p.name for p in tmp_path.iterdir()] == ["reference"]
+
+
+def test_a_stage_killed_while_the_learner_scores_samples_nothing_again(make_config: Any, tmp_path: Path) -> None:
+    class DyingLearner(ScriptedLearner):
+        async def score(self, sequences: Any) -> list[tuple[float, ...]]:
+            raise KilledError
+
+    config = make_config(reference=IN_PAIRS)
+    with pytest.raises(KilledError):
+        fill(config, folder=tmp_path / "reference", learner=DyingLearner())
+    rest = ScriptedRollouts()
+    assert fill(config, folder=tmp_path / "reference", rollouts=rest) == fill(config)
+    assert rest.requests == {}
+
+
+@pytest.mark.parametrize(
+    ("identity", "prompts_per_chunk", "reasons"),
+    [
+        ({"model": "2", "data": "1"}, 2, ["model"]),
+        ({"model": "2", "data": "3"}, 2, ["model", "data"]),
+        ({"model": "1", "data": "1"}, 3, ["prompts per chunk"]),
+    ],
+)
+def test_chunks_of_another_identity_are_not_continued(
+    make_config: Any, tmp_path: Path, identity: dict[str, str], prompts_per_chunk: int, reasons: list[str]
+) -> None:
+    folder = tmp_path / "reference"
+    fill_until("p5", make_config(reference=IN_PAIRS), folder)
+    assert UnfinishedStage(folder, make_prompts(6), {"model": "1", "data": "1"}, 2).num_done() == 4
+    unfinished = UnfinishedStage(folder, make_prompts(6), identity, prompts_per_chunk)
+    assert (unfinished.changed(), unfinished.num_done()) == (reasons, 0)
+    config = make_config(reference=IN_PAIRS | {"prompts_per_chunk": prompts_per_chunk})
+    rollouts = fill_until("p0", config, folder, identity=identity)
+    assert len(rollouts.requests) == 1
+    assert [p.name for p in unfinished.folder.iterdir()] == ["identity.json"], "the other's chunks are gone"
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_only_whole_chunks_up_to_the_first_gap_are_trusted(make_config: Any, tmp_path: Path, damage: str) -> None:
+    config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
+    fill_until("p5", config, folder)
+    first = tmp_path / "reference.partial" / "chunk_00000000.parquet"
+    if damage == "cut":
+        first.write_bytes(first.read_bytes()[:-20])
+    else:
+        first.unlink()
+    again = ScriptedRollouts()
+    assert fill(config, folder=folder, rollouts=again) == fill(config)
+    assert len(again.requests) == 3
+
+
+def test_a_buffer_over_its_bound_names_the_remedy_and_keeps_what_is_sampled(make_config: Any, tmp_path: Path) -> None:
+    # p3, p4 and p5 store two responses each, of 3 prompt and 2 completion tokens: 28 bytes a sample.
+    config, folder = make_config(reference=IN_PAIRS | {"max_bytes": 100}), tmp_path / "reference"
+    with pytest.raises(InputError, match=r"max_bytes=100: .* 168 bytes; lower reference\.stored_per_prompt=2"):
+        fill(config, folder=folder)
+    assert not folder.exists()
+    rest = ScriptedRollouts()
+    buffer = fill(make_config(reference=IN_PAIRS | {"max_bytes": 168}), folder=folder, rollouts=rest)
+    assert (buffer.num_bytes, rest.requests) == (168, {})
+
+
+def test_the_learner_scores_in_bounded_batches(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(reference=IN_PAIRS)
+    at_once, in_batches = ScriptedLearner(), ScriptedLearner()
+    expected = fill(config, learner=at_once)
+    monkeypatch.setattr(reference_stage, "SCORED_TOKENS_PER_CALL", 12)
+    assert fill(config, learner=in_batches) == expected
+    assert (at_once.calls, in_batches.calls) == ([30], [10, 10, 10])
+    monkeypatch.setattr(reference_stage, "SCORED_TOKENS_PER_CALL", 1)
+    assert fill(config) == expected
+
+
+def test_a_run_says_what_it_continues_reuses_or_starts_over(
+    make_config: Any, tiny_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared: Any = SimpleNamespace(model_dir=tiny_dir, prompts=make_prompts(6))
+
+    def run(dies_at: str = "", **changes: Any) -> str:
+        config = make_config(**{"reference": IN_PAIRS, **changes})
+
+        class System:
+            async def fill_reference(self, prompts: Any, identity: Any, folder: Path, on_graded: Any) -> Any:
+                scripted = ScriptedRollouts(dies_at), ScriptedRewards(), ScriptedLearner()
+                buffer = await fill_reference(config, prompts, *scripted, identity, folder, on_graded)
+                return buffer, buffer.counts()
+
+            async def adopt_reference(self, buffer: Any) -> Any:
+                return buffer
+
+        system: Any = System()
+        parts: Any = SimpleNamespace(learner=SimpleNamespace(dtype="torch.float32"))
+        filling = prepare_reference(config, prepared, system, parts, tmp_path, Console(interactive=False))
+        if dies_at:
+            with pytest.raises(BaseExceptionGroup):
+                asyncio.run(filling)
+        else:
+            asyncio.run(filling)
+        return capsys.readouterr().out
+
+    assert "starting over" not in run("p3")
+    assert "reference.partial is not continued, starting over: sampling changed" in run("p4", seed=1)
+    out = run(seed=1)
+    assert "reference stage: continuing, 4 of 6 prompts done" in out
+    assert "initial policy  8/8 (100 %)" in out, "progress is of what was left"
+    assert "6 samples stored (12 tokens, 168 bytes)" in out
+    assert "reference buffer reused" in run(seed=1, reference=IN_PAIRS | {"prompts_per_chunk": 6})
+    with pytest.raises(InputError, match=r"reference\.max_bytes=1:"):
+        run(seed=1, reference=IN_PAIRS | {"max_bytes": 1})
+    assert "reference is not reused: sampling changed" in run(seed=2)
 
 
 def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: Any) -> None:
@@ -126,6 +299,7 @@ def test_fingerprint_sees_weights_prompts_and_dtype(make_config: Any, tiny_dir: 
     assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.bfloat16")) == ["learner numerics"]
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    hash_model.cache_clear()  # a process reads a model once; this stands for the next process
     assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.float32")) == ["model weights"]
 
 
@@ -138,8 +312,8 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     for step in (2, 4, 10):
-        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(step, step, 1), write, keep=2))
+        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(step, step, "inline", "m"), write, keep=2))
     with pytest.raises(OSError, match="disk full"):
-        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(12, 12, 1), fail, keep=2))
+        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(12, 12, "inline", "m"), fail, keep=2))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_10"]
-    assert read_manifest(list_checkpoints(tmp_path)[-1]) == CheckpointManifest(10, 10, 1)
+    assert read_manifest(list_checkpoints(tmp_path)[-1]) == CheckpointManifest(10, 10, "inline", "m")
