@@ -17,6 +17,7 @@ from dphrl.config_algorithm import (
     PositiveFloat,
     PositiveInt,
     Section,
+    import_plugins,
 )
 
 
@@ -264,6 +265,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _divergence_exists(self) -> Self:
+        import_plugins(self.algorithm.plugins)
         if self.algorithm.divergence.name != "none":
             # Here, not at the top: torch takes two seconds to import and only validation needs it.
             from dphrl.algo.divergences import get_divergence

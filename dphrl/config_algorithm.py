@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -23,6 +25,18 @@ class DivergenceConfig(Section):
     params: dict[str, float] = {}
 
 
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import a user's modules by name. Raises ValueError that says which one cannot be, and why."""
+    for name in plugins:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(
+                f"algorithm.plugins: {name!r} cannot be imported ({type(error).__name__}: {error}); install it or put "
+                "its folder on PYTHONPATH"
+            ) from error
+
+
 def _parse_divergence(value: Any) -> Any:
     """`forward_kl`, or `{name: alpha, alpha: 0.5}`: the short form users write."""
     if value is None:
@@ -35,6 +49,9 @@ def _parse_divergence(value: Any) -> Any:
 
 
 class AlgorithmConfig(Section):
+    # Your modules, imported before anything is looked up by name, in this process and in every actor: they may
+    # register divergences. They must be importable there (installed, or on PYTHONPATH).
+    plugins: tuple[str, ...] = ()
     divergence: Annotated[DivergenceConfig, BeforeValidator(_parse_divergence)] = DivergenceConfig()
     # Weight of the divergence term. At 8B the paper recommends 0.01-0.05 (forward KL, alpha), 0.05-0.2 (JS).
     eta: Annotated[float, Field(ge=0)] = 0.05

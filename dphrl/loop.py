@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dphrl.algo.advantages import group_advantages
+from dphrl.algo.advantages import group_advantages, overlong_penalty
 from dphrl.algo.reduce import row_weights
 from dphrl.collect import Collected, collect_groups
 from dphrl.config import Config, LearnerConfig
@@ -53,14 +53,16 @@ async def train(
     """Run steps start_step .. num_steps - 1. Engines must have been refit; `reference` is None for plain RLVR."""
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
     num_steps, overlap = config.learner.num_steps, config.rollout.max_staleness > 0
-    upcoming: asyncio.Task[Collected] | None = None
+    upcoming: asyncio.Task[StepRollouts] | None = None
     for step in range(start_step, num_steps):
         started = time.perf_counter()
-        collected = await (upcoming or _start_rollout(config, exploration, parts, step))
+        rollouts = await (upcoming or _start_rollouts(config, exploration, parts, step))
         # Overlap: the engines decode the next step's prompts with the present weights during this update.
-        upcoming = _start_rollout(config, exploration, parts, step + 1) if overlap and step + 1 < num_steps else None
+        upcoming = _start_rollouts(config, exploration, parts, step + 1) if overlap and step + 1 < num_steps else None
         rehearsal = await reference.sample(step, config.reference.rows_per_step) if reference else []
-        batch = make_batch(config, step, parts.learner.policy_version, collected.groups, rehearsal)
+        version = parts.learner.policy_version
+        batch = make_batch(config, step, version, rollouts.groups, rehearsal)
+        sampled = rollout_metrics(rollouts.sampled, version) | {"rollout/num_rounds": float(rollouts.num_rounds)}
 
         learn_started = time.perf_counter()
         learned = await parts.learner.update(batch)
@@ -69,23 +71,62 @@ async def train(
 
         ended = time.perf_counter()
         timing = {
-            "time/rollout_s": collected.rollout_s,
-            "time/reward_s": collected.reward_s,
+            "time/rollout_s": rollouts.rollout_s,
+            "time/reward_s": rollouts.reward_s,
             "time/learn_s": sync_started - learn_started,
             "time/sync_s": ended - sync_started,
             "time/step_s": ended - started,
         }
         progress = {"step": step + 1, "policy_version": parts.learner.policy_version}
-        metrics = {**progress, **batch.metrics, **learned, **synced, **timing}
-        await observer.after_step(step + 1, metrics, collected.groups)
+        metrics = {**progress, **sampled, **batch.metrics, **learned, **synced, **timing}
+        await observer.after_step(step + 1, metrics, rollouts.sampled)
 
 
-def _start_rollout(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> asyncio.Task[Collected]:
-    chosen = [prompts[i] for i in step_indices(len(prompts), step, config.rollout.num_prompts, config.seed)]
-    seed = derive_seed(config.seed, "rollout", step)
-    return asyncio.create_task(
-        collect_groups(parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed)
+@dataclass(frozen=True)
+class StepRollouts:
+    """What a step sampled, and which groups of it train: the same ones, unless dynamic sampling left some out."""
+
+    groups: Sequence[RolloutGroup]
+    sampled: Sequence[RolloutGroup]
+    num_rounds: int
+    rollout_s: float
+    reward_s: float
+
+
+def _start_rollouts(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> asyncio.Task[StepRollouts]:
+    return asyncio.create_task(collect_step(config, prompts, parts, step))
+
+
+async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> StepRollouts:
+    """A step's groups. With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups without signal, all of
+    whose scores are equal, make room for further prompts, for dynamic_sampling_rounds at most; then the step trains
+    on what it has. Prompts and seeds are a pure function of (seed, step, round)."""
+    max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
+    rounds: list[Collected] = []
+    groups: list[RolloutGroup] = []
+    while len(rounds) < max_rounds and len(groups) < num_prompts:
+        place = step * max_rounds + len(rounds)
+        chosen = [prompts[i] for i in step_indices(len(prompts), place, num_prompts, config.seed)]
+        seed = derive_seed(config.seed, "rollout", place)
+        collected = await collect_groups(parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed)
+        rounds.append(collected)
+        if not chosen:
+            break
+        groups += collected.groups if max_rounds == 1 else [group for group in collected.groups if has_signal(group)]
+    sampled = [group for collected in rounds for group in collected.groups]
+    return StepRollouts(
+        # All equal everywhere: the flat groups train nothing, but the step stays well defined.
+        groups[:num_prompts] or sampled[:num_prompts],
+        sampled,
+        len(rounds),
+        sum(collected.rollout_s for collected in rounds),
+        sum(collected.reward_s for collected in rounds),
     )
+
+
+def has_signal(group: RolloutGroup) -> bool:
+    """Whether the group's scores differ: otherwise every advantage is 0."""
+    return len({result.score for result in group.results if result.score is not None}) > 1
 
 
 def make_batch(
@@ -114,8 +155,7 @@ def make_batch(
             "completion (reward failures and masked truncations are left out; see samples/ and run.log)"
         )
     lr = learning_rate(config.learner, step)
-    metrics = rollout_metrics(groups, policy_version)
-    metrics |= {"divergence/num_rows": float(len(rehearsal)), "learner/lr": lr}
+    metrics = {"divergence/num_rows": float(len(rehearsal)), "learner/lr": lr}
     return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics)
 
 
@@ -123,7 +163,7 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
     """Exploration rows of one mini-batch: graded completions with their group-relative advantages."""
     chosen: list[tuple[Prompt, Completion, float]] = []
     for group in groups:
-        advantages = group_advantages([result.score for result in group.results], config.algorithm.advantage)
+        advantages = group_advantages(shaped_scores(group, config), config.algorithm.advantage)
         for completion, advantage in zip(group.completions, advantages, strict=True):
             masked = completion.truncated and config.rollout.truncated == "mask"
             if advantage is not None and completion.token_ids and not masked:
@@ -141,6 +181,15 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
             completion.policy_version,
         )
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
+    ]
+
+
+def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:
+    """The group's scores less the length penalty; what metrics and accuracy report stays unshaped."""
+    max_tokens, buffer_tokens = config.rollout.max_tokens, config.algorithm.overlong_buffer_tokens
+    return [
+        None if result.score is None else result.score + overlong_penalty(len(c.token_ids), max_tokens, buffer_tokens)
+        for c, result in zip(group.completions, group.results, strict=True)
     ]
 
 
@@ -173,7 +222,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
     results = [result for group in groups for result in group.results]
     scores = [result.score for result in results if result.score is not None]
     statuses = Counter(result.status for result in results)
-    flat_groups = sum(len({r.score for r in group.results if r.score is not None}) < 2 for group in groups)
+    flat_groups = sum(not has_signal(group) for group in groups)
     count = max(1, len(completions))
     return {
         "reward/mean": sum(scores) / max(1, len(scores)),

@@ -17,6 +17,7 @@ from torch import Tensor
 from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, Metrics, PolicyLossSettings, hybrid_loss
 from dphrl.config import Config
+from dphrl.config_algorithm import import_plugins
 from dphrl.data.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
 from dphrl.policy import use_packing
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -57,6 +58,8 @@ class UpdateSettings:
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
         algorithm = config.algorithm
+        # An actor's process has not validated the config, so it has not met the user's modules.
+        import_plugins(algorithm.plugins)
         term = None
         if config.uses_divergence:
             divergence = get_divergence(algorithm.divergence.name, **algorithm.divergence.params)

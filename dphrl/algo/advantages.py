@@ -40,3 +40,10 @@ def _leave_one_out(graded: list[float]) -> Callable[[float], float]:
 
 
 _MODES = {"group_normalized": _group_normalized, "mean_only": _mean_only, "leave_one_out": _leave_one_out}
+
+
+def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
+    """0 up to max_tokens - buffer_tokens, then down a line to -1 at max_tokens (DAPO, arXiv 2503.14476, eq. 13)."""
+    if not buffer_tokens:
+        return 0.0
+    return -min(1.0, max(0, num_tokens - (max_tokens - buffer_tokens)) / buffer_tokens)

@@ -206,6 +206,38 @@ def test_empty_d_pef_and_plain_rlvr_train_with_a_zero_divergence(
     assert [record["divergence/loss"] for record in read_metrics(tmp_path / "plain" / "inline")] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("estimator", "has_reference_stage"),
+    [
+        ({"divergence": "reverse_kl", "estimator": "rollout", "kl_estimator": "k3"}, False),
+        ({"divergence": "js", "estimator": "definition"}, True),
+    ],
+)
+def test_baselines_with_a_resident_reference_model(
+    make_config: Any, tmp_path: Path, estimator: dict[str, Any], has_reference_stage: bool
+) -> None:
+    config = inline_config(make_config, tmp_path, algorithm={**estimator, "num_minibatches": 1})
+    run_training(config, inline=True)
+    first, second = read_metrics(tmp_path / "inline")
+    assert abs(first["divergence/loss"]) < 1e-6
+    assert second["divergence/loss"] != 0
+    assert (tmp_path / "inline" / "reference").exists() == has_reference_stage
+
+
+def test_a_users_own_divergence_is_found_in_every_actor(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "from dphrl.algo.divergences import get_divergence, register_divergence\n\n\n"
+    module += "@register_divergence('mine')\ndef mine():\n    return get_divergence('squared_hellinger')\n"
+    (tmp_path / "users_module.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    changes = {"plugins": ["users_module"], "divergence": "mine", "num_minibatches": 1}
+    config = inline_config(make_config, tmp_path, algorithm=changes, cluster={"num_cpus": 2})
+    run_training(config)
+    assert read_metrics(tmp_path / "inline")[1]["divergence/loss"] > 0
+
+
 def test_overlapped_rollouts_stay_within_their_staleness(make_config: Any, tmp_path: Path) -> None:
     config = inline_config(make_config, tmp_path, rollout={"max_staleness": 1}, learner={"num_steps": 3})
     run_training(config, inline=True)

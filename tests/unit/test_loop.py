@@ -9,7 +9,7 @@ import pytest
 
 from dphrl.collect import collect_groups
 from dphrl.config import LearnerConfig
-from dphrl.loop import check_staleness, learning_rate, make_batch
+from dphrl.loop import Parts, check_staleness, collect_step, learning_rate, make_batch, rollout_metrics
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind
 
 CORRECT, WRONG = RewardResult(RewardStatus.CORRECT), RewardResult(RewardStatus.WRONG)
@@ -45,16 +45,12 @@ def test_each_minibatch_and_each_term_has_its_own_denominator(make_config: Any) 
 
 
 def test_an_infrastructure_error_is_excluded_not_scored_zero(make_config: Any) -> None:
-    batch = make_batch(
-        make_config(algorithm={"num_minibatches": 1, "advantage": "mean_only"}),
-        0,
-        0,
-        [group("a", [CORRECT, WRONG, FAILED])],
-        [],
-    )
-    assert [row.advantage for row in batch.minibatches[0]] == [0.5, -0.5]
-    assert batch.metrics["reward/mean"] == 0.5
-    assert batch.metrics["reward/status/infrastructure_error"] == 1
+    config = make_config(algorithm={"num_minibatches": 1, "advantage": "mean_only"})
+    groups = [group("a", [CORRECT, WRONG, FAILED])]
+    assert [row.advantage for row in make_batch(config, 0, 0, groups, []).minibatches[0]] == [0.5, -0.5]
+    metrics = rollout_metrics(groups, 0)
+    assert metrics["reward/mean"] == 0.5
+    assert metrics["reward/status/infrastructure_error"] == 1
 
 
 def test_masked_truncations_count_in_the_mean_but_not_in_the_loss(make_config: Any) -> None:
@@ -127,3 +123,45 @@ def test_a_lost_completion_stops_the_step() -> None:
     engine = SlowEngine(missing=1)
     with pytest.raises(RuntimeError, match="prompt b: 2 completions came back, 3 were asked"):
         asyncio.run(collect_groups(engine, WatchingGrader(engine), [prompt("a"), prompt("b")], 3, seed=0))
+
+
+class ScriptedGrader:
+    """Prompts whose name ends in an even digit are solved by every sample: no signal."""
+
+    async def grade(self, items: Any) -> list[RewardResult]:
+        return [CORRECT if int(p.prompt_id[-1]) % 2 == 0 or c.sample_index else WRONG for p, c in items]
+
+
+def dynamic_step(make_config: Any, rounds: int, names: list[str]) -> Any:
+    config = make_config(
+        rollout={"num_prompts": 4, "num_samples": 2},
+        algorithm={"dynamic_sampling_rounds": rounds},
+    )
+    parts = Parts(None, SlowEngine(), ScriptedGrader())  # type: ignore[arg-type]
+    return asyncio.run(collect_step(config, [prompt(name) for name in names], parts, 0))
+
+
+def test_dynamic_sampling_refills_until_enough_groups_have_signal(make_config: Any) -> None:
+    names = [f"p{i}" for i in range(10)]
+    plain = dynamic_step(make_config, 1, names)
+    assert (len(plain.groups), len(plain.sampled), plain.num_rounds) == (4, 4, 1)
+    refilled = dynamic_step(make_config, 5, names)
+    assert len(refilled.groups) == 4
+    assert all(int(g.prompt.prompt_id[-1]) % 2 for g in refilled.groups)
+    assert 1 < refilled.num_rounds <= 5
+    assert len(refilled.sampled) == 4 * refilled.num_rounds
+
+
+def test_dynamic_sampling_stops_at_its_bound_with_what_it_has(make_config: Any) -> None:
+    hopeless = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
+    assert (hopeless.num_rounds, len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
+
+
+def test_length_penalty_shapes_the_advantage_and_nothing_else(make_config: Any) -> None:
+    # max 24, buffer 8: 16 tokens cost nothing, 20 cost 1/2, 24 cost 1. Scores 1, 1/2, 0: mean 1/2.
+    completions = tuple(completion("a", i, length=n) for i, n in enumerate((16, 20, 24)))
+    groups = [RolloutGroup(prompt("a"), completions, (CORRECT,) * 3)]
+    shaping = {"num_minibatches": 1, "advantage": "mean_only", "overlong_buffer_tokens": 8}
+    (rows,) = make_batch(make_config(algorithm=shaping), 0, 0, groups, []).minibatches
+    assert [row.advantage for row in rows] == pytest.approx([0.5, 0.0, -0.5])
+    assert rollout_metrics(groups, 0)["reward/mean"] == 1.0
