@@ -134,8 +134,6 @@ class ReferenceConfig(Section):
     # The largest buffer, as arrays: 4 bytes per prompt token id, completion token id and log-prob. Every process
     # that reads a whole buffer holds it as Python objects, which take several times as much.
     max_bytes: PositiveInt = 4 * 2**30
-    # Where buffers are kept for reuse by fingerprint; null keeps it in the run's own folder.
-    cache_dir: str | None = None
 
     @model_validator(mode="after")
     def _threshold_reachable(self) -> Self:

@@ -57,7 +57,7 @@ class PromptOutcome:
 class UnfinishedStage:
     """The graded chunks on disk. Looking changes nothing; `claim` makes the folder this stage's own.
 
-    One writer at a time. A chunk is there whole or not at all, so a kill at any moment costs one chunk.
+    One stage at a time. A chunk is there whole or not at all, so a kill at any moment costs one chunk.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class UnfinishedStage:
 
     def write(self, start: int, outcomes: Sequence[PromptOutcome]) -> None:
         """Store the chunk that begins at prompt `start`."""
-        aside = self._path(start).with_suffix(".aside")
+        # A name of this process's own: an actor may outlive its killed driver for seconds and still be writing.
+        aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
         pq.write_table(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], _CHUNK_SCHEMA), aside)
         os.replace(aside, self._path(start))
 
