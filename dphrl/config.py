@@ -175,8 +175,9 @@ class SyncConfig(Section):
     backend: Literal["object_store"] = "object_store"
     # Completions each engine samples after a sync for the learner to score; covers cache, decode and head.
     num_probes: PositiveInt = 8
-    # Engines take new weights and answer probes within this, or the run stops.
-    timeout_s: PositiveFloat = 600.0
+    # Engines take new weights and answer probes within this, or the run stops. Under overlap (max_staleness 1) an
+    # engine first finishes the rollouts it is at, and this must cover them too.
+    timeout_s: PositiveFloat = 1800.0
     # The largest |engine - learner| log-prob of a probe token; null: 1e-3 in float32, 0.5 in bfloat16.
     max_logprob_gap: PositiveFloat | None = None
 
