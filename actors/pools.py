@@ -179,6 +179,7 @@ class RayRewardPool:
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
         self.workers, self.num_retries = workers, config.reward.num_retries
         self.timeout_s = config.reward.timeout_s
+        self._free = [asyncio.Lock() for _ in workers]
         self._turn = itertools.count()
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
@@ -198,22 +199,28 @@ class RayRewardPool:
         return results
 
     async def _grade_once(self, pairs: Sequence[tuple[str, str]], attempt: int) -> list[RewardResult]:
-        worker = self.workers[next(self._turn) % len(self.workers)]
-        try:
-            if attempt:
-                await self._until_restarted(worker)
-            limit = self.timeout_s * len(pairs) + WORKER_GRACE_S
-            return await within(worker.grade.remote(pairs), limit, "reward.timeout_s", f"{len(pairs)} gradings")
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            detail = " ".join(str(error).split())[:200]
-            return [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"reward worker: {detail}")] * len(pairs)
+        turn = next(self._turn) % len(self.workers)
+        worker, limit = self.workers[turn], self.timeout_s * len(pairs) + WORKER_GRACE_S
+        # A worker does one thing at a time. Waiting for it here keeps its queue out of the deadline.
+        async with self._free[turn]:
+            try:
+                if attempt:
+                    await self._until_restarted(worker)
+                return await within(worker.grade.remote(pairs), limit, "reward.timeout_s", f"{len(pairs)} gradings")
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    # It may never come back from what it is at; Ray starts it again.
+                    ray.kill(worker, no_restart=False)
+                detail = " ".join(str(error).split())[:200]
+                return [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"reward worker: {detail}")] * len(pairs)
 
     async def _until_restarted(self, worker: Actor) -> None:
         """Calls to an actor that Ray is bringing back fail at once, so ask until it answers."""
-        deadline = asyncio.get_running_loop().time() + WORKER_GRACE_S
-        while asyncio.get_running_loop().time() < deadline:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WORKER_GRACE_S
+        while (left := deadline - clock()) > 0:
             try:
-                await worker.ready.remote()
+                await within(worker.ready.remote(), left, "reward.timeout_s", "a reward worker to start again")
             except ray.exceptions.RayActorError:
                 await asyncio.sleep(0.2)
             else:

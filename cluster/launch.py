@@ -37,11 +37,11 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
     quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
-    if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
-        shutil.rmtree(folder, ignore_errors=True)
-    with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
-        dump_config(config, folder / "config.yaml")
-        with open_system(config, prepared, inline=inline) as system:
+    with open_system(config, prepared, inline=inline) as system:
+        if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
+            shutil.rmtree(folder, ignore_errors=True)
+        with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
+            dump_config(config, folder / "config.yaml")
             _run(training_run(config, prepared, system, tracker, console, resume=resume))
 
 

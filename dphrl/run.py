@@ -209,7 +209,8 @@ async def _base_evaluation(
         config.seed,
     )
     asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
-    identity = hash_value([hash_model(prepared.model_dir), sampling, asked])
+    reward = config.reward.model_dump(include={"name", "extraction", "timeout_s"})
+    identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
         return list(json.loads(path.read_text()))
     summaries = await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, "base")

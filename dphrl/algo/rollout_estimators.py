@@ -56,7 +56,8 @@ def reverse_kl_k3_as_loss(log_u: Tensor) -> Tensor:
     Its value is reverse KL's, its expected gradient (1 - 1/u) grad log pi_theta is that of *forward* KL. For
     repeating published baselines.
     """
-    return torch.expm1(-log_u.clamp(min=-LINEAR_BEYOND)) + log_u
+    inverse = torch.expm1(-log_u.detach().clamp(min=-LINEAR_BEYOND))  # 1/u - 1, bounded
+    return _with_gradient(inverse + log_u, -inverse, log_u)
 
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,72 @@ def test_a_killed_worker_is_retried_then_typed(
     results = asyncio.run(_grade(RayRewardPool(workers, config), items("a", "b")))
     assert [r.status for r in results] == [status] * 2
     assert all(r.score == (1.0 if status == "correct" else None) for r in results)
+
+
+class StuckWorker(Worker):
+    """Never comes back from its first batch."""
+
+    def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
+        if not self.marker.exists():
+            self.marker.touch()
+            time.sleep(3600)
+        return [RewardResult(RewardStatus.CORRECT) for _ in pairs]
+
+
+def test_a_stuck_worker_is_started_again(
+    ray_cluster: None, make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from actors import pools
+
+    monkeypatch.setattr(pools, "WORKER_GRACE_S", 20.0)
+    config = make_config(reward={"num_retries": 1, "timeout_s": 0.1})
+    worker = ray.remote(StuckWorker).options(num_cpus=0.1, max_restarts=-1).remote(str(tmp_path / "stuck"))
+    ray.get(worker.ready.remote())
+    monkeypatch.setattr(pools, "within", _soon(pools.within))
+    results = asyncio.run(asyncio.wait_for(_grade(pools.RayRewardPool([worker], config), items("a", "b")), 100))
+    assert [r.status for r in results] == ["correct"] * 2
+
+
+def _soon(within: Any) -> Any:
+    """The same wait, with the grading's deadline cut to two seconds."""
+
+    async def cut(waiting: Any, seconds: float, setting: str, what: str) -> Any:
+        return await within(waiting, 2.0 if what.endswith("gradings") else seconds, setting, what)
+
+    return cut
+
+
+class SlowWorker:
+    """Right, but slower than completions arrive."""
+
+    def ready(self) -> bool:
+        return True
+
+    def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
+        time.sleep(0.1)
+        return [RewardResult(RewardStatus.CORRECT) for _ in pairs]
+
+
+def test_waiting_in_line_for_a_busy_worker_is_no_failure(
+    ray_cluster: None, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from actors import pools
+
+    # 40 batches of 0.1 s on one worker against a deadline of 1 s each.
+    monkeypatch.setattr(pools, "WORKER_GRACE_S", 0.9)
+    config = make_config(reward={"num_retries": 0, "timeout_s": 0.1})
+    worker = ray.remote(SlowWorker).options(num_cpus=0.1, max_restarts=-1).remote()
+    ray.get(worker.ready.remote())
+
+    async def run() -> list[Any]:
+        pool = pools.RayRewardPool([worker], config)
+        return await asyncio.gather(*[pool.grade(items("a")) for _ in range(40)])
+
+    assert {result.status for results in asyncio.run(run()) for result in results} == {"correct"}
 
 
 async def _grade(pool: Any, graded: Any) -> Any:
