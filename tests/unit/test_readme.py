@@ -1,0 +1,26 @@
+"""What the README shows must be what the program takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dphrl.config_loading import list_presets, load_config
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_example_configuration_loads(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    source = tmp_path / "mine.yaml"
+    source.write_text(example)
+    config = load_config(str(source))
+    assert config.algorithm.divergence.name == "js"
+    assert config.data.prompt_template.endswith(r"\boxed{}.")
+    assert "\n\n" in config.data.prompt_template
+
+
+def test_the_presets_it_names_exist() -> None:
+    named = set(re.findall(r"dphrl (?:train|plan|sample) ([\w-]+)", README)) - {"CONFIG"}
+    assert named
+    assert named <= set(list_presets())
