@@ -81,7 +81,6 @@ class LearnerRank:
 
     def __init__(self, config: Config, rank: int) -> None:
         self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
-        self._policy_version = 0
         self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
 
     def address(self) -> tuple[str, int]:
@@ -136,9 +135,7 @@ class LearnerRank:
         return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
-        metrics = run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
-        self._policy_version += 1
-        return metrics
+        return run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def publish(self) -> list[ray.ObjectRef[list[PackedTensor]]]:
         """Put the weights into the object store in chunks; rank 0 returns the references, the others none.
@@ -177,11 +174,10 @@ class LearnerRank:
         trust = self._config.model.trust_remote_code
         load_tokenizer(self._model_dir, trust_remote_code=trust).save_pretrained(target)
 
-    def load(self, folder: str, policy_version: int) -> None:
+    def load(self, folder: str) -> None:
         path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
-        self._policy_version = policy_version
 
 
 def _skip_shared_memory_op() -> None:

@@ -62,7 +62,7 @@ class RayLearner:
         await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])
 
     async def load(self, folder: Path, policy_version: int) -> None:
-        await asyncio.gather(*[rank.load.remote(str(folder), policy_version) for rank in self.ranks])
+        await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
         self._policy_version = policy_version
 
 

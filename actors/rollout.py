@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class RolloutEngine:
         )
         self._tokenizer = self._llm.get_tokenizer()
         self._policy_version: int | None = None
-        self._num_requests = 0
+        self._request_ids = itertools.count()
         if not on_gpu:
             torch.set_num_threads(config.rollout.threads_per_engine)
 
@@ -97,30 +98,23 @@ class RolloutEngine:
             raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
         # Per-request generators cost a kernel launch each; the engine shares this process's default one.
         torch.manual_seed(seed + self._index)
-        engine, jobs = self._llm.llm_engine, self._submit(prompts, num_samples, seed, greedy, max_tokens)
+        engine = self._llm.llm_engine
+        jobs: dict[str, tuple[str, int]] = {}  # (prompt_id, sample_index) by request id
         try:
+            for place, prompt in enumerate(prompts):
+                for sample_index in range(num_samples):
+                    params = self._sampling_params(greedy, derive_seed(seed, place, sample_index), max_tokens)
+                    request_id = str(next(self._request_ids))
+                    engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
+                    jobs[request_id] = (prompt.prompt_id, sample_index)
             while engine.has_unfinished_requests():
                 done = [output for output in engine.step() if output.finished]
                 if done:
                     yield [self._completion(output, *jobs.pop(_base_id(output.request_id))) for output in done]
         finally:
-            # A consumer that went away must not leave its requests for the next call to decode.
+            # A failure, or a consumer that went away, must not leave its requests for the next call to decode.
             if jobs:
                 engine.abort_request(list(jobs))
-
-    def _submit(
-        self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool, max_tokens: int | None
-    ) -> dict[str, tuple[str, int]]:
-        """Queue all samples of all prompts; returns (prompt_id, sample_index) by request id."""
-        engine, jobs = self._llm.llm_engine, {}
-        for place, prompt in enumerate(prompts):
-            for sample_index in range(num_samples):
-                request_id = str(self._num_requests)
-                self._num_requests += 1
-                params = self._sampling_params(greedy, derive_seed(seed, place, sample_index), max_tokens)
-                engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
-                jobs[request_id] = (prompt.prompt_id, sample_index)
-        return jobs
 
     def _sampling_params(self, greedy: bool, seed: int, max_tokens: int | None) -> Any:
         from vllm import SamplingParams

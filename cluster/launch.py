@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import shutil
@@ -26,8 +25,6 @@ from dphrl.run import (
     write_summaries,
 )
 from dphrl.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:

@@ -26,7 +26,6 @@ from dphrl.config_loading import InputError
 from dphrl.loop import Parts
 from dphrl.types import Prompt
 
-log = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S = 0.5
 
 
@@ -67,7 +66,6 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
-
         limit = self.config.learner.timeout_s
 
         async def report(what: str, ready: Any) -> None:
@@ -87,7 +85,7 @@ class RaySystem:
             for i, engine in enumerate(self._engines):
                 group.create_task(report(f"rollout engine {i}", engine.ready.remote()))
             for worker in self._workers:
-                group.create_task(_wait(worker.ready.remote()))
+                group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
         learner, dtype = self.config.learner, connecting.result()
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         return Parts(
@@ -102,9 +100,7 @@ class RaySystem:
         """Run the reference stage in its own actor, which ends when the buffer is filled."""
         actors = (self._engines, self._workers, self._ranks)
         sampler = _spawn(ReferenceSampler, {"num_cpus": 0}, self.config, *actors)
-        filling = asyncio.ensure_future(
-            _wait(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
-        )
+        filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
         seen = 0
         while not filling.done():
             await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
@@ -125,10 +121,6 @@ class RaySystem:
 
 def _spawn(actor_class: Any, options: dict[str, Any], *args: Any) -> Any:
     return actor_class.options(**options).remote(*args)
-
-
-async def _wait(reference: Any) -> Any:
-    return await reference
 
 
 def connect(config: Config) -> None:

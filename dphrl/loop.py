@@ -7,7 +7,6 @@ buffer -> one hybrid update -> every engine refit and proved to agree with the l
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardStatus, RolloutGroup, RowKind, TrainBatch, TrainRow
 
-log = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from dphrl.config import Config, DatasetConfig
 from dphrl.config_loading import InputError
-from dphrl.console import Console
+from dphrl.console import Advance, Console
 from dphrl.data.chat import build_prompts
 from dphrl.data.math_problems import load_problems
 from dphrl.models import load_tokenizer, resolve_model
@@ -52,24 +53,18 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
 
 
 def _resolve(path: str, console: Console) -> str:
-    # The bar appears with the first call: a model that is there already needs none.
-    bar: Any = None
-    done = 0
+    advance: Advance | None = None
+    num_seen = 0
+    with ExitStack() as bars:
 
-    def progress(num_done: int, total: int) -> None:
-        nonlocal bar, done
-        if bar is None:
-            bar = console.task(f"making {path} (once)", total)
-            advance.append(bar.__enter__())
-        advance[0](num_done - done)
-        done = num_done
+        def progress(num_done: int, total: int) -> None:
+            nonlocal advance, num_seen
+            if advance is None:  # a model that is there already calls nothing and needs no bar
+                advance = bars.enter_context(console.task(f"making {path} (once)", total))
+            advance(num_done - num_seen)
+            num_seen = num_done
 
-    advance: list[Any] = []
-    try:
         return str(resolve_model(path, progress))
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
 
 
 def _load(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:

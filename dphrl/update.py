@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -152,7 +152,8 @@ def _reference_logprobs(batch: MicroBatch, engine: TrainEngine, settings: Update
         return engine.reference_forward(batch)
 
 
-def _accumulate(totals: dict[str, float], metrics: Metrics, share: float) -> None:
+def _accumulate(totals: dict[str, float], metrics: Mapping[str, float | Tensor], share: float = 1.0) -> None:
+    """Into `totals`: names ending in _max take the largest, the others add up."""
     for name, value in metrics.items():
         if name.endswith("_max"):
             totals[name] = max(totals.get(name, -math.inf), float(value))
@@ -161,16 +162,11 @@ def _accumulate(totals: dict[str, float], metrics: Metrics, share: float) -> Non
 
 
 def combine_rank_metrics(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The step's metrics from every rank's share: names ending in _max take the largest, the others add up."""
-    totals: dict[str, float] = {}
+    """The step's metrics from every rank's share."""
+    totals: dict[str, float] = defaultdict(float)
     for part in parts:
-        for name, value in part.items():
-            known = totals.get(name)
-            if known is None:
-                totals[name] = value
-            else:
-                totals[name] = max(known, value) if name.endswith("_max") else known + value
-    return totals
+        _accumulate(totals, part)
+    return dict(totals)
 
 
 def score_sequences(
