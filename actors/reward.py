@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import ray
 
-from dphrl.config import RewardConfig
+from dphrl.config_data import RewardConfig
 from dphrl.rewards.base import build_grader
 from dphrl.types import RewardResult
 
@@ -25,4 +25,4 @@ class RewardWorker:
         return True
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
-        return [self._grader.grade(text, answer) for text, answer in items]
+        return self._grader.grade(items)

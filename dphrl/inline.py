@@ -199,17 +199,16 @@ class InlineRewards:
 
     def __init__(self, config: Config) -> None:
         self.grader = build_grader(config.reward)
-        self.num_attempts = 1 + config.reward.num_retries
+        self.num_retries = config.reward.num_retries
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
-        return [self._grade_one(completion.text, prompt.answer) for prompt, completion in items]
-
-    def _grade_one(self, text: str, answer: str) -> RewardResult:
-        for _ in range(self.num_attempts):
-            result = self.grader.grade(text, answer)
-            if result.status is not RewardStatus.INFRASTRUCTURE_ERROR:
-                break
-        return result
+        pairs = [(completion.text, prompt.answer) for prompt, completion in items]
+        results = self.grader.grade(pairs)
+        for _ in range(self.num_retries):
+            failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
+            for i, result in zip(failed, self.grader.grade([pairs[i] for i in failed]), strict=True):
+                results[i] = result
+        return results
 
 
 class InlineSystem:

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from dphrl.config import Config, DatasetConfig
+from dphrl.config import Config
+from dphrl.config_data import DatasetConfig
 from dphrl.config_loading import InputError
 from dphrl.console import Advance, Console
 from dphrl.data.chat import build_prompts

@@ -33,10 +33,17 @@ class RewardStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """The verdict on one completion: a typed status, its score, and a short human-readable detail."""
+    """The verdict on one completion: a typed status, its score, and a short human-readable detail.
+
+    solution: a correct completion's canonical form, by which different solutions are counted ("" counts its text).
+    signal: what training uses instead of the score, where a reward is graded more finely than right or wrong; it
+    enters no accuracy.
+    """
 
     status: RewardStatus
     detail: str = ""
+    solution: str = ""
+    signal: float | None = None
 
     @property
     def score(self) -> float | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from dphrl.config import DataConfig
+from dphrl.config_data import DataConfig
 from dphrl.data.math_problems import Problem
 from dphrl.types import Prompt
 

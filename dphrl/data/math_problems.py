@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dphrl.config import DatasetConfig
+from dphrl.config_data import DatasetConfig
 from dphrl.data.source import Row, load_rows
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dphrl.config import DatasetConfig
+from dphrl.config_data import DatasetConfig
 from dphrl.types import JsonDict
 
 _DATA_VARIABLE = "DPHRL_DATA"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dphrl.config import RewardConfig
+from dphrl.config_data import RewardConfig
 from dphrl.types import RewardResult, RewardStatus
 
 
 class Grader(Protocol):
-    """Grades one completion. Stateless, and safe for any text."""
+    """Grades completions, whatever their text; holds what it needs for that (a child process, caches)."""
 
-    def grade(self, completion_text: str, answer: str) -> RewardResult:
-        """The verdict; never raises for what either argument holds."""
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        """One verdict per (completion text, answer), in order; never raises for what the texts hold."""
+        ...
+
+    def close(self) -> None:
+        """End what it started; not usable afterwards."""
         ...
 
 
@@ -23,7 +27,13 @@ GraderFactory = Callable[[RewardConfig], Grader]
 class FactorizationGrader:
     """Adapts the grader of the embedded task."""
 
-    def grade(self, completion_text: str, answer: str) -> RewardResult:
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        return [self._grade_one(text, answer) for text, answer in items]
+
+    def close(self) -> None:
+        pass
+
+    def _grade_one(self, completion_text: str, answer: str) -> RewardResult:
         from dphrl.tiny.task import grade
 
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -81,7 +82,13 @@ class MathAnswerGrader:
         self._extract = EXTRACTORS[extraction]
         self._timeout_s = max(1, ceil(timeout_s))
 
-    def grade(self, completion_text: str, answer: str) -> RewardResult:
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        return [self.grade_one(text, answer) for text, answer in items]
+
+    def close(self) -> None:
+        pass
+
+    def grade_one(self, completion_text: str, answer: str) -> RewardResult:
         """The verdict on the completion's final answer against the gold `answer`; never raises."""
         try:
             extracted = self._extract(completion_text)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dphrl.config import DataConfig, DatasetConfig
+from dphrl.config_data import DataConfig, DatasetConfig
 from dphrl.data.chat import build_prompts
 from dphrl.data.math_problems import Problem, load_problems
 from dphrl.data.source import expand_path, load_rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dphrl.config import RewardConfig
+from dphrl.config_data import RewardConfig
 from dphrl.rewards import math_answer
 from dphrl.rewards.base import build_grader, register_grader
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy
@@ -201,21 +201,21 @@ C, W, U, R = RewardStatus.CORRECT, RewardStatus.WRONG, RewardStatus.UNPARSABLE, 
     ],
 )
 def test_verdicts(answer: str, gold: str, status: RewardStatus) -> None:
-    assert MathAnswerGrader("boxed").grade(rf"thus \boxed{{{answer}}}", gold).status is status
+    assert MathAnswerGrader("boxed").grade_one(rf"thus \boxed{{{answer}}}", gold).status is status
 
 
 def test_long_polynomials_are_answers_not_bombs() -> None:
     polynomial = "+".join(f"x^{{{power}}}" for power in range(2, 12))
     reversed_terms = "+".join(reversed(polynomial.split("+")))
     grader = MathAnswerGrader("boxed")
-    assert grader.grade(rf"\boxed{{{reversed_terms}}}", polynomial).status is C
+    assert grader.grade_one(rf"\boxed{{{reversed_terms}}}", polynomial).status is C
 
 
 def test_other_threads_grade_too() -> None:
     results: list[RewardResult] = []
     grader = MathAnswerGrader("boxed")
     pair = (r"\boxed{(x+1)(x-1)}", "x^2-1")
-    thread = threading.Thread(target=lambda: results.append(grader.grade(*pair)))
+    thread = threading.Thread(target=lambda: results.append(grader.grade_one(*pair)))
     thread.start()
     thread.join()
     assert [result.status for result in results] == [C]
@@ -226,21 +226,21 @@ def test_a_fault_of_the_grader_is_typed_and_has_no_score(monkeypatch: pytest.Mon
         raise OSError("out of file handles")
 
     monkeypatch.setattr(math_answer, "compare", broken)
-    result = MathAnswerGrader("boxed").grade(r"\boxed{1}", "1")
+    result = MathAnswerGrader("boxed").grade_one(r"\boxed{1}", "1")
     assert result.status is RewardStatus.INFRASTRUCTURE_ERROR
     assert result.score is None
     assert "out of file handles" in result.detail
 
 
 def test_every_grader_of_the_configuration_can_be_built() -> None:
-    assert build_grader(RewardConfig(name="math_answer")).grade(r"\boxed{4}", "4").score == 1.0
-    assert build_grader(RewardConfig(name="math_answer", extraction="auto")).grade("#### 4", "4").score == 1.0
+    assert build_grader(RewardConfig(name="math_answer")).grade_one(r"\boxed{4}", "4").score == 1.0
+    assert build_grader(RewardConfig(name="math_answer", extraction="auto")).grade_one("#### 4", "4").score == 1.0
     factors = build_grader(RewardConfig(name="factorization"))
-    assert factors.grade(r"7 : 0 4 6 2 0 \boxed{ 7 * 0 0 5 9 4 }", "factor:04158").score == 1.0
-    assert factors.grade(r"\boxed{ 7 * 0 0 5 9 5 }", "factor:04158").status is W
-    assert factors.grade("", "factor:04158").status is U
+    assert factors._grade_one(r"7 : 0 4 6 2 0 \boxed{ 7 * 0 0 5 9 4 }", "factor:04158").score == 1.0
+    assert factors._grade_one(r"\boxed{ 7 * 0 0 5 9 5 }", "factor:04158").status is W
+    assert factors._grade_one("", "factor:04158").status is U
     # A gold answer of another task makes no completion wrong.
-    assert factors.grade(r"\boxed{1*1}", "42").status is RewardStatus.INFRASTRUCTURE_ERROR
+    assert factors._grade_one(r"\boxed{1*1}", "42").status is RewardStatus.INFRASTRUCTURE_ERROR
 
 
 def test_a_reward_name_is_registered_once() -> None:
@@ -254,7 +254,7 @@ def test_a_reward_name_is_registered_once() -> None:
 def test_agreement_with_the_labelled_cases() -> None:
     grader = MathAnswerGrader("auto")
     rows = [json.loads(line) for line in (LABELS / "math_grading.jsonl").read_text().splitlines()]
-    verdicts = [(row, grader.grade(row["prediction"], row["gold"]).status is C) for row in rows]
+    verdicts = [(row, grader.grade_one(row["prediction"], row["gold"]).status is C) for row in rows]
     accepted_wrongly = [row["id"] for row, correct in verdicts if correct and not row["expected"]]
     agreement = sum(correct == row["expected"] for row, correct in verdicts) / len(rows)
     assert not accepted_wrongly
@@ -274,7 +274,7 @@ def test_hostile_answers_are_refused_quickly(extraction: str) -> None:
         if extraction == "boxed" and r"\boxed" not in text:
             text = rf"\boxed{{{text}}}"
         start = time.perf_counter()
-        result = grader.grade(text, row["gold"])
+        result = grader.grade_one(text, row["gold"])
         assert time.perf_counter() - start < 5, row["id"]
         assert result.status is not RewardStatus.INFRASTRUCTURE_ERROR, (row["id"], result)
         assert not (row["must_not_accept"] and result.status is C), row["id"]
