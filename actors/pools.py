@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
+from actors.waiting import Actor, within
 from dphrl.algo.partition import Split
 from dphrl.config import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import Learner
-from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, TrainBatch
+from dphrl.types import Completion, Prompt, ReferenceSample, TrainBatch
 from dphrl.update import combine_rank_metrics
-
-T = TypeVar("T")
-Actor = Any  # Ray's handles carry no static type of their methods.
 
 # Largest |engine - learner| log-prob after a sync, by the learner's dtype, where the config gives none.
 DEFAULT_MAX_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 0.5}
 # Enough to go through prefill, cache and decode; the whole cluster waits for probes.
 PROBE_TOKENS = 32
-# For a reward worker to start again, or to notice that an item is over time itself.
-WORKER_GRACE_S = 60.0
 
 
 class RayLearner:
@@ -150,14 +146,6 @@ class RayRolloutPool:
             serving.cancel()
 
 
-async def within(waiting: Awaitable[T], seconds: float, setting: str, what: str) -> T:
-    """`waiting`'s result. Raises TimeoutError that says what was waited for, and which setting bounds it."""
-    try:
-        return await asyncio.wait_for(waiting, seconds)
-    except TimeoutError:
-        raise TimeoutError(f"waited {seconds:g} s ({setting}) for {what}") from None
-
-
 def _largest_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     # A NaN must not pass a comparison, nor hide behind max().
@@ -171,60 +159,6 @@ async def _push_weights(engine: Actor, chunks: Sequence[ray.ObjectRef[Any]], ver
     calls += [engine.update_weights.remote(chunk) for chunk in chunks]
     calls += [engine.finish_weight_update.remote(version)]
     return int((await asyncio.gather(*calls))[-1])
-
-
-class RayRewardPool:
-    """`protocols.RewardPool` over reward workers; an item's infrastructure error is retried on another worker."""
-
-    def __init__(self, workers: Sequence[Actor], config: Config) -> None:
-        self.workers, self.num_retries = workers, config.reward.num_retries
-        self.timeout_s = config.reward.timeout_s
-        self._free = [asyncio.Lock() for _ in workers]
-        self._turn = itertools.count()
-
-    async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
-        pairs = [(completion.text, prompt.answer) for prompt, completion in items]
-        results: list[RewardResult] = [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "not graded")] * len(pairs)
-        pending = list(range(len(pairs)))
-        for attempt in range(1 + self.num_retries):
-            # One item may be what kills a worker: from the second attempt on each goes alone, so that it costs
-            # its neighbours nothing.
-            batches = [pending] if attempt == 0 else [[i] for i in pending]
-            for batch in batches:
-                for i, result in zip(batch, await self._grade_once([pairs[i] for i in batch], attempt), strict=True):
-                    results[i] = result
-            pending = [i for i in pending if results[i].status is RewardStatus.INFRASTRUCTURE_ERROR]
-            if not pending:
-                break
-        return results
-
-    async def _grade_once(self, pairs: Sequence[tuple[str, str]], attempt: int) -> list[RewardResult]:
-        turn = next(self._turn) % len(self.workers)
-        worker, limit = self.workers[turn], self.timeout_s * len(pairs) + WORKER_GRACE_S
-        # A worker does one thing at a time. Waiting for it here keeps its queue out of the deadline.
-        async with self._free[turn]:
-            try:
-                if attempt:
-                    await self._until_restarted(worker)
-                return await within(worker.grade.remote(pairs), limit, "reward.timeout_s", f"{len(pairs)} gradings")
-            except (ray.exceptions.RayError, TimeoutError) as error:
-                if isinstance(error, TimeoutError):
-                    # It may never come back from what it is at; Ray starts it again.
-                    ray.kill(worker, no_restart=False)
-                detail = " ".join(str(error).split())[:200]
-                return [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"reward worker: {detail}")] * len(pairs)
-
-    async def _until_restarted(self, worker: Actor) -> None:
-        """Calls to an actor that Ray is bringing back fail at once, so ask until it answers."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + WORKER_GRACE_S
-        while (left := deadline - clock()) > 0:
-            try:
-                await within(worker.ready.remote(), left, "reward.timeout_s", "a reward worker to start again")
-            except ray.exceptions.RayActorError:
-                await asyncio.sleep(0.2)
-            else:
-                return
 
 
 class RayReferenceStore:

@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-from actors.pools import RayLearner, RayRewardPool, RayRolloutPool
+from actors.pools import RayLearner, RayRolloutPool
+from actors.reward_pool import RayRewardPool
 from dphrl.algo.partition import Split
 from dphrl.config import Config
 from dphrl.reference_stage import fill_reference

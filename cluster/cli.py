@@ -6,18 +6,12 @@ Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interru
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from dphrl.config import Config
+from cluster.cli_support import exit_status
 
 CONFIG_HELP = """CONFIG is a YAML file or the name of a preset (`dphrl presets` lists them). Settings follow as
 section.key=value, the value in YAML; quote it where your shell would touch it."""
@@ -66,7 +60,7 @@ def train(
     ] = False,
     inline: InlineOption = False,
 ) -> None:
-    with _exit_status() as run:
+    with exit_status() as run:
         if resume and overwrite:
             raise run.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
         loaded = run.load(config, overrides)
@@ -89,7 +83,7 @@ Examples:
   dphrl sample demo-math reference.num_samples=16 reference.threshold=14""",
 )
 def sample(config: ConfigArgument, overrides: OverridesArgument = None, inline: InlineOption = False) -> None:
-    with _exit_status() as run:
+    with exit_status() as run:
         loaded = run.load(config, overrides)
         from cluster.launch import run_sampling
 
@@ -127,7 +121,7 @@ def evaluate(
     ] = None,
     inline: InlineOption = False,
 ) -> None:
-    with _exit_status() as run:
+    with exit_status() as run:
         # As overrides, so that they are checked like every other setting.
         settings = [*(overrides or [])]
         if samples is not None:
@@ -141,6 +135,42 @@ def evaluate(
         from cluster.launch import run_evaluation
 
         run_evaluation(loaded, model, base, num_samples, loaded.evaluation.k, output, inline)
+
+
+@app.command(
+    short_help="Grade completions in a file.",
+    help="""Grade completions offline, with the graders that training uses.
+
+IN.jsonl holds one object a line. math: {"completion", "answer"}. sql: {"completion", "db" (path of a .sqlite file),
+"gold_sql", "convention": "bird" or "spider"}. "-" reads standard input.
+
+The result has one line per row, in order: {"index", "score", "status", "detail"}; score is 1, 0, or null when
+grading itself failed. Rows that are no such object are named on standard error, the others are graded, and the
+exit status is 2.
+
+\b
+Examples:
+  dphrl score math completions.jsonl -o scores.jsonl
+  dphrl score sql completions.jsonl --workers 8 --timeout-s 30 > scores.jsonl""",
+)
+def score(
+    kind: Annotated[Literal["math", "sql"], typer.Argument(metavar="math|sql", help="What the completions are.")],
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="Completions; - for standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the results go; standard output if not given.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that grade, each with a sandbox.")] = 1,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.01, help="For one completion.")] = 10.0,
+    extraction: Annotated[
+        Literal["auto", "boxed"], typer.Option("--extraction", help="Where a math answer is looked for.")
+    ] = "auto",
+) -> None:
+    with exit_status():
+        from dphrl.config_data import RewardConfig
+        from dphrl.scoring import score_file
+
+        name = {"math": "math_answer", "sql": "sql_execution"}[kind]
+        score_file(source, output, RewardConfig(name=name, extraction=extraction, timeout_s=timeout_s), workers)
 
 
 @app.command(
@@ -161,7 +191,7 @@ def plan(
         bool, typer.Option("--yaml", help="Print every setting as YAML instead, defaults included.")
     ] = False,
 ) -> None:
-    with _exit_status() as run:
+    with exit_status() as run:
         loaded = run.load(config, overrides)
         if as_yaml:
             from dphrl.config_loading import config_to_yaml
@@ -207,100 +237,6 @@ def version() -> None:
     from dphrl import __version__
 
     typer.echo(__version__)
-
-
-class _Run:
-    """What a failing command needs to know for its last words."""
-
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-
-    def load(self, source: str, overrides: list[str] | None) -> Config:
-        from dphrl.config_loading import load_config
-
-        _show_warnings()
-        config = load_config(source, overrides or [])
-        self.folder = Path(config.run_dir).expanduser() / config.run_name
-        return config
-
-    def refuse(self, message: str) -> Exception:
-        from dphrl.config_loading import InputError
-
-        return InputError(message)
-
-
-@contextmanager
-def _exit_status() -> Iterator[_Run]:
-    """Turns what a command raises into the exit status and a few lines on standard error."""
-    run = _Run()
-    try:
-        yield run
-    except KeyboardInterrupt:
-        resumable = run.folder is not None and any(run.folder.glob("checkpoints/step_*"))
-        _say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        from dphrl.config_loading import InputError
-
-        causes = _causes(error)
-        if os.environ.get("DPHRL_DEBUG") == "1":
-            traceback.print_exception(error)
-        if all(isinstance(cause, InputError) for cause in causes):
-            for line in "\n".join(map(str, causes)).splitlines():
-                _say(f"dphrl: error: {line}")
-            raise typer.Exit(2) from None
-        for cause in causes:
-            _say(f"dphrl: failed: {_in_a_line(cause)}")
-        _say(_where_to_look(error, run.folder))
-        raise typer.Exit(1) from None
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """What really happened: the members of an exception group, the error that a remote call carried here."""
-    if isinstance(error, BaseExceptionGroup):
-        return [cause for member in error.exceptions for cause in _causes(member)]
-    carried = getattr(error, "cause", None)
-    return _causes(carried) if isinstance(carried, BaseException) else [error]
-
-
-def _in_a_line(error: BaseException) -> str:
-    """`Type: message`; of a message that holds a whole traceback, its last line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if any(line.startswith("Traceback") for line in lines) or "ray::" in lines[0]:
-        return lines[-1]
-    return f"{type(error).__name__}: {lines[0]}"
-
-
-def _where_to_look(error: BaseException, folder: Path | None) -> str:
-    """Puts the traceback into run.log where there is a run, and says where it is."""
-    if folder is not None and folder.is_dir():
-        try:
-            with (folder / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(traceback.format_exception(error))
-        except OSError:
-            pass
-        else:
-            return f"dphrl: the traceback is in {folder / 'run.log'}"
-    return "dphrl: DPHRL_DEBUG=1 shows the traceback"
-
-
-def _show_warnings() -> None:
-    """Our packages' warnings reach the terminal as they come, not only run.log."""
-    import logging
-
-    from dphrl.console import WarningHandler
-    from dphrl.tracking import OWN_PACKAGES
-
-    for package in OWN_PACKAGES:
-        logger = logging.getLogger(package)
-        if not any(isinstance(handler, WarningHandler) for handler in logger.handlers):
-            logger.addHandler(WarningHandler())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

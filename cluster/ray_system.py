@@ -15,10 +15,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor
 from actors.learner import LearnerRank
-from actors.pools import RayLearner, RayReferenceStore, RayRewardPool, RayRolloutPool, within
+from actors.pools import RayLearner, RayReferenceStore, RayRolloutPool
 from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
+from actors.reward_pool import RayRewardPool
 from actors.rollout import RolloutEngine
+from actors.waiting import within
 from cluster.placement import plan_bundles, reserve, shortfall
 from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config

@@ -228,6 +228,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _reward_fits_the_data(self) -> Self:
+        from dphrl.rewards.base import check_reward
+
+        if self.reward.name != "auto":
+            check_reward(self.reward)
+        reward = self.reward.for_kind(self.data.train.kind)
+        for dataset in self.data.evaluation:
+            reward.for_kind(dataset.kind)
+        # Frozen for everybody else: what is written to the run's config.yaml should say which reward it was.
+        object.__setattr__(self, "reward", reward)
+        return self
+
+    @model_validator(mode="after")
     def _estimator_fits_the_divergence(self) -> Self:
         algorithm, name = self.algorithm, self.algorithm.divergence.name
         if algorithm.estimator == "definition" and name != "js":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dphrl.config_algorithm import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -45,14 +45,57 @@ class DataConfig(Section):
         return self
 
 
+# Which reward reads the answers of a kind of data.
+REWARD_OF_KIND = {
+    "tiny": "factorization",
+    "tiny_sql": "sql_execution",
+    "math": "math_answer",
+    "text_to_sql": "sql_execution",
+}
+
+
 class RewardConfig(Section):
-    # math_answer grades \boxed{} answers for equivalence; factorization grades the embedded task.
-    name: Literal["math_answer", "factorization"] = "math_answer"
+    # auto: what the kind of data.train needs. math_answer grades answers for equivalence, sql_execution queries by
+    # their result; factorization grades the embedded maths task. Your own: "package.module:name" of a function,
+    # coroutine function, class or Ray remote function that takes (completion, answer) and returns a bool, a number or
+    # a RewardResult.
+    name: str = "auto"
+    # Of your own reward: keyword arguments of the class, or further ones of the function.
+    params: dict[str, Any] = Field(default_factory=dict)
     # Where math_answer looks: boxed only (training default: it teaches the format), or auto as `dphrl score` does.
     extraction: Literal["boxed", "auto"] = "boxed"
+    # column_overlap: a wrong query trains with the share of the gold's columns it returns; accuracy never sees it.
+    shaping: Literal["none", "column_overlap"] = "none"
+    # For one completion; what runs longer is killed.
     timeout_s: PositiveFloat = 10.0
+    # Address space of a child process that grades; a completion that needs more is a resource_limit.
+    memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 2 * 2**30
     num_workers: PositiveInt = 1
     # Below 1 because a worker sleeps while engines decode; Ray packs by this number, it does not enforce it.
     cpus_per_worker: PositiveFloat = 0.25
     # An infrastructure error (a dead worker) is tried again this often, then excluded from the advantage.
     num_retries: NonNegativeInt = 2
+
+    @property
+    def is_custom(self) -> bool:
+        return ":" in self.name
+
+    def for_kind(self, kind: str) -> RewardConfig:
+        """This with `auto` resolved for data of `kind`. Raises ValueError for a reward that cannot grade it."""
+        needed = REWARD_OF_KIND[kind]
+        if self.name == "auto":
+            return RewardConfig.model_validate(self.model_dump() | {"name": needed})
+        if self.name != needed and not self.is_custom:
+            raise ValueError(
+                f"reward.name={self.name} cannot grade data of kind {kind}; set reward.name: {needed}, or name your "
+                "own (module:name)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_reward(self) -> Self:
+        if self.params and not self.is_custom:
+            raise ValueError(f"params: {self.name} takes none; remove them, or name your own reward (module:name)")
+        if self.shaping != "none" and self.name not in ("auto", "sql_execution"):
+            raise ValueError(f"shaping={self.shaping} is for sql_execution, not {self.name}; set shaping: none")
+        return self

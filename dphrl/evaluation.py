@@ -57,12 +57,15 @@ def count_groups(groups: Iterable[RolloutGroup]) -> list[Count]:
 
 
 def distinct_correct(groups: Sequence[RolloutGroup]) -> float | None:
-    """Mean number per prompt of different correct texts, white space aside; None without prompts."""
+    """Mean number per prompt of different correct solutions, by the reward's canonical form of each, or else by text
+    with white space aside; None without prompts."""
     numbers = []
     for group in groups:
         graded = zip(group.completions, group.results, strict=True)
-        texts = {" ".join(c.text.split()) for c, result in graded if result.status is RewardStatus.CORRECT}
-        numbers.append(len(texts))
+        solutions = {
+            result.solution or " ".join(c.text.split()) for c, result in graded if result.status is RewardStatus.CORRECT
+        }
+        numbers.append(len(solutions))
     return sum(numbers) / len(numbers) if numbers else None
 
 

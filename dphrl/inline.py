@@ -6,6 +6,9 @@ the engine-to-learner gap is zero by construction.
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -200,14 +203,34 @@ class InlineRewards:
     def __init__(self, config: Config) -> None:
         self.grader = build_grader(config.reward)
         self.num_retries = config.reward.num_retries
+        self._lock = threading.Lock()
+        self._latencies_s: list[float] = []
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
-        pairs = [(completion.text, prompt.answer) for prompt, completion in items]
-        results = self.grader.grade(pairs)
-        for _ in range(self.num_retries):
-            failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
-            for i, result in zip(failed, self.grader.grade([pairs[i] for i in failed]), strict=True):
-                results[i] = result
+        started = time.perf_counter()
+        # In a thread: a user's coroutines need an event loop of their own, and this one should not stand still.
+        results = await asyncio.to_thread(
+            self._grade, [(completion.text, prompt.answer) for prompt, completion in items]
+        )
+        self._latencies_s += [time.perf_counter() - started] * len(items)
+        return results
+
+    def drain_metrics(self) -> Mapping[str, float]:
+        latencies_s, self._latencies_s = self._latencies_s, []
+        if not latencies_s:
+            return {}
+        return {
+            "reward/latency_mean_s": sum(latencies_s) / len(latencies_s),
+            "reward/latency_max_s": max(latencies_s),
+        }
+
+    def _grade(self, pairs: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        with self._lock:
+            results = self.grader.grade(pairs)
+            for _ in range(self.num_retries):
+                failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
+                for i, result in zip(failed, self.grader.grade([pairs[i] for i in failed]), strict=True):
+                    results[i] = result
         return results
 
 

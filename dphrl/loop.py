@@ -19,7 +19,17 @@ from dphrl.collect import Collected, collect_groups
 from dphrl.config import Config, LearnerConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
-from dphrl.types import Completion, Prompt, ReferenceSample, RewardStatus, RolloutGroup, RowKind, TrainBatch, TrainRow
+from dphrl.types import (
+    Completion,
+    Prompt,
+    ReferenceSample,
+    RewardResult,
+    RewardStatus,
+    RolloutGroup,
+    RowKind,
+    TrainBatch,
+    TrainRow,
+)
 
 Metrics = dict[str, float]
 
@@ -69,6 +79,7 @@ async def train(
 
         ended = time.perf_counter()
         timing = {
+            **parts.rewards.drain_metrics(),
             "time/rollout_s": rollouts.rollout_s,
             "time/reward_s": rollouts.reward_s,
             "time/learn_s": sync_started - learn_started,
@@ -124,7 +135,7 @@ async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, 
 
 def has_signal(group: RolloutGroup) -> bool:
     """Whether the group's scores differ: otherwise every advantage is 0."""
-    return len({result.score for result in group.results if result.score is not None}) > 1
+    return len({r.training_score for r in group.results if r.training_score is not None}) > 1
 
 
 def make_batch(
@@ -183,12 +194,14 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
 
 
 def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:
-    """The group's scores less the length penalty; what metrics and accuracy report stays unshaped."""
+    """The group's training scores less the length penalty; what metrics and accuracy report stays unshaped."""
     max_tokens, buffer_tokens = config.rollout.max_tokens, config.algorithm.overlong_buffer_tokens
-    return [
-        None if result.score is None else result.score + overlong_penalty(len(c.token_ids), max_tokens, buffer_tokens)
-        for c, result in zip(group.completions, group.results, strict=True)
-    ]
+
+    def shaped(completion: Completion, result: RewardResult) -> float | None:
+        penalty = overlong_penalty(len(completion.token_ids), max_tokens, buffer_tokens)
+        return None if result.training_score is None else result.training_score + penalty
+
+    return [shaped(c, result) for c, result in zip(group.completions, group.results, strict=True)]
 
 
 def reference_rows(samples: Sequence[ReferenceSample], config: Config) -> list[TrainRow]:
@@ -219,11 +232,13 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
     completions = [completion for group in groups for completion in group.completions]
     results = [result for group in groups for result in group.results]
     scores = [result.score for result in results if result.score is not None]
+    signals = [result.training_score for result in results if result.training_score is not None]
     statuses = Counter(result.status for result in results)
     flat_groups = sum(not has_signal(group) for group in groups)
     count = max(1, len(completions))
     return {
         "reward/mean": sum(scores) / max(1, len(scores)),
+        "reward/signal_mean": sum(signals) / max(1, len(signals)),
         **{f"reward/status/{status}": float(statuses[status]) for status in RewardStatus},
         "reward/zero_variance_fraction": flat_groups / max(1, len(groups)),
         "rollout/num_tokens": float(sum(len(completion.token_ids) for completion in completions)),

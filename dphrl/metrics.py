@@ -36,6 +36,11 @@ METRICS: tuple[Metric, ...] = (
         Metric(f"reward/status/{status}", "completions", f"Completions of the step graded {status}.")
         for status in RewardStatus
     ),
+    _optional("reward/signal_mean", "", "Mean of what advantages are made of; the score unless the reward is shaped."),
+    _optional("reward/latency_mean_s", "s", "From a completion's hand-over to its verdict, waiting included."),
+    _optional("reward/latency_max_s", "s", "The longest of those."),
+    _optional("reward/num_retried", "completions", "Gradings repeated after an infrastructure error."),
+    _optional("reward/num_restarts", "workers", "Reward workers started again because they gave no verdict."),
     _optional("reward/zero_variance_fraction", "share", "Groups whose scores are all equal: they teach nothing."),
     Metric("policy/loss", "nats", "Clipped policy loss, mean over the step's exploration tokens or sequences."),
     Metric("policy/clip_fraction", "share", "Exploration tokens at which the trust region cut the gradient."),

@@ -68,6 +68,10 @@ class RewardPool(Protocol):
         """One result per item, same order. Retries infrastructure errors before it reports them."""
         ...
 
+    def drain_metrics(self) -> Mapping[str, float]:
+        """`reward/...` latencies and retries since the last call; empty when nothing was graded."""
+        ...
+
 
 class ReferenceStore(Protocol):
     """The reference buffer: filled once, read every step."""

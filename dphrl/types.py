@@ -52,6 +52,11 @@ class RewardResult:
             return None
         return 1.0 if self.status is RewardStatus.CORRECT else 0.0
 
+    @property
+    def training_score(self) -> float | None:
+        """What advantages are made of: the signal where there is one, else the score."""
+        return self.score if self.signal is None or self.score is None else self.signal
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

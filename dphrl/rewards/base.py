@@ -41,7 +41,8 @@ class FactorizationGrader:
         except ValueError as error:
             # The gold answer is not of this task: no completion could have been right, so none is wrong.
             return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, str(error))
-        return RewardResult(RewardStatus(status), detail)
+        # The detail names the factors, and they are the strategy.
+        return RewardResult(RewardStatus(status), detail, solution=detail if status == RewardStatus.CORRECT else "")
 
 
 def _math_answer(config: RewardConfig) -> Grader:
@@ -51,22 +52,42 @@ def _math_answer(config: RewardConfig) -> Grader:
     return MathAnswerGrader(extraction=config.extraction, timeout_s=config.timeout_s)
 
 
+def _sql_execution(config: RewardConfig) -> Grader:
+    from dphrl.rewards.sql_execution import SqlExecutionGrader
+
+    shaping = None if config.shaping == "none" else config.shaping
+    return SqlExecutionGrader(timeout_s=config.timeout_s, shaping=shaping)
+
+
 def _factorization(config: RewardConfig) -> Grader:
     return FactorizationGrader()
 
 
-_GRADERS: dict[str, GraderFactory] = {"math_answer": _math_answer, "factorization": _factorization}
-
-
-def register_grader(name: str, factory: GraderFactory) -> None:
-    """Make `name` a reward. Raises ValueError when it is taken."""
-    if name in _GRADERS:
-        raise ValueError(f"reward {name!r} is already registered; choose another name")
-    _GRADERS[name] = factory
+_GRADERS: dict[str, GraderFactory] = {
+    "math_answer": _math_answer,
+    "sql_execution": _sql_execution,
+    "factorization": _factorization,
+}
 
 
 def build_grader(config: RewardConfig) -> Grader:
-    """The grader that `config.name` names. Raises ValueError for an unknown name."""
-    if config.name not in _GRADERS:
-        raise ValueError(f"reward.name={config.name!r} is unknown; choose one of {', '.join(_GRADERS)}")
+    """The grader that `config.name` names. Raises ValueError for one that does not exist or cannot be loaded."""
+    if config.is_custom:
+        from dphrl.rewards.custom import CustomGrader
+
+        return CustomGrader(config.name, config.params, config.timeout_s)
+    check_reward(config)
     return _GRADERS[config.name](config)
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Raises ValueError when `build_grader` would; starts nothing."""
+    if config.is_custom:
+        from dphrl.rewards.custom import load_reward
+
+        load_reward(config.name, config.params)
+    elif config.name not in _GRADERS:
+        raise ValueError(
+            f"reward.name={config.name!r} is unknown; choose one of {', '.join(_GRADERS)}, or name your own as "
+            "package.module:name"
+        )

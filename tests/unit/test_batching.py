@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -69,17 +70,36 @@ def update(policy: Any, make_config: Any, rows: Any, *, num_ranks: int = 1, **le
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("packing", ["padded", "packed"])
 @pytest.mark.parametrize("max_tokens", [40, 96, 4096])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
 def test_update_is_the_same_however_rows_are_batched(
-    policy: Any, make_config: Any, num_ranks: int, packing: str, max_tokens: int
+    policy: Any, make_config: Any, num_ranks: int, packing: str, max_tokens: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     rows = make_rows(13)
+    policy = copy.deepcopy(policy).to(dtype)
     expected, expected_metrics = update(policy, make_config, rows, packing="padded", micro_batch_tokens=4096)
     random.Random(1).shuffle(rows)
     got, metrics = update(
         policy, make_config, rows, num_ranks=num_ranks, packing=packing, micro_batch_tokens=max_tokens
     )
-    assert torch.linalg.norm(got - expected) <= 1e-5 * torch.linalg.norm(expected)
-    assert metrics == pytest.approx(expected_metrics, rel=1e-5)
+    assert torch.linalg.norm(got - expected) <= tolerance * torch.linalg.norm(expected)
+    assert metrics == pytest.approx(expected_metrics, rel=tolerance, abs=1e-7)
+
+
+@pytest.mark.parametrize("rows_per_micro_batch", [1, 2, 4, 13])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_gradients_add_up_over_micro_batches_of_any_number_of_rows(
+    policy: Any, make_config: Any, rows_per_micro_batch: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Rows of one length, so that a token budget is a number of rows."""
+    rows = [row for row in make_rows(1000) if row.num_tokens == 22][:13]
+    assert len(rows) == 13
+    assert len({row.kind for row in rows}) == 2
+    policy = copy.deepcopy(policy).to(dtype)
+    together, _ = update(policy, make_config, rows, micro_batch_tokens=4096)
+    # One sequence of the longest kind must fit: 40 tokens hold one of these.
+    budget = max(40, rows_per_micro_batch * 22)
+    apart, _ = update(policy, make_config, rows, micro_batch_tokens=budget)
+    assert torch.linalg.norm(apart - together) <= tolerance * torch.linalg.norm(together)
 
 
 def test_rows_alone_give_what_they_give_together(policy: Any, make_config: Any) -> None:

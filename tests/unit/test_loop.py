@@ -106,6 +106,9 @@ class WatchingGrader:
             self.yielded_at_first_grade = self.engine.num_yielded
         return [CORRECT if c.sample_index else WRONG for _, c in items]
 
+    def drain_metrics(self) -> dict[str, float]:
+        return {}
+
 
 def test_grading_starts_while_others_still_decode_and_order_is_restored() -> None:
     engine = SlowEngine()
@@ -130,6 +133,9 @@ class ScriptedGrader:
 
     async def grade(self, items: Any) -> list[RewardResult]:
         return [CORRECT if int(p.prompt_id[-1]) % 2 == 0 or c.sample_index else WRONG for p, c in items]
+
+    def drain_metrics(self) -> dict[str, float]:
+        return {}
 
 
 def dynamic_step(make_config: Any, rounds: int, names: list[str]) -> Any:

@@ -1,0 +1,120 @@
+"""The loop's `RewardPool` over Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import ray
+
+from actors.waiting import Actor, within
+from dphrl.config import Config
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
+
+# For a reward worker to start again, or to notice that an item is over time itself.
+WORKER_GRACE_S = 60.0
+# Enough to make a call's overhead small, few enough that all workers have some of a large batch.
+MAX_BATCH = 32
+Pair = tuple[str, str]
+
+
+class RayRewardPool:
+    """`protocols.RewardPool` over reward workers.
+
+    Lifecycle: workers live as long as their placement group; one that dies is started again by Ray, one that gives no
+    verdict in time is killed for it. Capacity: each worker has one batch at a time; batches wait here, so that a
+    deadline covers work and not the queue. An item's infrastructure error is retried alone, on another worker where
+    there is one.
+    """
+
+    def __init__(self, workers: Sequence[Actor], config: Config) -> None:
+        self.workers, self.num_retries = workers, config.reward.num_retries
+        self.timeout_s = config.reward.timeout_s
+        self._everyone = frozenset(range(len(workers)))
+        self._idle = set(self._everyone)
+        self._changed = asyncio.Condition()
+        self._latencies_s: list[float] = []
+        self._num_retried = self._num_restarts = 0
+
+    async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
+        pairs = [(completion.text, prompt.answer) for prompt, completion in items]
+        handed_over = time.perf_counter()
+        size = max(1, min(MAX_BATCH, math.ceil(len(pairs) / len(self.workers))))
+        batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]
+        graded = await asyncio.gather(*[self._grade_batch([pairs[i] for i in batch]) for batch in batches])
+        self._latencies_s += [time.perf_counter() - handed_over] * len(pairs)
+        return [result for results in graded for result in results]
+
+    def drain_metrics(self) -> Mapping[str, float]:
+        latencies_s, self._latencies_s = self._latencies_s, []
+        if not latencies_s:
+            return {}
+        metrics = {
+            "reward/latency_mean_s": sum(latencies_s) / len(latencies_s),
+            "reward/latency_max_s": max(latencies_s),
+            "reward/num_retried": float(self._num_retried),
+            "reward/num_restarts": float(self._num_restarts),
+        }
+        self._num_retried = self._num_restarts = 0
+        return metrics
+
+    async def _grade_batch(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        worker, results = await self._grade_once(pairs, avoid=None)
+        failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
+        for i in failed:
+            last = worker
+            for _ in range(self.num_retries):
+                # Alone: one item may be what kills a worker, and it should cost its neighbours nothing.
+                self._num_retried += 1
+                last, (results[i],) = await self._grade_once([pairs[i]], avoid=last)
+                if results[i].status is not RewardStatus.INFRASTRUCTURE_ERROR:
+                    break
+        return results
+
+    async def _grade_once(self, pairs: Sequence[Pair], avoid: int | None) -> tuple[int, list[RewardResult]]:
+        limit = self.timeout_s * len(pairs) + WORKER_GRACE_S
+        async with self._borrowed(avoid) as index:
+            worker = self.workers[index]
+            try:
+                if avoid is not None:
+                    await self._until_restarted(worker)
+                grading = worker.grade.remote(pairs)
+                return index, await within(grading, limit, "reward.timeout_s", f"{len(pairs)} gradings")
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    # It may never come back from what it is at; Ray starts it again.
+                    ray.kill(worker, no_restart=False)
+                    self._num_restarts += 1
+                detail = f"reward worker: {' '.join(str(error).split())[:200]}"
+                return index, [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)] * len(pairs)
+
+    @asynccontextmanager
+    async def _borrowed(self, avoid: int | None) -> AsyncIterator[int]:
+        """An idle worker, not `avoid` unless it is the only one there is."""
+        suitable = frozenset(i for i in self._everyone if i != avoid) or self._everyone
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._idle & suitable)
+            index = min(self._idle & suitable)
+            self._idle.remove(index)
+        try:
+            yield index
+        finally:
+            # Nothing here waits for long, so a cancelled grading cannot lose its worker.
+            async with self._changed:
+                self._idle.add(index)
+                self._changed.notify_all()
+
+    async def _until_restarted(self, worker: Actor) -> None:
+        """Calls to an actor that Ray is bringing back fail at once, so ask until it answers."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + WORKER_GRACE_S
+        while (left := deadline - clock()) > 0:
+            try:
+                await within(worker.ready.remote(), left, "reward.timeout_s", "a reward worker to start again")
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(0.2)
+            else:
+                return

@@ -1,0 +1,110 @@
+"""How every command starts and ends: a configuration loaded, an exit status, a few lines on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from dphrl.config import Config
+
+
+class Command:
+    """What a failing command needs to know for its last words."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+
+    def load(self, source: str, overrides: list[str] | None) -> Config:
+        from dphrl.config_loading import load_config
+
+        _show_warnings()
+        config = load_config(source, overrides or [])
+        self.folder = Path(config.run_dir).expanduser() / config.run_name
+        return config
+
+    def refuse(self, message: str) -> Exception:
+        from dphrl.config_loading import InputError
+
+        return InputError(message)
+
+
+@contextmanager
+def exit_status() -> Iterator[Command]:
+    """Turns what a command raises into the exit status and a few lines on standard error."""
+    run = Command()
+    try:
+        yield run
+    except KeyboardInterrupt:
+        resumable = run.folder is not None and any(run.folder.glob("checkpoints/step_*"))
+        say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        from dphrl.config_loading import InputError
+
+        causes = _causes(error)
+        if os.environ.get("DPHRL_DEBUG") == "1":
+            traceback.print_exception(error)
+        if all(isinstance(cause, InputError) for cause in causes):
+            for line in "\n".join(map(str, causes)).splitlines():
+                say(f"dphrl: error: {line}")
+            raise typer.Exit(2) from None
+        for cause in causes:
+            say(f"dphrl: failed: {_in_a_line(cause)}")
+        say(_where_to_look(error, run.folder))
+        raise typer.Exit(1) from None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """What really happened: the members of an exception group, the error that a remote call carried here."""
+    if isinstance(error, BaseExceptionGroup):
+        return [cause for member in error.exceptions for cause in _causes(member)]
+    carried = getattr(error, "cause", None)
+    return _causes(carried) if isinstance(carried, BaseException) else [error]
+
+
+def _in_a_line(error: BaseException) -> str:
+    """`Type: message`; of a message that holds a whole traceback, its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if any(line.startswith("Traceback") for line in lines) or "ray::" in lines[0]:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _where_to_look(error: BaseException, folder: Path | None) -> str:
+    """Puts the traceback into run.log where there is a run, and says where it is."""
+    if folder is not None and folder.is_dir():
+        try:
+            with (folder / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(traceback.format_exception(error))
+        except OSError:
+            pass
+        else:
+            return f"dphrl: the traceback is in {folder / 'run.log'}"
+    return "dphrl: DPHRL_DEBUG=1 shows the traceback"
+
+
+def _show_warnings() -> None:
+    """Our packages' warnings reach the terminal as they come, not only run.log."""
+    import logging
+
+    from dphrl.console import WarningHandler
+    from dphrl.tracking import OWN_PACKAGES
+
+    for package in OWN_PACKAGES:
+        logger = logging.getLogger(package)
+        if not any(isinstance(handler, WarningHandler) for handler in logger.handlers):
+            logger.addHandler(WarningHandler())
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,131 @@
+"""The parent's hold on a zygote: start it, have it fork a worker, have it end that worker, stop it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from math import ceil
+
+from dphrl.sandbox.zygote import END, FORK, take_frame
+from dphrl.types import JsonDict
+
+# Imports under a loaded machine take their time; a fork and a kill never do.
+START_S = 120.0
+COMMAND_S = 30.0
+_STOP_S = 2.0
+_MESSAGE_BYTES = 2**16
+_BOOT = (
+    "import json, sys; options = json.loads(sys.argv[1]); sys.path[:] = options['path']; "
+    "from dphrl.sandbox.zygote import main; main(int(sys.argv[2]), options)"
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ZygoteLostError(Exception):
+    """The zygote does not do as told: it died, or cannot fork."""
+
+
+class ZygoteStartError(RuntimeError):
+    """The zygote did not get to where it takes orders."""
+
+
+class Zygote:
+    """One running zygote and at most one worker of it. Workers do not outlive it, nor it this process."""
+
+    def __init__(self, factory: str, settings: JsonDict, limits: JsonDict) -> None:
+        """Raises ZygoteStartError with what kept it from starting."""
+        restricted = limits["restricted"]
+        options = {
+            "factory": factory,
+            "settings": settings,
+            "limits": limits,
+            "path": [os.path.abspath(entry) for entry in sys.path],
+            "start_s": ceil(START_S),
+        }
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, tempfile.TemporaryFile() as errors:
+            boot = ["-c", _BOOT, json.dumps(options), str(theirs.fileno())]
+            # What the interpreter itself may need to start; workers do not keep it.
+            loader = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
+            self._process = subprocess.Popen(
+                [sys.executable, *(["-I"] if restricted else []), *boot],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if restricted else None,
+                stderr=errors if restricted else None,
+                env=loader if restricted else None,
+                pass_fds=(theirs.fileno(),),
+                # Ctrl-C in a terminal is for the parent to handle.
+                start_new_session=True,
+            )
+            theirs.close()
+            try:
+                ready = self._hear(START_S)[0]
+                error = ready.get("error", "")
+            except ZygoteLostError as loss:
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                error = said[-1] if said else str(loss)
+            except BaseException:
+                self.stop()
+                raise
+        if error:
+            self.stop()
+            raise ZygoteStartError(f"the child process for {factory} cannot start: {error}")
+        if ready["missing"]:
+            _log.warning("workers of %s run without a system-call filter: %s", factory, ready["missing"])
+
+    def fork(self) -> socket.socket:
+        """The connection to a fresh worker, its predecessor ended. Raises ZygoteLostError."""
+        descriptors = self._tell(FORK)[1]
+        if not descriptors:
+            raise ZygoteLostError("no worker came")
+        worker = socket.socket(fileno=descriptors[0])
+        inbox = bytearray()
+        try:
+            worker.settimeout(COMMAND_S)
+            while (frame := take_frame(inbox, _MESSAGE_BYTES)) is None:
+                if not (chunk := worker.recv(_MESSAGE_BYTES)):
+                    raise ZygoteLostError("a worker died before its first item")
+                inbox += chunk
+            if error := json.loads(frame)["error"]:
+                raise ZygoteLostError(f"a worker could not be limited: {error}")
+            worker.setblocking(False)
+        except (OSError, ZygoteLostError) as error:
+            worker.close()
+            raise ZygoteLostError(str(error)) from error
+        return worker
+
+    def end_worker(self) -> str:
+        """Kill the worker, if there is one; what it had died of before ("SIGKILL" also for this kill)."""
+        return str(self._tell(END)[0]["cause"])
+
+    def stop(self) -> None:
+        self._control.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tell(self, command: bytes) -> tuple[JsonDict, list[int]]:
+        try:
+            self._control.send(command, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise ZygoteLostError(f"the child process is gone: {error}") from error
+        return self._hear(COMMAND_S)
+
+    def _hear(self, timeout_s: float) -> tuple[JsonDict, list[int]]:
+        self._control.settimeout(timeout_s)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
+        except OSError as error:
+            raise ZygoteLostError(f"the child process does not answer: {error}") from error
+        if not message:
+            raise ZygoteLostError("the child process died")
+        return json.loads(message), descriptors

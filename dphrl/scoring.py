@@ -1,0 +1,288 @@
+"""Grading a file of completions: streaming, in order, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO
+
+from dphrl.config_data import RewardConfig
+from dphrl.config_loading import InputError
+from dphrl.console import Console
+from dphrl.rewards.base import Grader, build_grader
+from dphrl.types import RewardResult, RewardStatus
+
+Pair = tuple[str, str]
+
+# Rows handed to a worker at once, and such batches waiting per worker: enough that none runs dry.
+BATCH_ROWS = 64
+BATCHES_PER_WORKER = 4
+# A completion of a few hundred megabytes is no row but a broken file.
+MAX_LINE_BYTES = 64 * 2**20
+MAX_PROBLEMS_SHOWN = 20
+CONVENTIONS = ("bird", "spider")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive good rows; indices count every row of the file, bad ones too."""
+
+    indices: Sequence[int]
+    pairs: Sequence[Pair]
+    num_bytes: int
+
+
+def score_file(source: str, output: Path | None, reward: RewardConfig, num_workers: int) -> None:
+    """Grade `source` (a .jsonl path, or "-") into `output` (None: standard output), one JSON line per good row.
+
+    Raises InputError when the input cannot be read, or, once every good row is graded and written, naming file and
+    line of the rows that are malformed.
+    """
+    problems = _Problems(source)
+    statuses: Counter[str] = Counter()
+    with ExitStack() as stack:
+        rows, total_bytes = _open_input(source, stack)
+        target = _open_output(output, source, stack)
+        grade = stack.enter_context(closing(_Workers(reward, num_workers))).grade
+        # Beside the results if those go to standard output; in bytes, because nobody has counted the rows.
+        console = Console(sys.stderr)
+        advance = stack.enter_context(console.task(f"grading {source} (bytes)", total_bytes))
+        batches = _batches(_parse(rows, reward.name, problems))
+        for batch, results in grade(batches):
+            for index, result in zip(batch.indices, results, strict=True):
+                statuses[result.status] += 1
+                target.write(json.dumps(_record(index, result)) + "\n")
+            advance(batch.num_bytes)
+        target.flush()
+    counts = ", ".join(f"{statuses[status]} {status}" for status in RewardStatus if statuses[status])
+    Console(sys.stderr).info(f"{sum(statuses.values())} graded: {counts or 'none'}")
+    if problems.lines:
+        raise InputError(*problems.lines)
+
+
+def _record(index: int, result: RewardResult) -> dict[str, object]:
+    return {
+        "index": index,
+        "score": None if result.score is None else int(result.score),
+        "status": str(result.status),
+        "detail": result.detail,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _open_input(source: str, stack: ExitStack) -> tuple[IO[bytes], int | None]:
+    if source == "-":
+        return sys.stdin.buffer, None
+    try:
+        file = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115  (the stack closes it)
+        return file, os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}); give an existing .jsonl file") from error
+
+
+def _open_output(output: Path | None, source: str, stack: ExitStack) -> IO[str]:
+    if output is None:
+        return sys.stdout
+    if source != "-" and output.exists() and output.samefile(source):
+        raise InputError(f"{output}: is the input too; give another file for the results")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return stack.enter_context(output.open("w", encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from error
+
+
+class _Problems:
+    """The first lines in full, the others counted: a file of the wrong kind has millions."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._first: list[str] = []
+        self._num_more = 0
+
+    def add(self, line_number: int, problem: object) -> None:
+        if len(self._first) < MAX_PROBLEMS_SHOWN:
+            self._first.append(f"{self._source}:{line_number}: {problem}")
+        else:
+            self._num_more += 1
+
+    @property
+    def lines(self) -> list[str]:
+        return self._first + ([f"and {self._num_more} more bad rows"] if self._num_more else [])
+
+
+def _parse(rows: IO[bytes], name: str, problems: _Problems) -> Iterator[tuple[int, Pair | None, int]]:
+    """(index, pair, bytes) of every row; None for a malformed one, which `problems` then names."""
+    is_sql = name == "sql_execution"
+    read_pair = _sql_pair if is_sql else _math_pair
+    index = number = 0
+    while line := rows.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        num_bytes = len(line)
+        if not line.strip():
+            continue
+        try:
+            if num_bytes > MAX_LINE_BYTES:
+                num_bytes += _skip_line(rows)
+                raise ValueError(f"more than {MAX_LINE_BYTES} bytes; split the file into one object a line")
+            row = _as_object(line)
+            pair: Pair | None = read_pair(row)
+            # Well-formed, so it has a verdict (infrastructure_error); but only the user can mend it.
+            if is_sql and (missing := _missing_database(row)):
+                problems.add(number, missing)
+        except ValueError as error:
+            problems.add(number, error)
+            pair = None
+        yield index, pair, num_bytes
+        index += 1
+
+
+def _skip_line(rows: IO[bytes]) -> int:
+    num_bytes = 0
+    while part := rows.readline(MAX_LINE_BYTES):
+        num_bytes += len(part)
+        if part.endswith(b"\n"):
+            break
+    return num_bytes
+
+
+def _as_object(line: bytes) -> dict[str, object]:
+    try:
+        # The mark that some editors write at the start of a file.
+        row = json.loads(line.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not a line of JSON ({error}); mend or remove it") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON {type(row).__name__}, not an object; write {{...}}")
+    return row
+
+
+def _math_pair(row: dict[str, object]) -> Pair:
+    answer = row.get("answer")
+    # A data set may write the answer 42 as a number.
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        row = row | {"answer": str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)}
+    return _text(row, "completion"), _text(row, "answer", filled=True)
+
+
+def _sql_pair(row: dict[str, object]) -> Pair:
+    completion, database = _text(row, "completion"), _text(row, "db", filled=True)
+    gold = _text(row, "gold_sql", filled=True)
+    convention = row.get("convention")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is {convention!r:.40}; write one of {', '.join(CONVENTIONS)}")
+    return completion, json.dumps({"db": os.path.abspath(database), "gold_sql": gold, "convention": convention})
+
+
+def _missing_database(row: dict[str, object]) -> str | None:
+    database = row.get("db")
+    if not isinstance(database, str) or os.path.isfile(database):
+        return None
+    return f"db {database!r:.200} is no file; correct the path (relative ones start at the working folder)"
+
+
+def _text(row: dict[str, object], field: str, *, filled: bool = False) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        keys = ", ".join(map(repr, row)) or "no keys"
+        problem = f"is {value!r:.40}" if field in row else f"is missing, the row has {keys:.200}"
+        raise ValueError(f"{field} {problem}; it must be text")
+    if filled and not value.strip():
+        raise ValueError(f"{field} is empty; fill it in or remove the row")
+    return value
+
+
+def _batches(rows: Iterable[tuple[int, Pair | None, int]]) -> Iterator[Batch]:
+    indices: list[int] = []
+    pairs: list[Pair] = []
+    num_bytes = 0
+    for index, pair, size in rows:
+        num_bytes += size
+        if pair is not None:
+            indices.append(index)
+            pairs.append(pair)
+        # By size too: long completions must not add up to gigabytes in flight.
+        if len(pairs) == BATCH_ROWS or num_bytes > 2**22:
+            yield Batch(indices, pairs, num_bytes)
+            indices, pairs, num_bytes = [], [], 0
+    if num_bytes:
+        yield Batch(indices, pairs, num_bytes)
+
+
+# ------------------------------------------------------------------------------------------------- grading
+
+_grader: Grader | None = None
+
+
+def _start_worker(reward: RewardConfig) -> None:
+    global _grader
+    _grader = build_grader(reward)
+
+
+def _grade_in_worker(pairs: Sequence[Pair]) -> list[RewardResult]:
+    assert _grader is not None, "the pool's initializer ran"
+    return _grader.grade(pairs)
+
+
+class _Workers:
+    """Processes with a grader each; with one worker, this process. Results come in the order of the batches."""
+
+    def __init__(self, reward: RewardConfig, num_workers: int) -> None:
+        self._reward, self._num_workers = reward, num_workers
+        self._own = build_grader(reward) if num_workers == 1 else None
+        self._pool = None if self._own else self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn: a forked copy of a process with threads may hold a lock that nobody will release.
+        return ProcessPoolExecutor(self._num_workers, get_context("spawn"), _start_worker, (self._reward,))
+
+    def grade(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[RewardResult]]]:
+        if self._own is not None:
+            for batch in batches:
+                yield batch, self._own.grade(batch.pairs)
+            return
+        waiting: deque[tuple[Batch, Future[list[RewardResult]]]] = deque()
+        for batch in batches:
+            if len(waiting) == self._num_workers * BATCHES_PER_WORKER:
+                yield self._finish(waiting)
+            waiting.append((batch, self._submit(batch)))
+        while waiting:
+            yield self._finish(waiting)
+
+    def _submit(self, batch: Batch) -> Future[list[RewardResult]]:
+        assert self._pool is not None
+        try:
+            return self._pool.submit(_grade_in_worker, batch.pairs)
+        except BrokenProcessPool:
+            self._pool = self._start()
+            return self._pool.submit(_grade_in_worker, batch.pairs)
+
+    def _finish(self, waiting: deque[tuple[Batch, Future[list[RewardResult]]]]) -> tuple[Batch, list[RewardResult]]:
+        batch, future = waiting.popleft()
+        try:
+            return batch, future.result()
+        except BrokenProcessPool:
+            pass
+        try:
+            # The worker, not its child, was killed from outside, and took what its neighbours had with it.
+            return batch, self._submit(batch).result()
+        except BrokenProcessPool as error:
+            lost = RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"the grading process died twice: {error}")
+            return batch, [lost] * len(batch.pairs)
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

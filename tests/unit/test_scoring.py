@@ -1,0 +1,140 @@
+"""`dphrl score`: order, statuses, bad rows, bounded memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+
+MATH = [
+    ({"completion": r"so \boxed{4}", "answer": "4"}, "correct", 1),
+    ({"completion": "#### 5", "answer": 4}, "wrong", 0),
+    ({"completion": "no idea", "answer": "4"}, "unparsable", 0),
+    ({"completion": "\u00e9 \ud800 \\boxed{\\frac{1}{2}}", "answer": "0.5"}, "correct", 1),
+]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def score(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["score", *arguments])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_row_has_its_verdict_in_order(tmp_path: Path, workers: int) -> None:
+    source = write(tmp_path / "in.jsonl", [row for row, _, _ in MATH] * 50)
+    done = score("math", str(source), "-o", str(tmp_path / "out.jsonl"), "--workers", str(workers))
+    assert done.exit_code == 0, done.output
+    records = read(tmp_path / "out.jsonl")
+    assert [record["index"] for record in records] == list(range(200))
+    assert [(r["status"], r["score"]) for r in records] == [(status, value) for _, status, value in MATH] * 50
+    assert all(set(record) == {"index", "score", "status", "detail"} for record in records)
+
+
+def test_bad_rows_are_named_and_good_ones_graded(tmp_path: Path) -> None:
+    good = MATH[0][0]
+    rows = [good, "not json", "", '["a list"]', {"completion": "x"}, {"completion": 3, "answer": "1"}, good]
+    rows += [{"completion": "4", "answer": " "}, good]
+    source = write(tmp_path / "in.jsonl", rows)
+    done = score("math", str(source), "-o", str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 2
+    # Line 3 is blank: no row, but it counts as a line.
+    assert [r["index"] for r in read(tmp_path / "out.jsonl")] == [0, 5, 7]
+    for line, words in [(2, "JSON"), (4, "list"), (5, "'completion'"), (6, "must be text"), (8, "answer is empty")]:
+        assert any(f"in.jsonl:{line}: " in said and words in said for said in done.output.splitlines()), (line, words)
+
+
+def test_a_file_of_the_wrong_kind_is_not_repeated_line_by_line(tmp_path: Path) -> None:
+    done = score("math", str(write(tmp_path / "in.jsonl", ["x"] * 1000)), "-o", str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 2
+    assert "and 980 more bad rows" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["math", "absent.jsonl"], "cannot be read"),
+        (["sql", "{folder}"], "cannot be read"),
+        (["math", "{file}", "-o", "{file}"], "is the input too"),
+        (["algebra", "{file}"], "algebra"),
+        (["math", "{file}", "--workers", "0"], "workers"),
+    ],
+)
+def test_bad_arguments_are_exit_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    file = write(tmp_path / "in.jsonl", [MATH[0][0]])
+    done = score(*[a.format(folder=tmp_path, file=file) for a in arguments])
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_standard_input_and_output(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row, _, _ in MATH)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "score", "math", "-"], input=lines, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == [status for _, status, _ in MATH]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Rows of 4 kB are read for as long as their verdicts are: a reader that ran ahead would hold them all."""
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from dphrl.config_data import RewardConfig\n"
+        "from dphrl.scoring import score_file\n"
+        "score_file(sys.argv[1], Path(sys.argv[2]), RewardConfig(name='math_answer', extraction='auto'), 1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+
+    def peak_mib(num_rows: int) -> int:
+        row = json.dumps({"completion": "x" * 4000 + r" \boxed{4}", "answer": "4"}) + "\n"
+        source = tmp_path / "in.jsonl"
+        source.write_text(row * num_rows)
+        command = [sys.executable, "-c", script, str(source), str(tmp_path / "out.jsonl")]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    # 40,000 rows are 160 MB on disk, and more as Python strings.
+    assert peak_mib(40_000) < peak_mib(1_000) + 60
+
+
+def test_a_killed_worker_process_loses_no_row(tmp_path: Path) -> None:
+    rows = [{"completion": rf"\boxed{{{i}}}", "answer": str(i)} for i in range(60_000)]
+    source = write(tmp_path / "in.jsonl", rows)
+    command = [sys.executable, "-m", "cluster.cli", "score", "math", str(source), "-o", str(tmp_path / "out.jsonl")]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True)
+
+    def kill_a_worker() -> None:
+        out = tmp_path / "out.jsonl"
+        while process.poll() is None and not (out.exists() and out.stat().st_size):
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        spawned = [int(c) for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
+        os.kill(spawned[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    _, errors = process.communicate(timeout=120)
+    killer.join()
+    assert process.returncode == 0, errors
+    records = read(tmp_path / "out.jsonl")
+    assert [r["index"] for r in records] == list(range(60_000))
+    assert {r["status"] for r in records} == {"correct"}

@@ -1,0 +1,54 @@
+"""Rewards as a user would write them, named in configs of test_custom_reward.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from dphrl.types import RewardResult, RewardStatus
+
+
+def exact(completion: str, answer: str) -> bool:
+    return completion.strip() == answer
+
+
+def scaled(completion: str, answer: str, *, scale: float) -> float:
+    return scale * len(completion)
+
+
+def typed(completion: str, answer: str) -> RewardResult:
+    return RewardResult(RewardStatus.REFUSED, "not this")
+
+
+def misbehaving(completion: str, answer: str) -> object:
+    """Does what the completion says."""
+    if completion == "hang":
+        time.sleep(3600)
+    if completion == "die":
+        os._exit(3)
+    if completion == "raise":
+        raise KeyError("no such thing")
+    return "maybe" if completion == "nonsense" else True
+
+
+async def judged(completion: str, answer: str) -> float:
+    await asyncio.sleep(3600 if completion == "hang" else 0.2)
+    return 1.0 if completion == answer else 0.25
+
+
+class Counting:
+    """A class keeps what is expensive to make."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.num_calls = 0
+
+    def __call__(self, completion: str, answer: str) -> RewardResult:
+        self.num_calls += 1
+        return RewardResult(
+            RewardStatus.CORRECT if len(completion) == self.target else RewardStatus.WRONG, str(self.num_calls)
+        )
+
+
+NOT_CALLABLE = 3
