@@ -164,7 +164,7 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
         "tokenizer": hash_files(model_dir, ("tokenizer*", "*.jinja", "vocab*", "merges*")),
         "prompts": hash_value([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
         "sampling": hash_value(sampling),
-        "reward": hash_value(config.reward.model_dump(include={"name", "extraction", "timeout_s"})),
+        "reward": hash_value(config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})),
         "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
     }
 

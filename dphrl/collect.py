@@ -14,6 +14,11 @@ from dphrl.protocols import RewardPool, RolloutPool
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
 
+# Deliveries that wait for their verdicts. A reward slower than the engines then holds up the stream of completions,
+# which stay where they were made, instead of filling this process.
+MAX_UNGRADED = 512
+
+
 @dataclass(frozen=True)
 class Collected:
     """Graded groups in the order of the prompts, and where the time went.
@@ -49,8 +54,13 @@ async def collect_groups(
     assert len(by_id) == len(prompts), "prompts of one collection are distinct"
     graded: dict[str, list[tuple[Completion, RewardResult]]] = {prompt_id: [] for prompt_id in by_id}
 
+    waiting = asyncio.Semaphore(MAX_UNGRADED)
+
     async def grade(completions: Sequence[Completion]) -> None:
-        results = await rewards.grade([(by_id[c.prompt_id], c) for c in completions])
+        try:
+            results = await rewards.grade([(by_id[c.prompt_id], c) for c in completions])
+        finally:
+            waiting.release()
         for completion, result in zip(completions, results, strict=True):
             graded[completion.prompt_id].append((completion, result))
         on_graded(len(completions))
@@ -58,6 +68,7 @@ async def collect_groups(
     start = time.perf_counter()
     async with asyncio.TaskGroup() as grading:
         async for completions in rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy):
+            await waiting.acquire()
             grading.create_task(grade(completions))
         rollout_s = time.perf_counter() - start
     reward_s = time.perf_counter() - start - rollout_s

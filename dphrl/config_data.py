@@ -9,20 +9,60 @@ from pydantic import Field, model_validator
 from dphrl.config_algorithm import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
+Scalar = bool | int | float | str | None
+
+DEFAULT_TEMPLATE = "{question}"
+# The last sentence asks for reasoning first: a policy that may think before it writes leaves more to reinforce.
+DEFAULT_SQL_TEMPLATE = """\
+Write one SQLite query that answers the question about the database below.
+
+Database schema:
+{schema}
+
+Question: {question}
+External knowledge: {evidence}
+
+Return exactly the columns the question asks for, in the order in which it names them, and nothing else.
+Think step by step, then give the query in a ```sql block."""
+
+
 class DatasetConfig(Section):
     # How results name it: eval tables, sample files.
     name: str
-    # tiny: the embedded procedural task; math: rows of question and answer.
-    kind: Literal["tiny", "math"] = "math"
-    # A .jsonl or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
+    # tiny: the embedded procedural task; math: rows of question and answer; text_to_sql: rows of question, database
+    # and gold query (Spider's and BIRD's files as they are distributed, or your own).
+    kind: Literal["tiny", "math", "text_to_sql"] = "math"
+    # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
     path: str = ""
     split: str = "train"
-    prompt_field: str = "question"
-    answer_field: str = "answer"
-    # gsm8k: the gold answer is what follows "####"; plain: the field is the answer.
-    answer_format: Literal["plain", "gsm8k"] = "plain"
-    # Take this many rows (tiny: make this many); null takes all.
+    # The row's fields; null takes the first usual name that the first row has, such as question and answer, problem
+    # and solution, or for text_to_sql question and gold_sql, query or SQL.
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    # gsm8k: the gold answer is what follows "####"; boxed: the last \boxed{} of a worked solution; plain: the field
+    # is the answer.
+    answer_format: Literal["plain", "gsm8k", "boxed"] = "plain"
+    # Only rows whose field has this value (or one of a list); several fields must all agree.
+    where: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    # Not the rows of which any field named here has this value (or one of a list).
+    exclude_where: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    # Take this many rows, after where and exclude_where (tiny: make this many); null takes all.
     limit: PositiveInt | None = None
+
+    # The rest is text_to_sql's. Folder of <db>/<db>.sqlite or <db>.sqlite; null: the usual one beside the file
+    # (database, dev_databases, train_databases, dbs).
+    databases: str | None = None
+    database_field: str | None = None
+    evidence_field: str | None = None
+    # How results are compared. bird: as sets of rows; spider: as bags, columns in any order, rows in order where
+    # the gold query orders them.
+    convention: Literal["bird", "spider"] = "bird"
+    # Rows of every table that the prompt shows: what values look like decides many a WHERE.
+    num_sample_rows: NonNegativeInt = 3
+    # A longer schema is trimmed by relevance to the question; null leaves that to data.max_prompt_tokens.
+    max_schema_tokens: PositiveInt | None = None
+    # A gold query that does not run, or has no database: stop and name the rows, or drop and count them.
+    invalid_gold: Literal["error", "drop"] = "error"
 
 
 class DataConfig(Section):
@@ -30,19 +70,42 @@ class DataConfig(Section):
     # The first is the in-domain one that the final table leads with.
     evaluation: tuple[DatasetConfig, ...] = ()
     system_prompt: str = ""
-    # How a question becomes the user's message; must contain {question}.
-    prompt_template: str = "{question}"
-    # Longer prompts are dropped and counted: a truncated problem has no right answer.
+    # How a question becomes the user's message; must contain {question}, for text_to_sql {schema} too, and may contain
+    # {evidence}: a line with that alone goes where a row has none. null: the bare question, or a plain instruction
+    # for text_to_sql.
+    prompt_template: str | None = None
+    # Longer prompts are dropped and counted: a truncated problem has no right answer. A schema is trimmed to fit first.
     max_prompt_tokens: PositiveInt = 1024
 
+    def template_for(self, kind: str) -> str:
+        if self.prompt_template is not None:
+            return self.prompt_template
+        return DEFAULT_SQL_TEMPLATE if kind == "text_to_sql" else DEFAULT_TEMPLATE
+
     @model_validator(mode="after")
-    def _template_has_question(self) -> Self:
-        if "{question}" not in self.prompt_template:
-            raise ValueError(f"prompt_template: {self.prompt_template!r} lacks {{question}}; add it")
+    def _template_fits_the_data(self) -> Self:
+        template = self.prompt_template
+        if template is not None:
+            if "{question}" not in template:
+                raise ValueError(f"prompt_template: {template!r} lacks {{question}}; add it")
+            for dataset in (self.train, *self.evaluation):
+                self._check_schema(template, dataset)
         names = [dataset.name for dataset in self.evaluation]
         if len(set(names)) != len(names):
             raise ValueError(f"evaluation: names {names} repeat; give each data set its own name")
         return self
+
+    def _check_schema(self, template: str, dataset: DatasetConfig) -> None:
+        if dataset.kind == "text_to_sql" and "{schema}" not in template:
+            raise ValueError(
+                f"prompt_template: {template!r} lacks {{schema}}, which {dataset.name} (text_to_sql) needs; add it, "
+                "or set prompt_template: null"
+            )
+        if dataset.kind != "text_to_sql" and ("{schema}" in template or "{evidence}" in template):
+            raise ValueError(
+                f"prompt_template: {template!r} asks for a schema or evidence, which {dataset.name} ({dataset.kind}) "
+                "has not; set prompt_template: null, which suits every kind"
+            )
 
 
 # Which reward reads the answers of a kind of data.

@@ -209,7 +209,7 @@ async def _base_evaluation(
         config.seed,
     )
     asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
-    reward = config.reward.model_dump(include={"name", "extraction", "timeout_s"})
+    reward = config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})
     identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
         return list(json.loads(path.read_text()))

@@ -1,86 +1,51 @@
-"""Problems with a gold answer: the embedded task, and files of questions and answers."""
+"""Files of questions and short answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dphrl.config_data import DatasetConfig
-from dphrl.data.source import Row, load_rows
+from dphrl.data.problems import Problem
+from dphrl.data.source import Row, as_text, find_field, load_rows
+from dphrl.rewards.extraction import extract_boxed
+
+QUESTION_FIELDS = ("question", "problem", "prompt")
+# A worked solution answers a plain question no more than a bare answer holds a box, so the format decides.
+ANSWER_FIELDS = {"plain": ("answer",), "gsm8k": ("answer",), "boxed": ("solution", "answer")}
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A question and its gold answer.
-
-    problem_id: "<data set>-<row>", unique within a data set because rows are numbered (from 0).
-    answer: never empty; only the reward interprets it.
-    """
-
-    problem_id: str
-    text: str
-    answer: str
-    dataset: str
-
-
-def load_problems(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """All problems of a data set, in file order. `seed` draws the tiny task's numbers, nothing else.
-
-    Raises ValueError, with file and line, for a row that has no question or no answer.
-    """
-    return _LOADERS[dataset.kind](dataset, seed)
-
-
-def _load_tiny(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    from dphrl.tiny.task import MAX_PROBLEMS, SPLITS, make_problems
-
-    if dataset.split not in SPLITS:
-        raise ValueError(
-            f"data set {dataset.name}: split {dataset.split!r} is unknown to the tiny task; set split to "
-            f"{', '.join(SPLITS)}"
-        )
-    count = MAX_PROBLEMS[dataset.split] if dataset.limit is None else dataset.limit
-    try:
-        problems = make_problems(dataset.split, count, seed)
-    except ValueError as error:
-        raise ValueError(f"data set {dataset.name}: {error}; set its limit") from error
-    return [
-        Problem(f"{dataset.name}-{row}", problem.question, problem.answer, dataset.name)
-        for row, problem in enumerate(problems)
-    ]
-
-
-def _load_math(dataset: DatasetConfig, seed: int) -> list[Problem]:
+def load_math(dataset: DatasetConfig, seed: int) -> list[Problem]:
+    """Raises ValueError, with file and line, for a row without a question or an answer."""
+    rows = load_rows(dataset)
+    question_field = find_field(rows, dataset, "prompt_field", QUESTION_FIELDS)
+    answer_field = find_field(rows, dataset, "answer_field", ANSWER_FIELDS[dataset.answer_format])
     problems = []
-    for index, row in enumerate(load_rows(dataset)):
-        text = _as_text(row.fields[dataset.prompt_field])
+    for index, row in enumerate(rows):
+        text = as_text(row.fields[question_field])
         if not text:
-            raise ValueError(f"{row.location}: the question ({dataset.prompt_field!r}) is empty; remove the row")
-        problems.append(Problem(f"{dataset.name}-{index}", text, _gold_answer(row, dataset), dataset.name))
+            raise ValueError(f"{row.location}: the question ({question_field!r}) is empty; remove the row")
+        answer = _gold_answer(row, answer_field, dataset)
+        problems.append(Problem(f"{dataset.name}-{index}", text, answer, dataset.name, location=row.location))
     return problems
 
 
-def _gold_answer(row: Row, dataset: DatasetConfig) -> str:
-    answer = _as_text(row.fields[dataset.answer_field])
+def _gold_answer(row: Row, answer_field: str, dataset: DatasetConfig) -> str:
+    answer = as_text(row.fields[answer_field])
     if dataset.answer_format == "gsm8k":
         _, mark, answer = answer.rpartition("####")
         if not mark:
-            raise ValueError(
-                f"{row.location}: no '####' in {dataset.answer_field!r}; set answer_format of data set "
-                f"{dataset.name} to plain, or mend the row"
-            )
+            raise ValueError(_unmarked(row, "'####'", answer_field, dataset))
         answer = answer.replace(",", "").strip()
+    elif dataset.answer_format == "boxed":
+        content = extract_boxed(answer)
+        if content is None:
+            raise ValueError(_unmarked(row, r"\boxed{}", answer_field, dataset))
+        answer = content.strip()
     if not answer:
-        raise ValueError(f"{row.location}: the answer ({dataset.answer_field!r}) is empty; remove the row")
+        raise ValueError(f"{row.location}: the answer ({answer_field!r}) is empty; remove the row")
     return answer
 
 
-def _as_text(value: object) -> str:
-    if value is None:
-        return ""
-    # JSON has one number type: a data set that writes the answer 145 as 145.0 means the integer.
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-_LOADERS = {"tiny": _load_tiny, "math": _load_math}
+def _unmarked(row: Row, mark: str, answer_field: str, dataset: DatasetConfig) -> str:
+    return (
+        f"{row.location}: no {mark} in {answer_field!r}; set answer_format of data set {dataset.name} to plain, or "
+        "mend the row"
+    )

@@ -1,13 +1,12 @@
-"""Rows out of files and hub data sets, and the order in which training walks through them."""
+"""Rows out of files and hub data sets, and the way to find their fields."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from dphrl.config_data import DatasetConfig
@@ -15,42 +14,71 @@ from dphrl.types import JsonDict
 
 _DATA_VARIABLE = "DPHRL_DATA"
 _DEFAULT_DATA = "../shared/data"
-_FILE_SUFFIXES = (".jsonl", ".parquet")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record and where it stands, "file:line", so that whoever reads its fields can say where they are bad."""
+    """One record and where it stands, so that whoever reads its fields can say where they are bad.
+
+    location: "file:line" (from 1), or "file[index]" (from 0) in a .json array.
+    """
 
     location: str
     fields: JsonDict
 
 
 def load_rows(dataset: DatasetConfig) -> list[Row]:
-    """The first `dataset.limit` rows of a .jsonl file, a .parquet file or a hub data set ("org/name[:subset]").
+    """Rows of a .jsonl, .json (an array) or .parquet file or of a hub data set ("org/name[:subset]").
 
-    Every row has `prompt_field` and `answer_field`. Raises ValueError, one line that names file and line, for a
-    missing file, a malformed line, a missing field, or no rows at all.
+    Those that `where` and `exclude_where` leave, the first `limit` of them. Raises ValueError, one line that names
+    file and line, for a missing file, a malformed line, a filter on a field that no row has, or no rows at all.
     """
     path = expand_path(dataset.path)
-    if path.endswith(_FILE_SUFFIXES):
+    suffix = Path(path).suffix
+    if suffix in _READERS:
         if not Path(path).is_file():
             raise ValueError(f"data set {dataset.name}: file {path} does not exist; correct its path")
-        rows = _read_jsonl(path) if path.endswith(".jsonl") else _read_parquet(path, dataset.name)
+        rows = _READERS[suffix](path)
     elif not path or Path(path).exists():
         raise ValueError(
-            f"data set {dataset.name}: path {path!r} is neither a {' or '.join(_FILE_SUFFIXES)} file nor a hub "
-            "data set's name; correct its path"
+            f"data set {dataset.name}: path {path!r} is neither a {', '.join(_READERS)} file nor a hub data set's "
+            "name; correct its path"
         )
     else:
         rows = _read_hub(path, dataset)
-    taken = list(islice(rows, dataset.limit))
-    if not taken:
-        raise ValueError(f"data set {dataset.name}: {path} holds no rows")
-    for row in taken:
-        _require_fields(row, dataset)
-    return taken
+    return _select(rows, path, dataset)
+
+
+def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known: Sequence[str]) -> str:
+    """The field that `setting` of the data set names, or the first known one that the first row has; in every row.
+
+    Raises ValueError, with file and line and the fields there are, where a row lacks it.
+    """
+    field: str | None = getattr(dataset, setting)
+    if field is None:
+        # Spider's "sql" is a parse tree: what holds no text cannot be meant.
+        found = [name for name in known if isinstance(rows[0].fields.get(name), str | int | float)]
+        if not found:
+            # The usual name may be there and null: then the row is what is wrong, and its reader says so.
+            found = [name for name in known if name in rows[0].fields and rows[0].fields[name] is None]
+        if not found:
+            raise ValueError(_lacks(rows[0], " or ".join(map(repr, known)), dataset, setting))
+        field = found[0]
+    for row in rows:
+        if field not in row.fields:
+            raise ValueError(_lacks(row, repr(field), dataset, setting))
+    return field
+
+
+def as_text(value: object) -> str:
+    """A field as text, outer blanks removed; "" for null."""
+    if value is None:
+        return ""
+    # JSON has one number type: a data set that writes the answer 145 as 145.0 means the integer.
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 def expand_path(path: str) -> str:
@@ -88,7 +116,21 @@ def _read_jsonl(path: str) -> Iterator[Row]:
             yield Row(location, fields)
 
 
-def _read_parquet(path: str, name: str) -> Iterator[Row]:
+def _read_json(path: str) -> Iterator[Row]:
+    try:
+        records = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}; a file of one object a line is named .jsonl") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: a JSON {type(records).__name__}, not an array of rows; make it one")
+    for index, fields in enumerate(records):
+        location = f"{path}[{index}]"
+        if not isinstance(fields, dict):
+            raise ValueError(f"{location}: a JSON {type(fields).__name__}, not an object with named fields")
+        yield Row(location, fields)
+
+
+def _read_parquet(path: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
@@ -101,7 +143,7 @@ def _read_parquet(path: str, name: str) -> Iterator[Row]:
                     yield Row(f"{path}:{number}", fields)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"data set {name}: {path} cannot be read as parquet: {reason}") from error
+        raise ValueError(f"{path} cannot be read as parquet: {reason}; correct or replace it") from error
 
 
 def _read_hub(path: str, dataset: DatasetConfig) -> Iterator[Row]:
@@ -115,17 +157,52 @@ def _read_hub(path: str, dataset: DatasetConfig) -> Iterator[Row]:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"data set {dataset.name}: {path!r} (split {dataset.split!r}) could not be loaded from the hub: "
-            f"{type(error).__name__}: {reason}; check the name and the connection, or give a .jsonl or .parquet file"
+            f"{type(error).__name__}: {reason}; check the name and the connection, or give a file"
         ) from error
     for number, fields in enumerate(rows, start=1):
         yield Row(f"{path}:{number}", dict(fields))
 
 
-def _require_fields(row: Row, dataset: DatasetConfig) -> None:
-    for setting in ("prompt_field", "answer_field"):
-        field = getattr(dataset, setting)
+def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]:
+    taken: list[Row] = []
+    num_seen = 0
+    # A misspelt filter would let everything through (or nothing), so it has to be seen before reading stops.
+    unseen = {*dataset.where, *dataset.exclude_where}
+    for num_seen, row in enumerate(rows, start=1):
+        unseen -= row.fields.keys()
+        if len(taken) != dataset.limit and _passes(row, dataset):
+            taken.append(row)
+        if len(taken) == dataset.limit and not unseen:
+            break
+    if num_seen == 0:
+        raise ValueError(f"data set {dataset.name}: {path} holds no rows")
+    if unseen:
+        raise ValueError(
+            f"data set {dataset.name}: no row of {path} has a field {min(unseen)!r}; correct where or exclude_where"
+        )
+    if not taken:
+        raise ValueError(f"data set {dataset.name}: where and exclude_where leave none of the {num_seen} rows of {path}")
+    return taken
+
+
+def _passes(row: Row, dataset: DatasetConfig) -> bool:
+    def matches(field: str, wanted: object) -> bool:
         if field not in row.fields:
-            raise ValueError(
-                f"{row.location}: no field {field!r}; it has {', '.join(map(str, row.fields)) or 'none'}; set "
-                f"{setting} of data set {dataset.name}"
-            )
+            return False
+        return row.fields[field] in wanted if isinstance(wanted, tuple) else row.fields[field] == wanted
+
+    if any(matches(field, unwanted) for field, unwanted in dataset.exclude_where.items()):
+        return False
+    return all(matches(field, wanted) for field, wanted in dataset.where.items())
+
+
+def _lacks(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
+    fields = ", ".join(map(str, row.fields)) or "none"
+    return f"{row.location}: no field {field}; it has {fields}; set {setting} of data set {dataset.name}"
+
+
+_READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}

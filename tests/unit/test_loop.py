@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dphrl import collect
 from dphrl.collect import collect_groups
 from dphrl.config import LearnerConfig
 from dphrl.loop import Parts, check_staleness, collect_step, learning_rate, make_batch, rollout_metrics
@@ -171,3 +172,33 @@ def test_length_penalty_shapes_the_advantage_and_nothing_else(make_config: Any) 
     (rows,) = make_batch(make_config(algorithm=shaping), 0, 0, groups, []).minibatches
     assert [row.advantage for row in rows] == pytest.approx([0.5, 0.0, -0.5])
     assert rollout_metrics(groups, 0)["reward/mean"] == 1.0
+
+
+class EndlessEngine:
+    """Yields one completion at a time, as fast as it is asked."""
+
+    num_yielded = 0
+
+    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+        for i in range(num_samples):
+            self.num_yielded += 1
+            yield [Completion(prompts[0].prompt_id, i, (1,), "x", (0.0,), "stop", 0)]
+
+
+def test_a_slow_reward_holds_up_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "MAX_UNGRADED", 3)
+    engine = EndlessEngine()
+    ahead: list[int] = []
+
+    class SlowGrader:
+        num_graded = 0
+
+        async def grade(self, items: Any) -> list[RewardResult]:
+            await asyncio.sleep(0.001)
+            ahead.append(engine.num_yielded - self.num_graded)
+            self.num_graded += len(items)
+            return [CORRECT] * len(items)
+
+    collected = asyncio.run(collect_groups(engine, SlowGrader(), [prompt("p")], 50, seed=0))
+    assert len(collected.groups[0].completions) == 50
+    assert max(ahead) <= 4

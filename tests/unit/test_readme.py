@@ -21,6 +21,6 @@ def test_the_example_configuration_loads(tmp_path: Path) -> None:
 
 
 def test_the_presets_it_names_exist() -> None:
-    named = set(re.findall(r"dphrl (?:train|plan|sample) ([\w-]+)", README)) - {"CONFIG", "PRESET"}
+    named = set(re.findall(r"dphrl (?:train|plan|sample) ([\w./-]+)", README)) - {"CONFIG", "PRESET"}
     assert named
     assert named <= set(list_presets())
