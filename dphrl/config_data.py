@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from dphrl.config_algorithm import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
-
 Scalar = bool | int | float | str | None
 
 DEFAULT_TEMPLATE = "{question}"

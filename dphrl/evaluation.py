@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dphrl.types import RewardStatus, RolloutGroup
+from dphrl.types import RolloutGroup
 
 # (prompt_id, n graded samples, c correct ones)
 Count = tuple[str, int, int]
@@ -56,17 +58,69 @@ def count_groups(groups: Iterable[RolloutGroup]) -> list[Count]:
     return [(g.prompt.prompt_id, sum(result.score is not None for result in g.results), g.num_correct) for g in groups]
 
 
-def distinct_correct(groups: Sequence[RolloutGroup]) -> float | None:
-    """Mean number per prompt of different correct solutions, by the reward's canonical form of each, or else by text
-    with white space aside; None without prompts."""
-    numbers = []
-    for group in groups:
-        graded = zip(group.completions, group.results, strict=True)
-        solutions = {
-            result.solution or " ".join(c.text.split()) for c, result in graded if result.status is RewardStatus.CORRECT
-        }
-        numbers.append(len(solutions))
-    return sum(numbers) / len(numbers) if numbers else None
+def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, float | None]:
+    """What the completions show beside right and wrong; None where there is nothing to average.
+
+    distinct_correct: mean number per prompt of different correct solutions, by the reward's canonical form of each,
+    or else by text with white space aside. majority@k: chance that the most frequent of k answers is right.
+    entropy_mean: of the sampled distribution in nats a token, estimated as -log-prob of what was sampled.
+    """
+    answers = [
+        [
+            (result.solution or " ".join(completion.text.split()), result.score)
+            for completion, result in zip(group.completions, group.results, strict=True)
+            if result.score is not None
+        ]
+        for group in groups
+    ]
+    completions = [completion for group in groups for completion in group.completions]
+    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    surprise = -sum(sum(completion.logprobs) for completion in completions)
+    majorities = {f"majority@{k}": _mean([majority_at_k(a, k) for a in answers if len(a) >= k]) for k in ks if k > 1}
+    return {
+        "distinct_correct": _mean([len({answer for answer, score in a if score}) for a in answers]),
+        **majorities,
+        "completion_tokens_mean": num_tokens / len(completions) if completions else None,
+        "entropy_mean": surprise / num_tokens if num_tokens else None,
+    }
+
+
+def majority_at_k(answers: Sequence[tuple[str, float]], k: int, *, num_draws: int = 200) -> float:
+    """Chance that the most frequent answer of k of the (answer, score) samples has score 1; ties are broken evenly.
+
+    Exact for k = n; else the mean over `num_draws` draws without replacement, always the same ones.
+    """
+    assert 1 <= k <= len(answers)
+    rng = random.Random(k)
+    draws = [answers] if k == len(answers) else [rng.sample(answers, k) for _ in range(num_draws)]
+    total = 0.0
+    for draw in draws:
+        votes = Counter(answer for answer, _ in draw)
+        most = max(votes.values())
+        scores = dict(draw)
+        winners = [scores[answer] for answer, count in votes.items() if count == most]
+        total += sum(winners) / len(winners)
+    return total / len(draws)
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, weights: ArrayLike | None = None, level: float = 0.95, num_resamples: int = 2000
+) -> tuple[float, float] | None:
+    """Percentile interval of the (weighted) mean over resampled prompts; None without any. Always the same draws."""
+    x = np.asarray(values, dtype=np.float64)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not w.sum():
+        return None
+    drawn = np.random.default_rng(0).integers(len(x), size=(num_resamples, len(x)))
+    totals = w[drawn].sum(axis=1)
+    # A resample may hold no prompt of weight at all; it says nothing about their mean.
+    means = (x * w)[drawn].sum(axis=1)[totals > 0] / totals[totals > 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def summarize(
@@ -76,13 +130,13 @@ def summarize(
     ks: Sequence[int],
     greedy: float | None,
     base_counts: Sequence[Count] | None = None,
-    distinct_correct: float | None = None,
 ) -> dict[str, Any]:
-    """One entry of the `eval` output.
+    """One entry of the `eval` output; `describe_samples` adds what counts cannot tell.
 
     greedy: share of prompts solved by the greedy completion. base_counts: the base's on the same prompts, in
-    any order. A prompt with fewer than k graded samples is left out of pass@k, which is None when that
-    leaves no prompt. Raises ValueError for repeated prompts, or base_counts of other prompts.
+    any order. intervals: of each rate a 95 % bootstrap over prompts, (low, high) or None. A prompt with fewer than
+    k graded samples is left out of pass@k, which is None when that leaves no prompt. Raises ValueError for repeated
+    prompts, or base_counts of other prompts.
     """
     correct = {prompt_id: c for prompt_id, _, c in counts}
     if len(correct) != len(counts):
@@ -97,20 +151,28 @@ def summarize(
         "num_ungraded": sum(num_samples - n for _, n, _ in counts),
         "greedy": greedy,
     }
+    intervals: dict[str, tuple[float, float] | None] = {}
     for k in ks:
-        enough = [(n, c) for _, n, c in counts if n >= k]
-        result[f"pass@{k}"] = float(np.mean([pass_at_k(n, c, k) for n, c in enough])) if enough else None
-    result["retention"] = _retention(dataset, base_counts, correct) if base_counts is not None else None
-    result["distinct_correct"] = distinct_correct
+        passed = [pass_at_k(n, c, k) for _, n, c in counts if n >= k]
+        result[f"pass@{k}"] = _mean(passed)
+        intervals[f"pass@{k}"] = bootstrap_interval(passed)
+    result["retention"] = None
+    if base_counts is not None:
+        base = _base_of_the_same_prompts(dataset, base_counts, correct)
+        result["retention"] = retention(base, list(correct.values()))
+        kept, solved = [c > 0 for c in correct.values()], [c > 0 for c in base]
+        intervals["retention"] = bootstrap_interval(kept, weights=solved)
+    result["intervals"] = intervals
     result["per_prompt"] = [{"prompt_id": i, "num_samples": n, "num_correct": c} for i, n, c in counts]
     return result
 
 
-def _retention(dataset: str, base_counts: Sequence[Count], correct: dict[str, int]) -> float | None:
+def _base_of_the_same_prompts(dataset: str, base_counts: Sequence[Count], correct: Mapping[str, int]) -> list[int]:
+    """The base's correct samples in the order of `correct`."""
     base = {prompt_id: c for prompt_id, _, c in base_counts}
     if base.keys() != correct.keys():
         raise ValueError(
             f"{dataset}: the base was evaluated on other prompts ({len(base.keys() - correct.keys())} only "
             f"there, {len(correct.keys() - base.keys())} missing); evaluate both with the same config"
         )
-    return retention(list(base.values()), [correct[prompt_id] for prompt_id in base])
+    return [base[prompt_id] for prompt_id in correct]

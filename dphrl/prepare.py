@@ -12,7 +12,8 @@ from dphrl.config_data import DatasetConfig
 from dphrl.config_loading import InputError
 from dphrl.console import Advance, Console
 from dphrl.data.chat import build_prompts
-from dphrl.data.math_problems import load_problems
+from dphrl.data.loading import load_problems
+from dphrl.data.text_to_sql import check_golds
 from dphrl.models import load_tokenizer, resolve_model
 from dphrl.types import Prompt
 
@@ -69,10 +70,22 @@ def _resolve(path: str, console: Console) -> str:
 
 
 def _load(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
-    prompts, num_dropped = build_prompts(load_problems(dataset, config.seed), tokenizer, config.data)
-    note = f", {num_dropped} longer than data.max_prompt_tokens={config.data.max_prompt_tokens} dropped"
-    console.info(f"data {dataset.name} ({dataset.split}): {len(prompts)} prompts{note if num_dropped else ''}")
-    return prompts
+    problems = load_problems(dataset, config.seed)
+    notes = []
+    if dataset.kind == "text_to_sql":
+        with console.task(f"running gold queries of {dataset.name} ({dataset.split})", len(problems)) as advance:
+            problems, num_invalid = check_golds(problems, dataset, config.reward.timeout_s, advance)
+        notes.append((num_invalid, "dropped, their gold query does not run"))
+    built = build_prompts(problems, tokenizer, config.data)
+    limit = f"data.max_prompt_tokens={config.data.max_prompt_tokens}"
+    notes += [
+        (built.num_dropped, f"longer than {limit} dropped"),
+        (built.num_lost_rows, "without some sample rows, to fit"),
+        (built.num_lost_names, "with a schema trimmed by relevance (tables or columns left out), to fit"),
+    ]
+    said = "".join(f", {count} {note}" for count, note in notes if count)
+    console.info(f"data {dataset.name} ({dataset.split}): {len(built.prompts)} prompts{said}")
+    return built.prompts
 
 
 def _check_length(config: Config, model_dir: str) -> None:

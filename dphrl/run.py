@@ -15,7 +15,7 @@ from dphrl.config import Config
 from dphrl.config_loading import InputError
 from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
-from dphrl.evaluation import count_groups, distinct_correct, summarize
+from dphrl.evaluation import count_groups, describe_samples, summarize
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import EvaluationSet, Prepared
 from dphrl.protocols import ReferenceStore, RewardPool, RolloutPool
@@ -158,8 +158,8 @@ async def evaluate_sets(
                 config.evaluation.k,
                 sum(graded) / len(graded) if graded else None,
                 base_counts,
-                distinct_correct(sampled.groups),
             )
+            | describe_samples(sampled.groups, config.evaluation.k)
         )
     return summaries
 

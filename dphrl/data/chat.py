@@ -3,55 +3,132 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dphrl.config_data import DataConfig
-from dphrl.data.math_problems import Problem
+from dphrl.data.problems import Problem, SqlContext
+from dphrl.data.schema_fitting import FittedSchema, SchemaFitter
 from dphrl.types import Prompt
 
 logger = logging.getLogger(__name__)
 
+_PLACEHOLDER = re.compile(r"\{(question|schema|evidence)\}")
+# Token counts of a schema's lines add up to a little more or less than those of the text; this many corrections
+# are plenty.
+_MAX_REFITS = 4
 
-def build_prompts(problems: Sequence[Problem], tokenizer: Any, data_config: DataConfig) -> tuple[list[Prompt], int]:
+
+class BuiltPrompts(NamedTuple):
+    """num_dropped: problems too long for a prompt. num_lost_rows: prompts whose schema lacks sample rows;
+    num_lost_names: prompts whose schema lacks tables or columns (and sample rows)."""
+
+    prompts: list[Prompt]
+    num_dropped: int
+    num_lost_rows: int = 0
+    num_lost_names: int = 0
+
+
+def build_prompts(problems: Sequence[Problem], tokenizer: Any, data_config: DataConfig) -> BuiltPrompts:
     """Render and tokenize every problem; drop and count those longer than `max_prompt_tokens`.
 
-    tokenizer: a transformers tokenizer. One without a chat template gets system prompt and question as plain text.
-    `Prompt.text` is the rendered text, as the model sees it. Raises ValueError when no prompt is short enough.
+    A schema is first trimmed to its data set's `max_schema_tokens` and to what the rest of the prompt leaves of
+    `max_prompt_tokens`, and that is counted. tokenizer: a transformers tokenizer. One without a chat template gets
+    system prompt and question as plain text. `Prompt.text` is the rendered text, as the model sees it. Raises
+    ValueError when no prompt is short enough.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        logger.warning(
-            "The tokenizer has no chat template: prompts are plain text (system prompt, blank line, question)"
-        )
+    renderer = _Renderer(tokenizer, data_config)
     prompts = []
     shortest: int | None = None
+    num_lost_rows = num_lost_names = 0
     for problem in problems:
-        text, token_ids = _render(problem.text, tokenizer, data_config)
+        text, token_ids, schema = renderer.render(problem)
         shortest = len(token_ids) if shortest is None else min(shortest, len(token_ids))
         if len(token_ids) <= data_config.max_prompt_tokens:
             prompts.append(Prompt(problem.problem_id, text, token_ids, problem.answer, problem.dataset))
+            num_lost_names += schema.lost_names
+            num_lost_rows += schema.lost_rows and not schema.lost_names
     if shortest is not None and not prompts:
         raise ValueError(
             f"data.max_prompt_tokens={data_config.max_prompt_tokens} drops all {len(problems)} prompts of "
             f"{problems[0].dataset}: the shortest has {shortest} tokens; raise it to at least {shortest}"
         )
-    return prompts, len(problems) - len(prompts)
+    return BuiltPrompts(prompts, len(problems) - len(prompts), num_lost_rows, num_lost_names)
 
 
-def _render(question: str, tokenizer: Any, data_config: DataConfig) -> tuple[str, tuple[int, ...]]:
-    # replace, not str.format: a template may hold other braces, \boxed{} first of all.
-    content = data_config.prompt_template.replace("{question}", question)
-    if not getattr(tokenizer, "chat_template", None):
-        text = f"{data_config.system_prompt}\n\n{content}" if data_config.system_prompt else content
-        return text, tuple(tokenizer.encode(text))
-    messages = [{"role": "user", "content": content}]
-    if data_config.system_prompt:
-        messages.insert(0, {"role": "system", "content": data_config.system_prompt})
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    # jinja's TemplateError; jinja is transformers' dependency, not ours. Templates refuse roles by raising it.
-    except Exception as error:
-        hint = "; set data.system_prompt to '' and put it into data.prompt_template" if len(messages) > 1 else ""
-        raise ValueError(f"data: the tokenizer's chat template refused the prompt: {error}{hint}") from error
-    # The template writes the special tokens, BOS included: adding them here would double them.
-    return text, tuple(tokenizer.encode(text, add_special_tokens=False))
+def fill_template(template: str, question: str, schema: str = "", evidence: str = "") -> str:
+    """The template with its {question}, {schema} and {evidence}.
+
+    A line that has {evidence} and neither of the others is left out where there is none, its label with it.
+    """
+    # One pass, not str.format or a chain of replacements: a template may hold other braces, \boxed{} first of all,
+    # and so may a question.
+    values = {"question": question, "schema": schema, "evidence": evidence}
+    lines = template.split("\n")
+    if not evidence:
+        lines = [line for line in lines if set(_PLACEHOLDER.findall(line)) != {"evidence"}]
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], "\n".join(lines))
+
+
+class _Renderer:
+    """Renders prompts with one tokenizer and configuration; keeps what problems on the same database share."""
+
+    def __init__(self, tokenizer: Any, data_config: DataConfig) -> None:
+        self._tokenizer = tokenizer
+        self._config = data_config
+        self._fitter = SchemaFitter(self._count_tokens)
+        self._has_chat = bool(getattr(tokenizer, "chat_template", None))
+        if not self._has_chat:
+            logger.warning(
+                "The tokenizer has no chat template: prompts are plain text (system prompt, blank line, question)"
+            )
+
+    def render(self, problem: Problem) -> tuple[str, tuple[int, ...], FittedSchema]:
+        if problem.sql is None:
+            return *self._with_schema(problem, ""), FittedSchema("")
+        schema = self._fitter.whole(problem.sql.schema)
+        budget = problem.sql.max_schema_tokens
+        if budget is not None:
+            schema = self._fit(problem, problem.sql, budget)
+        text, token_ids = self._with_schema(problem, schema.text)
+        if len(token_ids) <= self._config.max_prompt_tokens:
+            return text, token_ids, schema
+        rest = self._config.max_prompt_tokens - len(self._with_schema(problem, "")[1])
+        budget = rest if budget is None else min(budget, rest)
+        for _ in range(_MAX_REFITS):
+            schema = self._fit(problem, problem.sql, budget)
+            text, token_ids = self._with_schema(problem, schema.text)
+            excess = len(token_ids) - self._config.max_prompt_tokens
+            if excess <= 0:
+                break
+            budget -= excess
+        return text, token_ids, schema
+
+    def _fit(self, problem: Problem, context: SqlContext, max_tokens: int) -> FittedSchema:
+        return self._fitter.fit(context.schema, f"{problem.text}\n{context.evidence}", max_tokens)
+
+    def _with_schema(self, problem: Problem, schema: str) -> tuple[str, tuple[int, ...]]:
+        evidence = problem.sql.evidence if problem.sql else ""
+        template = self._config.template_for(problem.kind)
+        return self._tokenized(fill_template(template, problem.text, schema, evidence))
+
+    def _tokenized(self, content: str) -> tuple[str, tuple[int, ...]]:
+        tokenizer, system_prompt = self._tokenizer, self._config.system_prompt
+        if not self._has_chat:
+            text = f"{system_prompt}\n\n{content}" if system_prompt else content
+            return text, tuple(tokenizer.encode(text))
+        messages = [{"role": "user", "content": content}]
+        if system_prompt:
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # jinja's TemplateError; jinja is transformers' dependency, not ours. Templates refuse roles by raising it.
+        except Exception as error:
+            hint = "; set data.system_prompt to '' and put it into data.prompt_template" if len(messages) > 1 else ""
+            raise ValueError(f"data: the tokenizer's chat template refused the prompt: {error}{hint}") from error
+        # The template writes the special tokens, BOS included: adding them here would double them.
+        return text, tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -181,7 +181,9 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
             f"data set {dataset.name}: no row of {path} has a field {min(unseen)!r}; correct where or exclude_where"
         )
     if not taken:
-        raise ValueError(f"data set {dataset.name}: where and exclude_where leave none of the {num_seen} rows of {path}")
+        raise ValueError(
+            f"data set {dataset.name}: where and exclude_where leave none of the {num_seen} rows of {path}"
+        )
     return taken
 
 

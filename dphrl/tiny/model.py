@@ -1,16 +1,19 @@
-"""The tiny model's tokenizer and architecture, built from nothing: no download, no data file.
+"""The tiny models' tokenizer and architecture, built from nothing: no download, no data file.
 
-One token is one number (0 to 11: remainders and divisors), so that a division step is one token and a small
-model can learn it within a minute. The architecture is plain Llama with tied embeddings: whatever serves or
+One token is one word of the task's vocabulary, so that a division step or a column name is one token and a small
+model can learn the task within a minute. The architecture is plain Llama with tied embeddings: whatever serves or
 trains Llama-3.2-1B (vLLM, transformers, DeepSpeed) handles this model through the same code path. Not Qwen2:
 for that model type transformers 5 replaces any saved tokenizer by Qwen2's byte-level one, without a word, and
-every number would decode differently.
+every word would decode differently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from dphrl.tiny import task as factor_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -23,9 +26,8 @@ PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, ASSISTANT_TOKEN = (
     "<assistant>",
 )
 SPECIAL_TOKENS = (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN, ASSISTANT_TOKEN)
-WORDS = ("FACTOR", "DIVIDE", "?", ":", "\\boxed{", "*", "}")
-NUMBERS = tuple(str(number) for number in range(12))
-# A FACTOR or DIVIDE exchange is at most 27 tokens; the rest leaves room for a policy that starts to ramble.
+# A FACTOR or DIVIDE exchange is at most 27 tokens, a question and its SQL 53; the rest leaves room for a policy that
+# starts to ramble.
 MAX_TOKENS = 128
 
 CHAT_TEMPLATE = (
@@ -49,11 +51,11 @@ class TinyShape:
     num_heads: int = 4
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with a chat template; text is tokens separated by single spaces.
+def build_tokenizer(words: Sequence[str] = factor_task.VOCABULARY) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of `words` with a chat template; text is tokens separated by single spaces.
 
-    Decoding ids without special tokens and encoding the text again gives the same ids. A number above 11 or
-    an unknown word becomes ``<unk>``. No token is added on encoding: the chat template places ``<bos>``, and
+    Decoding ids without special tokens and encoding the text again gives the same ids. Any other word becomes
+    ``<unk>``. No token is added on encoding: the chat template places ``<bos>``, and
     a completion ends with ``<eos>``.
     """
     from tokenizers import Tokenizer
@@ -61,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS, *NUMBERS))}
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *words))}
     backend = Tokenizer(WordLevel(vocabulary, unk_token=UNK_TOKEN))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -35,7 +35,11 @@ INCLUSION_PROBABILITY: dict[int, float] = {3: 0.35, 7: 0.45, 11: 0.45}
 # One integer in five is never seen before evaluation, neither in the warm start nor in RL.
 HELD_OUT_ONE_IN = 5
 SLIP_RATE = 0.2
-DIVIDE_SHARE = 0.25
+# The share of the demonstrations that are DIVIDE questions.
+OUT_OF_DOMAIN_SHARE = 0.25
+
+# Every word of a question or a completion; one token each (0 to 11: digits, remainders and divisors).
+VOCABULARY: tuple[str, ...] = ("FACTOR", "DIVIDE", "?", ":", "\\boxed{", "*", "}", *map(str, range(12)))
 
 # Problems are distinct, and multiples of all three divisors are few (about 180 to train on): they are 9 % of
 # the first 500 problems and 5 % of 3,000. Far beyond that a set would hardly contain any, so larger ones are
@@ -83,11 +87,15 @@ def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]
 
 
 def make_demonstrations(
-    num_demonstrations: int, seed: int, *, slip_rate: float = SLIP_RATE, divide_share: float = DIVIDE_SHARE
+    num_demonstrations: int,
+    seed: int,
+    *,
+    slip_rate: float = SLIP_RATE,
+    out_of_domain_share: float = OUT_OF_DOMAIN_SHARE,
 ) -> list[tuple[str, str]]:
     """Draw (question, completion) pairs over training integers, with repetition.
 
-    A share `divide_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong
+    A share `out_of_domain_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong
     and the rest of the division follows from it, which always makes the boxed product wrong; the others grade
     ``correct``.
     """
@@ -96,7 +104,7 @@ def make_demonstrations(
     for _ in range(num_demonstrations):
         number = _draw_number(rng, held_out=False)
         divisor = rng.choice(_divisors_of(number))
-        named = rng.random() < divide_share
+        named = rng.random() < out_of_domain_share
         question = _divide_question(divisor, number) if named else _factor_question(number)
         demonstrations.append((question, _work_out(number, divisor, rng, slip=rng.random() < slip_rate)))
     return demonstrations
@@ -128,6 +136,11 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
     if divisor * quotient != number:
         return "wrong", f"{divisor}*{quotient} is {divisor * quotient}, not {number}"
     return "correct", f"{divisor}*{quotient} is {number}"
+
+
+def fingerprint_parts() -> list[object]:
+    """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
+    return [DIVISORS, NUM_DIGITS, sorted(INCLUSION_PROBABILITY.items()), HELD_OUT_ONE_IN, VOCABULARY]
 
 
 def is_held_out(number: int) -> bool:

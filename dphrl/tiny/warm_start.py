@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dphrl.tiny import model as tiny_model
-from dphrl.tiny import task
+from dphrl.tiny import sql_task
+from dphrl.tiny import task as factor_task
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,9 @@ Progress = Callable[[int, int], None]
 
 # Part of the cache key. Raise it with any change of this package that changes the weights or files it writes
 # but no number in the recipe; otherwise users keep an old model.
-SOURCE_VERSION = 1
+SOURCE_VERSION = 2
+
+_TASKS = {"factor": factor_task, "sql": sql_task}
 
 _REQUIRED_FILES = (
     "config.json",
@@ -43,18 +46,19 @@ _IGNORED_LABEL = -100
 class WarmStartRecipe:
     """Every number that decides the warm-started weights; recipes that differ have separate cache entries.
 
-    batch_size is in demonstrations. lr is AdamW's peak: reached after num_warmup_steps, then decayed linearly
+    task: "factor" or "sql". batch_size is in demonstrations. lr is AdamW's peak: reached after num_warmup_steps, then decayed linearly
     to zero.
     """
 
+    task: str = "factor"
     num_steps: int = 295
     batch_size: int = 96
     lr: float = 3e-3
     num_warmup_steps: int = 20
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    slip_rate: float = task.SLIP_RATE
-    divide_share: float = task.DIVIDE_SHARE
+    slip_rate: float = factor_task.SLIP_RATE
+    out_of_domain_share: float = factor_task.OUT_OF_DOMAIN_SHARE
     seed: int = 0
     shape: tiny_model.TinyShape = field(default_factory=tiny_model.TinyShape)
 
@@ -62,18 +66,19 @@ class WarmStartRecipe:
         """12 hex digits over this recipe, the task's and the tokenizer's constants and `SOURCE_VERSION`."""
         covered = {
             "recipe": asdict(self),
-            "task": [
-                task.DIVISORS,
-                task.NUM_DIGITS,
-                sorted(task.INCLUSION_PROBABILITY.items()),
-                task.HELD_OUT_ONE_IN,
-            ],
-            "vocabulary": [tiny_model.SPECIAL_TOKENS, tiny_model.WORDS, tiny_model.NUMBERS],
+            "task": _TASKS[self.task].fingerprint_parts(),
+            "special_tokens": tiny_model.SPECIAL_TOKENS,
             "chat_template": tiny_model.CHAT_TEMPLATE,
             "max_tokens": tiny_model.MAX_TOKENS,
             "source_version": SOURCE_VERSION,
         }
         return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:12]
+
+
+FACTOR_RECIPE = WarmStartRecipe()
+SQL_RECIPE = WarmStartRecipe(
+    task="sql", slip_rate=sql_task.SLIP_RATE, out_of_domain_share=sql_task.OUT_OF_DOMAIN_SHARE
+)
 
 
 def ensure_tiny_model(
@@ -82,15 +87,15 @@ def ensure_tiny_model(
     """The directory of the warm-started model, trained now if it is not cached yet.
 
     cache_dir: where to keep it; else $DPHRL_CACHE, else ~/.cache/dphrl. The directory in it is
-    ``tiny-<fingerprint>``.
+    ``tiny-<task>-<fingerprint>``.
     progress: called as (steps done, steps in all) after each step; not called when the model is cached.
     Returns a plain Hugging Face directory (config, safetensors, tokenizer with chat template, generation
     config). Processes may race: each trains, the first to finish publishes, nobody ever sees a half-written
     directory. Raises OSError when the cache cannot be written.
     """
-    recipe = recipe or WarmStartRecipe()
+    recipe = recipe or FACTOR_RECIPE
     root = cache_dir or Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl")
-    target = root.expanduser() / f"tiny-{recipe.fingerprint()}"
+    target = root.expanduser() / f"tiny-{recipe.task}-{recipe.fingerprint()}"
     if _is_complete(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +134,7 @@ def warm_start(
 def _train(recipe: WarmStartRecipe, progress: Progress | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     import torch
 
-    tokenizer = tiny_model.build_tokenizer()
+    tokenizer = tiny_model.build_tokenizer(_TASKS[recipe.task].VOCABULARY)
     model = tiny_model.build_model(recipe.shape, tokenizer, recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, recipe))
@@ -166,11 +171,11 @@ def _batches(
     """`num_steps` pairs (input_ids, labels), int64 [B, T], right-padded; labels -100 off the completion."""
     import torch
 
-    demonstrations = task.make_demonstrations(
+    demonstrations = _TASKS[recipe.task].make_demonstrations(
         recipe.num_steps * recipe.batch_size,
         recipe.seed,
         slip_rate=recipe.slip_rate,
-        divide_share=recipe.divide_share,
+        out_of_domain_share=recipe.out_of_domain_share,
     )
     for start in range(0, len(demonstrations), recipe.batch_size):
         batch = demonstrations[start : start + recipe.batch_size]

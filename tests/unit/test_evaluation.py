@@ -7,7 +7,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dphrl.evaluation import Count, count_groups, distinct_correct, pass_at_k, retention, summarize
+from dphrl.evaluation import (
+    Count,
+    bootstrap_interval,
+    count_groups,
+    describe_samples,
+    majority_at_k,
+    pass_at_k,
+    retention,
+    summarize,
+)
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
 
 C, W, X = RewardStatus.CORRECT, RewardStatus.WRONG, RewardStatus.INFRASTRUCTURE_ERROR
@@ -90,13 +99,61 @@ def test_counts_leave_out_what_the_grader_failed_on() -> None:
 
 def test_distinct_correct_ignores_white_space_and_wrong_answers() -> None:
     groups = [group("a", ("3 * 5", C), (" 3 *\n5 ", C), ("5 * 3", C), ("7", W)), group("b", ("x", W))]
-    assert distinct_correct(groups) == 1.0
-    assert distinct_correct([]) is None
+    assert describe_samples(groups, (1,))["distinct_correct"] == 1.0
+    assert describe_samples([], (1, 2)) == {
+        "distinct_correct": None,
+        "majority@2": None,
+        "completion_tokens_mean": None,
+        "entropy_mean": None,
+    }
+
+
+def test_distinct_correct_goes_by_the_rewards_canonical_form() -> None:
+    of_text = group("a", ("SELECT 1", C), ("select  1", C))
+    results = tuple(RewardResult(C, solution="SELECT 1") for _ in range(2))
+    assert describe_samples([of_text], (1,))["distinct_correct"] == 2.0
+    canonical = RolloutGroup(of_text.prompt, of_text.completions, results)
+    assert describe_samples([canonical], (1,))["distinct_correct"] == 1.0
+
+
+def test_samples_are_described_by_tokens_and_surprise() -> None:
+    groups = [group("a", ("3", C), ("4", W))]  # one token each, log-prob -0.1
+    described = describe_samples(groups, (1,))
+    assert (described["completion_tokens_mean"], described["entropy_mean"]) == (1.0, pytest.approx(0.1))
+
+
+def test_majority_by_hand() -> None:
+    three = [("3", 1.0), ("4", 0.0), ("4", 0.0)]
+    assert majority_at_k(three, 3) == 0.0
+    # Of the three pairs {3,4}, {3,4}, {4,4} two are ties with one right answer in two: 1/3.
+    assert majority_at_k(three, 2, num_draws=5000) == pytest.approx(1 / 3, abs=0.02)
+    assert majority_at_k(three, 1, num_draws=5000) == pytest.approx(1 / 3, abs=0.02)
+    assert majority_at_k([("3", 1.0), ("3", 1.0), ("4", 0.0), ("5", 0.0)], 4) == 1.0
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        interval = bootstrap_interval(rng.random(60) < 0.3, num_resamples=400)
+        assert interval is not None
+        covered += interval[0] <= 0.3 <= interval[1]
+    # A percentile interval of 60 prompts is a little narrow.
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_interval_of_a_weighted_mean_sees_only_what_has_weight() -> None:
+    assert bootstrap_interval([1.0, 0.0], weights=[1, 0]) == (1.0, 1.0)
+    assert bootstrap_interval([], weights=[]) is None
+    assert bootstrap_interval([1.0], weights=[0]) is None
 
 
 def test_the_summary_has_the_contract_s_keys() -> None:
     counts: list[Count] = [("a", 4, 2), ("b", 4, 0)]
-    result = summarize("d", "test", counts, (1, 4), 0.5, [("b", 4, 1), ("a", 4, 1)], 1.25)
+    result = summarize("d", "test", counts, (1, 4), 0.5, [("b", 4, 1), ("a", 4, 1)])
+    intervals = result.pop("intervals")
+    assert intervals.keys() == {"pass@1", "pass@4", "retention"}
+    assert intervals["pass@1"] == (0.0, 0.5)
     assert result == {
         "dataset": "d",
         "split": "test",
@@ -107,7 +164,6 @@ def test_the_summary_has_the_contract_s_keys() -> None:
         "pass@1": 0.25,
         "pass@4": 0.5,
         "retention": 0.5,
-        "distinct_correct": 1.25,
         "per_prompt": [
             {"prompt_id": "a", "num_samples": 4, "num_correct": 2},
             {"prompt_id": "b", "num_samples": 4, "num_correct": 0},

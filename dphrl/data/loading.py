@@ -1,0 +1,27 @@
+"""From a data set's configuration to its problems: the kinds there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dphrl.config_data import DatasetConfig
+from dphrl.data.math_problems import load_math
+from dphrl.data.problems import Problem
+from dphrl.data.text_to_sql import load_text_to_sql
+from dphrl.data.tiny_problems import load_tiny
+
+# The seed draws the numbers of an embedded task; files are read as they are.
+_LOADERS: dict[str, Callable[[DatasetConfig, int], list[Problem]]] = {
+    "tiny": load_tiny,
+    "math": load_math,
+    "text_to_sql": load_text_to_sql,
+}
+
+
+def load_problems(dataset: DatasetConfig, seed: int) -> list[Problem]:
+    """All problems of a data set, in file order.
+
+    Raises ValueError, with file and line, for a row that has no question, no answer or no database. Gold queries
+    are not run here: see `dphrl.data.text_to_sql.check_golds`.
+    """
+    return _LOADERS[dataset.kind](dataset, seed)

@@ -1,0 +1,38 @@
+"""What every kind of data set becomes before it is a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dphrl.data.sql_schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class SqlContext:
+    """What a text-to-SQL prompt shows besides the question.
+
+    schema: one object for all problems of a database. evidence: "" where the row has none. max_schema_tokens: None
+    leaves the schema whatever the prompt's limit leaves it.
+    """
+
+    schema: Schema
+    evidence: str = ""
+    max_schema_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and its gold answer.
+
+    problem_id: "<data set>-<row>", unique within a data set because rows are numbered (from 0).
+    answer: never empty; only the reward interprets it.
+    location: "file:line" or "file[index]" of its row, "" for a problem that no file holds.
+    """
+
+    problem_id: str
+    text: str
+    answer: str
+    dataset: str
+    kind: str = "math"
+    sql: SqlContext | None = None
+    location: str = field(default="", compare=False)

@@ -1,0 +1,186 @@
+"""Which tables and columns of a database a question is about, as far as its words tell.
+
+Only for schemas that do not fit the prompt. The question and its evidence are compared with names and with values
+that stand in the tables, never with the gold query: that would give the answer away.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from dphrl.data.sql_schema import Schema, Table, open_read_only, quote_name
+
+_WORD = re.compile(r"[^\W_]+")
+_NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+|\d+")
+_STOP_WORDS = frozenset(
+    "a all an and any are as at be been but by can did do does each every find first for from get give had has have "
+    "her his how if in into is it its last list many me more most much no not number of on one only or other our out "
+    "over return show than that the their them then there these they this to under was were what when where which "
+    "while who whom whose will with you".split()
+)
+# What a match counts: a table called so, a column called so, a value that stands in a column.
+_TABLE_WEIGHT, _COLUMN_WEIGHT, _VALUE_WEIGHT = 2.0, 1.0, 1.5
+# "dept" in a name for "department" in the question, "airport" in "airportcode".
+_PARTIAL_MATCH = 0.5
+_MIN_PARTIAL_CHARS = 3
+# A neighbour's share of a table's relevance: above nothing, below a table that is named.
+_NEIGHBOUR_SHARE = 0.3
+# Values are looked for in so many rows of a table, and among texts of at most so many words.
+_MAX_VALUE_ROWS = 1000
+_MAX_VALUE_WORDS = 4
+_MIN_VALUE_CHARS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """order: indices of all tables, the most relevant first; a table related to chosen ones before others.
+    num_related: so many of them have to do with the question at all. columns: per table, those that match it."""
+
+    order: tuple[int, ...]
+    num_related: int
+    columns: tuple[frozenset[str], ...]
+
+
+class SchemaIndex:
+    """Words and values of one schema, prepared for many questions. Reads values on its first question."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._tables = schema.tables
+        # Per stem: (table, column or "" for the table's own name).
+        self._places: dict[str, set[tuple[int, str]]] = defaultdict(set)
+        for index, table in enumerate(schema.tables):
+            for name in ("", *table.columns):
+                for part in name_stems(name or table.name):
+                    self._places[part].add((index, name))
+        self._values = _read_values(schema)
+        self._neighbours = _neighbours(schema.tables)
+        self._matches: dict[str, Mapping[tuple[int, str], float]] = {}
+
+    def relevance(self, text: str) -> Relevance:
+        scores = [0.0] * len(self._tables)
+        columns: list[set[str]] = [set() for _ in self._tables]
+        for matches in self._text_matches(text):
+            tables = {table for table, _ in matches}
+            # A word that is everywhere tells no table from another.
+            rarity = math.log(1 + len(self._tables) / len(tables))
+            for table in tables:
+                scores[table] += rarity * max(weight for place, weight in matches.items() if place[0] == table)
+            for table, column in matches:
+                if column:
+                    columns[table].add(column)
+        order, num_related = self._order(scores)
+        return Relevance(order, num_related, tuple(map(frozenset, columns)))
+
+    def _text_matches(self, text: str) -> list[Mapping[tuple[int, str], float]]:
+        """Per stem and per value of the text: where it stands and how much that counts."""
+        words = [match[0].lower() for match in _WORD.finditer(text)]
+        stems = dict.fromkeys(stem(word) for word in words if word not in _STOP_WORDS)
+        found = [self._stem_matches(word) for word in stems]
+        phrases = {
+            " ".join(words[start : start + length])
+            for start in range(len(words))
+            for length in range(1, min(_MAX_VALUE_WORDS, len(words) - start) + 1)
+        }
+        found += [dict.fromkeys(self._values[p], _VALUE_WEIGHT) for p in sorted(phrases) if p in self._values]
+        return [matches for matches in found if matches]
+
+    def _stem_matches(self, word: str) -> Mapping[tuple[int, str], float]:
+        if word not in self._matches:
+            found: dict[tuple[int, str], float] = {}
+            for part, places in self._places.items():
+                if strength := _likeness(word, part):
+                    for place in places:
+                        weight = strength * (_COLUMN_WEIGHT if place[1] else _TABLE_WEIGHT)
+                        found[place] = max(found.get(place, 0.0), weight)
+            self._matches[word] = found
+        return self._matches[word]
+
+    def _order(self, scores: Sequence[float]) -> tuple[tuple[int, ...], int]:
+        """Greedy: every chosen table lifts its neighbours, so that what joins two named tables comes before what only
+        sounds like the question. Ties in the schema's order."""
+        lifted = list(scores)
+        left = list(range(len(scores)))
+        order: list[int] = []
+        num_related = 0
+        while left:
+            best = max(left, key=lambda table: (lifted[table], -table))
+            num_related += lifted[best] > 0
+            left.remove(best)
+            order.append(best)
+            for neighbour in self._neighbours[best]:
+                lifted[neighbour] += _NEIGHBOUR_SHARE * lifted[best]
+        return tuple(order), num_related
+
+
+def stem(word: str) -> str:
+    """A word without its commonest English endings; crude, and the same for names and questions."""
+    word = word.lower()
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    for ending, shortest in (("sses", 5), ("xes", 4), ("ches", 5), ("shes", 5), ("ing", 6), ("ed", 5)):
+        if word.endswith(ending) and len(word) >= shortest:
+            word = word[: -len(ending)] + ("ss" if ending == "sses" else "")
+            break
+    else:
+        if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+            word = word[:-1]
+    return word[:-1] if word.endswith("e") and len(word) > 3 else word
+
+
+def name_stems(name: str) -> list[str]:
+    """The stems of a name's parts: Student_ID, studentId and "Student ID" alike."""
+    return [stem(part) for part in _NAME_PART.findall(name)]
+
+
+def _likeness(word: str, part: str) -> float:
+    if word == part:
+        return 1.0
+    shorter, longer = sorted((word, part), key=len)
+    if len(shorter) < _MIN_PARTIAL_CHARS or shorter.isdigit():
+        return 0.0
+    if longer.startswith(shorter) or (len(shorter) > _MIN_PARTIAL_CHARS and longer.endswith(shorter)):
+        return _PARTIAL_MATCH
+    return 0.0
+
+
+def _read_values(schema: Schema) -> dict[str, set[tuple[int, str]]]:
+    values: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    with closing(open_read_only(schema.path)) as connection:
+        for index, table in enumerate(schema.tables):
+            for column, text in _short_texts(connection, table):
+                words = _WORD.findall(text.lower())
+                value = " ".join(words)
+                if 0 < len(words) <= _MAX_VALUE_WORDS and len(value) >= _MIN_VALUE_CHARS and value not in _STOP_WORDS:
+                    values[value].add((index, column))
+    return dict(values)
+
+
+def _short_texts(connection: sqlite3.Connection, table: Table) -> list[tuple[str, str]]:
+    if table.is_view or not table.columns:
+        return []
+    listed = ", ".join(map(quote_name, table.columns))
+    rows = connection.execute(f"SELECT {listed} FROM {quote_name(table.name)} LIMIT {_MAX_VALUE_ROWS}")
+    return [
+        (column, value)
+        for row in rows
+        for column, value in zip(table.columns, row, strict=True)
+        if isinstance(value, str) and len(value) <= 60 and not value.isdigit()
+    ]
+
+
+def _neighbours(tables: Sequence[Table]) -> list[set[int]]:
+    index_of = {table.name: index for index, table in enumerate(tables)}
+    neighbours: list[set[int]] = [set() for _ in tables]
+    for index, table in enumerate(tables):
+        for key in table.foreign_keys:
+            parent = index_of[key.parent]
+            if parent != index:
+                neighbours[index].add(parent)
+                neighbours[parent].add(index)
+    return neighbours

@@ -1,0 +1,275 @@
+"""Text-to-SQL questions with several natural queries each, none of which is right everywhere.
+
+    Which players of 'Blue River' won no award in 2019 ?
+    Which players of 'Blue River' scored a goal in both 2019 and 2021 ?
+
+The demonstrations know three *shapes* of query: a subquery (NOT IN, or IN over a grouped count), a set operation
+(EXCEPT, INTERSECT) and a join. Analysts write all three, and each fails on other data: NOT IN returns nothing when
+an event names nobody, a set operation merges namesakes, a join loses people without events and repeats those with
+several. Only the rows tell which shape works, and the policy never sees them: for it each shape is right on about
+half of the questions. Plain RL therefore learns "always the shape that is right most often": Pass@1 rises and Pass@k
+falls to Pass@1. The always correct NOT EXISTS is the gold query, and no demonstration shows it.
+
+A fifth of the demonstrations slip: one word of the name, one year or one table is another one. A model trained on
+them is diverse and imprecise: there is something to gain (precision) and something to lose (diversity). Grading is
+the business of the `sql_execution` reward; here queries are only run to know which shapes work.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import random
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dphrl.tiny import sql_database
+from dphrl.tiny.sql_database import ADJECTIVES, GROUP_NAMES, NOUNS, SCHEMAS, YEARS, EventTable, Schema
+
+SHAPES: tuple[str, ...] = ("subquery", "set_operation", "join")
+SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
+# The questions ask for people, not for distinct names: two namesakes are two rows.
+CONVENTION = "spider"
+
+# How often each shape is made to work (questions on which none does are not asked). Close to each other, so that
+# the shapes are worth about the same: one that failed on most questions would be no loss when RL drops it.
+INCLUSION_PROBABILITY: dict[str, float] = {"subquery": 0.45, "set_operation": 0.45, "join": 0.45}
+# One group in five is never seen before evaluation, neither in the warm start nor in RL.
+HELD_OUT_ONE_IN = 5
+SLIP_RATE = 0.2
+OUT_OF_DOMAIN_SHARE = 0.25
+
+# Questions on which all shapes work are rare; larger sets would hardly contain any.
+MAX_PROBLEMS: dict[str, int] = {"train": 6_000, "held_out": 1_500, "out_of_domain": 1_500}
+
+Rows = list[tuple[str]]
+
+
+@dataclass(frozen=True)
+class SqlProblem:
+    """One question of the task.
+
+    question: the user message. database: "league" or "company", a key of `ensure_databases`.
+    gold_sql: its rows are right; compare as a bag (`CONVENTION`). problem_id: unique within a split, the same in
+    every process.
+    """
+
+    question: str
+    database: str
+    gold_sql: str
+    problem_id: str
+
+
+def make_problems(split: str, num_problems: int, seed: int) -> list[SqlProblem]:
+    """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
+
+    ``train`` and ``held_out`` ask the league about disjoint sets of teams, ``out_of_domain`` asks the company
+    about held-out offices. Every problem has a non-empty gold result, and at least one shape gives it. Raises
+    ValueError for an unknown split or a size out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
+    if not 0 <= num_problems <= MAX_PROBLEMS[split]:
+        raise ValueError(f"num_problems is {num_problems}: split {split!r} gives 0 to {MAX_PROBLEMS[split]}")
+    database = "company" if split == "out_of_domain" else "league"
+    rng = random.Random(f"sql:{split}:{seed}")
+    problems: dict[str, SqlProblem] = {}
+    while len(problems) < num_problems:
+        asked = _draw(rng, database, held_out=split != "train")
+        problems.setdefault(asked.problem_id, SqlProblem(asked.text, database, asked.gold_sql, asked.problem_id))
+    return list(problems.values())
+
+
+def make_demonstrations(
+    num_demonstrations: int,
+    seed: int,
+    *,
+    slip_rate: float = SLIP_RATE,
+    out_of_domain_share: float = OUT_OF_DOMAIN_SHARE,
+) -> list[tuple[str, str]]:
+    """Draw (question, SQL) pairs over training groups, with repetition; the shape is any that works.
+
+    A share `out_of_domain_share` asks the company. In a share `slip_rate` one word is wrong, and so is the result;
+    the others give the gold result.
+    """
+    rng = random.Random(f"sql:demonstrations:{seed}")
+    demonstrations = []
+    for _ in range(num_demonstrations):
+        database = "company" if rng.random() < out_of_domain_share else "league"
+        asked = _draw(rng, database, held_out=False)
+        sql = asked.query(rng.choice(sorted(asked.working_shapes())))
+        demonstrations.append((asked.text, _slip(asked, sql, rng) if rng.random() < slip_rate else sql))
+    return demonstrations
+
+
+def fingerprint_parts() -> list[object]:
+    """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
+    shares = sorted(INCLUSION_PROBABILITY.items())
+    return [sql_database.CONTENT_VERSION, SHAPES, shares, HELD_OUT_ONE_IN, VOCABULARY]
+
+
+def is_held_out(group_name: str) -> bool:
+    """Whether questions about this group are kept for evaluation: by a fixed hash, so that no seed can leak one."""
+    digest = hashlib.blake2b(f"dphrl-tiny-sql:{group_name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: who had no such event in the one year, or one in each of the two years."""
+
+    schema: Schema
+    event: EventTable
+    group_name: str
+    years: tuple[int, ...]
+
+    @property
+    def problem_id(self) -> str:
+        group = self.group_name.replace(" ", "-")
+        return "-".join([self.schema.database, self.event.table, group, *map(str, self.years)])
+
+    @property
+    def text(self) -> str:
+        who = f"Which {self.schema.asked_as} of '{self.group_name}'"
+        if len(self.years) == 1:
+            return f"{who} {self.event.none_of_it} in {self.years[0]} ?"
+        return f"{who} {self.event.one_of_it} in both {self.years[0]} and {self.years[1]} ?"
+
+    @property
+    def gold_sql(self) -> str:
+        s, event = self.schema, self.event.table
+        same_person = f"{event}.{s.key} = {s.people}.{s.key}"
+        exists = [f"EXISTS ( SELECT * FROM {event} WHERE {same_person} AND year = {year} )" for year in self.years]
+        condition = f"NOT {exists[0]}" if len(exists) == 1 else " AND ".join(exists)
+        return f"SELECT {s.name} FROM {s.people} WHERE {s.group} = '{self.group_name}' AND {condition}"
+
+    def query(self, shape: str) -> str:
+        """The query of this shape, its tokens separated by single spaces."""
+        return _SHAPE_WRITERS[len(self.years), shape](self.schema, self.event.table, self.group_name, *self.years)
+
+    def rows(self, sql: str) -> Rows:
+        return _run(self.schema.database, sql)
+
+    def working_shapes(self) -> frozenset[str]:
+        """The shapes that give the gold rows; none if there are no gold rows."""
+        return _working_shapes(self)
+
+
+def _never_subquery(s: Schema, event: str, group: str, year: int) -> str:
+    inner = f"SELECT {s.key} FROM {event} WHERE {s.group} = '{group}' AND year = {year}"
+    return f"SELECT {s.name} FROM {s.people} WHERE {s.group} = '{group}' AND {s.key} NOT IN ( {inner} )"
+
+
+def _never_set_operation(s: Schema, event: str, group: str, year: int) -> str:
+    return f"SELECT {s.name} FROM {s.people} WHERE {s.group} = '{group}' EXCEPT {_joined(s, event, group, year)}"
+
+
+def _never_join(s: Schema, event: str, group: str, year: int) -> str:
+    joined = f"SELECT {s.name} FROM {s.people} NATURAL JOIN {event} WHERE {s.group} = '{group}'"
+    return f"{joined} GROUP BY {s.key} HAVING SUM ( year = {year} ) = 0"
+
+
+def _both_subquery(s: Schema, event: str, group: str, year: int, other_year: int) -> str:
+    inner = f"SELECT {s.key} FROM {event} WHERE {s.group} = '{group}' AND year IN ( {year} , {other_year} )"
+    grouped = f"{inner} GROUP BY {s.key} HAVING COUNT ( * ) > 1"
+    return f"SELECT {s.name} FROM {s.people} WHERE {s.key} IN ( {grouped} )"
+
+
+def _both_set_operation(s: Schema, event: str, group: str, year: int, other_year: int) -> str:
+    return f"{_joined(s, event, group, year)} INTERSECT {_joined(s, event, group, other_year)}"
+
+
+def _both_join(s: Schema, event: str, group: str, year: int, other_year: int) -> str:
+    joins = f"JOIN {event} a USING ( {s.key} ) JOIN {event} b USING ( {s.key} )"
+    condition = f"{s.people}.{s.group} = '{group}' AND a.year = {year} AND b.year = {other_year}"
+    return f"SELECT {s.name} FROM {s.people} {joins} WHERE {condition}"
+
+
+def _joined(s: Schema, event: str, group: str, year: int) -> str:
+    return f"SELECT {s.name} FROM {s.people} NATURAL JOIN {event} WHERE {s.group} = '{group}' AND year = {year}"
+
+
+_SHAPE_WRITERS = {
+    (1, "subquery"): _never_subquery,
+    (1, "set_operation"): _never_set_operation,
+    (1, "join"): _never_join,
+    (2, "subquery"): _both_subquery,
+    (2, "set_operation"): _both_set_operation,
+    (2, "join"): _both_join,
+}
+
+
+@functools.cache
+def _connection(database: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    sql_database.build_database(SCHEMAS[database], connection)
+    return connection
+
+
+def _run(database: str, sql: str) -> Rows:
+    return sorted(_connection(database).execute(sql))
+
+
+@functools.cache
+def _working_shapes(question: Question) -> frozenset[str]:
+    gold = question.rows(question.gold_sql)
+    return frozenset(shape for shape in SHAPES if gold and question.rows(question.query(shape)) == gold)
+
+
+@functools.cache
+def _group_names(held_out: bool) -> list[str]:
+    return [name for name in GROUP_NAMES if is_held_out(name) == held_out]
+
+
+def _draw(rng: random.Random, database: str, *, held_out: bool) -> Question:
+    """A question on which exactly a drawn set of shapes works, from the asked side of the split."""
+    schema = SCHEMAS[database]
+    working: frozenset[str] = frozenset()
+    while not working:
+        working = frozenset(shape for shape in SHAPES if rng.random() < INCLUSION_PROBABILITY[shape])
+    event = rng.choice(schema.events)
+    num_years = rng.choice((1, 2))
+    while True:
+        years = tuple(sorted(rng.sample(YEARS, num_years)))
+        question = Question(schema, event, rng.choice(_group_names(held_out)), years)
+        if question.working_shapes() == working:
+            return question
+
+
+def _slip(question: Question, sql: str, rng: random.Random) -> str:
+    """`sql` with one word of the name, one year or one table replaced, such that the result is wrong."""
+    gold = question.rows(question.gold_sql)
+    slips = list(_single_slips(question, sql.split()))
+    rng.shuffle(slips)
+    return next(sql for sql in slips if question.rows(sql) != gold)
+
+
+def _single_slips(question: Question, words: list[str]) -> Iterator[str]:
+    alternatives = (
+        [f"'{adjective}" for adjective in ADJECTIVES],
+        [f"{noun}'" for noun in NOUNS],
+        [str(year) for year in YEARS],
+        [event.table for event in question.schema.events],
+    )
+    for position, word in enumerate(words):
+        for group in alternatives:
+            if word in group:
+                for other in group:
+                    if other != word:
+                        yield " ".join([*words[:position], other, *words[position + 1 :]])
+
+
+def _vocabulary() -> tuple[str, ...]:
+    """Every word of a question or a query, in a fixed order."""
+    words = [*(f"'{adjective}" for adjective in ADJECTIVES), *(f"{noun}'" for noun in NOUNS), *map(str, YEARS)]
+    for schema, years in itertools.product(SCHEMAS.values(), ((YEARS[0],), (YEARS[0], YEARS[1]))):
+        for event in schema.events:
+            question = Question(schema, event, GROUP_NAMES[0], years)
+            for text in (question.text, *map(question.query, SHAPES)):
+                words += text.split()
+    return tuple(dict.fromkeys(words))
+
+
+VOCABULARY: tuple[str, ...] = _vocabulary()
