@@ -174,6 +174,56 @@ def score(
 
 
 @app.command(
+    short_help="Compare algorithms over seeds.",
+    help="""Run a suite: the same task under several algorithms (arms) and seeds, with one table of results.
+
+SUITE is an embedded suite (passk-math, passk-sql) or a YAML file like theirs. Finished runs are kept, so
+that a suite can be run in pieces; arms of one seed share the base evaluation and the reference buffer.
+
+\b
+Examples:
+  dphrl experiment passk-math --quick
+  dphrl experiment passk-math --seeds 0,1 --arms grpo,dph-f learner.num_steps=60
+  dphrl experiment --show passk-math --json""",
+)
+def experiment(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="Suite's name or YAML file.")],
+    overrides: OverridesArgument = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The part of it that shows the same in minutes.")] = False,
+    arms: Annotated[str | None, typer.Option("--arms", metavar="ARM,ARM,...", help="These arms only.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="N,N,...", help="These seeds only.")] = None,
+    run_dir: Annotated[str, typer.Option("--run-dir", help="Where the suite's folder of runs goes.")] = "runs",
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time, on a cluster with room.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON file for the results; else results.json beside the runs."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="The results that come with dphrl; runs nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --show: JSON instead of the table.")] = False,
+    inline: InlineOption = False,
+    part: Annotated[bool, typer.Option("--part", hidden=True)] = False,
+) -> None:
+    with exit_status():
+        from dphrl.experiment import choose_runs, committed_results, load_suite, table_rows, title
+
+        if show:
+            from dphrl.console import Console
+
+            results = committed_results(load_suite(suite).name)
+            if as_json:
+                typer.echo(json.dumps(results))
+            else:
+                Console().table(title(results), *table_rows(results))
+            return
+        runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
+        from cluster.experiments import run_experiment
+
+        run_experiment(
+            suite, runs, run_dir, overrides or [], inline=inline, num_parallel=parallel, is_part=part, output=output
+        )
+
+
+@app.command(
     short_help="Show what a run would start.",
     help=f"""Resolve and check a configuration and show what it would start; start nothing.
 

@@ -37,9 +37,15 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
     with open_system(config, prepared, inline=inline) as system:
         if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
             shutil.rmtree(folder, ignore_errors=True)
-        with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
-            dump_config(config, folder / "config.yaml")
-            _run(training_run(config, prepared, system, tracker, console, resume=resume))
+        train_on(system, config, prepared, console, resume=resume)
+
+
+def train_on(system: Any, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
+    """A run on a system that is there already."""
+    folder = run_folder(config)
+    with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
+        dump_config(config, folder / "config.yaml")
+        run_async(training_run(config, prepared, system, tracker, console, resume=resume))
 
 
 def run_sampling(config: Config, *, inline: bool = False) -> None:
@@ -58,7 +64,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         console.info(f"buffer     {folder / 'reference'}")
 
     with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
-        _run(run(system))
+        run_async(run(system))
 
 
 def run_evaluation(
@@ -101,7 +107,7 @@ def _evaluate_one(
         return await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, label, base)
 
     with open_system(config, prepared, inline=inline) as system:
-        return _run(run(system))
+        return run_async(run(system))
 
 
 def quiet_libraries() -> None:
@@ -173,7 +179,7 @@ def describe_plan(config: Config) -> str:
     return format_table(["what", "how much"], lines)
 
 
-def _run(coroutine: Any) -> Any:
+def run_async(coroutine: Any) -> Any:
     """asyncio.run, with a task group's single failure as itself: users should read the cause, not its wrapping."""
     try:
         return asyncio.run(coroutine)

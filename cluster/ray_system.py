@@ -52,7 +52,8 @@ class RaySystem:
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
             options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, "scheduling_strategy": strategy}
             place.setdefault(bundle.role, []).append(options)
-        self._ranks = [_spawn(LearnerRank, o, self.config, i) for i, o in enumerate(place["learner"])]
+        self._learner_options = place["learner"]
+        self._ranks = self._spawn_ranks()
         self._engines = [
             _spawn(RolloutEngine, o | _engine_env(self.config), self.config, self.model_dir, i)
             for i, o in enumerate(place["rollout"])
@@ -65,6 +66,22 @@ class RaySystem:
     def __exit__(self, *exc_info: object) -> None:
         remove_placement_group(self._group)
         ray.shutdown()
+
+    def _spawn_ranks(self) -> list[Any]:
+        return [_spawn(LearnerRank, o, self.config, i) for i, o in enumerate(self._learner_options)]
+
+    def renew_learner(self, config: Config) -> bool:
+        """Continue with another configuration: fresh learner ranks, the same running engines and reward workers.
+
+        False, with nothing done, when the configurations differ in what those were started with.
+        """
+        if _engine_settings(config) != _engine_settings(self.config):
+            return False
+        for rank in self._ranks:
+            ray.kill(rank)
+        self.config = config
+        self._ranks = self._spawn_ranks()
+        return True
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
@@ -119,6 +136,15 @@ class RaySystem:
         """Put a buffer read from disk into the buffer actor."""
         split, _ = await self._buffer.put.remote(buffer)
         return RayReferenceStore(self._buffer, split)
+
+
+def _engine_settings(config: Config) -> list[Any]:
+    """Everything that actors other than the learner were made from, or that decides how many there are."""
+    learner = config.learner
+    return [
+        *(config.model, config.rollout, config.reward, config.sync, config.cluster, config.deterministic),
+        *(config.max_sequence_tokens, learner.num_ranks, learner.cpus_per_rank),
+    ]
 
 
 def _spawn(actor_class: Any, options: dict[str, Any], *args: Any) -> Any:

@@ -85,7 +85,7 @@ for _tag, _pattern, _first in (
         _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, list(_first))
 
 
-def _parse_yaml(text: str, label: str) -> Any:
+def parse_yaml(text: str, label: str) -> Any:
     """Raises ConfigError as `label:line: what`."""
     try:
         return _unshared(yaml.load(text, Loader=_Loader))
@@ -146,7 +146,7 @@ def _read_source(source: str, relative_to: Path | None = None) -> _Layer:
             raise ConfigError(f"{label}: cannot be read as UTF-8 text: {error}; name a YAML file") from None
     else:
         raise ConfigError(_no_such_source(source, path, presets))
-    tree = _parse_yaml(text, label)
+    tree = parse_yaml(text, label)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -209,7 +209,7 @@ def _parse_override(text: str, schema: ConfigSchema) -> tuple[Loc, Any]:
     # For a text field the words on the command line are the value: run_name=2026, data.system_prompt=
     # (empty). What YAML reads as text, quotes included, stays as YAML reads it.
     try:
-        value = _parse_yaml(raw, f"{COMMAND_LINE}: {dotted}")
+        value = parse_yaml(raw, f"{COMMAND_LINE}: {dotted}")
     except ConfigError:
         if not (node and schema.is_text(node)):
             reason = f"the value is not valid YAML (got {show_value(raw)}); quote it: '{dotted}=\"...\"'"

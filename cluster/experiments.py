@@ -1,0 +1,175 @@
+"""Running a suite: its arms one after another on the same engines, or several at a time on a larger cluster."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import open_system, quiet_libraries, run_folder, train_on
+from dphrl.config import Config
+from dphrl.config_loading import InputError, config_to_yaml
+from dphrl.console import Console
+from dphrl.experiment import Suite, add_up, load_suite, read_run, table_rows, title
+from dphrl.prepare import prepare
+
+Run = tuple[str, int]  # (arm, seed)
+
+
+def run_experiment(
+    source: str,
+    runs: Sequence[Run],
+    run_dir: str,
+    overrides: Sequence[str] = (),
+    *,
+    inline: bool = False,
+    num_parallel: int = 1,
+    is_part: bool = False,
+    output: Path | None = None,
+) -> None:
+    """Train what is missing of `runs` of a suite, then write and show the results of all of them.
+
+    is_part: others run at the same time, and whoever started them adds up.
+    Interrupted, it goes on where it stopped: finished runs stay, an unfinished one resumes. Raises InputError when a
+    run's folder holds another configuration, RuntimeError when runs of their own processes failed.
+    """
+    suite = load_suite(source)
+    configs = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for arm, seed in runs}
+    console = Console()
+    missing = [run for run, config in configs.items() if not _is_finished(config)]
+    console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
+    if num_parallel > 1 and len(missing) > 1:
+        _run_apart(source, missing, run_dir, overrides, num_parallel, inline=inline)
+    else:
+        quiet_libraries()
+        with _Systems(inline=inline) as systems:
+            for number, run in enumerate(missing, start=1):
+                console.info(f"--- run {number} of {len(missing)}: {run[0]}, seed {run[1]}")
+                _run_one(suite, run, configs, systems, console)
+    if is_part:
+        return
+    evaluated = {run: read_run(run_folder(config), config) for run, config in configs.items()}
+    assert all(evaluated.values()), "a run that did not finish has raised"
+    results = add_up(suite.name, {run: found for run, found in evaluated.items() if found})
+    if output is None:
+        output = Path(run_dir).expanduser() / suite.name / "results.json"
+    write_results(output, results)
+    console.table(title(results), *table_rows(results))
+    console.info(f"written to {output}")
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """JSON with a line per arm and per run's counts: small, and readable in a diff."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f'"suite": {json.dumps(results["suite"])}', f'"seeds": {json.dumps(results["seeds"])}']
+    arms = ",\n".join(f"  {json.dumps(arm)}: {json.dumps(_rounded(value))}" for arm, value in results["arms"].items())
+    counts = ",\n".join(f"  {json.dumps(row)}" for row in results["counts"])
+    parts += [f'"arms": {{\n{arms}\n }}', f'"counts": [\n{counts}\n ]']
+    path.write_text("{" + ",\n ".join(parts) + "}\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
+
+
+class _Systems:
+    """At most one running system, kept from run to run while the next one can use its engines."""
+
+    def __init__(self, *, inline: bool) -> None:
+        self._inline = inline
+        self._stack = ExitStack()
+        self._system: Any = None
+
+    def __enter__(self) -> _Systems:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def get(self, config: Config, prepared: Any) -> Any:
+        if self._system is not None and not self._inline and self._system.renew_learner(config):
+            return self._system
+        self._stack.close()
+        self._system = self._stack.enter_context(open_system(config, prepared, inline=self._inline))
+        return self._system
+
+
+def _run_one(suite: Suite, run: Run, configs: dict[Run, Config], systems: _Systems, console: Console) -> None:
+    config = configs[run]
+    folder = run_folder(config)
+    _check_same_config(folder, config)
+    _share(folder, _siblings(run, configs))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
+    prepared = prepare(config, console)
+    train_on(systems.get(config, prepared), config, prepared, console, resume=True)
+
+
+def _is_finished(config: Config) -> bool:
+    folder = run_folder(config)
+    if read_run(folder, config) is None:
+        return False
+    _check_same_config(folder, config)
+    return True
+
+
+def _check_same_config(folder: Path, config: Config) -> None:
+    stored = folder / "config.yaml"
+    if stored.is_file() and stored.read_text(encoding="utf-8") != config_to_yaml(config):
+        raise InputError(
+            f"{folder} holds a run of another configuration; remove it, or give another --run-dir for this one"
+        )
+
+
+def _siblings(run: Run, configs: dict[Run, Config]) -> Iterator[Path]:
+    for (arm, seed), config in configs.items():
+        if seed == run[1] and arm != run[0]:
+            yield run_folder(config)
+
+
+def _share(folder: Path, siblings: Iterator[Path]) -> None:
+    """Give a fresh run the base evaluation and the reference buffer of one with the same seed. The run itself checks
+    by fingerprint whether they are what it would have made."""
+    for sibling in siblings:
+        for name, complete in (("reference", "manifest.json"), ("eval", ".base-identity")):
+            ours, theirs = folder / name, sibling / name
+            if not ours.exists() and (theirs / complete).is_file():
+                ignore = shutil.ignore_patterns("step_*.json", "*.partial")
+                shutil.copytree(theirs, ours, ignore=ignore)
+
+
+def _run_apart(
+    source: str, missing: Sequence[Run], run_dir: str, overrides: Sequence[str], num_parallel: int, *, inline: bool
+) -> None:
+    """Each run in a process of its own, which waits for its place on the cluster. The first run of a seed goes ahead
+    of the others of that seed, which then find its reference buffer and base evaluation."""
+
+    def train(run: Run) -> str | None:
+        arm, seed = run
+        command = [sys.executable, "-m", "cluster.cli", "experiment", source, "--arms", arm, "--seeds", str(seed)]
+        command += ["--run-dir", run_dir, *(["--inline"] if inline else []), "--part", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return f"{arm}-s{seed}: {done.stderr.strip()[-500:]}" if done.returncode else None
+
+    by_seed: dict[int, list[Run]] = {}
+    for run in missing:
+        by_seed.setdefault(run[1], []).append(run)
+    with ThreadPoolExecutor(num_parallel) as pool, Console().task("runs", len(missing)) as advance:
+        waiting = {pool.submit(train, runs.pop(0)): runs for runs in by_seed.values()}
+        problems = []
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                waiting |= {pool.submit(train, run): [] for run in waiting.pop(future)}
+                problems.append(future.result())
+                advance(1)
+    if failed := [problem for problem in problems if problem]:
+        raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed; the first: {failed[0]}")
