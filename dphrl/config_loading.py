@@ -136,7 +136,7 @@ class _Layer:
 def _read_source(source: str, relative_to: Path | None = None) -> _Layer:
     presets = list_presets()
     path = (relative_to or Path()) / Path(os.path.expandvars(source)).expanduser()
-    if source in presets and not path.suffix:
+    if source in presets:
         label, text, key, folder = source, presets[source], f"preset {source}", None
     elif path.is_file():
         label, key, folder = str(path), str(path.resolve()), path.parent
@@ -156,12 +156,14 @@ def _read_source(source: str, relative_to: Path | None = None) -> _Layer:
 
 def _no_such_source(source: str, path: Path, presets: Mapping[str, str]) -> str:
     if path.is_dir():
-        return f"{source}: is a folder; name a YAML file or a preset ({', '.join(presets)})"
+        return f"{source}: is a folder; name a YAML file or a preset (`dphrl presets` lists them)"
     is_file_name = path.suffix in YAML_SUFFIXES
     what = "no such file" if is_file_name else "no such preset or file"
     close = difflib.get_close_matches(source.removesuffix(path.suffix) if is_file_name else source, presets, n=1)
     hint = f"did you mean the preset {close[0]}? " if close else ""
-    return f"{source}: {what}; {hint}presets: {', '.join(presets)}"
+    # Those of the paper are many, and whoever looks for one knows its name.
+    short = [name for name in presets if "/" not in name]
+    return f"{source}: {what}; {hint}presets: {', '.join(short)}, and more (`dphrl presets` lists them)"
 
 
 def _read_layers(source: str) -> list[_Layer]:
