@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dphrl.config_algorithm import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
-Scalar = bool | int | float | str | None
+
+def _values_by_field(filters: dict[str, Any]) -> dict[str, Any]:
+    for field, wanted in filters.items():
+        for value in wanted if isinstance(wanted, list | tuple) else [wanted]:
+            if isinstance(value, dict | list | tuple):
+                raise ValueError(f"{field}: expected a value or a list of values (got {wanted!r})")
+    return {field: tuple(wanted) if isinstance(wanted, list) else wanted for field, wanted in filters.items()}
+
+
+# A field's name to the value it should have, or to a list of such values.
+RowFilter = Annotated[dict[str, Any], AfterValidator(_values_by_field)]
 
 DEFAULT_TEMPLATE = "{question}"
 # The last sentence asks for reasoning first: a policy that may think before it writes leaves more to reinforce.
@@ -28,9 +38,9 @@ Think step by step, then give the query in a ```sql block."""
 class DatasetConfig(Section):
     # How results name it: eval tables, sample files.
     name: str
-    # tiny: the embedded procedural task; math: rows of question and answer; text_to_sql: rows of question, database
+    # tiny, tiny_sql: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question, database
     # and gold query (Spider's and BIRD's files as they are distributed, or your own).
-    kind: Literal["tiny", "math", "text_to_sql"] = "math"
+    kind: Literal["tiny", "tiny_sql", "math", "text_to_sql"] = "math"
     # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
     path: str = ""
     split: str = "train"
@@ -42,9 +52,11 @@ class DatasetConfig(Section):
     # is the answer.
     answer_format: Literal["plain", "gsm8k", "boxed"] = "plain"
     # Only rows whose field has this value (or one of a list); several fields must all agree.
-    where: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    where: RowFilter = Field(default_factory=dict)
     # Not the rows of which any field named here has this value (or one of a list).
-    exclude_where: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    exclude_where: RowFilter = Field(default_factory=dict)
+    # Draw the order of rows by this seed instead of the file's, which is often sorted; null keeps the file's.
+    shuffle_seed: NonNegativeInt | None = None
     # Take this many rows, after where and exclude_where (tiny: make this many); null takes all.
     limit: PositiveInt | None = None
 

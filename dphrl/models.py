@@ -199,12 +199,22 @@ def _tiny_factor(progress: Progress | None) -> Path:
     return ensure_tiny_model(progress=progress)
 
 
+def _tiny_sql(progress: Progress | None) -> Path:
+    from dphrl.tiny import SQL_RECIPE, ensure_tiny_model
+
+    return ensure_tiny_model(progress=progress, recipe=SQL_RECIPE)
+
+
 def _smollm2(progress: Progress | None) -> Path:
     # Download and conversion show progress bars of their own.
     return ensure_smollm2()
 
 
-EMBEDDED: dict[str, Callable[[Progress | None], Path]] = {"tiny-factor": _tiny_factor, SMOLLM2_NAME: _smollm2}
+EMBEDDED: dict[str, Callable[[Progress | None], Path]] = {
+    "tiny-factor": _tiny_factor,
+    SMOLLM2_NAME: _smollm2,
+    "tiny-sql": _tiny_sql,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -44,9 +44,9 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         model_dir = _resolve(model or config.model.path, console)
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         _check_length(config, model_dir)
-        prompts = _load(config.data.train, config, tokenizer, console)
+        prompts = load_prompts(config.data.train, config, tokenizer, console)
         evaluations = [
-            EvaluationSet(dataset.name, dataset.split, _load(dataset, config, tokenizer, console))
+            EvaluationSet(dataset.name, dataset.split, load_prompts(dataset, config, tokenizer, console))
             for dataset in config.data.evaluation
         ]
     except (ValueError, OSError) as error:
@@ -69,17 +69,25 @@ def _resolve(path: str, console: Console) -> str:
         return str(resolve_model(path, progress))
 
 
-def _load(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
+def load_prompts(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
+    """The data set's prompts; says how many there are, and how many were dropped or shortened.
+
+    Raises ValueError for what the user can mend: bad rows, gold queries that do not run, no prompt short enough.
+    """
     problems = load_problems(dataset, config.seed)
     notes = []
     if dataset.kind == "text_to_sql":
-        with console.task(f"running gold queries of {dataset.name} ({dataset.split})", len(problems)) as advance:
+        label = f"{dataset.name} ({dataset.split})"
+        with console.task(f"running gold queries of {label}", len(problems)) as advance:
             problems, num_invalid = check_golds(problems, dataset, config.reward.timeout_s, advance)
         notes.append((num_invalid, "dropped, their gold query does not run"))
-    built = build_prompts(problems, tokenizer, config.data)
-    limit = f"data.max_prompt_tokens={config.data.max_prompt_tokens}"
+        # Schemas are long: thousands of prompts take a while.
+        with console.task(f"tokenizing {label}", len(problems)) as advance:
+            built = build_prompts(problems, tokenizer, config.data, advance)
+    else:
+        built = build_prompts(problems, tokenizer, config.data)
     notes += [
-        (built.num_dropped, f"longer than {limit} dropped"),
+        (built.num_dropped, f"longer than data.max_prompt_tokens={config.data.max_prompt_tokens} dropped"),
         (built.num_lost_rows, "without some sample rows, to fit"),
         (built.num_lost_names, "with a schema trimmed by relevance (tables or columns left out), to fit"),
     ]

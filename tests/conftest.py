@@ -72,7 +72,7 @@ def make_config(tiny_dir: str) -> ConfigFactory:
 @pytest.fixture(scope="session")
 def prompts(tokenizer: Any, make_config: ConfigFactory) -> list[Any]:
     from dphrl.data.chat import build_prompts
-    from dphrl.data.math_problems import load_problems
+    from dphrl.data.loading import load_problems
 
     config = make_config()
     return build_prompts(load_problems(config.data.train, config.seed), tokenizer, config.data)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dphrl.config_data import DataConfig
@@ -30,13 +30,18 @@ class BuiltPrompts(NamedTuple):
     num_lost_names: int = 0
 
 
-def build_prompts(problems: Sequence[Problem], tokenizer: Any, data_config: DataConfig) -> BuiltPrompts:
+def build_prompts(
+    problems: Sequence[Problem],
+    tokenizer: Any,
+    data_config: DataConfig,
+    advance: Callable[[], object] = lambda: None,
+) -> BuiltPrompts:
     """Render and tokenize every problem; drop and count those longer than `max_prompt_tokens`.
 
     A schema is first trimmed to its data set's `max_schema_tokens` and to what the rest of the prompt leaves of
     `max_prompt_tokens`, and that is counted. tokenizer: a transformers tokenizer. One without a chat template gets
-    system prompt and question as plain text. `Prompt.text` is the rendered text, as the model sees it. Raises
-    ValueError when no prompt is short enough.
+    system prompt and question as plain text. `Prompt.text` is the rendered text, as the model sees it. advance:
+    called after every problem. Raises ValueError when no prompt is short enough.
     """
     renderer = _Renderer(tokenizer, data_config)
     prompts = []
@@ -49,6 +54,7 @@ def build_prompts(problems: Sequence[Problem], tokenizer: Any, data_config: Data
             prompts.append(Prompt(problem.problem_id, text, token_ids, problem.answer, problem.dataset))
             num_lost_names += schema.lost_names
             num_lost_rows += schema.lost_rows and not schema.lost_names
+        advance()
     if shortest is not None and not prompts:
         raise ValueError(
             f"data.max_prompt_tokens={data_config.max_prompt_tokens} drops all {len(problems)} prompts of "

@@ -61,18 +61,19 @@ class SchemaFitter:
         return self._whole[key]
 
     def _choose(self, tables: Sequence[Table], relevance: Relevance, max_tokens: int) -> list[TableView]:
-        """Whole tables in order of relevance while they fit; of the first that does not, as many columns as do."""
+        """Whole tables in order of relevance while they fit; of the first that does not, as many columns as do; then
+        whole tables again that are small enough."""
         chosen: dict[int, TableView] = {}
         left = max_tokens
+        narrowed = False
         for index in relevance.order:
             view = TableView.whole(tables[index])
-            if self._cost(view) > left:
+            if self._cost(view) > left and not narrowed:
                 view = self._narrowed(tables[index], relevance.columns[index], left)
+                narrowed = True
             if not chosen or self._cost(view) <= left:
                 chosen[index] = view
                 left -= self._cost(view)
-            if not view.is_whole:
-                break
         return [chosen[index] for index in sorted(chosen)]
 
     def _narrowed(self, table: Table, matching: frozenset[str], max_tokens: int) -> TableView:

@@ -10,7 +10,7 @@ import math
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -18,32 +18,34 @@ from dphrl.data.sql_schema import Schema, Table, open_read_only, quote_name
 
 _WORD = re.compile(r"[^\W_]+")
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+|\d+")
-_STOP_WORDS = frozenset(
-    "a all an and any are as at be been but by can did do does each every find first for from get give had has have "
-    "her his how if in into is it its last list many me more most much no not number of on one only or other our out "
-    "over return show than that the their them then there these they this to under was were what when where which "
-    "while who whom whose will with you".split()
-)
+# Endings and how many letters of them go, the first that fits.
+_ENDINGS = (("sses", 2), ("xes", 2), ("ches", 2), ("shes", 2), ("ing", 3), ("ed", 2))
+_MIN_STEM_CHARS = 3
+_UNTELLING = """
+    a all an and any are as at be been but by can did do does each every find first for from get give had has
+    have her his how if in into is it its last list many me more most much no not number of on one only or
+    other our out over return show than that the their them then there these they this to under was were what
+    when where which while who whom whose will with you
+"""
+_STOP_WORDS = frozenset(_UNTELLING.split())
 # What a match counts: a table called so, a column called so, a value that stands in a column.
-_TABLE_WEIGHT, _COLUMN_WEIGHT, _VALUE_WEIGHT = 2.0, 1.0, 1.5
-# "dept" in a name for "department" in the question, "airport" in "airportcode".
+_TABLE_WEIGHT, _COLUMN_WEIGHT, _VALUE_WEIGHT = 3.0, 1.0, 1.5
+# "dep" in a name for "department" in the question, "airport" and "code" for "airportcode".
 _PARTIAL_MATCH = 0.5
 _MIN_PARTIAL_CHARS = 3
 # A neighbour's share of a table's relevance: above nothing, below a table that is named.
-_NEIGHBOUR_SHARE = 0.3
+_NEIGHBOUR_SHARE = 0.2
 # Values are looked for in so many rows of a table, and among texts of at most so many words.
 _MAX_VALUE_ROWS = 1000
 _MAX_VALUE_WORDS = 4
-_MIN_VALUE_CHARS = 3
+_MIN_VALUE_CHARS, _MAX_VALUE_CHARS = 3, 60
 
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """order: indices of all tables, the most relevant first; a table related to chosen ones before others.
-    num_related: so many of them have to do with the question at all. columns: per table, those that match it."""
+    """order: indices of all tables, the most relevant first. columns: per table, those that match the text."""
 
     order: tuple[int, ...]
-    num_related: int
     columns: tuple[frozenset[str], ...]
 
 
@@ -74,8 +76,7 @@ class SchemaIndex:
             for table, column in matches:
                 if column:
                     columns[table].add(column)
-        order, num_related = self._order(scores)
-        return Relevance(order, num_related, tuple(map(frozenset, columns)))
+        return Relevance(self._order(scores), tuple(map(frozenset, columns)))
 
     def _text_matches(self, text: str) -> list[Mapping[tuple[int, str], float]]:
         """Per stem and per value of the text: where it stands and how much that counts."""
@@ -101,21 +102,19 @@ class SchemaIndex:
             self._matches[word] = found
         return self._matches[word]
 
-    def _order(self, scores: Sequence[float]) -> tuple[tuple[int, ...], int]:
+    def _order(self, scores: Sequence[float]) -> tuple[int, ...]:
         """Greedy: every chosen table lifts its neighbours, so that what joins two named tables comes before what only
         sounds like the question. Ties in the schema's order."""
         lifted = list(scores)
         left = list(range(len(scores)))
         order: list[int] = []
-        num_related = 0
         while left:
             best = max(left, key=lambda table: (lifted[table], -table))
-            num_related += lifted[best] > 0
             left.remove(best)
             order.append(best)
             for neighbour in self._neighbours[best]:
                 lifted[neighbour] += _NEIGHBOUR_SHARE * lifted[best]
-        return tuple(order), num_related
+        return tuple(order)
 
 
 def stem(word: str) -> str:
@@ -123,9 +122,9 @@ def stem(word: str) -> str:
     word = word.lower()
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
-    for ending, shortest in (("sses", 5), ("xes", 4), ("ches", 5), ("shes", 5), ("ing", 6), ("ed", 5)):
-        if word.endswith(ending) and len(word) >= shortest:
-            word = word[: -len(ending)] + ("ss" if ending == "sses" else "")
+    for ending, num_removed in _ENDINGS:
+        if word.endswith(ending) and len(word) - num_removed >= _MIN_STEM_CHARS:
+            word = word[:-num_removed]
             break
     else:
         if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
@@ -141,37 +140,37 @@ def name_stems(name: str) -> list[str]:
 def _likeness(word: str, part: str) -> float:
     if word == part:
         return 1.0
-    shorter, longer = sorted((word, part), key=len)
+    shorter = min(word, part, key=len)
     if len(shorter) < _MIN_PARTIAL_CHARS or shorter.isdigit():
         return 0.0
-    if longer.startswith(shorter) or (len(shorter) > _MIN_PARTIAL_CHARS and longer.endswith(shorter)):
-        return _PARTIAL_MATCH
-    return 0.0
+    compound = len(word) > _MIN_PARTIAL_CHARS and part.endswith(word)
+    return _PARTIAL_MATCH if compound or word.startswith(part) or part.startswith(word) else 0.0
 
 
 def _read_values(schema: Schema) -> dict[str, set[tuple[int, str]]]:
     values: dict[str, set[tuple[int, str]]] = defaultdict(set)
-    with closing(open_read_only(schema.path)) as connection:
-        for index, table in enumerate(schema.tables):
-            for column, text in _short_texts(connection, table):
-                words = _WORD.findall(text.lower())
-                value = " ".join(words)
-                if 0 < len(words) <= _MAX_VALUE_WORDS and len(value) >= _MIN_VALUE_CHARS and value not in _STOP_WORDS:
-                    values[value].add((index, column))
+    try:
+        with closing(open_read_only(schema.path)) as connection:
+            for index, table in enumerate(schema.tables):
+                for column, text in _short_texts(connection, table):
+                    words = _WORD.findall(text.lower())
+                    value = " ".join(words)
+                    if len(words) <= _MAX_VALUE_WORDS and len(value) >= _MIN_VALUE_CHARS and value not in _STOP_WORDS:
+                        values[value].add((index, column))
+    except sqlite3.Error as error:
+        raise ValueError(f"{schema.path} cannot be read: {error}; replace it") from error
     return dict(values)
 
 
-def _short_texts(connection: sqlite3.Connection, table: Table) -> list[tuple[str, str]]:
+def _short_texts(connection: sqlite3.Connection, table: Table) -> Iterator[tuple[str, str]]:
     if table.is_view or not table.columns:
-        return []
+        return
     listed = ", ".join(map(quote_name, table.columns))
     rows = connection.execute(f"SELECT {listed} FROM {quote_name(table.name)} LIMIT {_MAX_VALUE_ROWS}")
-    return [
-        (column, value)
-        for row in rows
-        for column, value in zip(table.columns, row, strict=True)
-        if isinstance(value, str) and len(value) <= 60 and not value.isdigit()
-    ]
+    for row in rows:
+        for column, value in zip(table.columns, row, strict=True):
+            if isinstance(value, str) and len(value) <= _MAX_VALUE_CHARS and not value.isdigit():
+                yield column, value
 
 
 def _neighbours(tables: Sequence[Table]) -> list[set[int]]:

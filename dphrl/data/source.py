@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -168,12 +169,18 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
     num_seen = 0
     # A misspelt filter would let everything through (or nothing), so it has to be seen before reading stops.
     unseen = {*dataset.where, *dataset.exclude_where}
-    for num_seen, row in enumerate(rows, start=1):
+    # A random part can only be drawn from the whole.
+    enough = dataset.limit if dataset.shuffle_seed is None else None
+    for row in rows:
+        num_seen += 1
         unseen -= row.fields.keys()
-        if len(taken) != dataset.limit and _passes(row, dataset):
+        if len(taken) != enough and _passes(row, dataset):
             taken.append(row)
-        if len(taken) == dataset.limit and not unseen:
+        if len(taken) == enough and not unseen:
             break
+    if dataset.shuffle_seed is not None:
+        random.Random(dataset.shuffle_seed).shuffle(taken)
+        taken = taken[: dataset.limit]
     if num_seen == 0:
         raise ValueError(f"data set {dataset.name}: {path} holds no rows")
     if unseen:

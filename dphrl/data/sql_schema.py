@@ -11,15 +11,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 # Names SQLite does not take unquoted, and those that a join would read as its own word.
-_RESERVED = frozenset(
-    (
-        "add all alter and as autoincrement between case cast check collate commit constraint create cross current_date "
-        "current_time current_timestamp default deferrable delete distinct drop else escape except exists foreign from "
-        "full group having if in index inner insert intersect into is isnull join left limit natural not nothing "
-        "notnull null on or order outer primary raise references returning right select set table then to transaction "
-        "union unique update using values when where"
-    ).split()
-)
+_RESERVED_WORDS = """
+    add all alter and as autoincrement between case cast check collate commit constraint create cross
+    current_date current_time current_timestamp default deferrable delete distinct drop else escape except
+    exists foreign from full group having if in index inner insert intersect into is isnull join left limit
+    natural not nothing notnull null on or order outer primary raise references returning right select set
+    table then to transaction union unique update using values when where
+"""
+_RESERVED = frozenset(_RESERVED_WORDS.split())
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Longer text in a sample row is abbreviated: a row shows what values look like, not what they say.
 _MAX_CELL_CHARS = 40

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from math import factorial
 
 # A power whose value has more bits than this is a bomb, not an answer. 2004! has 19,049.
 MAX_BITS = 40_000
@@ -19,16 +20,23 @@ _SPACING = re.compile(
     r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
+_EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _FRACTION_NAMES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 # \frac12 and \frac1{2}: TeX takes one token where there are no braces.
 _FRACTION_BARE = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{\s*,\s*\})\d{3})+(?![\d,])")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,/]| \d)")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.^])")
+# {a \over b} and {n \choose k}, the old way to write \frac and \binom.
+_OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_ROOT_SIGN = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))")
 _BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
     r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
     r"\times": r"\cdot", "\u2212": "-", "\u221e": r"\infty", "\u03c0": r"\pi", "\u00d7": r"\cdot", "\u222a": r"\cup",
+    r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(", r"\rangle": ")", "\u00b7": r"\cdot", "\u00f7": r"\div",
     r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ", "\u2265": r"\ge ",
     "\u2264": r"\le ", "\u2260": r"\ne ", r"\lbrack": "[", r"\rbrack": "]", r"\mathrm{e}": "e",
 }  # fmt: skip
@@ -47,17 +55,24 @@ def tidy(answer: str) -> str:
     answer = answer.strip().strip("$").strip()
     # \$ would otherwise end a formula; no answer's value depends on it.
     answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
+    answer = answer.replace("\u20ac", "").replace("\u00a3", "")
+    answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)
+    answer = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", answer)
     answer = re.sub(r",\s*\\!\s*", ",", answer)
     answer = _SPACING.sub(lambda m: " " if m[0] in ("~", "\\ ") or "quad" in m[0] else "", answer)
+    answer = _EMPTY_SET.sub(r"\\emptyset", answer)
     answer = _FRACTION_NAMES.sub(r"\\frac", answer)
     answer = _WORD_PATTERN.sub(lambda match: _WORDS[match[0]], answer)
     answer = _FRACTION_BARE.sub(lambda m: rf"\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", answer)
     answer = _SQRT_BARE.sub(r"\\sqrt{\1}", answer)
     # In brackets a comma separates: [0,100) and (1,200) hold two numbers each.
     if not _BRACKET.search(answer):
-        answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},]", "", match[0]), answer)
+        answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},\s]", "", match[0]), answer)
+        answer = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), answer)
     answer = _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
-    return answer.rstrip(" .")
+    answer = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", answer)
+    # A closing point ends the sentence; an ellipsis is part of the answer.
+    return answer.strip() if answer.rstrip().endswith("...") else answer.strip().rstrip(" .,;:")
 
 
 def unwrap_text(answer: str) -> str:
@@ -67,7 +82,8 @@ def unwrap_text(answer: str) -> str:
 
 def canonical(answer: str) -> str:
     """A tidied answer without its blanks and text commands, for comparison as a string."""
-    flat = "".join(unwrap_text(answer).split())
+    # "1 2" is not 12.
+    flat = "".join(re.sub(r"(?<=\d)\s+(?=\d)", "~", unwrap_text(answer)).split())
     return re.sub(r"([_^])\{(\w)\}", r"\1\2", flat)
 
 
@@ -222,7 +238,4 @@ def _factorial(value: Fraction) -> Fraction:
         raise _NotRational
     if value > MAX_FACTORIAL:
         raise TooLarge(f"a factorial above {MAX_FACTORIAL}!")
-    result = 1
-    for factor in range(2, int(value) + 1):
-        result *= factor
-    return _bounded(Fraction(result))
+    return _bounded(Fraction(factorial(int(value))))

@@ -10,7 +10,9 @@ import re
 
 # A model that runs on past its turn invents the next speaker; what that one says is not its answer.
 _CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOXES = ("\\boxed", "\\fbox")
+_BRACE = re.compile(r"\s*\{")
+_BARE_BOX = re.compile(r"\s+([^\s${}\\]{1,100})")
 _HASHES = "####"
 _ANSWER_PHRASE = re.compile(
     r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?|\banswer\s{1,9}is\b"
@@ -20,35 +22,30 @@ _MATH_SPAN = re.compile(
     r"|\\\((?P<paren>(?:[^\\]|\\(?![()])){1,2000})\\\)|\\\[(?P<bracket>(?:[^\\]|\\(?![\[\]])){1,2000})\\\]",
     re.DOTALL,
 )
-# "$5 and $" in "costs $5 and $6" are two prices, not a formula.
-_PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}")
-_NUMBER = re.compile(r"(?:(?<![\w.)\]}])[-+\u2212])?\\?\$?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?")
-_COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\(?:text|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+# "$5 and $" in "costs $5 and $6" are two prices, not a formula; so is "$5 + $" in "$5 + $6".
+_PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}|\s*\d[^=]*[-+=*/]\s*$")
+_JOINT = re.compile(r"\s*(?:,|,?\s*(?:or|and)\b)\s*")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]}])[-+\u2212])?(?<![A-Za-z0-9_])\\?\$?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?"
+)
+_COMMAND = re.compile(
+    r"\\(?:begin|end)\{\w+\*?\}(?:\{[lcr|\s]*\})?|\\(?:text|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "sqrt",
-        "pi",
-        "mod",
-        "or",
-        "and",
-        "gcd",
-        "lcm",
-        "min",
-        "max",
-        "det",
-    ]
+    re.findall("[a-z]+", "sin cos tan cot sec csc log ln exp sqrt pi mod or and gcd lcm min max det")
 )
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+# Words that lead to an answer without being part of it.
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then|about|approximately|roughly|simply|just|exactly|is|are|be|equals?|we|get|have)\b"
+    r"[\s,:]*)+",
+    re.IGNORECASE,
+)
+# What answers do not hold: a number beside it is an argument, not the answer.
+_PROGRAM = re.compile(
+    r"__\w|[A-Za-z_]\.[A-Za-z_]\w*\(|\b(?:import|lambda|eval|exec|system|globals|getattr|compile)\b|\\(?:write|input)"
+)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\b(?:because|since|as|which|where)\b")
 # Beyond this a line is prose, and only the end of a long text is searched for spans and numbers.
 _MAX_BARE = 300
 _TAIL = 20_000
@@ -57,11 +54,14 @@ _TAIL = 20_000
 def extract_boxed(text: str) -> str | None:
     r"""Content of the last \boxed{} or \fbox{}, innermost of nested ones; None without one or when it is cut off."""
     text = _own_turn(text)
-    start = None
-    for match in _BOX.finditer(text):
-        start = match.end()
+    start = _last_box(text)
     if start is None:
         return None
+    brace = _BRACE.match(text, start)
+    if brace is None:
+        bare = _BARE_BOX.match(text, start)
+        return bare[1].rstrip(".,") or None if bare else None
+    start = brace.end()
     depth, position = 1, start
     while position < len(text):
         character = text[position]
@@ -81,21 +81,21 @@ def extract_auto(text: str) -> str | None:
     """The final answer of free text: a box, else "####", else "Answer"/"answer is", else the last math span, else
     the whole text when it is a bare answer, else its last number. None when there is nothing of these."""
     text = _own_turn(text)
-    if _BOX.search(text):
+    if _last_box(text) is not None:
         return extract_boxed(text)
     _, hashes, rest = text.rpartition(_HASHES)
     if hashes and (line := _first_line(rest)):
         return _trim(line)
-    after = max((phrase.end() for phrase in _ANSWER_PHRASE.finditer(text)), default=None)
+    phrases = _ANSWER_PHRASE.finditer(text) if "nswer" in text or "NSWER" in text else ()
+    after = max((phrase.end() for phrase in phrases), default=None)
     if after is not None and (answer := _after_phrase(text[after : after + _TAIL])):
         return answer
     tail = text[-_TAIL:]
     if spans := _math_spans(tail):
         return spans[-1][1]
-    if _is_bare(text):
-        return _trim(text)
-    numbers = _NUMBER.findall(tail)
-    return numbers[-1] if numbers else None
+    if _is_bare(_without_lead(text)):
+        return _trim(_without_lead(text))
+    return _last_number(tail)
 
 
 EXTRACTORS = {"boxed": extract_boxed, "auto": extract_auto}
@@ -106,26 +106,64 @@ def _own_turn(text: str) -> str:
     return text[: marker.start()] if marker else text
 
 
+def _last_box(text: str) -> int | None:
+    """Where the command of the last box ends: a braced one, if there is any."""
+    braced, bare = [], []
+    for command in _BOXES:
+        start = text.rfind(command)
+        while start >= 0:
+            after = start + len(command)
+            if _BRACE.match(text, after):
+                braced.append(after)
+                break
+            if not bare and _BARE_BOX.match(text, after):
+                bare.append(after)
+            start = text.rfind(command, 0, start)
+    return max(braced or bare, default=None)
+
+
 def _after_phrase(tail: str) -> str | None:
     """The answer in what follows "the answer is": a formula at once, else the last formula or number of the
     sentence, else the sentence's words."""
-    tail = tail.lstrip(" \t\r\n*_:")
-    leading = _MATH_SPAN.match(tail)
-    if leading and not _PRICE.match(_content(leading)):
-        return _content(leading).strip() or None
+    tail = tail.lstrip(" \t\r\n*_:=")
+    if spans := _leading_spans(tail):
+        return spans
     line = _first_line(tail)
     if not line:
         return None
     end = _SENTENCE_END.search(line)
-    sentence = line[: end.start()] if end else line
-    if _is_bare(sentence):
+    sentence = _without_lead(line[: end.start()] if end else line)
+    if _is_bare(sentence) or _PROGRAM.search(sentence):
         return _trim(sentence)
-    spans = _math_spans(sentence)
+    spans_in_it = _math_spans(sentence)
     numbers = list(_NUMBER.finditer(sentence))
-    last_span = spans[-1][0] if spans else -1
+    last_span = spans_in_it[-1][0] if spans_in_it else -1
     if numbers and numbers[-1].end() > last_span:
         return numbers[-1].group()
-    return spans[-1][1] if spans else _trim(sentence)
+    return spans_in_it[-1][1] if spans_in_it else _trim(sentence)
+
+
+def _leading_spans(text: str) -> str | None:
+    """The formula a text begins with; several joined by "or", "and" or a comma are one answer, a hedged one too."""
+    found: list[str] = []
+    position = 0
+    while (span := _MATH_SPAN.match(text, position)) and not _PRICE.match(_content(span)):
+        found.append(_content(span).strip())
+        joint = _JOINT.match(text, span.end())
+        if joint is None:
+            break
+        position = joint.end()
+    return ", ".join(filter(None, found)) or None
+
+
+def _last_number(text: str) -> str | None:
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    start = text.rfind("\n", 0, numbers[-1].start()) + 1
+    end = text.find("\n", numbers[-1].end())
+    line = text[start : end if end >= 0 else len(text)]
+    return None if _PROGRAM.search(line) else numbers[-1].group()
 
 
 def _math_spans(text: str) -> list[tuple[int, str]]:
@@ -139,11 +177,23 @@ def _content(span: re.Match[str]) -> str:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a text is an answer with nothing around it: at most one word apart from LaTeX and function names."""
+    """Whether a text is an answer with nothing around it: at most one word apart from LaTeX and function names, a
+    unit behind or a name in front of "="."""
     if len(text) > _MAX_BARE or not text.strip():
         return False
-    words = _WORD.findall(_COMMAND.sub(" ", text))
-    return sum(word not in _FUNCTION_WORDS for word in words) <= 1
+    plain = _COMMAND.sub(" ", text).strip(" \t\r\n*_.")
+    words = [word for word in _WORD.finditer(plain) if word[0] not in _FUNCTION_WORDS]
+    if len(words) != 1:
+        return not words
+    before, after = plain[: words[0].start()], plain[words[0].end() :]
+    return (
+        after.lstrip().startswith(("=", "(")) or not re.search(r"[\w\\]", after) or not re.search(r"\d", before + after)
+    )
+
+
+def _without_lead(text: str) -> str:
+    lead = _LEAD.match(text.lstrip())
+    return text.lstrip()[lead.end() :] if lead else text
 
 
 def _first_line(text: str) -> str:
@@ -154,4 +204,4 @@ def _first_line(text: str) -> str:
 
 def _trim(text: str) -> str | None:
     """Without Markdown emphasis and a closing full stop."""
-    return text.strip().strip("*_ \t").rstrip(".").strip() or None
+    return text.strip().strip("*_` \t").lstrip("=").rstrip(".").strip().strip("`*") or None

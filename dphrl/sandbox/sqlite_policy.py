@@ -24,7 +24,7 @@ _TEXT_AND_NUMBERS = """
     acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow power
     radians sin sinh sqrt tan tanh trunc
 """
-# The clock that "now" reads stands still, see dphrl.sandbox.sqlite.
+# The clock that "now" reads stands still, see dphrl.sandbox.sqlite_file.
 _TIME = "current_date current_time current_timestamp date datetime julianday strftime time timediff unixepoch"
 _JSON = """
     -> ->> json json_array json_array_insert json_array_length json_error_position json_extract json_insert
@@ -39,20 +39,27 @@ ALLOWED_FUNCTIONS = frozenset(f"{_AGGREGATES} {_TEXT_AND_NUMBERS} {_TIME} {_JSON
 # Tables that SQLite makes up, and tables about the database rather than of it. AUTOINCREMENT's counters are rows like
 # any others, and data sets list them in their schemas.
 _INTERNAL_PREFIXES = ("sqlite_", "pragma_", "fts5", "rtree", "geopoly")
-_INTERNAL_TABLES = frozenset(
-    "bytecode carray completion csv dbstat fsdir fts3tokenize generate_series json_each json_tree jsonb_each "
-    "jsonb_tree tables_used wholenumber zipfile".split()
-)
+_MADE_UP = """
+    bytecode carray completion csv dbstat fsdir fts3tokenize generate_series json_each json_tree jsonb_each jsonb_tree
+    tables_used wholenumber zipfile
+"""
+_INTERNAL_TABLES = frozenset(_MADE_UP.split())
 _ORDINARY_DESPITE_PREFIX = "sqlite_sequence"
 
 # Anchored at both ends where a message quotes the query, which could otherwise choose its own status.
 _STATUS_OF_MESSAGE = (
-    (re.compile(r'near ".*": syntax error|unrecognized token: .*|incomplete input', re.DOTALL), RewardStatus.UNPARSABLE),
+    (
+        re.compile(r'near ".*": syntax error|unrecognized token: .*|incomplete input', re.DOTALL),
+        RewardStatus.UNPARSABLE,
+    ),
     (re.compile(r"(?:ORDER BY|LIMIT) clause should come after \w+(?: \w+)? not before"), RewardStatus.UNPARSABLE),
     (re.compile(r"no such (?:function|module): .*|'.*' is not a function", re.DOTALL), RewardStatus.REFUSED),
-    (re.compile(r"unsafe use of .*|variable number must be .*|too many SQL variables", re.DOTALL), RewardStatus.REFUSED),
+    (
+        re.compile(r"unsafe use of .*|variable number must be .*|too many SQL variables", re.DOTALL),
+        RewardStatus.REFUSED,
+    ),
     (re.compile(r"(?:too many|at most \d+ tables|Expression tree is too large) .*"), RewardStatus.RESOURCE_LIMIT),
-    (re.compile(r"Recursion limit|parser stack overflow|LIKE or GLOB .* too complex"), RewardStatus.RESOURCE_LIMIT),
+    (re.compile(r"Recursion limit|parser stack overflow|.* too (?:complex|deep)"), RewardStatus.RESOURCE_LIMIT),
 )
 _UNKNOWN_TABLE = re.compile(r"no such table: (?:\w+\.)?(?P<name>.+)", re.DOTALL)
 

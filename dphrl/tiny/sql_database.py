@@ -17,29 +17,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ADJECTIVES: tuple[str, ...] = tuple(
+_ADJECTIVES = (
     "Amber Blue Bold Bright Calm Clear Cold Deep Dry Early Gentle Golden "
-    "Grand Green High Late Long Mild New Old Quiet Red Silver Warm".split()
+    "Grand Green High Late Long Mild New Old Quiet Red Silver Warm"
 )
-NOUNS: tuple[str, ...] = tuple(
+_NOUNS = (
     "Bay Bridge Brook Canyon Cliff Coast Creek Dale Field Forest Gate Glen "
-    "Harbour Hill Island Lake Meadow Mill Park Ridge River Shore Valley Wood".split()
+    "Harbour Hill Island Lake Meadow Mill Park Ridge River Shore Valley Wood"
 )
-YEARS: tuple[int, ...] = (2019, 2020, 2021, 2022, 2023)
 _NAMES = (
     "Ada Ali Ana Ben Bo Carl Cleo Dan Dee Eli Eva Finn Gus Hana Ida Ines Ivo Jan Joy Kai Kim Lea Leo Lin Max Mia "
     "Nia Noa Ola Pia Ravi Ray Rosa Sam Sol Tara Ted Uma Vera Yan"
-).split()
+)
+# A group is called "Blue River": two words to copy, and more names than a small policy can learn by heart.
+ADJECTIVES: tuple[str, ...] = tuple(_ADJECTIVES.split())
+NOUNS: tuple[str, ...] = tuple(_NOUNS.split())
+GROUP_NAMES: tuple[str, ...] = tuple(f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS)
+YEARS: tuple[int, ...] = (2019, 2020, 2021, 2022, 2023)
 
 # Part of the directory's name in the cache: raise it with any change of this file that changes a row.
 CONTENT_VERSION = 1
 
 # Chosen so that every combination of right and wrong query shapes occurs in each kind of question often enough.
-_GROUP_SIZES = (4, 5, 6)
+_GROUP_SIZES = (5, 6, 7)
 _NAMESAKES_PROBABILITY = 0.55
 _IDLE_PROBABILITY = 0.5
 _UNATTRIBUTED_PROBABILITY = 0.5
-_EVENTS_IN_A_YEAR_WEIGHTS = (0.5, 0.34, 0.16)
+_EVENTS_IN_A_YEAR_WEIGHTS = (0.5, 0.38, 0.12)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,6 @@ SCHEMAS: dict[str, Schema] = {
         ),
     ),
 }
-GROUP_NAMES: tuple[str, ...] = tuple(f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS)
 
 
 def build_database(schema: Schema, connection: sqlite3.Connection) -> None:
@@ -127,15 +130,15 @@ def build_database(schema: Schema, connection: sqlite3.Connection) -> None:
 def _draw_names(rng: random.Random) -> list[str]:
     num_people = rng.choice(_GROUP_SIZES)
     if rng.random() < _NAMESAKES_PROBABILITY:
-        return rng.choices(rng.sample(_NAMES, 3), k=num_people)
-    return rng.sample(_NAMES, num_people)
+        return rng.choices(rng.sample(_NAMES.split(), 3), k=num_people)
+    return rng.sample(_NAMES.split(), num_people)
 
 
 def _draw_events(rng: random.Random, keys: list[int]) -> Iterator[tuple[int | None, int]]:
     """(key or None, year) of each event of one group."""
     idle = rng.choice(keys) if rng.random() < _IDLE_PROBABILITY else None
     for number in keys:
-        years = []
+        years: list[int] = []
         # Only the idle one is without any event: how often that is would otherwise depend on the group's size.
         while number != idle and not years:
             for year in YEARS:

@@ -20,10 +20,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dphrl.tiny import sql_database
 from dphrl.tiny.sql_database import ADJECTIVES, GROUP_NAMES, NOUNS, SCHEMAS, YEARS, EventTable, Schema
@@ -61,6 +63,11 @@ class SqlProblem:
     gold_sql: str
     problem_id: str
 
+    def answer(self, files: dict[str, Path]) -> str:
+        """What the reward `sql_execution` grades against, given the files of `ensure_databases`."""
+        fields = {"db": str(files[self.database]), "gold_sql": self.gold_sql, "convention": CONVENTION}
+        return json.dumps(fields)
+
 
 def make_problems(split: str, num_problems: int, seed: int) -> list[SqlProblem]:
     """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
@@ -77,7 +84,7 @@ def make_problems(split: str, num_problems: int, seed: int) -> list[SqlProblem]:
     rng = random.Random(f"sql:{split}:{seed}")
     problems: dict[str, SqlProblem] = {}
     while len(problems) < num_problems:
-        asked = _draw(rng, database, held_out=split != "train")
+        asked, _ = _draw(rng, database, held_out=split != "train")
         problems.setdefault(asked.problem_id, SqlProblem(asked.text, database, asked.gold_sql, asked.problem_id))
     return list(problems.values())
 
@@ -98,8 +105,8 @@ def make_demonstrations(
     demonstrations = []
     for _ in range(num_demonstrations):
         database = "company" if rng.random() < out_of_domain_share else "league"
-        asked = _draw(rng, database, held_out=False)
-        sql = asked.query(rng.choice(sorted(asked.working_shapes())))
+        asked, working = _draw(rng, database, held_out=False)
+        sql = asked.query(rng.choice(sorted(working)))
         demonstrations.append((asked.text, _slip(asked, sql, rng) if rng.random() < slip_rate else sql))
     return demonstrations
 
@@ -150,11 +157,13 @@ class Question:
         return _SHAPE_WRITERS[len(self.years), shape](self.schema, self.event.table, self.group_name, *self.years)
 
     def rows(self, sql: str) -> Rows:
-        return _run(self.schema.database, sql)
+        """The result of a query of this module's own making, as a sorted bag."""
+        return sorted(_connection(self.schema.database).execute(sql))
 
     def working_shapes(self) -> frozenset[str]:
         """The shapes that give the gold rows; none if there are no gold rows."""
-        return _working_shapes(self)
+        gold = self.rows(self.gold_sql)
+        return frozenset(shape for shape in SHAPES if gold and self.rows(self.query(shape)) == gold)
 
 
 def _never_subquery(s: Schema, event: str, group: str, year: int) -> str:
@@ -191,7 +200,7 @@ def _joined(s: Schema, event: str, group: str, year: int) -> str:
     return f"SELECT {s.name} FROM {s.people} NATURAL JOIN {event} WHERE {s.group} = '{group}' AND year = {year}"
 
 
-_SHAPE_WRITERS = {
+_SHAPE_WRITERS: dict[tuple[int, str], Callable[..., str]] = {
     (1, "subquery"): _never_subquery,
     (1, "set_operation"): _never_set_operation,
     (1, "join"): _never_join,
@@ -208,57 +217,49 @@ def _connection(database: str) -> sqlite3.Connection:
     return connection
 
 
-def _run(database: str, sql: str) -> Rows:
-    return sorted(_connection(database).execute(sql))
-
-
 @functools.cache
-def _working_shapes(question: Question) -> frozenset[str]:
-    gold = question.rows(question.gold_sql)
-    return frozenset(shape for shape in SHAPES if gold and question.rows(question.query(shape)) == gold)
+def _catalogue(database: str, held_out: bool) -> dict[tuple[EventTable, int, frozenset[str]], list[Question]]:
+    """Every question of one side of the split, by event table, number of years and the shapes that work on it.
 
-
-@functools.cache
-def _group_names(held_out: bool) -> list[str]:
-    return [name for name in GROUP_NAMES if is_held_out(name) == held_out]
-
-
-def _draw(rng: random.Random, database: str, *, held_out: bool) -> Question:
-    """A question on which exactly a drawn set of shapes works, from the asked side of the split."""
+    Takes a second or two for the training side: each question runs its gold query and every shape.
+    """
     schema = SCHEMAS[database]
+    found: dict[tuple[EventTable, int, frozenset[str]], list[Question]] = {}
+    groups = [name for name in GROUP_NAMES if is_held_out(name) == held_out]
+    for group, event, num_years in itertools.product(groups, schema.events, (1, 2)):
+        for years in itertools.combinations(YEARS, num_years):
+            question = Question(schema, event, group, years)
+            found.setdefault((event, num_years, question.working_shapes()), []).append(question)
+    return found
+
+
+def _draw(rng: random.Random, database: str, *, held_out: bool) -> tuple[Question, frozenset[str]]:
+    """A question from the asked side of the split, and the shapes that work on it."""
     working: frozenset[str] = frozenset()
     while not working:
         working = frozenset(shape for shape in SHAPES if rng.random() < INCLUSION_PROBABILITY[shape])
-    event = rng.choice(schema.events)
-    num_years = rng.choice((1, 2))
-    while True:
-        years = tuple(sorted(rng.sample(YEARS, num_years)))
-        question = Question(schema, event, rng.choice(_group_names(held_out)), years)
-        if question.working_shapes() == working:
-            return question
+    event = rng.choice(SCHEMAS[database].events)
+    return rng.choice(_catalogue(database, held_out)[event, rng.choice((1, 2)), working]), working
 
 
 def _slip(question: Question, sql: str, rng: random.Random) -> str:
     """`sql` with one word of the name, one year or one table replaced, such that the result is wrong."""
     gold = question.rows(question.gold_sql)
-    slips = list(_single_slips(question, sql.split()))
-    rng.shuffle(slips)
-    return next(sql for sql in slips if question.rows(sql) != gold)
-
-
-def _single_slips(question: Question, words: list[str]) -> Iterator[str]:
-    alternatives = (
+    words = sql.split()
+    confusable = (
         [f"'{adjective}" for adjective in ADJECTIVES],
         [f"{noun}'" for noun in NOUNS],
         [str(year) for year in YEARS],
         [event.table for event in question.schema.events],
     )
-    for position, word in enumerate(words):
-        for group in alternatives:
-            if word in group:
-                for other in group:
-                    if other != word:
-                        yield " ".join([*words[:position], other, *words[position + 1 :]])
+    slots = [(position, group) for position, word in enumerate(words) for group in confusable if word in group]
+    while True:
+        position, group = rng.choice(slots)
+        other = rng.choice([word for word in group if word != words[position]])
+        slipped = " ".join([*words[:position], other, *words[position + 1 :]])
+        # Some slips are without consequence, such as another year in which nothing happened either.
+        if question.rows(slipped) != gold:
+            return slipped
 
 
 def _vocabulary() -> tuple[str, ...]:

@@ -31,6 +31,19 @@ def make_nothing(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
     raise OSError("no licence\nfor this")
 
 
+def make_slow_grader(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
+    """Calls every answer wrong; one about "s+l+o+w" takes a minute, one about "d+i+e" ends the process."""
+
+    def handle(item: JsonDict) -> JsonDict:
+        if "s+l+o+w" in item["answer"]:
+            time.sleep(60)
+        if "d+i+e" in item["answer"]:
+            os._exit(1)
+        return {"status": "wrong", "detail": ""}
+
+    return handle
+
+
 def _echo(item: JsonDict) -> Any:
     return item.get("text", "")
 

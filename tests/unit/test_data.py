@@ -1,4 +1,4 @@
-"""Rows, problems, the schedule and chat prompts."""
+"""Rows of files and hubs, and the problems made of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dphrl.config_data import DataConfig, DatasetConfig
-from dphrl.data.chat import build_prompts
-from dphrl.data.math_problems import Problem, load_problems
+from dphrl.config_data import DatasetConfig
+from dphrl.data.loading import load_problems
+from dphrl.data.problems import Problem
 from dphrl.data.source import expand_path, load_rows
 
 
@@ -28,12 +28,17 @@ def _dataset(path: Path | str, **settings: Any) -> DatasetConfig:
 ROWS = [{"question": f"q{i}", "answer": str(i)} for i in range(5)]
 
 
-def test_jsonl_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
+def test_jsonl_json_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
     lines = _jsonl(tmp_path / "a.jsonl", *ROWS)
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     problems = load_problems(_dataset(lines), seed=0)
     assert problems == load_problems(_dataset(tmp_path / "a.parquet"), seed=1)
     assert problems[3] == Problem("d-3", "q3", "3", "d")
+    assert problems[3].location == f"{lines}:4"
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps(ROWS), encoding="utf-8-sig")
+    assert load_problems(_dataset(array), seed=0) == problems
+    assert load_problems(_dataset(array), seed=0)[3].location == f"{array}[3]"
     assert load_problems(_dataset(lines, limit=2), seed=0) == problems[:2]
 
 
@@ -70,8 +75,59 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         load_rows(_dataset(tmp_path / "a.parquet"))
     with pytest.raises(ValueError, match=r"missing\.jsonl does not exist"):
         load_rows(_dataset(tmp_path / "missing.jsonl"))
-    with pytest.raises(ValueError, match=r"neither a \.jsonl or \.parquet file nor a hub"):
+    with pytest.raises(ValueError, match=r"neither a \.jsonl, \.json, \.parquet file nor a hub"):
         load_rows(_dataset(""))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"question": "q", "answer": "1"}, 7]', r"a\.json\[1\]: a JSON int, not an object"),
+        ('{"question": "q", "answer": "1"}', r"a\.json: a JSON dict, not an array of rows"),
+        ('{"question": "q"}\n{"question": "r"}\n', r"a\.json: not JSON: Extra data.* is named \.jsonl"),
+        ("[]", "holds no rows"),
+    ],
+)
+def test_a_bad_json_array_is_named_by_position(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_rows(_dataset(tmp_path / "a.json"))
+
+
+def _ids(path: Path, **settings: Any) -> list[int]:
+    return [row.fields["id"] for row in load_rows(_dataset(path, **settings))]
+
+
+def test_rows_are_filtered_by_field_before_the_limit(tmp_path: Path) -> None:
+    rows = [{"id": i, "source": "ab"[i % 2], "level": i, "tie": i == 2} for i in range(6)]
+    path = _jsonl(tmp_path / "a.jsonl", *rows[:-1], rows[-1] | {"rare": True})
+    assert _ids(path, where={"source": "a"}) == [0, 2, 4]
+    assert _ids(path, where={"source": "a"}, exclude_where={"tie": True}, limit=1) == [0]
+    assert _ids(path, where={"source": "a"}, exclude_where={"tie": True}) == [0, 4]
+    assert _ids(path, where={"source": "a", "level": [2, 3]}) == [2]
+    assert _ids(path, exclude_where={"source": "a", "level": [1, 3]}) == [5]
+    # A field of the last row alone is a field, wherever the limit falls.
+    assert _ids(path, exclude_where={"rare": True}, limit=2) == [0, 1]
+    with pytest.raises(ValueError, match=r"no row of .*a\.jsonl has a field 'sorce'; correct where"):
+        load_rows(_dataset(path, where={"sorce": "a"}))
+    with pytest.raises(ValueError, match=r"no row of .* has a field 'ties'"):
+        load_rows(_dataset(path, exclude_where={"ties": True}, limit=1))
+    with pytest.raises(ValueError, match="leave none of the 6 rows"):
+        load_rows(_dataset(path, where={"source": "c"}))
+    with pytest.raises(ValueError, match="level: expected a value or a list of values"):
+        _dataset(path, where={"level": {"min": 3}})
+
+
+def test_fields_are_found_by_their_usual_names_or_set(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", {"problem": "q", "text": "t", "answer": "1", "final": "2"})
+    assert load_problems(_dataset(path), seed=0) == [Problem("d-0", "q", "1", "d")]
+    problems = load_problems(_dataset(path, prompt_field="text", answer_field="final"), seed=0)
+    assert problems == [Problem("d-0", "t", "2", "d")]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: no field 'answr'; it has problem, .*; set answer_field of"):
+        load_problems(_dataset(path, answer_field="answr"), seed=0)
+    path = _jsonl(tmp_path / "b.jsonl", {"question": "q", "answer": "1"}, {"problem": "q", "answer": "1"})
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: no field 'question'"):
+        load_problems(_dataset(path), seed=0)
 
 
 def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +137,9 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("Couldn't reach the Hub\n(offline mode)")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(ValueError, match=r"org/set:main.* could not be loaded .*ConnectionError.*jsonl") as caught:
+    with pytest.raises(
+        ValueError, match=r"org/set:main.* could not be loaded .*ConnectionError.*or give a file"
+    ) as caught:
         load_rows(_dataset("org/set:main"))
     assert "\n" not in str(caught.value)
 
@@ -126,6 +184,15 @@ def test_gsm8k_answers(tmp_path: Path) -> None:
         load_problems(_dataset(path, answer_format="gsm8k"), seed=0)
 
 
+def test_boxed_answers(tmp_path: Path) -> None:
+    solution = r"First \boxed{1}, so $x=\boxed{\frac{1}{2}}$."
+    path = _jsonl(tmp_path / "a.jsonl", {"problem": "q", "solution": solution, "answer": "no box"})
+    assert load_problems(_dataset(path, answer_format="boxed"), seed=0)[0].answer == r"\frac{1}{2}"
+    path = _jsonl(tmp_path / "b.jsonl", {"problem": "q", "solution": "it is 5"})
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: no \\boxed\{\} in 'solution'; set answer_format"):
+        load_problems(_dataset(path, answer_format="boxed"), seed=0)
+
+
 @pytest.mark.parametrize(("value", "answer"), [(145.0, "145"), (0, "0"), (0.5, "0.5"), (" x ", "x")])
 def test_an_answer_may_be_a_number(tmp_path: Path, value: object, answer: str) -> None:
     path = _jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": value})
@@ -146,68 +213,3 @@ def test_the_tiny_task_depends_on_the_seed_and_has_its_splits() -> None:
         load("test", 0)
     with pytest.raises(ValueError, match=r"data set t: .*; set its limit"):
         load_problems(DatasetConfig(name="t", kind="tiny", split="train", limit=10**6), 0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """Bytes as tokens, a BOS that both the tokenizer and the chat template write."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<s>", *alphabet])}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    template = (
-        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", chat_template=template)
-
-
-def _data_config(**settings: Any) -> DataConfig:
-    return DataConfig(train=DatasetConfig(name="d", path="x.jsonl"), **settings)
-
-
-PROBLEMS = [Problem("d-0", "1+1?", "2", "d"), Problem("d-1", "what is {x} " + "9" * 50, "1", "d")]
-
-
-def test_prompts_are_chat_templated_with_one_bos(tokenizer: Any) -> None:
-    config = _data_config(system_prompt="Be brief.", prompt_template=r"{question} Use \boxed{}.")
-    prompts, dropped = build_prompts(PROBLEMS, tokenizer, config)
-    assert dropped == 0
-    assert prompts[0].text == r"<s>[system]Be brief.[user]1+1? Use \boxed{}.>"
-    assert tokenizer.decode(prompts[0].token_ids) == prompts[0].text
-    assert [prompt.token_ids.count(tokenizer.bos_token_id) for prompt in prompts] == [1, 1]
-    assert (prompts[0].prompt_id, prompts[0].answer, prompts[0].dataset) == ("d-0", "2", "d")
-    assert isinstance(prompts[0].token_ids, tuple)
-    assert "{x}" in prompts[1].text
-
-
-def test_long_prompts_are_dropped_and_counted(tokenizer: Any) -> None:
-    num_tokens = len(build_prompts(PROBLEMS[:1], tokenizer, _data_config())[0][0].token_ids)
-    prompts, dropped = build_prompts(PROBLEMS, tokenizer, _data_config(max_prompt_tokens=num_tokens))
-    assert [prompt.prompt_id for prompt in prompts] == ["d-0"]
-    assert dropped == 1
-    with pytest.raises(ValueError, match=rf"max_prompt_tokens=3 drops all 2 .* raise it to at least {num_tokens}"):
-        build_prompts(PROBLEMS, tokenizer, _data_config(max_prompt_tokens=3))
-    assert build_prompts([], tokenizer, _data_config()) == ([], 0)
-
-
-def test_without_a_chat_template_the_prompt_is_plain_text_and_that_is_said_once(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", None)
-    prompts, _ = build_prompts(PROBLEMS, tokenizer, _data_config(system_prompt="Be brief."))
-    assert prompts[0].text == "Be brief.\n\n1+1?"
-    assert prompts[0].token_ids.count(tokenizer.bos_token_id) == 1
-    assert sum("no chat template" in record.message for record in caplog.records) == 1
-
-
-def test_a_template_that_refuses_a_system_prompt_is_a_clear_error(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('System role not supported') }}")
-    with pytest.raises(ValueError, match=r"System role not supported; set data\.system_prompt"):
-        build_prompts(PROBLEMS, tokenizer, _data_config(system_prompt="Be brief."))

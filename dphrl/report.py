@@ -1,0 +1,37 @@
+"""`dphrl report`: one self-contained HTML page of one or several runs, to read, print and mail.
+
+The page needs no network and no script to be read; script adds the read-out, the legend's switches and the browser
+of completions. Text of models and data is escaped, and a policy in the page forbids it to load or run anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dphrl.config_loading import InputError
+from dphrl.report_page import render_page
+from dphrl.report_runs import find_runs, group_arms
+
+
+def write_report(run_dirs: Sequence[Path], output: Path) -> None:
+    """Write the report of `run_dirs`, each a run's folder or one directly above run folders, to `output`.
+
+    Runs of a suite are grouped by arm, with the interval over seeds; any other run is an arm of its own. What a run
+    lacks (it was killed, it has no reference stage) the page says. The file is replaced as a whole.
+    Raises InputError for a path that is neither of the two, or an output that cannot be written.
+    """
+    runs = find_runs([Path(path).expanduser() for path in run_dirs])
+    page = render_page(group_arms(runs), datetime.now(UTC))
+    output = Path(output).expanduser()
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; name the HTML file to write, such as {output / 'report.html'}")
+    staging = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(page, encoding="utf-8")
+        os.replace(staging, output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}; name another file with -o") from None

@@ -1,0 +1,208 @@
+"""What the report draws of its arms: Pass@k, the course of training, where the time goes, the reference split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from dphrl.metrics import BY_NAME
+from dphrl.report_axes import k_axis, linear_axis, log_axis, show_number, step_axis
+from dphrl.report_charts import Line, line_chart
+from dphrl.report_runs import Arm, DatasetKey, Run
+from dphrl.report_statistics import (
+    Band,
+    over_seeds,
+    pass_at_k_curve,
+    pass_keys,
+    plane_points,
+    series,
+    tokens_per_second,
+    trained_summaries,
+)
+from dphrl.report_svg import Style
+from dphrl.report_text import escape
+
+# A run of fewer steps is drawn as it is; a longer one smoothed over this share of its steps.
+MIN_STEPS_TO_SMOOTH = 50
+SMOOTHED_SHARE = 1 / 25
+LARGE, SMALL = (560.0, 360.0), (420.0, 250.0)
+
+
+def style_of(arm: Arm) -> Style:
+    return Style(f"{'b' if arm.is_base else 'a'}{arm.index}", arm.index, arm.is_base)
+
+
+def figure(title: str, caption: str, svg: str, css: str = "") -> str:
+    """A chart under its heading; caption is text, svg markup."""
+    return (
+        f'<figure class="{css}"><figcaption><h4>{escape(title)}</h4><p>{escape(caption)}</p></figcaption>{svg}</figure>'
+    )
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+# -------------------------------------------------------------------------------------------- evaluations
+
+
+def pass_at_k_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
+    """Pass@k over k of the base and every arm's newest evaluation."""
+    lines = []
+    for arm in arms:
+        if curve := pass_at_k_curve(trained_summaries(arm, dataset)):
+            last = curve.xs[-1]
+            marked = frozenset(float(2**i) for i in range(20) if 2**i < last)
+            lines.append(Line(arm.name, style_of(arm), _in_percent(curve), marked=marked))
+    if not lines:
+        return ""
+    x = k_axis("k: samples a prompt (log scale)", int(max(line.band.xs[-1] for line in lines)))
+    values = [v for line in lines for ys in (line.band.ys, line.band.low or ()) for v in ys if v is not None]
+    values += [v for line in lines for v in line.band.high or () if v is not None]
+    y = linear_axis("Pass@k, % of prompts", values, floor=0.0, cap=100.0)
+    ends = "; ".join(
+        f"{line.name} {_percent(line.band.ys[0])} to {_percent(line.band.ys[-1])}" for line in lines if line.band.ys
+    )
+    title = f"Pass@k on {name_of(dataset)}"
+    svg = line_chart(title, f"From k = 1 to the largest: {ends}.", x, y, lines, size=LARGE)
+    return figure(name_of(dataset), _band_note(arms), svg, "large")
+
+
+def plane_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
+    """Pass@1 against Pass@k over training; a note where evaluations have one k only."""
+    summaries = [
+        s for arm in arms for run in arm.runs for found in run.evaluations.values() if (s := found.get(dataset))
+    ]
+    keys = pass_keys([s for s in summaries if all(key in s for key in pass_keys(summaries[:1]))])
+    shared = [key for key in keys if all(key in summary for summary in summaries)]
+    if len(shared) < 2:
+        return note(f"{name_of(dataset)}: evaluation.k gives no second k to set against Pass@1.")
+    first, last = shared[0], shared[-1]
+    lines = []
+    for arm in arms:
+        points = plane_points(arm, dataset, (first, last))
+        if arm.is_base:
+            points = [point for point in points if point[0] == 0]
+        if points:
+            xs, ys = [100 * x for _, x, _ in points], [100 * y for _, _, y in points]
+            notes = [f"step {step}" if step else "base" for step, _, _ in points]
+            lines.append(Line(arm.name, style_of(arm), Band(xs, ys), marked=frozenset(xs), notes=notes))
+    if not lines:
+        return note(f"{name_of(dataset)}: no step at which all of an arm's runs were evaluated.")
+    x = linear_axis(f"{_pass_name(first)}, % of prompts", [v for line in lines for v in line.band.xs], floor=0, cap=100)
+    ys = [v for line in lines for v in line.band.ys if v is not None]
+    y = linear_axis(f"{_pass_name(last)}, % of prompts", ys, floor=0, cap=100)
+    title = f"{_pass_name(first)} against {_pass_name(last)} on {name_of(dataset)}"
+    description = "; ".join(
+        f"{line.name} ends at {_percent(line.band.xs[-1])}, {_percent(line.band.ys[-1])}" for line in lines
+    )
+    caption = (
+        f"A point per evaluation, joined in the order of training from the base on. Up and to the right is better; "
+        f"down is diversity lost. On the thin diagonal {_pass_name(last)} is no more than {_pass_name(first)}."
+    )
+    return figure(name_of(dataset), caption, line_chart(title, description, x, y, lines, size=LARGE, diagonal=True))
+
+
+def name_of(dataset: DatasetKey) -> str:
+    name, split = dataset
+    return f"{name}, {split.replace('_', ' ')}" if split else name
+
+
+# -------------------------------------------------------------------------------------------- steps
+
+
+def series_figures(arms: Sequence[Arm]) -> str:
+    """Reward, entropy, divergence, log-prob gap, staleness, throughput over the steps."""
+    rehearsing = [arm for arm in arms if any(run.uses_divergence for run in arm.runs)]
+    silent = [arm.name for arm in arms if arm not in rehearsing]
+    without = f" Not drawn, without a divergence: {', '.join(silent)}." if silent else ""
+    charts = [
+        _series_figure(arms, "Reward", "reward/mean", smooth=True),
+        _series_figure(arms, "Entropy", "policy/entropy", smooth=True),
+        _series_figure(rehearsing, "Divergence loss", "divergence/loss", smooth=True, extra=without),
+        _series_figure(
+            arms, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms),
+            extra=" A gap of exactly 0 lies on the lower edge.",
+        ),
+        _series_figure(arms, "Staleness", "rollout/staleness_max"),
+        _series_figure(arms, "Throughput", "", get=tokens_per_second, smooth=True),
+    ]  # fmt: skip
+    return f'<div class="grid">{"".join(charts)}</div>'
+
+
+def _series_figure(
+    arms: Sequence[Arm],
+    title: str,
+    metric: str,
+    *,
+    get: Callable[[Run], dict[int, float]] | None = None,
+    smooth: bool = False,
+    log: bool = False,
+    bound: tuple[float, str] | None = None,
+    extra: str = "",
+) -> str:
+    """get: for what is no metric itself; completion tokens over the whole step."""
+    if metric:
+        unit, meaning = BY_NAME[metric].unit, BY_NAME[metric].meaning
+        label = f"{metric}, {unit}" if unit else metric
+    else:
+        label, meaning = "tokens/s", "Completion tokens sampled for the step, over the duration of the whole step."
+    found = {arm.name: [(get(run) if get else series(run, metric)) for run in arm.runs] for arm in arms}
+    values = [value for runs in found.values() for run in runs for value in run.values()]
+    if not values:
+        return figure(title, f"{meaning} No step has it.{extra}", "", "empty")
+    if min(values) == max(values):
+        return figure(title, f"{meaning} {show_number(values[0])} at every step of every run.{extra}", "", "empty")
+    last = max(step for runs in found.values() for run in runs for step in run)
+    window = round(last * SMOOTHED_SHARE) if smooth and last >= MIN_STEPS_TO_SMOOTH else 1
+    lines, shown = [], []
+    for arm in arms:
+        band = over_seeds(found[arm.name], window)
+        if band is None or not band.xs:
+            continue
+        raw = over_seeds(found[arm.name]) if window > 1 and arm.num_seeds == 1 else None
+        lines.append(Line(arm.name, style_of(arm), band, raw=raw))
+        shown += [y for y in band.ys if y is not None]
+        # The faint raw curve may leave the chart at its extremes; the smoothed one may not.
+        shown += [v for bounds in (band.low, band.high) for v in (bounds or ())[:: max(1, window)] if v is not None]
+    smoothing = f" Mean over {window} steps; faint: every step." if window > 1 else ""
+    is_positive = min(values) >= 0
+    y = log_axis(label, values) if log else linear_axis(label, shown, floor=0.0 if is_positive else None)
+    ends = "; ".join(f"{line.name} {show_number(line.band.ys[-1] or 0.0)}" for line in lines)
+    svg = line_chart(
+        title, f"{meaning} At the last step: {ends}.", step_axis("training step", last), y, lines, bound=bound
+    )
+    return figure(title, f"{meaning}{smoothing}{extra}", svg)
+
+
+def _gap_bound(arms: Sequence[Arm]) -> tuple[float, str] | None:
+    bounds = {run.setting("sync.max_logprob_gap") for arm in arms for run in arm.runs}
+    bound = bounds.pop() if len(bounds) == 1 else None
+    return (float(bound), "above this a run stops") if isinstance(bound, int | float) else None
+
+
+def last_step(arms: Iterable[Arm]) -> int:
+    return max((run.num_steps_done for arm in arms for run in arm.runs), default=0)
+
+
+def _in_percent(band: Band) -> Band:
+    def scale(values: Sequence[float | None] | None) -> list[float | None] | None:
+        return None if values is None else [None if value is None else 100 * value for value in values]
+
+    return Band(band.xs, scale(band.ys) or [], scale(band.low), scale(band.high))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def _pass_name(key: str) -> str:
+    return key.replace("pass@", "Pass@")
+
+
+def _band_note(arms: Sequence[Arm]) -> str:
+    several = [arm for arm in arms if arm.num_seeds > 1]
+    if not several:
+        return "Band: 95 % bootstrap over prompts."
+    if len(several) == len(arms):
+        return "Line: mean over seeds. Band: its 95 % interval (Student's t over seeds)."
+    return "Several seeds: mean and its 95 % interval (Student's t); one seed: 95 % bootstrap over prompts."

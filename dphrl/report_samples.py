@@ -1,0 +1,146 @@
+"""Which graded completions the report carries: an even choice of steps that fits a page one can open and mail."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dphrl.report_runs import Arm, Run
+from dphrl.report_text import clean
+from dphrl.tracking import SAMPLES_FOLDER
+
+MAX_TOTAL_BYTES = 700_000
+MAX_TEXT_CHARS = 4_000
+# A long completion's end is kept too: that is where its answer stands.
+TAIL_CHARS = 1_000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """page: what the browser shows, ready for JSON. summary: one sentence on what is in it and what is not."""
+
+    page: Mapping[str, Any]
+    summary: str
+
+
+def choose_samples(arms: Sequence[Arm]) -> Samples:
+    """The completions of an even choice of steps, the same ones for all runs, within MAX_TOTAL_BYTES.
+
+    A text beyond MAX_TEXT_CHARS loses its middle, and says so in place.
+    """
+    files = {(arm.index, i): _sample_files(run) for arm in arms for i, run in enumerate(arm.runs)}
+    sizes: dict[int, int] = {}
+    for by_step in files.values():
+        for step, path in by_step.items():
+            sizes[step] = sizes.get(step, 0) + path.stat().st_size
+    steps = choose_steps(sizes, MAX_TOTAL_BYTES)
+    prompts: dict[tuple[str, str, str], int] = {}
+    rows: list[list[Any]] = []
+    num_bytes = num_left_out = num_broken = 0
+    for step in steps:
+        for arm in arms:
+            for i, run in enumerate(arm.runs):
+                for sample in _read_lines(files[arm.index, i].get(step)):
+                    if sample is None:
+                        num_broken += 1
+                        continue
+                    row = _row(sample, arm, run, step, prompts)
+                    num_bytes += len(json.dumps(row, ensure_ascii=False).encode())
+                    # The files' sizes were an estimate, and one step alone may be too large.
+                    if num_bytes > MAX_TOTAL_BYTES:
+                        num_left_out += 1
+                    else:
+                        rows.append(row)
+    page = {
+        "arms": [arm.name for arm in arms],
+        "prompts": [list(key) for key in prompts],
+        "rows": rows,
+    }
+    return Samples(page, _summary(len(rows), steps, sizes, num_left_out, num_broken))
+
+
+def choose_steps(sizes: Mapping[int, int], budget: int) -> list[int]:
+    """The first and the last step and every so many between them, as close as the budget (bytes) allows."""
+    steps = sorted(sizes)
+    for stride in range(1, len(steps) + 1):
+        chosen = sorted({*steps[::stride], steps[-1]})
+        if sum(sizes[step] for step in chosen) <= budget:
+            return chosen
+    return sorted({*steps[:1], *steps[-1:]})
+
+
+def shorten(text: str) -> str:
+    """At most about MAX_TEXT_CHARS characters; a middle that is left out is counted in its place."""
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    head, tail = text[: MAX_TEXT_CHARS - TAIL_CHARS], text[-TAIL_CHARS:]
+    return f"{head}\n[... {len(text) - MAX_TEXT_CHARS:,} characters left out ...]\n{tail}"
+
+
+def _sample_files(run: Run) -> dict[int, Path]:
+    found = {}
+    for path in (run.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal():
+            found[int(number)] = path
+    return found
+
+
+def _read_lines(path: Path | None) -> list[dict[str, Any] | None]:
+    """None for a line that is no sample."""
+    if path is None:
+        return []
+    samples: list[dict[str, Any] | None] = []
+    # Not splitlines(): a completion may hold any of the other characters it splits at.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line:
+            continue
+        try:
+            sample = json.loads(line)
+            samples.append(sample if isinstance(sample, dict) and "completion" in sample else None)
+        except ValueError:
+            samples.append(None)
+    return samples
+
+
+def _row(
+    sample: Mapping[str, Any], arm: Arm, run: Run, step: int, prompts: dict[tuple[str, str, str], int]
+) -> list[Any]:
+    """[arm, seed, step, prompt, completion, score, status, detail, policy_version, finish_reason]"""
+    dataset = clean(run.setting("data.train.name", "training data"))
+    key = (dataset, clean(sample.get("prompt_id", "?")), clean(shorten(str(sample.get("prompt", "")))))
+    number = prompts.setdefault(key, len(prompts))
+    score, version = sample.get("score"), sample.get("policy_version")
+    return [
+        arm.index,
+        run.seed,
+        step,
+        number,
+        clean(shorten(str(sample["completion"]))),
+        score if isinstance(score, int | float) and math.isfinite(score) else None,
+        clean(sample.get("status", "?")),
+        clean(str(sample.get("detail", ""))[:500]),
+        version if isinstance(version, int) else None,
+        clean(sample.get("finish_reason", "")),
+    ]
+
+
+def _summary(num_rows: int, steps: Sequence[int], sizes: Mapping[int, int], num_left_out: int, num_broken: int) -> str:
+    if not num_rows:
+        return "No completions were stored (tracking.samples_per_step)."
+    parts = [f"{num_rows:,} graded completions of training prompts"]
+    if len(steps) == len(sizes):
+        parts.append(f"of all {len(steps)} steps that stored any")
+    else:
+        parts.append(f"of {len(steps)} of the {len(sizes)} steps that stored any; the others are in the runs' samples/")
+    if num_left_out:
+        parts.append(f"{num_left_out:,} more of these steps left out, to keep this page small")
+    if num_broken:
+        parts.append(f"{num_broken:,} broken lines left out")
+    return (
+        f"{'; '.join([' '.join(parts[:2]), *parts[2:]])}. A text beyond {MAX_TEXT_CHARS:,} characters loses its middle."
+    )

@@ -1,0 +1,205 @@
+"""The report's tables: rates of base and arms, what was retained, the runs themselves, settings that differ."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dphrl.report_figures import name_of, note, style_of
+from dphrl.report_runs import Arm, DatasetKey, ReferenceSplit, Run
+from dphrl.report_statistics import Rate, kept_and_gained, pass_keys, rate, trained_summaries
+from dphrl.report_svg import swatch
+from dphrl.report_text import escape
+
+# Of every run by nature; a difference in them says nothing.
+OWN_SETTINGS = ("run_name", "run_dir", "seed")
+Cell = str  # markup
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, css: str = "") -> str:
+    """caption and columns are text, cells are markup; the first of each row is its header."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{css}"><caption>'
+        f"{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def arm_cell(arm: Arm) -> Cell:
+    seeds = f' <span class="quiet">{arm.num_seeds} seeds</span>' if arm.num_seeds > 1 else ""
+    return f"{swatch(style_of(arm))}{escape(arm.name)}{seeds}"
+
+
+def summary_table(rows_of: Sequence[Arm], dataset: DatasetKey) -> str:
+    """Base first, then every arm; the best of a column in bold, its interval below it."""
+    found = [(arm, summaries) for arm in rows_of if (summaries := trained_summaries(arm, dataset))]
+    everything = [summary for _, summaries in found for summary in summaries]
+    keys = [*pass_keys(everything), "greedy", "retention", "distinct_correct"]
+    rates = {key: [rate(summaries, key) for _, summaries in found] for key in keys}
+    columns = ["arm", "step", *(_heading(key) for key in keys)]
+    rows = []
+    for i, (arm, _) in enumerate(found):
+        cells = [_rate_cell(rates[key][i], rates[key], key) for key in keys]
+        rows.append([arm_cell(arm), _steps(arm), *cells])
+    first = everything[0]
+    caption = (
+        f"{name_of(dataset)}: {first.get('num_prompts', '?')} prompts, {first.get('num_samples', '?')} samples each"
+    )
+    return table(caption, columns, rows, css="numbers")
+
+
+def _heading(key: str) -> str:
+    names = {"greedy": "greedy, %", "retention": "retention, %", "distinct_correct": "distinct correct"}
+    return names.get(key) or f"{key.replace('pass@', 'Pass@')}, %"
+
+
+def _steps(arm: Arm) -> Cell:
+    if arm.is_base:
+        return "0"
+    steps = sorted({run.last_evaluated_step for run in arm.runs if run.last_evaluated_step is not None})
+    return "-".join(map(str, dict.fromkeys([steps[0], steps[-1]]))) if steps else "-"
+
+
+def _rate_cell(value: Rate | None, column: Sequence[Rate | None], key: str) -> Cell:
+    if value is None:
+        return "-"
+    # What is printed decides, so that equal figures are equally bold.
+    shown = _shown(value.mean, key)
+    best = _shown(max(other.mean for other in column if other is not None), key)
+    mean = f"<strong>{shown}</strong>" if shown == best and len(column) > 1 else shown
+    if value.low is None or value.high is None:
+        return mean
+    return f"{mean} <small>{_shown(value.low, key)} to {_shown(value.high, key)}</small>"
+
+
+def _shown(value: float, key: str) -> str:
+    return f"{value:.2f}" if key == "distinct_correct" else f"{100 * value:.1f}"
+
+
+def retention_table(arms: Sequence[Arm], dataset: DatasetKey) -> str:
+    """Of the prompts that the base solves, those still solved; and those that only the trained model solves."""
+    rows = []
+    for arm in arms:
+        found = [kept for run in arm.runs if (kept := kept_and_gained(run, dataset))]
+        if not found:
+            continue
+        solved = _mean([kept.solved_by_base for kept in found])
+        still = _mean([kept.still_solved for kept in found])
+        lost = _mean([kept.solved_by_base - kept.still_solved for kept in found])
+        gained = _mean([kept.newly_solved for kept in found])
+        share = rate(trained_summaries(arm, dataset), "retention")
+        rows.append([arm_cell(arm), _rate_cell(share, [share], "retention"), solved, still, lost, gained])
+    if not rows:
+        return note(f"{name_of(dataset)}: no run has both a base and a later evaluation of the same prompts.")
+    columns = ["arm", "retention, %", "solved by the base", "still solved", "lost", "newly solved"]
+    return table(f"{name_of(dataset)}: prompts with at least one correct sample", columns, rows, css="numbers")
+
+
+def _mean(values: Sequence[int]) -> Cell:
+    return f"{statistics.fmean(values):.1f}".removesuffix(".0")
+
+
+def runs_table(arms: Sequence[Arm]) -> str:
+    """Every run: how far it came, when, what of its folder could not be read."""
+    rows = []
+    for arm in arms:
+        for run in arm.runs:
+            begin, end = run.period or ("-", "-")
+            problems = "".join(f"<br><small>{escape(problem)}</small>" for problem in run.problems)
+            state = escape(run.state) if run.state == "finished" else f"<strong>{escape(run.state)}</strong>"
+            rows.append(
+                [
+                    f"{swatch(style_of(arm))}{escape(run.folder.name)}",
+                    str(run.seed),
+                    f"{state}{problems}",
+                    str(run.num_steps_done),
+                    escape(begin.replace("T", " ")),
+                    escape(end.replace("T", " ")),
+                ]
+            )
+    columns = ["run", "seed", "state", "steps", "first log line (UTC)", "last log line (UTC)"]
+    return table("Runs", columns, rows)
+
+
+# -------------------------------------------------------------------------------------------- reference
+
+
+def split_row(owners: str, run: Run, split: ReferenceSplit) -> list[Cell]:
+    """A row of `SPLIT_COLUMNS`."""
+    num_samples = run.setting("reference.num_samples", "?")
+    all_wrong = sum(c == 0 and n > 0 for c, n in zip(split.num_correct, split.num_graded, strict=True))
+    ungraded = sum(n == 0 for n in split.num_graded)
+    numbers = [
+        len(split.num_correct),
+        split.counts.get("num_near_perfect", 0),
+        split.counts.get("num_exploration", 0),
+        all_wrong,
+        split.counts.get("num_dropped", 0),
+        ungraded,
+        split.counts.get("num_stored_samples", 0),
+    ]
+    rule = f"&ge; {escape(run.setting('reference.threshold', '?'))} of {escape(num_samples)}"
+    return [escape(owners), rule, *(f"{number:,.0f}" for number in numbers)]
+
+
+SPLIT_COLUMNS = (
+    "used by",
+    "near-perfect if correct",
+    "prompts",
+    "near-perfect",
+    "exploration",
+    "all wrong",
+    "dropped",
+    "ungraded",
+    "samples stored",
+)
+
+
+# -------------------------------------------------------------------------------------------- settings
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """section.key -> value of a configuration's tree; a list stays one value."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def differing_settings(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
+    """(section.key, its value in every arm) of the settings that are not the same everywhere.
+
+    Where the runs of an arm differ among themselves, their values are joined by commas.
+    """
+    flat = [[dict(flatten(run.config)) for run in arm.runs] for arm in arms]
+    keys = list(dict.fromkeys(key for runs in flat for run in runs for key in run if key not in OWN_SETTINGS))
+    found = []
+    for key in keys:
+        values = [", ".join(dict.fromkeys(_show_setting(run, key) for run in runs)) for runs in flat]
+        if len(set(values)) > 1:
+            found.append((key, values))
+    return found
+
+
+def settings_table(arms: Sequence[Arm]) -> str:
+    """The settings that differ between arms."""
+    if len(arms) < 2:
+        return note("One arm: nothing to compare with.")
+    differing = differing_settings(arms)
+    if not differing:
+        return note("The arms have the same settings.")
+    rows = [[f"<code>{escape(key)}</code>", *(escape(value) for value in values)] for key, values in differing]
+    return table("Settings that differ between arms", ["setting", *(arm.name for arm in arms)], rows)
+
+
+def _show_setting(run: Mapping[str, Any], key: str) -> str:
+    if key not in run:
+        return "-"
+    value = run[key]
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)

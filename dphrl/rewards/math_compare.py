@@ -1,0 +1,224 @@
+r"""Whether an extracted answer equals the gold answer.
+
+Order of decision: the same spelling; rational numbers, exactly; words; lists, tuples, intervals and sets, entry by
+entry; relations; and what is left by value (`math_values`). The first three are `compare_cheaply`: they take no time
+worth speaking of, whatever the text. The rest is bounded step by step, but belongs into a child process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from dphrl.rewards import math_forms, math_values
+from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
+from dphrl.rewards.math_parser import Node, NotAnExpressionError, parse
+from dphrl.types import RewardResult, RewardStatus
+
+# Longer ones are arithmetic too, but not cheap: a thousand fractions have a long common denominator.
+_MAX_CHEAP_CHARS = 200
+# Of entries, pair by pair; each comparison is bounded, and so is their number.
+_MAX_COMPARISONS = 500
+_BASED = re.compile(r"\(?(\w+)\)?_\{?(\d+)\}?")
+# Words and numbers beside one another: "June 20".
+_DATE_LIKE = re.compile(r"(?=.*[A-Za-z]{3})[\w\s.,:'/-]+")
+_BRACKETS = frozenset(["()", "(]", "[)", "[]", "union"])
+_CURRENCIES = (("\\$", "dollar"), ("\u20ac", "euro"), ("\u00a3", "sterling"))
+_AMOUNT = re.compile(r"-?[\d.]+")
+
+
+class _TooManyError(Exception):
+    """More entries than any answer has."""
+
+
+def compare(answer: str, gold: str) -> RewardResult:
+    """The verdict on an extracted answer. RecursionError and MemoryError are all that it may raise."""
+    comparison = _Comparison()
+    verdict = _verdict(answer, gold, comparison.equal)
+    assert verdict is not None, "a full comparison decides"
+    if verdict.status is RewardStatus.WRONG and not _is_readable(tidy(answer)):
+        return RewardResult(RewardStatus.UNPARSABLE, f"{answer[:80]!a} is no expression")
+    return verdict
+
+
+def compare_cheaply(answer: str, gold: str) -> RewardResult | None:
+    """The verdict where spelling, rational numbers or words decide; None where they do not."""
+    return _verdict(answer, gold, _decide_cheaply)
+
+
+def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) -> RewardResult | None:
+    tidied = _with_currency(answer), _with_currency(gold)
+    if not canonical(tidied[0]):
+        return RewardResult(RewardStatus.UNPARSABLE, "the answer is empty")
+    try:
+        same = decide(*tidied)
+    except (TooLarge, _TooManyError) as error:
+        return RewardResult(RewardStatus.REFUSED, str(error))
+    if same is None:
+        return None
+    status = RewardStatus.CORRECT if same else RewardStatus.WRONG
+    return RewardResult(status, f"{answer[:80]!a} {'equals' if same else 'is not'} {gold[:80]!a}")
+
+
+def _with_currency(text: str) -> str:
+    r"""Tidied; \$5 as 5\text{dollar}, so that five cents differ from it."""
+    tidied = tidy(text)
+    if _AMOUNT.fullmatch(tidied):
+        # A dollar that opens no formula is money.
+        money = text.replace("$", r"\$") if "\\$" not in text and text.count("$") == 1 else text
+        for sign, unit in _CURRENCIES:
+            if sign in money:
+                return rf"{tidied}\text{{{unit}}}"
+    return tidied
+
+
+def _decide_cheaply(answer: str, gold: str) -> bool | None:
+    if canonical(answer) == canonical(gold):
+        return True
+    answer, gold = math_forms.strip_assignments(answer, gold)
+    (answer, unit), (gold, gold_unit) = math_forms.split_unit(answer), math_forms.split_unit(gold)
+    if not canonical(answer) or not canonical(gold):
+        return False
+    if canonical(answer) == canonical(gold):
+        return not (unit and gold_unit and unit != gold_unit)
+    if max(len(answer), len(gold)) <= _MAX_CHEAP_CHARS:
+        value, gold_value = rational(answer), rational(gold)
+        if value is not None and gold_value is not None:
+            return _same_amount(value, unit, gold_value, gold_unit)
+    if unit and gold_unit and unit != gold_unit:
+        return False
+    return _same_words(answer, gold)
+
+
+def _same_amount(value: Fraction, unit: str, gold: Fraction, gold_unit: str) -> bool:
+    if unit == gold_unit or not unit or not gold_unit:
+        if value == gold:
+            return True
+        # 25% stands for 0.25, and beside a bare 25 its sign is a unit on one side.
+        if unit == "percent" and not gold_unit:
+            return value == gold * 100
+        return gold_unit == "percent" and not unit and value * 100 == gold
+    return False
+
+
+def _same_words(answer: str, gold: str) -> bool | None:
+    """The verdict on words and on numerals with a base; None where either is an expression."""
+    bases = _BASED.fullmatch(canonical(answer)), _BASED.fullmatch(canonical(gold))
+    if any(base and base[1][0].isdigit() for base in bases):
+        return bool(bases[0] and bases[1] and bases[0].groups() == bases[1].groups())
+    found = math_forms.words(answer), math_forms.words(gold)
+    if found[0] is None or found[1] is None:
+        return None
+    # abc and cba are products, if they are not words.
+    return found[0] == found[1] or (None if sorted(found[0]) == sorted(found[1]) else False)
+
+
+def _is_readable(text: str) -> bool:
+    """Whether an answer is anything that can be compared by more than its spelling."""
+    kind, _ = math_forms.compound(text)
+    core = math_forms.split_unit(math_forms.strip_assignments(text, "")[0])[0]
+    if kind != "plain" or math_forms.words(text) is not None or _BASED.fullmatch(canonical(text)):
+        return True
+    if _DATE_LIKE.fullmatch(unwrap_text(text)):
+        return True
+    return all(_tree(operand) is not None for operand in math_forms.relations(core)[0])
+
+
+def _tree(text: str) -> Node | None:
+    try:
+        return parse(text)
+    except NotAnExpressionError:
+        return None
+
+
+class _Comparison:
+    """One comparison of two answers, however many entries they have."""
+
+    def __init__(self) -> None:
+        self.num_comparisons = 0
+
+    def equal(self, answer: str, gold: str) -> bool:
+        self.num_comparisons += 1
+        if self.num_comparisons > _MAX_COMPARISONS:
+            raise _TooManyError(f"more than {_MAX_COMPARISONS} comparisons of entries")
+        decided = _decide_cheaply(answer, gold)
+        if decided is not None:
+            return decided
+        answer, gold = math_forms.strip_assignments(answer, gold)
+        answer, gold = math_forms.split_unit(answer)[0], math_forms.split_unit(gold)[0]
+        kind, entries = math_forms.compound(answer)
+        gold_kind, gold_entries = math_forms.compound(gold)
+        if kind == gold_kind == "plain":
+            return self.equal_relations(answer, gold)
+        if (gold_kind in _BRACKETS) != (kind in _BRACKETS):
+            return self.equal_intervals(kind, entries, gold_kind, gold_entries)
+        if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:
+            return self.equal(entries[0], gold_entries[0])
+        if {kind, gold_kind} <= {"set", "list"}:
+            kind = gold_kind
+        if kind != gold_kind or len(entries) != len(gold_entries):
+            return False
+        if kind in ("set", "list", "union"):
+            return self.equal_in_any_order(entries, gold_entries)
+        return all(self.equal(a, b) for a, b in zip(entries, gold_entries, strict=True))
+
+    def equal_in_any_order(self, entries: list[str], gold_entries: list[str]) -> bool:
+        left = list(gold_entries)
+        for entry in entries:
+            match = next((i for i, other in enumerate(left) if self.equal(entry, other)), None)
+            if match is None:
+                return False
+            del left[match]
+        return True
+
+    def equal_intervals(self, kind: str, entries: list[str], gold_kind: str, gold_entries: list[str]) -> bool:
+        """An interval beside an inequality: (2, 7] and 2 < x <= 7."""
+        sides = []
+        for side_kind, side in ((kind, entries), (gold_kind, gold_entries)):
+            if side_kind == "union":
+                sides.append(side)
+            elif side_kind in _BRACKETS:
+                sides.append([f"{side_kind[0]}{','.join(side)}{side_kind[1]}"])
+            else:
+                found = [math_forms.interval(entry) for entry in side]
+                if None in found:
+                    return False
+                sides.append([each for each in found if each is not None])
+        return len(sides[0]) == len(sides[1]) and self.equal_in_any_order(*sides)
+
+    def equal_relations(self, answer: str, gold: str) -> bool:
+        operands, signs = math_forms.relations(answer)
+        gold_operands, gold_signs = math_forms.relations(gold)
+        if len(signs) != len(gold_signs):
+            return False
+        if not signs:
+            return self.equal_values(answer, gold)
+        if len(signs) > 1:
+            return self.equal_chains(operands, signs, gold_operands, gold_signs)
+        if signs[0] in (">", r"\ge"):
+            operands, signs = math_forms.mirrored(operands, signs)
+        if gold_signs[0] in (">", r"\ge"):
+            gold_operands, gold_signs = math_forms.mirrored(gold_operands, gold_signs)
+        trees = [_tree(operand) for operand in operands + gold_operands]
+        known = [tree for tree in trees if tree is not None]
+        if signs != gold_signs or len(known) != 4:
+            return False
+        factor = math_values.proportional(_difference(*known[:2]), _difference(*known[2:]))
+        return factor > 0 if signs[0] in ("<", r"\le") else factor != 0
+
+    def equal_chains(self, operands: list[str], signs: list[str], gold: list[str], gold_signs: list[str]) -> bool:
+        for chain, chain_signs in ((operands, signs), math_forms.mirrored(operands, signs)):
+            if chain_signs == gold_signs and all(self.equal(a, b) for a, b in zip(chain, gold, strict=True)):
+                return True
+        return False
+
+    def equal_values(self, answer: str, gold: str) -> bool:
+        tree, gold_tree = _tree(answer), _tree(gold)
+        if tree is None or gold_tree is None:
+            return False
+        return tree == gold_tree or math_values.same_value(tree, gold_tree)
+
+
+def _difference(left: Node, right: Node) -> Node:
+    return Node("add", (left, Node("neg", (right,))))

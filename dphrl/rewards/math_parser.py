@@ -1,0 +1,345 @@
+r"""Reads a LaTeX expression into a tree of `Node`s.
+
+A grammar of what answers are written in: arithmetic, roots, powers, functions, absolute values, matrices, and sums and
+integrals as symbols. What is not in it is no expression: nothing is guessed, dropped or executed, so that two texts
+never become equal because a part of one was not understood. Takes time linear in the text; nesting is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_CHARS = 1_000
+_MAX_DEPTH = 40
+
+# \sin^{-1} is the inverse function, \sin^{2} a power.
+_INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+# Applied to one argument, with or without parentheses.
+FUNCTIONS = frozenset({*_INVERSES, *_INVERSES.values(), "coth", "sech", "csch", "ln", "log", "lg", "exp"})
+_GREEK = re.compile(
+    "(?:var)?(?:epsilon|theta|phi|rho|sigma)|alpha|beta|[gG]amma|[dD]elta|zeta|eta|Theta|iota|kappa|[lL]ambda|mu|nu"
+    "|[xX]i|Sigma|tau|[uU]psilon|Phi|chi|[pP]si|[oO]mega|ell|hbar"
+)
+# Symbols whose meaning stays closed: two of them are equal when their parts are.
+_BIG_OPERATORS = frozenset(["sum", "prod", "int"])
+# Letters that in front of a parenthesis are functions, not factors.
+_FUNCTION_LETTERS = frozenset("fgFG")
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<repeating>\s*\\overline\s*\{\d{1,30}\})?"
+    r"|(?P<command>\\(?:[A-Za-z]+|[{}|\\]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!'()\[\]{}|&%=]))"
+)
+# Names written without a backslash.
+_PLAIN_NAME = re.compile(
+    rf"(?<![\\A-Za-z])(sqrt|pi|infty|{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-z])"
+)
+# Words and the calls of a program, not products of letters.
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{5,}|[A-Za-z]{3,}(?=\())|__")
+_NAMED = re.compile(r"\\(?:operatorname|mathrm|text|mathit|mathbf|rm)\s*\{\s*([A-Za-z]+)\s*\}")
+_MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?")
+_MATRIX_END = re.compile(r"\\end\{(?:[pb]?matrix|smallmatrix|array)\}")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\u00b0")
+_CLOSERS = {
+    "(": ")", "[": "]", "{": "}", "|": "|", r"\vert": r"\vert",
+    r"\lvert": r"\rvert", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
+}  # fmt: skip
+_BRACKET_KINDS = {"|": "abs", r"\lvert": "abs", r"\vert": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}
+_ENDING_COMMANDS = frozenset(
+    [r"\cdot", r"\div", r"\}", r"\rfloor", r"\rceil", r"\rvert", r"\vert", r"\degree", "\\\\", r"\endmatrix"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """kind: "number" and "name" (with `text`), "add", "mul", "inverse", "div", "neg", "pow", "root" (radicand, index),
+    "call" (`text` is the function), "abs", "floor", "ceil", "factorial", "percent", "degree", "binom", "matrix" (of
+    "row"s), "opaque" (`text` is the operator)."""
+
+    kind: str
+    children: tuple[Node, ...] = ()
+    text: str = ""
+
+
+class NotAnExpressionError(Exception):
+    """The text is outside the grammar."""
+
+
+def parse(text: str) -> Node:
+    """The tree of a tidied expression. Raises NotAnExpressionError, also for nesting beyond the bound."""
+    if len(text) > MAX_CHARS:
+        raise NotAnExpressionError(f"{len(text)} characters")
+    reader = _Parser(_tokens(_prepare(text)))
+    tree = reader.sum(0)
+    if reader.peek():
+        raise NotAnExpressionError(f"{reader.peek()!r} is out of place")
+    return tree
+
+
+def _prepare(text: str) -> str:
+    text = _NAMED.sub(lambda m: rf"\{m[1]} " if m[1] in FUNCTIONS else m[1] if len(m[1]) == 1 else r"\unknown ", text)
+    text = _PLAIN_NAME.sub(r"\\\1 ", text.replace("**", "^"))
+    text = _MATRIX_END.sub(r"\\endmatrix ", _MATRIX.sub(r"\\beginmatrix ", text))
+    if prose := _PROSE.search(text):
+        raise NotAnExpressionError(f"{prose[0]!a} is no mathematics")
+    return _DEGREE.sub(r"\\degree ", text)
+
+
+def _tokens(text: str) -> list[str]:
+    tokens, position = [], 0
+    text = text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise NotAnExpressionError(f"{text[position]!a} is no mathematics")
+        tokens.append("".join(match[0].split()))
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    """Recursive descent; each method reads one level of precedence, weakest first."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+        # A bar closes an absolute value that is open, and opens one otherwise; such values do not nest.
+        self.bar_open = False
+
+    def peek(self, ahead: int = 0) -> str:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else ""
+
+    def take(self, expected: str = "") -> str:
+        token = self.peek()
+        if not token or (expected and token != expected):
+            raise NotAnExpressionError(f"{expected or 'more'} is missing")
+        self.position += 1
+        return token
+
+    def sum(self, depth: int) -> Node:
+        if depth > _MAX_DEPTH:
+            raise NotAnExpressionError("nested too deeply")
+        terms = [self.product(depth)]
+        while self.peek() in ("+", "-"):
+            negative = self.take() == "-"
+            term = self.product(depth)
+            terms.append(Node("neg", (term,)) if negative else term)
+        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+    def product(self, depth: int) -> Node:
+        # One flat node, however many factors: trees are walked recursively.
+        factors = [self.signed(depth)]
+        while True:
+            token = self.peek()
+            if token in ("*", r"\cdot"):
+                self.take()
+                factors.append(self.signed(depth))
+            elif token in ("/", r"\div"):
+                self.take()
+                factors.append(Node("inverse", (self.signed(depth),)))
+            elif self.starts_factor():
+                factors.append(self.power(depth))
+            else:
+                return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+
+    def starts_factor(self) -> bool:
+        """Whether a factor without a sign of multiplication follows. A number does only after a closing brace: in
+        "x 2" and "3 4" a sign was lost, and nobody knows which."""
+        token = self.peek()
+        if token == "|":
+            return not self.bar_open
+        if not token or token in ")]}+-*/^_!'%&=" or token in _ENDING_COMMANDS:
+            return False
+        return not (token[0].isdigit() or token[0] == ".")
+
+    def signed(self, depth: int) -> Node:
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take() == "-"
+        value = self.power(depth)
+        return Node("neg", (value,)) if negative else value
+
+    def power(self, depth: int) -> Node:
+        base = self.postfix(self.atom(depth))
+        if self.peek() != "^":
+            return base
+        self.take()
+        return self.postfix(Node("pow", (base, self.exponent(depth))))
+
+    def exponent(self, depth: int) -> Node:
+        if depth > _MAX_DEPTH:
+            raise NotAnExpressionError("nested too deeply")
+        if self.peek() == "-":
+            self.take()
+            return Node("neg", (self.exponent(depth + 1),))
+        if self.peek()[:1].isdigit():
+            # Not by way of `number`: x^2\\frac{1}{2} has no mixed number in it.
+            value = self.postfix(Node("number", text=self.take()))
+        else:
+            value = self.postfix(self.group(depth) if self.peek() in ("{", "(") else self.atom(depth + 1))
+        if self.peek() == "^":
+            self.take()
+            return Node("pow", (value, self.exponent(depth + 1)))
+        return value
+
+    def postfix(self, value: Node) -> Node:
+        kinds = {"!": "factorial", "%": "percent", r"\degree": "degree"}
+        for _ in range(_MAX_DEPTH):
+            if self.peek() not in kinds:
+                return value
+            value = Node(kinds[self.take()], (value,))
+        raise NotAnExpressionError("nested too deeply")
+
+    def atom(self, depth: int) -> Node:
+        if depth > _MAX_DEPTH:
+            raise NotAnExpressionError("nested too deeply")
+        token = self.take()
+        if token[0].isdigit() or token[0] == ".":
+            return self.number(token, depth)
+        if token in _CLOSERS:
+            self.position -= 1
+            return self.group(depth)
+        if token.isalpha():
+            return self.name(token, depth)
+        if token[0] == "\\":
+            return self.command(token[1:], depth)
+        raise NotAnExpressionError(f"{token!r} is out of place")
+
+    def number(self, token: str, depth: int) -> Node:
+        value = Node("number", text=token)
+        if token.isdigit() and self.peek() == r"\frac" and self.peek(2).isdigit():
+            # 2\frac{3}{4} is a mixed number; 2\frac{x}{4} is a product.
+            start = self.position
+            self.take()
+            fraction = Node("div", (self.argument(depth), self.argument(depth)))
+            if all(child.kind == "number" for child in fraction.children):
+                return Node("add", (value, fraction))
+            self.position = start
+        return value
+
+    def name(self, token: str, depth: int) -> Node:
+        name = token + self.subscript()
+        while self.peek() == "'":
+            name += self.take()
+        if token in _FUNCTION_LETTERS and self.peek() == "(":
+            return Node("opaque", (self.group(depth),), name)
+        return Node("name", text=name)
+
+    def subscript(self) -> str:
+        """The subscript as part of a name: x_{n+1} is a name, not arithmetic."""
+        if self.peek() != "_":
+            return ""
+        self.take()
+        token = self.take()
+        if token != "{":
+            return f"_{token}"
+        parts, level = [], 1
+        while level:
+            token = self.take()
+            level += (token == "{") - (token == "}")
+            parts.append(token)
+        return "_" + "".join(parts[:-1])
+
+    def command(self, name: str, depth: int) -> Node:
+        if name == "frac":
+            return Node("div", (self.argument(depth), self.argument(depth)))
+        if name == "binom":
+            return Node("binom", (self.argument(depth), self.argument(depth)))
+        if name == "sqrt":
+            index = self.group(depth) if self.peek() == "[" else Node("number", text="2")
+            return Node("root", (self.argument(depth), index))
+        if name in FUNCTIONS:
+            return self.call(name, depth)
+        if _GREEK.fullmatch(name):
+            return Node("name", text=f"\\{name}" + self.subscript())
+        if name in ("pi", "infty"):
+            return Node("name", text=f"\\{name}")
+        if name in _BIG_OPERATORS:
+            return self.big_operator(name, depth)
+        if name == "beginmatrix":
+            return self.matrix(depth)
+        raise NotAnExpressionError(f"\\{name} is not read")
+
+    def argument(self, depth: int) -> Node:
+        """What follows a command: a group, or one token."""
+        if self.peek() in ("{", "("):
+            return self.group(depth)
+        token = self.peek()
+        if token.isdigit() and len(token) > 1:
+            # TeX takes one digit: \sqrt12 is \sqrt{1}2.
+            raise NotAnExpressionError("an argument without braces")
+        return self.atom(depth + 1)
+
+    def group(self, depth: int) -> Node:
+        opening = self.take()
+        bar_open, self.bar_open = self.bar_open, opening == "|"
+        value = self.sum(depth + 1)
+        self.bar_open = bar_open
+        self.take(_CLOSERS[opening])
+        kind = _BRACKET_KINDS.get(opening)
+        return Node(kind, (value,)) if kind else value
+
+    def call(self, name: str, depth: int) -> Node:
+        base: Node | None = None
+        power: Node | None = None
+        while self.peek() in ("_", "^"):
+            if self.take() == "^":
+                power = self.exponent(depth + 1)
+            elif name == "log":
+                base = self.argument(depth)
+            else:
+                raise NotAnExpressionError(f"a base of \\{name}")
+        if power == Node("neg", (Node("number", text="1"),)) and name in _INVERSES:
+            name, power = _INVERSES[name], None
+        value = Node("call", (self.call_argument(depth), *([base] if base else [])), name)
+        return Node("pow", (value, power)) if power else value
+
+    def call_argument(self, depth: int) -> Node:
+        """A group, or the factors up to the next sign or function: \\sin 2x \\cos y is (\\sin 2x)(\\cos y)."""
+        if depth > _MAX_DEPTH:
+            raise NotAnExpressionError("nested too deeply")
+        if self.peek() in ("(", "[", "{"):
+            return self.postfix(self.group(depth))
+        if self.peek() == "-":
+            self.take()
+            return Node("neg", (self.call_argument(depth + 1),))
+        factors = [self.power(depth + 1)]
+        while self.starts_factor() and self.peek() not in ("(", "[") and self.peek()[1:] not in FUNCTIONS:
+            factors.append(self.power(depth + 1))
+        return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+
+    def big_operator(self, name: str, depth: int) -> Node:
+        """Bounds and body, in a fixed order; a missing bound is 0."""
+        bounds = {"_": Node("number", text="0"), "^": Node("number", text="0")}
+        variable = ""
+        while self.peek() in bounds:
+            which = self.take()
+            if which == "_" and self.peek() == "{" and self.peek(1).isalpha() and self.peek(2) == "=":
+                variable = self.peek(1)
+                self.position += 3
+                bounds[which] = self.sum(depth + 1)
+                self.take("}")
+            else:
+                bounds[which] = self.argument(depth)
+        return Node("opaque", (bounds["_"], bounds["^"], self.product(depth + 1)), f"{name} {variable}")
+
+    def matrix(self, depth: int) -> Node:
+        rows: list[Node] = []
+        entries: list[Node] = []
+        while True:
+            entries.append(self.sum(depth + 1))
+            token = self.take()
+            if token == "&":
+                continue
+            rows.append(Node("row", tuple(entries)))
+            entries = []
+            if token == "\\\\" and self.peek() == r"\endmatrix":
+                token = self.take()
+            if token == r"\endmatrix":
+                break
+            if token != "\\\\":
+                raise NotAnExpressionError(f"{token!r} in a matrix")
+        if len({len(row.children) for row in rows}) != 1:
+            raise NotAnExpressionError("a matrix with rows of different lengths")
+        return Node("matrix", tuple(rows))

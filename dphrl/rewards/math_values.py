@@ -1,0 +1,122 @@
+r"""Whether two trees stand for the same value: both are computed at the same points, to many digits.
+
+Two expressions that agree in 80 digits at every point tried are equal; expressions that differ anywhere are not. There
+is no tolerance: a difference counts as zero only when it is rounding error, that is when it shrinks as the precision
+grows. Unlike rewriting one expression into the other, this always ends, and soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mpmath import mp  # type: ignore[import-untyped]
+
+from dphrl.rewards.math_evaluator import Point, Undefined, Value, coordinate, evaluate, shape
+from dphrl.rewards.math_parser import Node
+
+_LOW_DIGITS, _HIGH_DIGITS, _HIGHEST_DIGITS = 40, 120, 240
+_NUM_POINTS, _MAX_TRIES = 4, 16
+
+
+def same_value(a: Node, b: Node) -> bool:
+    """Raises TooLarge for values beyond MAX_BITS."""
+    seen = 0
+    for values in _at_points(a, b, _LOW_DIGITS):
+        if not _same_at(a, b, *values):
+            return False
+        seen += 1
+    return seen > 0
+
+
+def proportional(a: Node, b: Node) -> int:
+    """The sign of c where a = c b at every point with the same real c != 0; 0 where there is none."""
+    ratio: Value = None
+    for _, _, at_a, at_b in _at_points(a, b, 2 * _LOW_DIGITS):
+        if isinstance(at_a, tuple) or isinstance(at_b, tuple) or at_a == 0 or at_b == 0:
+            return 0
+        with mp.workdps(2 * _LOW_DIGITS):
+            here = at_a / at_b
+            if mp.im(here) or (ratio is not None and abs(here - ratio) > mp.mpf(10) ** -_LOW_DIGITS * abs(ratio)):
+                return 0
+        ratio = here
+    return 0 if ratio is None else 1 if mp.re(ratio) > 0 else -1
+
+
+def _same_at(a: Node, b: Node, point: Callable[[], Point], real: bool, at_a: Value, at_b: Value) -> bool:
+    with mp.workdps(_LOW_DIGITS):
+        low, scale = _distance(at_a, at_b)
+        if scale is None:
+            return False
+        # So far apart that no rounding explains it.
+        if scale > mp.mpf(10) ** -20 and low > scale * mp.mpf(10) ** -20:
+            return False
+    high, scale = _distance_at(a, b, point, real, _HIGH_DIGITS)
+    if scale is None:
+        return False
+    with mp.workdps(_HIGH_DIGITS):
+        if high <= scale * mp.mpf(10) ** -80:
+            return True
+        if low != 0:
+            return bool(high <= low * mp.mpf(10) ** -60)
+    highest, _ = _distance_at(a, b, point, real, _HIGHEST_DIGITS)
+    with mp.workdps(_HIGHEST_DIGITS):
+        return bool(highest <= high * mp.mpf(10) ** -60)
+
+
+def _distance_at(a: Node, b: Node, point: Callable[[], Point], real: bool, digits: int) -> tuple[Value, Value]:
+    with mp.workdps(digits):
+        here = point()
+        try:
+            return _distance(evaluate(a, here, real), evaluate(b, here, real))
+        except Undefined:
+            return mp.inf, None
+
+
+def _distance(a: Value, b: Value) -> tuple[Value, Value]:
+    """(distance, magnitude of the larger); the magnitude is None for values that cannot be compared."""
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        if not (isinstance(a, tuple) and isinstance(b, tuple)) or shape(a) != shape(b):
+            return mp.inf, None
+        pairs = [_distance(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True)]
+        if any(scale is None for _, scale in pairs):
+            return mp.inf, None
+        # Entries of different size must not hide one another.
+        return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0)
+    if mp.isnan(a) or mp.isnan(b):
+        return mp.inf, None
+    if mp.isinf(a) or mp.isinf(b):
+        return (mp.mpf(0), mp.mpf(1)) if a == b else (mp.inf, None)
+    return abs(a - b), max(abs(a), abs(b))
+
+
+def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Point], bool, Value, Value]]:
+    """(point, whether real, value of a, value of b) where both are defined: among the real numbers if that can be,
+    else among the complex."""
+    names = sorted(_names(a) | _names(b))
+    num_found = 0
+    imaginary = "i" in names
+    names = [name for name in names if name != "i"]
+    for real in (False,) if imaginary else (True, False):
+        for index in range(_MAX_TRIES if names else 1):
+            # The first two points are positive, where roots and logarithms have values.
+            def point(index: int = index) -> Point:
+                return {name: coordinate(name, index, index >= 2) for name in names}
+
+            with mp.workdps(digits):
+                here = point()
+                try:
+                    values = evaluate(a, here, real), evaluate(b, here, real)
+                except Undefined:
+                    continue
+            yield point, real, *values
+            num_found += 1
+            if num_found == _NUM_POINTS:
+                return
+        if num_found:
+            return
+
+
+def _names(tree: Node) -> set[str]:
+    if tree.kind == "name":
+        return set() if tree.text in ("e", r"\pi", r"\infty") else {tree.text}
+    return set().union(*map(_names, tree.children)) if tree.children else set()

@@ -1,0 +1,164 @@
+"""The SQL in a completion, and what of a query matters beside its rows: whether it orders them, how it is spelled."""
+
+from __future__ import annotations
+
+import re
+
+import sqlglot
+from sqlglot import exp
+
+_CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
+_THINK_START, _THINK_END = "<think>", "</think>"
+_FENCE = "```"
+_SQL_LANGUAGES = frozenset(["sql", "sqlite", "sqlite3", "postgresql", "postgres", "mysql"])
+_QUERY_WORDS = frozenset(["select", "values", "with"])
+_LANGUAGE = re.compile(r"[ \t]*(?P<language>[\w+#.-]*)[ \t]*(?:\r?\n|\Z)|[ \t]*(?P<inline>sql(?:ite3?)?)\b", re.I)
+
+# Blanks are possessive throughout: a model may write a million of them.
+_NAME = r"(?:\w++|\"[^\"\n]{1,200}\"|`[^`\n]{1,200}`|\[[^\]\n]{1,200}\])"
+_QUERY = (
+    rf"(?:select\b|values\s*+\(|with\s++(?:recursive\s++)?{_NAME}\s*+(?:\([^()]{{0,1000}}\)\s*+)?"
+    r"as\b\s*+(?:(?:not\s++)?materialized\s*+)?\()"
+)
+# "SQL: SELECT ...", "Answer: SELECT ..." and a query in single backquotes are lines of a query too.
+_QUERY_LINE = re.compile(rf"^[ \t>*]*+(?:[A-Za-z][\w ]{{0,30}}:[ \t*]*+)?`?(?P<sql>{_QUERY})", re.I | re.M)
+_PARAGRAPH_END = re.compile(r"\n[ \t\r]*+\n")
+# WITH begins sentences as well; comments may stand anywhere in it, and a text has one beginning only.
+_STATEMENT = re.compile(
+    r"(?>\s|\ufeff|;|--[^\n]*\n|/\*.*?\*/)*+(?:select\b|values\s*+[(/-]|with\b(?=[^;]{1,2000}?\bas\b[^;]{0,100}?\()|"
+    r"(?:alter|analyze|attach|begin|commit|create|delete|detach|drop|end|explain|insert|pragma|reindex|release|replace|"
+    r"rollback|savepoint|truncate|update|vacuum)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+_TOKEN = re.compile(
+    r"'(?:[^']|'')*+'|\"(?:[^\"]|\"\")*+\"|`(?:[^`]|``)*+`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|[()]", re.DOTALL
+)
+# Above this a query is compared by its text: the parser's time grows with it, and recursion has an end.
+_MAX_CANONICAL_CHARS = 5_000
+
+
+def extract_sql(text: str) -> str:
+    """The SQL that a completion gives as its answer, "" where there is none. Linear in the text.
+
+    The completion ends at a chat marker, and begins after `</think>` (one that starts to think and never stops has no
+    answer). Then: the last block fenced as SQL, else the last fenced block without a language; one that is not closed
+    extends to the end. Without fences: the whole text when it starts with a statement, else the last paragraph in which
+    a line starts with SELECT, VALUES or WITH name AS, from the first such line on, a label ("SQL:") before it or not.
+    """
+    marker = _CHAT_MARKER.search(text)
+    text = text[: marker.start()] if marker else text
+    _, ended, after = text.rpartition(_THINK_END)
+    if ended:
+        text = after
+    elif text.lstrip().startswith(_THINK_START):
+        return ""
+    if _FENCE in text:
+        return _last_block(text)
+    # Before a search that cuts: a bare statement keeps everything that follows it, to be judged whole.
+    if _STATEMENT.match(text):
+        return text.strip()
+    for paragraph in reversed(_PARAGRAPH_END.split(text)):
+        if found := _QUERY_LINE.search(paragraph):
+            sql = paragraph[found.start("sql") :].strip()
+            quoted = paragraph[: found.start("sql")].endswith("`")
+            return sql.partition("`")[0] if quoted else sql
+    return text.strip()
+
+
+def _last_block(text: str) -> str:
+    plain = ""
+    for block in reversed(text.split(_FENCE)[1::2]):
+        found = _LANGUAGE.match(block)
+        language = (found["language"] or found["inline"] or "").lower() if found else ""
+        if not found or language in _QUERY_WORDS:
+            language, start = "", 0
+        else:
+            start = found.end()
+        if language in _SQL_LANGUAGES:
+            return block[start:].strip()
+        if not language and not plain:
+            plain = block[start:].strip()
+    return plain
+
+
+def orders_rows(sql: str) -> bool:
+    """Whether a query orders its result: ORDER BY outside all parentheses, of a set operation's last member too.
+
+    Inside them it belongs to a subquery, a window or an aggregate and promises nothing about the result.
+    """
+    depth, previous = 0, ""
+    for token in _TOKEN.findall(sql):
+        if token.startswith(("--", "/*")):
+            continue
+        if token == "(":
+            depth += 1
+        elif token == ")":
+            depth -= 1
+        elif depth == 0 and previous == "order" and token.lower() == "by":
+            return True
+        previous = token.lower()
+    return False
+
+
+def canonical_sql(sql: str, columns: frozenset[str]) -> str:
+    """One spelling for queries that differ only in layout, letter case of names, aliases and ways of quoting, by which
+    distinct solutions are counted. Literals are kept.
+
+    columns: lower-case names of the columns that the query reads; a double-quoted word that is none of them is a
+    string literal to SQLite. Falls back to the text with blanks collapsed where it cannot be parsed or is long.
+    """
+    collapsed = " ".join(sql.split()).rstrip("; ")
+    if len(sql) > _MAX_CANONICAL_CHARS:
+        return collapsed
+    try:
+        trees = [tree for tree in sqlglot.parse(sql, dialect="sqlite") if tree]
+        if len(trees) != 1:
+            return collapsed
+        _normalize(trees[0], columns)
+        return str(trees[0].sql(dialect="sqlite", comments=False, copy=False))
+    except (sqlglot.errors.SqlglotError, RecursionError):
+        return collapsed
+
+
+def _normalize(tree: exp.Expression, columns: frozenset[str]) -> None:
+    nodes = _without_unused_aliases(tree)
+    tables: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, exp.TableAlias):
+            tables.setdefault(node.name.lower(), f"t{len(tables) + 1}")
+        elif isinstance(node, exp.Alias):
+            outputs.setdefault(node.alias.lower(), f"c{len(outputs) + 1}")
+    common_tables = {node.alias.lower() for node in nodes if isinstance(node, exp.CTE)}
+    for name in nodes:
+        if not isinstance(name, exp.Identifier):
+            continue
+        key, parent, role = name.name.lower(), name.parent, name.arg_key
+        if isinstance(parent, exp.Column) and role == "this" and not parent.args.get("table"):
+            if name.args.get("quoted") and key not in columns and key not in outputs:
+                parent.replace(exp.Literal.string(name.name))
+                continue
+            new = key if key in columns else outputs.get(key, key)
+        elif (isinstance(parent, exp.TableAlias) and role == "this") or role == "table":
+            new = tables.get(key, key)
+        elif isinstance(parent, exp.Table) and role == "this":
+            new = tables.get(key, key) if key in common_tables else key
+        elif isinstance(parent, exp.Alias):
+            new = outputs.get(key, key)
+        else:
+            new = key
+        name.set("this", new)
+        name.set("quoted", not new.isidentifier())
+
+
+def _without_unused_aliases(tree: exp.Expression) -> list[exp.Expression]:
+    """All nodes, in the order of the text, after replacing output aliases that nothing refers to by their values."""
+    nodes = list(tree.walk(bfs=False))
+    used = {node.name.lower() for node in nodes if isinstance(node, exp.Column)}
+    dropped = set()
+    for node in nodes:
+        if isinstance(node, exp.Alias) and node.alias.lower() not in used:
+            node.replace(node.this)
+            dropped |= {id(node), id(node.args["alias"])}
+    return [node for node in nodes if id(node) not in dropped]
