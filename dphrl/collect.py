@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from dphrl.protocols import RewardPool, RolloutPool
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
-
 # Deliveries that wait for their verdicts. A reward slower than the engines then holds up the stream of completions,
 # which stay where they were made, instead of filling this process.
 MAX_UNGRADED = 512

@@ -38,8 +38,8 @@ Think step by step, then give the query in a ```sql block."""
 class DatasetConfig(Section):
     # How results name it: eval tables, sample files.
     name: str
-    # tiny, tiny_sql: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question, database
-    # and gold query (Spider's and BIRD's files as they are distributed, or your own).
+    # tiny, tiny_sql: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question,
+    # database and gold query (Spider's and BIRD's files as they are distributed, or your own).
     kind: Literal["tiny", "tiny_sql", "math", "text_to_sql"] = "math"
     # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
     path: str = ""
@@ -142,8 +142,6 @@ class RewardConfig(Section):
     shaping: Literal["none", "column_overlap"] = "none"
     # For one completion; what runs longer is killed.
     timeout_s: PositiveFloat = 10.0
-    # Address space of a child process that grades; a completion that needs more is a resource_limit.
-    memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 2 * 2**30
     num_workers: PositiveInt = 1
     # Below 1 because a worker sleeps while engines decode; Ray packs by this number, it does not enforce it.
     cpus_per_worker: PositiveFloat = 0.25

@@ -14,7 +14,7 @@ from dphrl.report_svg import BOTTOM_PX, LEFT_PX, TOP_PX, Frame, Style, axes, cur
 from dphrl.report_text import escape
 
 # Width of a character of the direct labels, and what a longer one is cut to.
-LABEL_CHAR_PX = 6.2
+LABEL_CHAR_PX = 7.0
 MAX_LABEL_CHARS = 18
 LABEL_GAP_PX = 13.0
 
@@ -40,14 +40,17 @@ def line_chart(
     lines: Sequence[Line],
     *,
     size: tuple[float, float] = (420, 250),
-    diagonal: bool = False,
+    is_plane: bool = False,
     bound: tuple[float, str] | None = None,
 ) -> str:
-    """Curves with their names at their ends. diagonal: the line y = x. bound: a horizontal line with its name."""
+    """Curves with their names at their ends. bound: a horizontal line with its name.
+
+    is_plane: x is no time: a curve may end anywhere, its name stands there, and the diagonal y = x is drawn.
+    """
     longest = max((min(len(line.name), MAX_LABEL_CHARS) for line in lines), default=0)
     frame = Frame(*size, x, y, right=18 + LABEL_CHAR_PX * longest)
     parts = [axes(frame)]
-    if diagonal:
+    if is_plane:
         low, high = max(x.low, y.low), min(x.high, y.high)
         if low < high:
             ends = (frame.px(low), frame.py(low), frame.px(high), frame.py(high))
@@ -59,7 +62,7 @@ def line_chart(
     # Bands first: one must not dim another's line.
     parts += [f'<g class="{line.style.css}">{_band_path(frame, line.band)}</g>' for line in lines]
     parts += [_curve(frame, line) for line in lines]
-    parts.append(_end_labels(frame, lines))
+    parts.append(_end_labels(frame, lines, beside_points=is_plane))
     return svg_element(title, description, frame, [*parts, cursor(frame)], interactive=True)
 
 
@@ -87,8 +90,8 @@ def _curve(frame: Frame, line: Line) -> str:
     )
 
 
-def _end_labels(frame: Frame, lines: Sequence[Line]) -> str:
-    """Each curve's name beside its last point, moved apart where they would overlap."""
+def _end_labels(frame: Frame, lines: Sequence[Line], *, beside_points: bool) -> str:
+    """Each curve's name beside its last point or at the right edge, moved apart where they would overlap."""
     ends = []
     for line in lines:
         present = [(x, y) for x, y in zip(line.band.xs, line.band.ys, strict=True) if y is not None]
@@ -97,8 +100,8 @@ def _end_labels(frame: Frame, lines: Sequence[Line]) -> str:
     ends.sort(key=lambda end: end[0])
     levels = spread([end[0] for end in ends], LABEL_GAP_PX, TOP_PX, frame.height - BOTTOM_PX + 4)
     parts = []
-    start = frame.width - frame.right + 12
     for (y, x, line), level in zip(ends, levels, strict=True):
+        start = (x if beside_points else frame.width - frame.right) + 12
         name = line.name if len(line.name) <= MAX_LABEL_CHARS else f"{line.name[: MAX_LABEL_CHARS - 1]}…"
         leader = "" if start - x < 14 and abs(level - y) < 2 else straight("leader", x + 5, y, start - 2, level)
         parts.append(

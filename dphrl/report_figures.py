@@ -10,6 +10,7 @@ from dphrl.report_charts import Line, line_chart
 from dphrl.report_runs import Arm, DatasetKey, Run
 from dphrl.report_statistics import (
     Band,
+    largest,
     over_seeds,
     pass_at_k_curve,
     pass_keys,
@@ -99,7 +100,7 @@ def plane_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
         f"A point per evaluation, joined in the order of training from the base on. Up and to the right is better; "
         f"down is diversity lost. On the thin diagonal {_pass_name(last)} is no more than {_pass_name(first)}."
     )
-    return figure(name_of(dataset), caption, line_chart(title, description, x, y, lines, size=LARGE, diagonal=True))
+    return figure(name_of(dataset), caption, line_chart(title, description, x, y, lines, size=LARGE, is_plane=True))
 
 
 def name_of(dataset: DatasetKey) -> str:
@@ -115,18 +116,18 @@ def series_figures(arms: Sequence[Arm]) -> str:
     rehearsing = [arm for arm in arms if any(run.uses_divergence for run in arm.runs)]
     silent = [arm.name for arm in arms if arm not in rehearsing]
     without = f" Not drawn, without a divergence: {', '.join(silent)}." if silent else ""
-    charts = [
-        _series_figure(arms, "Reward", "reward/mean", smooth=True),
-        _series_figure(arms, "Entropy", "policy/entropy", smooth=True),
-        _series_figure(rehearsing, "Divergence loss", "divergence/loss", smooth=True, extra=without),
-        _series_figure(
-            arms, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms),
-            extra=" A gap of exactly 0 lies on the lower edge.",
-        ),
+    zero = " A gap of exactly 0 lies on the lower edge."
+    found = [
+        _series_figure(arms, "Reward", "reward/mean"),
+        _series_figure(arms, "Entropy", "policy/entropy"),
+        _series_figure(rehearsing, "Divergence loss", "divergence/loss", extra=without),
+        _series_figure(arms, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms), extra=zero),
         _series_figure(arms, "Staleness", "rollout/staleness_max"),
-        _series_figure(arms, "Throughput", "", get=tokens_per_second, smooth=True),
-    ]  # fmt: skip
-    return f'<div class="grid">{"".join(charts)}</div>'
+        _series_figure(arms, "Throughput", "", get=tokens_per_second),
+    ]
+    charts = "".join(markup for markup, is_chart in found if is_chart)
+    constant = "".join(markup for markup, is_chart in found if not is_chart)
+    return f'<div class="grid small">{charts}</div>{constant}'
 
 
 def _series_figure(
@@ -135,12 +136,14 @@ def _series_figure(
     metric: str,
     *,
     get: Callable[[Run], dict[int, float]] | None = None,
-    smooth: bool = False,
     log: bool = False,
     bound: tuple[float, str] | None = None,
     extra: str = "",
-) -> str:
-    """get: for what is no metric itself; completion tokens over the whole step."""
+) -> tuple[str, bool]:
+    """(markup, whether it is a chart): what never changes is said in a sentence.
+
+    get: for what is no metric itself; completion tokens over the whole step. extra: after the chart's caption.
+    """
     if metric:
         unit, meaning = BY_NAME[metric].unit, BY_NAME[metric].meaning
         label = f"{metric}, {unit}" if unit else metric
@@ -149,29 +152,37 @@ def _series_figure(
     found = {arm.name: [(get(run) if get else series(run, metric)) for run in arm.runs] for arm in arms}
     values = [value for runs in found.values() for run in runs for value in run.values()]
     if not values:
-        return figure(title, f"{meaning} No step has it.{extra}", "", "empty")
+        return _sentence(title, meaning, "No step has it."), False
     if min(values) == max(values):
-        return figure(title, f"{meaning} {show_number(values[0])} at every step of every run.{extra}", "", "empty")
+        return _sentence(title, meaning, f"{show_number(values[0])} at every step of every run."), False
     last = max(step for runs in found.values() for run in runs for step in run)
-    window = round(last * SMOOTHED_SHARE) if smooth and last >= MIN_STEPS_TO_SMOOTH else 1
+    # An odd number of steps: as many before as after.
+    window = 2 * round(last * SMOOTHED_SHARE / 2) + 1 if last >= MIN_STEPS_TO_SMOOTH else 1
+    is_maximum = metric.endswith("_max")
     lines, shown = [], []
     for arm in arms:
-        band = over_seeds(found[arm.name], window)
+        band = largest(found[arm.name], window) if is_maximum else over_seeds(found[arm.name], window)
         if band is None or not band.xs:
             continue
-        raw = over_seeds(found[arm.name]) if window > 1 and arm.num_seeds == 1 else None
+        raw = over_seeds(found[arm.name]) if window > 1 and arm.num_seeds == 1 and not is_maximum else None
         lines.append(Line(arm.name, style_of(arm), band, raw=raw))
-        shown += [y for y in band.ys if y is not None]
-        # The faint raw curve may leave the chart at its extremes; the smoothed one may not.
-        shown += [v for bounds in (band.low, band.high) for v in (bounds or ())[:: max(1, window)] if v is not None]
-    smoothing = f" Mean over {window} steps; faint: every step." if window > 1 else ""
+        # The faint raw curve may leave the chart at its extremes; the smoothed one and its band may not.
+        shown += [v for ys in (band.ys, band.low or (), band.high or ()) for v in ys if v is not None]
+    smoothing = f" {'Largest of' if is_maximum else 'Mean over'} {window} steps." if window > 1 else ""
+    smoothing += " Faint: every step." if any(line.raw for line in lines) else ""
+    if any(arm.num_seeds > 1 for arm in arms):
+        smoothing += " Several seeds: the largest." if is_maximum else " Several seeds: mean and 95 % interval."
     is_positive = min(values) >= 0
     y = log_axis(label, values) if log else linear_axis(label, shown, floor=0.0 if is_positive else None)
     ends = "; ".join(f"{line.name} {show_number(line.band.ys[-1] or 0.0)}" for line in lines)
     svg = line_chart(
         title, f"{meaning} At the last step: {ends}.", step_axis("training step", last), y, lines, bound=bound
     )
-    return figure(title, f"{meaning}{smoothing}{extra}", svg)
+    return figure(title, f"{meaning}{smoothing}{extra}", svg), True
+
+
+def _sentence(title: str, meaning: str, finding: str) -> str:
+    return f"<p><strong>{escape(title)}: {escape(finding)}</strong> {escape(meaning)}</p>"
 
 
 def _gap_bound(arms: Sequence[Arm]) -> tuple[float, str] | None:

@@ -69,7 +69,7 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 {_legend([*bases, *arms])}
 <main>{body}</main>
-<footer><p>dphrl {escape(dphrl.__version__)}, {now:%Y-%m-%d %H:%M} UTC</p></footer>
+<footer><p>{escape(_versions())}</p></footer>
 <script>{script}</script>
 </body>
 </html>
@@ -104,8 +104,7 @@ def _header(arms: Sequence[Arm], title: str, now: datetime) -> str:
         "Trained on": _values(runs, "data.train.name"),
         "Steps": f"{span} of {_values(runs, 'learner.num_steps')}",
         "Trained": "no run.log says when",
-        "This page": f"{now:%Y-%m-%d %H:%M} UTC by dphrl {dphrl.__version__}, where {_versions()} are installed; "
-        "the runs themselves do not record versions",
+        "This page": f"{now:%Y-%m-%d %H:%M} UTC, by dphrl {dphrl.__version__}",
     }
     if periods:
         begin, end = min(p[0] for p in periods), max(p[1] for p in periods)
@@ -127,7 +126,10 @@ def _versions() -> str:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return (
+        f"Made with dphrl {dphrl.__version__} beside {', '.join(found)}. Runs record no versions of their own: these "
+        "are of the place where this page was made."
+    )
 
 
 def _values(runs: Sequence[Run], dotted: str) -> str:
@@ -218,8 +220,8 @@ def _reference(arms: Sequence[Arm]) -> str:
     if rows:
         text = (
             "Before training, the initial policy's responses to every training prompt were graded. Near-perfect "
-            "prompts are rehearsed by the divergence; the others are explored. All wrong: no response correct, counted among "
-            "exploration or dropped. Ungraded: the grader failed on every response."
+            "prompts are rehearsed by the divergence; the others are explored. All wrong: no response correct, counted "
+            "among exploration or dropped. Ungraded: the grader failed on every response."
         )
         parts += [note(text), table("Reference split", SPLIT_COLUMNS, rows, css="numbers")]
     if without:
@@ -228,7 +230,7 @@ def _reference(arms: Sequence[Arm]) -> str:
         parts.append(note(f"Reference stage not finished, or its files are gone: {'; '.join(missing)}."))
     if len(figures) > MAX_SPLIT_FIGURES:
         parts.append(note(f"Drawn: the first {MAX_SPLIT_FIGURES} of {len(figures)}."))
-    return f'{"".join(parts)}<div class="grid">{"".join(figures[:MAX_SPLIT_FIGURES])}</div>'
+    return f'{"".join(parts)}<div class="grid small">{"".join(figures[:MAX_SPLIT_FIGURES])}</div>'
 
 
 def _settings(arms: Sequence[Arm]) -> str:

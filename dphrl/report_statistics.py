@@ -70,8 +70,10 @@ def rate(summaries: Sequence[Summary], key: str) -> Rate | None:
         return None
     found = [float(value) for value in values if value is not None]
     if len(found) > 1:
-        over_seeds = interval_over_seeds(found)
-        return Rate(over_seeds["mean"], over_seeds["low"], over_seeds["high"])
+        interval = interval_over_seeds(found)
+        # Student's t knows no bounds; a share has them.
+        most = math.inf if key == "distinct_correct" else 1.0
+        return Rate(interval["mean"], max(0.0, interval["low"]), min(most, interval["high"]))
     low, high = (summaries[0].get("intervals") or {}).get(key) or (None, None)
     return Rate(found[0], low, high)
 
@@ -164,11 +166,9 @@ def over_seeds(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band
     Steps that not every run has taken are left out of a mean that would else jump there; a step's interval exists
     for several seeds only.
     """
-    if not per_seed or not all(per_seed):
-        per_seed = [values for values in per_seed if values]
-    if not per_seed:
+    smoothed = [smooth(values, window) if window > 1 else dict(values) for values in per_seed if values]
+    if not smoothed:
         return None
-    smoothed = [smooth(values, window) for values in per_seed]
     steps = sorted(set.intersection(*(set(values) for values in smoothed)))
     if len(smoothed) == 1:
         return Band(steps, [smoothed[0][step] for step in steps])
@@ -177,17 +177,34 @@ def over_seeds(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band
     return Band(steps, means, low, high)
 
 
+def largest(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band | None:
+    """The largest value over seeds and the `window` steps around each step: for what is a maximum itself."""
+    merged: dict[int, float] = {}
+    for values in per_seed:
+        for step, value in values.items():
+            merged[step] = max(value, merged.get(step, value))
+    if not merged:
+        return None
+    steps = sorted(merged)
+    ys = np.array([merged[step] for step in steps])
+    return Band(steps, [float(ys[first:end].max()) for first, end in _windows(steps, window)])
+
+
 def smooth(values: Mapping[int, float], window: int) -> dict[int, float]:
     """Mean over the `window` steps around each, fewer at the ends; the values themselves for window 1."""
-    if window <= 1:
-        return dict(values)
-    steps, ys = np.array(list(values)), np.array(list(values.values()))
-    half = window // 2
-    sums = np.concatenate([[0.0], np.cumsum(ys)])
-    first = np.searchsorted(steps, steps - half, side="left")
-    end = np.searchsorted(steps, steps + half, side="right")
-    means = (sums[end] - sums[first]) / (end - first)
-    return dict(zip(steps.tolist(), means.tolist(), strict=True))
+    sums = np.concatenate([[0.0], np.cumsum(list(values.values()))])
+    ends = _windows(list(values), window)
+    return {
+        step: float(sums[end] - sums[first]) / (end - first) for step, (first, end) in zip(values, ends, strict=True)
+    }
+
+
+def _windows(steps: Sequence[int], window: int) -> list[tuple[int, int]]:
+    """For each of the ascending steps, where in them the stretch around it begins and ends; even windows count as
+    one more."""
+    first = np.searchsorted(steps, np.asarray(steps) - window // 2, side="left")
+    end = np.searchsorted(steps, np.asarray(steps) + window // 2, side="right")
+    return list(zip(first.tolist(), end.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dphrl.report_text import escape
 from dphrl.types import RewardStatus
 
 MAX_BARS = 50
-# A first step that warms engines up may take many times a later one; the axis is cut here, and the bar says so.
-OUTLIER_RATIO = 3.0
+# The first step, which warms engines up, may take many times a later one: from this ratio on it is cut, and says so.
+OUTLIER_RATIO = 1.5
 PHASES = (("rollout", "p0"), ("reward", "p1"), ("learn", "p2"), ("sync", "p3"), ("other", "p4"))
 STATUS_CSS = {
     RewardStatus.CORRECT: "p2",
@@ -75,11 +75,11 @@ def _stacked(
     heights = {
         arm: {part: _means(edges, [run[part] for run in runs]) for part in css} for arm, runs in per_arm.items() if runs
     }
-    totals = [sum(bar) for parts in heights.values() for bar in zip(*parts.values(), strict=True)]
-    typical = statistics.median([total for total in totals if total > 0] or [1.0])
-    high = max(totals)
-    if high > OUTLIER_RATIO * typical:
-        high = max(total for total in totals if total <= OUTLIER_RATIO * typical)
+    totals = [[sum(bar) for bar in zip(*parts.values(), strict=True)] for parts in heights.values()]
+    high = max(max(bars) for bars in totals)
+    later = max((bar for bars in totals for bar in bars[1:]), default=high)
+    if 0 < later * OUTLIER_RATIO < high:
+        high = later
     y = linear_axis(unit, [0.0, high], floor=0.0)
     charts = []
     for arm in arms:
@@ -96,7 +96,7 @@ def _stacked(
         )
         charts.append(figure(arm.name, f"Over all steps: {described}.", svg))
     binned = note(f"Each bar is the mean of {last / num_bars:.3g} steps on average.") if num_bars < last else ""
-    return f'{_key(css)}{binned}<div class="grid">{"".join(charts)}</div>'
+    return f'{_key(css)}{binned}<div class="grid small">{"".join(charts)}</div>'
 
 
 def _means(edges: Sequence[int], runs: Sequence[Mapping[int, float]]) -> list[float]:

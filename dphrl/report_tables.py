@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -105,25 +106,26 @@ def _mean(values: Sequence[int]) -> Cell:
 
 
 def runs_table(arms: Sequence[Arm]) -> str:
-    """Every run: how far it came, when, what of its folder could not be read."""
+    """How far every arm's runs came, when, and what of their folders could not be read."""
     rows = []
     for arm in arms:
-        for run in arm.runs:
-            begin, end = run.period or ("-", "-")
-            problems = "".join(f"<br><small>{escape(problem)}</small>" for problem in run.problems)
-            state = escape(run.state) if run.state == "finished" else f"<strong>{escape(run.state)}</strong>"
-            rows.append(
-                [
-                    f"{swatch(style_of(arm))}{escape(run.folder.name)}",
-                    str(run.seed),
-                    f"{state}{problems}",
-                    str(run.num_steps_done),
-                    escape(begin.replace("T", " ")),
-                    escape(end.replace("T", " ")),
-                ]
-            )
-    columns = ["run", "seed", "state", "steps", "first log line (UTC)", "last log line (UTC)"]
-    return table("Runs", columns, rows)
+        states = Counter(run.state for run in arm.runs)
+        shown = [
+            f"{f'{count} ' if arm.num_seeds > 1 else ''}{escape(state)}"
+            if state == "finished"
+            else f"<strong>{f'{count} ' if arm.num_seeds > 1 else ''}{escape(state)}</strong>"
+            for state, count in states.items()
+        ]
+        problems = [f"{run.folder.name}: {problem}" for run in arm.runs for problem in run.problems]
+        shown += [f"<small>{escape(problem)}</small>" for problem in problems]
+        steps = sorted({run.num_steps_done for run in arm.runs})
+        periods = [run.period for run in arm.runs if run.period]
+        begin = min((p[0] for p in periods), default="-").replace("T", " ")
+        end = max((p[1] for p in periods), default="-").replace("T", " ")
+        seeds = ", ".join(str(run.seed) for run in arm.runs)
+        done = " to ".join(str(step) for step in dict.fromkeys([steps[0], steps[-1]]))
+        rows.append([arm_cell(arm), seeds, "<br>".join(shown), done, escape(begin), escape(end)])
+    return table("Runs", ["arm", "seed", "state", "steps", "first log line (UTC)", "last log line (UTC)"], rows)
 
 
 # -------------------------------------------------------------------------------------------- reference

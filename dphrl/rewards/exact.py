@@ -20,6 +20,9 @@ _SPACING = re.compile(
     r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
+_ORDINAL = re.compile(
+    r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+)
 _EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _FRACTION_NAMES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 # \frac12 and \frac1{2}: TeX takes one token where there are no braces.
@@ -69,6 +72,7 @@ def tidy(answer: str) -> str:
     if not _BRACKET.search(answer):
         answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},\s]", "", match[0]), answer)
         answer = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), answer)
+    answer = _ORDINAL.sub("", answer)
     answer = _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
     answer = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", answer)
     # A closing point ends the sentence; an ellipsis is part of the answer.

@@ -12,6 +12,7 @@ import re
 _CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
 _BOXES = ("\\boxed", "\\fbox")
 _BRACE = re.compile(r"\s*\{")
+_STRUCTURE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\s+([^\s${}\\]{1,100})")
 _HASHES = "####"
 _ANSWER_PHRASE = re.compile(
@@ -62,18 +63,12 @@ def extract_boxed(text: str) -> str | None:
         bare = _BARE_BOX.match(text, start)
         return bare[1].rstrip(".,") or None if bare else None
     start = brace.end()
-    depth, position = 1, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # an escaped brace is a symbol of the answer, not structure
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:position].strip() or None
-        position += 1
+    depth = 1
+    # An escaped brace is a symbol of the answer, not structure.
+    for mark in _STRUCTURE.finditer(text, start):
+        depth += (mark[0] == "{") - (mark[0] == "}")
+        if depth == 0:
+            return text[start : mark.start()].strip() or None
     return None
 
 
@@ -102,13 +97,15 @@ EXTRACTORS = {"boxed": extract_boxed, "auto": extract_auto}
 
 
 def _own_turn(text: str) -> str:
-    marker = _CHAT_MARKER.search(text)
+    # Megabytes without the first character of any marker need no regular expression.
+    marker = _CHAT_MARKER.search(text) if "<" in text else None
     return text[: marker.start()] if marker else text
 
 
 def _last_box(text: str) -> int | None:
     """Where the command of the last box ends: a braced one, if there is any."""
-    braced, bare = [], []
+    braced: list[int] = []
+    bare: list[int] = []
     for command in _BOXES:
         start = text.rfind(command)
         while start >= 0:

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from dphrl.rewards import math_forms, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
-from dphrl.rewards.math_parser import Node, NotAnExpressionError, parse
+from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
 from dphrl.types import RewardResult, RewardStatus
 
 # Longer ones are arithmetic too, but not cheap: a thousand fractions have a long common denominator.
@@ -43,8 +43,11 @@ def compare(answer: str, gold: str) -> RewardResult:
 
 
 def compare_cheaply(answer: str, gold: str) -> RewardResult | None:
-    """The verdict where spelling, rational numbers or words decide; None where they do not."""
-    return _verdict(answer, gold, _decide_cheaply)
+    """The verdict where spelling, rational numbers, words or sheer length decide; None where they do not."""
+    verdict = _verdict(answer, gold, _decide_cheaply)
+    if verdict is None and len(answer) > MAX_CHARS:
+        return RewardResult(RewardStatus.REFUSED, f"an expression of {len(answer)} characters")
+    return verdict
 
 
 def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) -> RewardResult | None:
@@ -151,6 +154,14 @@ class _Comparison:
         gold_kind, gold_entries = math_forms.compound(gold)
         if kind == gold_kind == "plain":
             return self.equal_relations(answer, gold)
+        if {kind, gold_kind} == {"list", "()"}:
+            # The tuple's entries stay as they are: None for having no names.
+            values = [
+                math_forms.values_in_order(entries) or entries,
+                math_forms.values_in_order(gold_entries) or gold_entries,
+            ]
+            if values != [entries, gold_entries]:
+                kind, gold_kind, entries, gold_entries = "()", "()", *values
         if (gold_kind in _BRACKETS) != (kind in _BRACKETS):
             return self.equal_intervals(kind, entries, gold_kind, gold_entries)
         if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:

@@ -28,6 +28,7 @@ _TEXT_UNIT = re.compile(
     re.DOTALL,
 )
 _PER = re.compile(r"(?<=[A-Za-z])\}\s*/\s*\\(?:text|mbox|mathrm|textnormal)\s*\{(?=\s*[A-Za-z])")
+_AMOUNT_IN_TEXT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{(\s*[\d.,/]+\s+[^{}]*)\}")
 _ABBREVIATIONS = (
     "mm|cm|km|dm|nm|ft|yd|mi|kg|mg|lbs?|oz|mph|kph|kmh|ml|mL|hrs?|mins?|secs?|rad|deg|pct|percent|percentage|in|m|s|g|h"
 )
@@ -213,6 +214,15 @@ def is_equation(text: str) -> bool:
     return "=" in text and len(split(text, "=")) > 1
 
 
+def values_in_order(entries: list[str]) -> list[str] | None:
+    """2 and 3 for x = 2 and y = 3, which is the tuple (2, 3); None where names are missing or in another order."""
+    names = [_ASSIGNMENT.match(entry) for entry in entries]
+    spelled = [canonical(name[1]) for name in names if name and is_equation(name.string)]
+    if len(spelled) < len(entries) or spelled != sorted(set(spelled)):
+        return None
+    return [_value_of(entry, name) for entry, name in zip(entries, names, strict=True)]
+
+
 def _without_approximation(text: str) -> str:
     r"""x = 1/3 for x = 1/3 \approx 0.33, and x = 11 for x \approx 11."""
     exact, sign, rough = text.partition(r"\approx")
@@ -250,6 +260,8 @@ def words(text: str) -> str | None:
 
 def split_unit(text: str) -> tuple[str, str]:
     """(core, unit): the unit by its full name, "" for none."""
+    if amount := _AMOUNT_IN_TEXT.fullmatch(text):
+        text = amount[1].strip()
     bare = _DEGREES.sub("", text)
     if bare != text and bare.strip() and not any(name in bare for name in ("sin", "cos", "tan", "cot", "sec", "csc")):
         # "90 degrees" of temperature are as good as those of an angle.

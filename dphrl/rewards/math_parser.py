@@ -36,7 +36,7 @@ _PLAIN_NAME = re.compile(
 )
 # Words and the calls of a program, not products of letters.
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{5,}|[A-Za-z]{3,}(?=\())|__")
-_NAMED = re.compile(r"\\(?:operatorname|mathrm|text|mathit|mathbf|rm)\s*\{\s*([A-Za-z]+)\s*\}")
+_NAMED = re.compile(r"\\(?:operatorname|mathrm|text|mathit|mathbf|vec|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 _MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?")
 _MATRIX_END = re.compile(r"\\end\{(?:[pb]?matrix|smallmatrix|array)\}")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\u00b0")

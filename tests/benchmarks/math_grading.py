@@ -1,7 +1,7 @@
 """The math grader: speed beside math-verify on one core, and what hostile answers cost the others.
 
-Realistic pairs, none twice, so that the cache of verdicts does not help: 70 % plain numbers, the rest the gold answers of
-MATH-500 beside themselves respelled or beside each other.
+Realistic pairs, none twice, so that the cache of verdicts does not help: 70 % plain numbers, the rest the gold answers
+of MATH-500 beside themselves respelled or beside each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from dphrl.rewards.math_answer import MathAnswerGrader
 
-NUM_ROUNDS, NUM_PAIRS, NUM_BENIGN, BATCH_SIZE = 3, 200, 4_000, 64
+NUM_ROUNDS, NUM_PAIRS, NUM_BENIGN, BATCH_SIZE = 3, 200, 8_000, 64
 HOSTILE_SHARE, TIMEOUT_S = 0.05, 2.0
 
 Pair = tuple[str, str]

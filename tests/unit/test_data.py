@@ -213,3 +213,13 @@ def test_the_tiny_task_depends_on_the_seed_and_has_its_splits() -> None:
         load("test", 0)
     with pytest.raises(ValueError, match=r"data set t: .*; set its limit"):
         load_problems(DatasetConfig(name="t", kind="tiny", split="train", limit=10**6), 0)
+
+
+def test_a_seed_draws_the_order_of_rows_before_the_limit(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "rows.jsonl", *({"question": "q", "answer": "a", "id": i} for i in range(50)))
+
+    def drawn(**settings: Any) -> list[int]:
+        return [row.fields["id"] for row in load_rows(_dataset(path, **settings))]
+
+    assert sorted(drawn(shuffle_seed=1)) == list(range(50)) == drawn()
+    assert drawn(shuffle_seed=1, limit=5) == drawn(shuffle_seed=1)[:5] != drawn(shuffle_seed=2, limit=5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,37 @@ def test_a_killed_worker_process_loses_no_row(tmp_path: Path) -> None:
     records = read(tmp_path / "out.jsonl")
     assert [r["index"] for r in records] == list(range(60_000))
     assert {r["status"] for r in records} == {"correct"}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    path = tmp_path / "zoo.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE animal (name TEXT, legs INT); INSERT INTO animal VALUES ('owl', 2)")
+    return str(path)
+
+
+def test_sql_rows_are_graded_by_their_convention(tmp_path: Path, database: str) -> None:
+    gold = "SELECT name, legs FROM animal"
+    rows = [
+        ("```sql\nSELECT legs, name FROM animal;\n```", "spider", "correct"),
+        ("SELECT legs, name FROM animal", "bird", "wrong"),
+        ("DELETE FROM animal", "bird", "refused"),
+        ("I do not know", "bird", "unparsable"),
+        ("SELECT name FROM plant", "bird", "wrong"),
+    ]
+    lines = [{"completion": sql, "db": database, "gold_sql": gold, "convention": c} for sql, c, _ in rows]
+    done = score("sql", str(write(tmp_path / "in.jsonl", lines)), "-o", str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 0, done.output
+    assert [r["status"] for r in read(tmp_path / "out.jsonl")] == [status for *_, status in rows]
+
+
+def test_a_missing_database_is_named_and_never_a_zero(tmp_path: Path, database: str) -> None:
+    good = {"completion": "SELECT 1", "db": database, "gold_sql": "SELECT 1", "convention": "bird"}
+    rows = [good, good | {"db": "absent.sqlite"}, good | {"convention": "strict"}, good]
+    done = score("sql", str(write(tmp_path / "in.jsonl", rows)), "-o", str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 2
+    assert "in.jsonl:2: db 'absent.sqlite' is no file" in done.output
+    assert "in.jsonl:3: convention is 'strict'" in done.output
+    verdicts = [(r["index"], r["score"], r["status"]) for r in read(tmp_path / "out.jsonl")]
+    assert verdicts == [(0, 1, "correct"), (1, None, "infrastructure_error"), (3, 1, "correct")]
