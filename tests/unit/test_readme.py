@@ -11,13 +11,18 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_the_example_configuration_loads(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    example, text_to_sql = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     source = tmp_path / "mine.yaml"
     source.write_text(example)
     config = load_config(str(source))
     assert config.algorithm.divergence.name == "js"
     assert config.data.prompt_template.endswith(r"\boxed{}.")
     assert "\n\n" in config.data.prompt_template
+
+    source.write_text(text_to_sql)
+    config = load_config(str(source))
+    assert config.reward.name == "sql_execution"
+    assert [dataset.convention for dataset in (config.data.train, *config.data.evaluation)] == ["bird", "spider"]
 
 
 def test_the_presets_it_names_exist() -> None:
