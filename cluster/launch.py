@@ -84,14 +84,19 @@ def run_evaluation(
     quiet_libraries()
     console = Console()
     results: dict[str, list[Summary]] = {}
+    output = output or run_folder(config) / "eval" / f"{_slug(model)}.json"
+    samples = output.with_suffix(".samples")
     for label, path in (("base", base), ("model", model)):
         if path is not None:
             prepared = prepare(config, console, model=path)
-            results[label] = _evaluate_one(config, prepared, label, results.get("base", []), console, inline)
+            known, folder = results.get("base", []), samples / label
+            results[label] = _evaluate_one(config, prepared, label, known, console, inline, folder)
     report_evaluations(console, results)
-    output = output or run_folder(config) / "eval" / f"{_slug(model)}.json"
+    for summary in results["model"]:
+        counts = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
+        console.info(f"{summary['dataset']}: {counts}")
     write_summaries(output, results["model"])
-    console.info(f"written to {output}")
+    console.info(f"written to {output}, the graded completions to {samples}")
 
 
 def _slug(path: str) -> str:
@@ -99,12 +104,19 @@ def _slug(path: str) -> str:
 
 
 def _evaluate_one(
-    config: Config, prepared: Prepared, label: str, base: Sequence[Summary], console: Console, inline: bool
+    config: Config,
+    prepared: Prepared,
+    label: str,
+    base: Sequence[Summary],
+    console: Console,
+    inline: bool,
+    samples_folder: Path,
 ) -> list[Summary]:
     async def run(system: Any) -> list[Summary]:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
-        return await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, label, base)
+        sets, rollouts, rewards = prepared.evaluations, parts.rollouts, parts.rewards
+        return await evaluate_sets(config, sets, rollouts, rewards, console, label, base, samples_folder)
 
     with open_system(config, prepared, inline=inline) as system:
         return run_async(run(system))

@@ -58,9 +58,10 @@ def count_groups(groups: Iterable[RolloutGroup]) -> list[Count]:
     return [(g.prompt.prompt_id, sum(result.score is not None for result in g.results), g.num_correct) for g in groups]
 
 
-def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, float | None]:
+def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
     """What the completions show beside right and wrong; None where there is nothing to average.
 
+    statuses: how many completions were graded what.
     distinct_correct: mean number per prompt of different correct solutions, by the reward's canonical form of each,
     or else by text with white space aside. majority@k: chance that the most frequent of k answers is right.
     entropy_mean: of the sampled distribution in nats a token, estimated as -log-prob of what was sampled.
@@ -77,7 +78,9 @@ def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[
     num_tokens = sum(len(completion.token_ids) for completion in completions)
     surprise = -sum(sum(completion.logprobs) for completion in completions)
     majorities = {f"majority@{k}": _mean([majority_at_k(a, k) for a in answers if len(a) >= k]) for k in ks if k > 1}
+    statuses = Counter(str(result.status) for group in groups for result in group.results)
     return {
+        "statuses": dict(sorted(statuses.items())),
         "distinct_correct": _mean([len({answer for answer, score in a if score}) for a in answers]),
         **majorities,
         "completion_tokens_mean": num_tokens / len(completions) if completions else None,

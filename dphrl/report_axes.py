@@ -47,7 +47,9 @@ def linear_axis(label: str, values: Iterable[float], *, floor: float | None = No
     """
     found = [value for value in values if math.isfinite(value)]
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+    # What differs by rounding alone is one value.
+    is_constant = high - low <= 1e-9 * max(abs(low), abs(high))
+    margin = (0.05 * abs(high) or 0.5) if is_constant else 0.05 * (high - low)
     low, high = low - margin, high + margin
     if floor is not None and low < floor:
         low = floor
@@ -57,7 +59,7 @@ def linear_axis(label: str, values: Iterable[float], *, floor: float | None = No
         high = low + 1.0
     step = _nice_step((high - low) / 5)
     first = math.ceil(low / step - 1e-9)
-    ticks = [round(i * step, 12) for i in range(first, int(high / step + 1e-9) + 1)]
+    ticks = [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
     return Axis(label, low, high, tuple((tick, _tick_label(tick, step)) for tick in ticks))
 
 

@@ -17,6 +17,7 @@ from dphrl.report_text import escape
 LABEL_CHAR_PX = 7.0
 MAX_LABEL_CHARS = 18
 LABEL_GAP_PX = 13.0
+EARLY_END_PX = 40.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _end_labels(frame: Frame, lines: Sequence[Line], *, beside_points: bool) -> 
     levels = spread([end[0] for end in ends], LABEL_GAP_PX, TOP_PX, frame.height - BOTTOM_PX + 4)
     parts = []
     for (y, x, line), level in zip(ends, levels, strict=True):
-        start = (x if beside_points else frame.width - frame.right) + 12
+        # A run that was stopped early is named where it stopped, not across the others' curves.
+        edge = frame.width - frame.right
+        start = (x if beside_points or edge - x > EARLY_END_PX else edge) + 12
         name = line.name if len(line.name) <= MAX_LABEL_CHARS else f"{line.name[: MAX_LABEL_CHARS - 1]}…"
         leader = "" if start - x < 14 and abs(level - y) < 2 else straight("leader", x + 5, y, start - 2, level)
         parts.append(

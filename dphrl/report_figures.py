@@ -25,7 +25,7 @@ from dphrl.report_text import escape
 # A run of fewer steps is drawn as it is; a longer one smoothed over this share of its steps.
 MIN_STEPS_TO_SMOOTH = 50
 SMOOTHED_SHARE = 1 / 25
-LARGE, SMALL = (560.0, 360.0), (420.0, 250.0)
+LARGE = (480.0, 320.0)
 
 
 def style_of(arm: Arm) -> Style:
@@ -73,8 +73,7 @@ def plane_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
     summaries = [
         s for arm in arms for run in arm.runs for found in run.evaluations.values() if (s := found.get(dataset))
     ]
-    keys = pass_keys([s for s in summaries if all(key in s for key in pass_keys(summaries[:1]))])
-    shared = [key for key in keys if all(key in summary for summary in summaries)]
+    shared = [key for key in pass_keys(summaries) if all(key in summary for summary in summaries)]
     if len(shared) < 2:
         return note(f"{name_of(dataset)}: evaluation.k gives no second k to set against Pass@1.")
     first, last = shared[0], shared[-1]
@@ -117,13 +116,16 @@ def series_figures(arms: Sequence[Arm]) -> str:
     silent = [arm.name for arm in arms if arm not in rehearsing]
     without = f" Not drawn, without a divergence: {', '.join(silent)}." if silent else ""
     zero = " A gap of exactly 0 lies on the lower edge."
+    last = last_step(arms)
     found = [
-        _series_figure(arms, "Reward", "reward/mean"),
-        _series_figure(arms, "Entropy", "policy/entropy"),
-        _series_figure(rehearsing, "Divergence loss", "divergence/loss", extra=without),
-        _series_figure(arms, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms), extra=zero),
-        _series_figure(arms, "Staleness", "rollout/staleness_max"),
-        _series_figure(arms, "Throughput", "", get=tokens_per_second),
+        _series_figure(arms, last, "Reward", "reward/mean"),
+        _series_figure(arms, last, "Entropy", "policy/entropy"),
+        _series_figure(rehearsing, last, "Divergence loss", "divergence/loss", extra=without),
+        _series_figure(
+            arms, last, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms), extra=zero
+        ),
+        _series_figure(arms, last, "Staleness", "rollout/staleness_max"),
+        _series_figure(arms, last, "Throughput", "", get=tokens_per_second),
     ]
     charts = "".join(markup for markup, is_chart in found if is_chart)
     constant = "".join(markup for markup, is_chart in found if not is_chart)
@@ -132,6 +134,7 @@ def series_figures(arms: Sequence[Arm]) -> str:
 
 def _series_figure(
     arms: Sequence[Arm],
+    last: int,
     title: str,
     metric: str,
     *,
@@ -142,7 +145,8 @@ def _series_figure(
 ) -> tuple[str, bool]:
     """(markup, whether it is a chart): what never changes is said in a sentence.
 
-    get: for what is no metric itself; completion tokens over the whole step. extra: after the chart's caption.
+    last: the last step on the axis. get: for what is no metric itself; completion tokens over the whole step.
+    extra: after the chart's caption.
     """
     if metric:
         unit, meaning = BY_NAME[metric].unit, BY_NAME[metric].meaning
@@ -155,7 +159,6 @@ def _series_figure(
         return _sentence(title, meaning, "No step has it."), False
     if min(values) == max(values):
         return _sentence(title, meaning, f"{show_number(values[0])} at every step of every run."), False
-    last = max(step for runs in found.values() for run in runs for step in run)
     # An odd number of steps: as many before as after.
     window = 2 * round(last * SMOOTHED_SHARE / 2) + 1 if last >= MIN_STEPS_TO_SMOOTH else 1
     is_maximum = metric.endswith("_max")

@@ -190,6 +190,7 @@ def _samples(arms: Sequence[Arm]) -> str:
 <label>Text <input name="text" type="search" placeholder="in prompt or completion"></label>
 </form>
 <p id="found" role="status"></p>
+<p class="note paper">On paper: the first three prompts chosen, nine completions of each.</p>
 <div id="completions"></div>
 <button type="button" id="more" hidden>Show more</button>
 <script type="application/json" id="samples-data">{embed_json(samples.page)}</script>"""

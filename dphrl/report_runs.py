@@ -175,17 +175,21 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
 def group_bases(arms: Sequence[Arm]) -> list[Arm]:
     """The untrained models: one Arm for each, whose runs are one run of every seed that measured it."""
     groups: dict[str, dict[int, Run]] = {}
+    owners: dict[str, list[str]] = {}
     for arm in arms:
         for run in arm.runs:
             if base := run.evaluations.get(0):
                 asked = [[*key, *_prompt_ids(summary)] for key, summary in sorted(base.items())]
                 key = json.dumps([run.setting("model"), run.setting("evaluation.num_samples"), asked])
                 groups.setdefault(key, {}).setdefault(run.seed, run)
-    names = ["base"] if len(groups) == 1 else [_base_name(list(group.values()), arms) for group in groups.values()]
-    return [
-        Arm(name, index, tuple(group.values()), is_base=True)
-        for index, (name, group) in enumerate(zip(names, groups.values(), strict=True))
-    ]
+                owners.setdefault(key, []).append(arm.name)
+    bases = []
+    for index, (key, by_seed) in enumerate(groups.items()):
+        runs = tuple(by_seed.values())
+        model = Path(str(runs[0].setting("model.path", "?"))).name
+        name = "base" if len(groups) == 1 else f"base {model} (of {', '.join(dict.fromkeys(owners[key]))})"
+        bases.append(Arm(name, index, runs, is_base=True))
+    return bases
 
 
 def load_run(folder: Path) -> Run:
@@ -267,12 +271,6 @@ def _kind_of_algorithm(run: Run) -> tuple[int, str]:
     if not run.uses_divergence:
         return 0, run.arm
     return (2 if run.uses_reference_samples else 1), run.arm
-
-
-def _base_name(runs: Sequence[Run], arms: Sequence[Arm]) -> str:
-    name = f"base {Path(str(runs[0].setting('model.path', '?'))).name}"
-    owners = [arm.name for arm in arms if any(run is own for run in runs for own in arm.runs)]
-    return f"{name} (of {', '.join(owners)})"
 
 
 def _prompt_ids(summary: Summary) -> list[str]:

@@ -130,17 +130,12 @@ def _row(
 
 
 def _summary(num_rows: int, steps: Sequence[int], sizes: Mapping[int, int], num_left_out: int, num_broken: int) -> str:
+    broken = f"{num_broken:,} broken lines were left out" if num_broken else ""
     if not num_rows:
-        return "No completions were stored (tracking.samples_per_step)."
-    parts = [f"{num_rows:,} graded completions of training prompts"]
-    if len(steps) == len(sizes):
-        parts.append(f"of all {len(steps)} steps that stored any")
-    else:
-        parts.append(f"of {len(steps)} of the {len(sizes)} steps that stored any; the others are in the runs' samples/")
-    if num_left_out:
-        parts.append(f"{num_left_out:,} more of these steps left out, to keep this page small")
-    if num_broken:
-        parts.append(f"{num_broken:,} broken lines left out")
-    return (
-        f"{'; '.join([' '.join(parts[:2]), *parts[2:]])}. A text beyond {MAX_TEXT_CHARS:,} characters loses its middle."
-    )
+        return f"No completions were stored (tracking.samples_per_step){'; ' if broken else ''}{broken}."
+    stored = f"of all {len(steps)} steps that stored any"
+    if len(steps) < len(sizes):
+        stored = f"of {len(steps)} of the {len(sizes)} steps that stored any; the others are in the runs' samples/"
+    left_out = f"{num_left_out:,} more of these steps were left out, to keep this page small" if num_left_out else ""
+    said = [f"{num_rows:,} graded completions of training prompts, {stored}", left_out, broken]
+    return f"{'; '.join(filter(None, said))}. A text beyond {MAX_TEXT_CHARS:,} characters loses its middle."

@@ -47,23 +47,20 @@ def summary_table(rows_of: Sequence[Arm], dataset: DatasetKey) -> str:
     for i, (arm, _) in enumerate(found):
         cells = [_rate_cell(rates[key][i], rates[key], key) for key in keys]
         rows.append([arm_cell(arm), _steps(arm), *cells])
-    first = everything[0]
-    caption = (
-        f"{name_of(dataset)}: {first.get('num_prompts', '?')} prompts, {first.get('num_samples', '?')} samples each"
-    )
+    num_prompts, num_samples = (everything[0].get(key, "?") for key in ("num_prompts", "num_samples"))
+    caption = f"{name_of(dataset)}: {num_prompts} prompts, {num_samples} samples each; rates in %"
     return table(caption, columns, rows, css="numbers")
 
 
 def _heading(key: str) -> str:
-    names = {"greedy": "greedy, %", "retention": "retention, %", "distinct_correct": "distinct correct"}
-    return names.get(key) or f"{key.replace('pass@', 'Pass@')}, %"
+    return key.replace("pass@", "Pass@").replace("_", " ")
 
 
 def _steps(arm: Arm) -> Cell:
     if arm.is_base:
         return "0"
     steps = sorted({run.last_evaluated_step for run in arm.runs if run.last_evaluated_step is not None})
-    return "-".join(map(str, dict.fromkeys([steps[0], steps[-1]]))) if steps else "-"
+    return " to ".join(map(str, dict.fromkeys([steps[0], steps[-1]]))) if steps else "-"
 
 
 def _rate_cell(value: Rate | None, column: Sequence[Rate | None], key: str) -> Cell:
@@ -197,7 +194,7 @@ def settings_table(arms: Sequence[Arm]) -> str:
     if not differing:
         return note("The arms have the same settings.")
     rows = [[f"<code>{escape(key)}</code>", *(escape(value) for value in values)] for key, values in differing]
-    return table("Settings that differ between arms", ["setting", *(arm.name for arm in arms)], rows)
+    return table("Settings that differ between arms", ["setting", *(arm.name for arm in arms)], rows, css="settings")
 
 
 def _show_setting(run: Mapping[str, Any], key: str) -> str:

@@ -20,7 +20,7 @@ from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import EvaluationSet, Prepared
 from dphrl.protocols import ReferenceStore, RewardPool, RolloutPool
 from dphrl.reference_stage import UnfinishedStage
-from dphrl.tracking import Tracker
+from dphrl.tracking import Tracker, write_samples
 from dphrl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -132,8 +132,12 @@ async def evaluate_sets(
     console: Console,
     label: str,
     base: Sequence[Summary] = (),
+    samples_folder: Path | None = None,
 ) -> list[Summary]:
-    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy."""
+    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy.
+
+    samples_folder: where all the graded completions are to go, a .jsonl file a set.
+    """
     summaries = []
     known = {summary["dataset"]: summary for summary in base}
     for chosen in sets:
@@ -144,6 +148,8 @@ async def evaluate_sets(
             greedy = await collect_groups(
                 rollouts, rewards, chosen.prompts, 1, seed=seed, greedy=True, on_graded=advance
             )
+        if samples_folder is not None:
+            write_samples(samples_folder / f"{chosen.name}.jsonl", sampled.groups)
         base_counts = None
         if chosen.name in known:
             rows = known[chosen.name]["per_prompt"]

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -91,27 +92,8 @@ class Tracker:
 
     def log_samples(self, step: int, groups: Sequence[RolloutGroup], limit: int) -> Path | None:
         """Write up to `limit` graded completions, from as many prompts as there are; None when there are none."""
-        chosen = [triple for triple, _ in zip(_interleaved(groups), range(limit), strict=False)]
-        if not chosen:
-            return None
         path = self.folder / SAMPLES_FOLDER / f"step_{step:06d}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        rows = [
-            {
-                "prompt_id": prompt.prompt_id,
-                "prompt": prompt.text,
-                "completion": completion.text,
-                "score": result.score,
-                "status": str(result.status),
-                "detail": result.detail,
-                "policy_version": completion.policy_version,
-                "sample_index": completion.sample_index,
-                "finish_reason": completion.finish_reason,
-            }
-            for prompt, completion, result in chosen
-        ]
-        _replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return path
+        return path if write_samples(path, groups, limit) else None
 
     def _log_scalars(self, record: Mapping[str, Any]) -> None:
         if self._wants_tensorboard and self._writer is None:
@@ -149,6 +131,30 @@ def _step_of(line: str) -> float:
 def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no NaN; readers other than Python's refuse it.
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def write_samples(path: Path, groups: Sequence[RolloutGroup], limit: int | None = None) -> int:
+    """Graded completions as JSON lines, a prompt's first ones before anybody's second; returns how many."""
+    chosen = [triple for triple, _ in zip(_interleaved(groups), range(limit or sys.maxsize), strict=False)]
+    if limit == 0 or not chosen:
+        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "prompt_id": prompt.prompt_id,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "score": result.score,
+            "status": str(result.status),
+            "detail": result.detail,
+            "policy_version": completion.policy_version,
+            "sample_index": completion.sample_index,
+            "finish_reason": completion.finish_reason,
+        }
+        for prompt, completion, result in chosen
+    ]
+    _replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
 
 
 def _interleaved(groups: Sequence[RolloutGroup]) -> Iterator[tuple[Prompt, Completion, RewardResult]]:

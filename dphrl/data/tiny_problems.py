@@ -1,26 +1,46 @@
-"""The embedded procedural task as a data set."""
+"""The embedded procedural tasks as data sets."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from dphrl.config_data import DatasetConfig
 from dphrl.data.problems import Problem
 
 
 def load_tiny(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """`limit` problems of a split, or all it has. Raises ValueError for an unknown split or too high a limit."""
+    """`limit` factorisations of a split, or all it has. Raises ValueError for an unknown split or too high a limit."""
     from dphrl.tiny.task import MAX_PROBLEMS, SPLITS, make_problems
 
-    if dataset.split not in SPLITS:
-        raise ValueError(
-            f"data set {dataset.name}: split {dataset.split!r} is unknown to the tiny task; set split to "
-            f"{', '.join(SPLITS)}"
-        )
-    count = MAX_PROBLEMS[dataset.split] if dataset.limit is None else dataset.limit
-    try:
-        problems = make_problems(dataset.split, count, seed)
-    except ValueError as error:
-        raise ValueError(f"data set {dataset.name}: {error}; set its limit") from error
+    num_problems = _num_problems(dataset, SPLITS, MAX_PROBLEMS)
     return [
         Problem(f"{dataset.name}-{row}", problem.question, problem.answer, dataset.name, "tiny")
-        for row, problem in enumerate(problems)
+        for row, problem in enumerate(make_problems(dataset.split, num_problems, seed))
     ]
+
+
+def load_tiny_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
+    """The same of questions about the embedded databases, which are built if they are not there yet."""
+    from dphrl.tiny import ensure_databases
+    from dphrl.tiny.sql_task import MAX_PROBLEMS, SPLITS, make_problems
+
+    num_problems = _num_problems(dataset, SPLITS, MAX_PROBLEMS)
+    files = ensure_databases()
+    return [
+        Problem(f"{dataset.name}-{row}", problem.question, problem.answer(files), dataset.name, "tiny_sql")
+        for row, problem in enumerate(make_problems(dataset.split, num_problems, seed))
+    ]
+
+
+def _num_problems(dataset: DatasetConfig, splits: Sequence[str], most: Mapping[str, int]) -> int:
+    if dataset.split not in splits:
+        raise ValueError(
+            f"data set {dataset.name}: split {dataset.split!r} is unknown to the embedded task; set split to "
+            f"{', '.join(splits)}"
+        )
+    if dataset.limit is not None and dataset.limit > most[dataset.split]:
+        raise ValueError(
+            f"data set {dataset.name}: the embedded task has no more than {most[dataset.split]} problems of split "
+            f"{dataset.split}; set its limit"
+        )
+    return dataset.limit or most[dataset.split]

@@ -119,11 +119,10 @@ def _same_words(answer: str, gold: str) -> bool | None:
 
 def _is_readable(text: str) -> bool:
     """Whether an answer is anything that can be compared by more than its spelling."""
-    kind, _ = math_forms.compound(text)
     core = math_forms.split_unit(math_forms.strip_assignments(text, "")[0])[0]
-    if kind != "plain" or math_forms.words(text) is not None or _BASED.fullmatch(canonical(text)):
+    if math_forms.compound(core)[0] != "plain" or math_forms.words(text) is not None:
         return True
-    if _DATE_LIKE.fullmatch(unwrap_text(text)):
+    if _BASED.fullmatch(canonical(text)) or _DATE_LIKE.fullmatch(unwrap_text(text)):
         return True
     return all(_tree(operand) is not None for operand in math_forms.relations(core)[0])
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-from mpmath import mp  # type: ignore[import-untyped]
+from mpmath import mp
 
 from dphrl.rewards.exact import MAX_BITS, TooLarge
 from dphrl.rewards.math_parser import Node

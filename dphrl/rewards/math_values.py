@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mpmath import mp  # type: ignore[import-untyped]
+from mpmath import mp
 
 from dphrl.rewards.math_evaluator import Point, Undefined, Value, coordinate, evaluate, shape
 from dphrl.rewards.math_parser import Node

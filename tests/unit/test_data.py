@@ -209,7 +209,7 @@ def test_the_tiny_task_depends_on_the_seed_and_has_its_splits() -> None:
     assert train == load("train", 0) != load("train", 1)
     assert {problem.text for problem in train}.isdisjoint(problem.text for problem in load("held_out", 0))
     assert load("out_of_domain", 0)[0].text.startswith("DIVIDE")
-    with pytest.raises(ValueError, match="split 'test' is unknown to the tiny task"):
+    with pytest.raises(ValueError, match="split 'test' is unknown to the embedded task"):
         load("test", 0)
     with pytest.raises(ValueError, match=r"data set t: .*; set its limit"):
         load_problems(DatasetConfig(name="t", kind="tiny", split="train", limit=10**6), 0)

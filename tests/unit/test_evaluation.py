@@ -101,6 +101,7 @@ def test_distinct_correct_ignores_white_space_and_wrong_answers() -> None:
     groups = [group("a", ("3 * 5", C), (" 3 *\n5 ", C), ("5 * 3", C), ("7", W)), group("b", ("x", W))]
     assert describe_samples(groups, (1,))["distinct_correct"] == 1.0
     assert describe_samples([], (1, 2)) == {
+        "statuses": {},
         "distinct_correct": None,
         "majority@2": None,
         "completion_tokens_mean": None,

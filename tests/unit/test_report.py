@@ -183,7 +183,7 @@ def test_broken_file_is_named_and_left_out(tmp_path: Path, broken: str) -> None:
     run = write_run(tmp_path / "run", arm=("suite", "arm"))
     (run / broken).write_text('[{"dataset": ')
     page = render(tmp_path, run)
-    assert ("1 broken lines left out" if "samples" in broken else broken.split("/")[-1]) in page.text
+    assert ("1 broken lines were left out" if "samples" in broken else broken.split("/")[-1]) in page.text
     assert page.chart("Reward") is not None
 
 

@@ -67,13 +67,17 @@ def test_thinned_curve_keeps_ends_extremes_and_gaps(ys: list[float | None]) -> N
     assert (None in ys) == (None in [ys[i] for i in kept])
 
 
-@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+# Metrics reach 1e-12; what is smaller than a normal float is no concern of a chart's.
+_VALUES = st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e-100)
+
+
+@given(_VALUES, _VALUES.map(abs))
 def test_linear_axis_holds_its_values_and_a_few_ticks(low: float, width: float) -> None:
     axis = linear_axis("y", [low, low + width])
     assert axis.low <= low
     assert low + width <= axis.high
     assert 1 <= len(axis.ticks) <= 12
-    assert all(axis.low <= tick <= axis.high + 1e-6 * width for tick, _ in axis.ticks)
+    assert all(axis.low - 1e-6 * abs(axis.low) <= tick <= axis.high + 1e-6 * abs(axis.high) for tick, _ in axis.ticks)
 
 
 def test_axes_of_k_and_of_powers() -> None:
@@ -132,7 +136,7 @@ def test_long_evaluations_are_drawn_at_chosen_k() -> None:
     assert ks[:32] == list(range(1, 33))
     assert ks[-1] == 1024
     assert len(ks) < 60
-    assert all(math.isclose(b / a, 1.16, rel_tol=0.1) for a, b in itertools.pairwise(ks))
+    assert all(math.isclose(b / a, 1.16, rel_tol=0.1) for a, b in itertools.pairwise(ks[32:]))
 
 
 @given(st.text(st.characters(exclude_categories=[])))

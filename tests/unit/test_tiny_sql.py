@@ -232,7 +232,7 @@ def test_the_reward_agrees_on_which_shapes_work_and_calls_slips_wrong(files: dic
             for shape in SHAPES:
                 items.append((questions[problem.question].query(shape), problem.answer(files)))
                 expected.append(RewardStatus.CORRECT if shape in working else RewardStatus.WRONG)
-    answers = {problem.question: problem.answer(files) for problem in make_problems("train", 6000, seed=0)}
+    answers = {problem.question: problem.answer(files) for problem in make_problems("train", 4000, seed=0)}
     for question, sql in make_demonstrations(200, seed=5, slip_rate=1.0, out_of_domain_share=0.0):
         if question in answers:
             items.append((sql, answers[question]))
