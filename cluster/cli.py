@@ -223,6 +223,27 @@ def experiment(
         )
 
 
+@app.command(short_help="Make an HTML report of runs.")
+def report(
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, or a suite's folder: all runs in it.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Curves, tables, samples and settings of one or several runs in one HTML file that works offline.
+
+    \b
+    Examples:
+      dphrl report runs/demo-math runs/demo-math-grpo
+      dphrl report runs/passk-math -o passk-math.html
+    """
+    with exit_status():
+        from dphrl.report import write_report
+
+        write_report(run_dirs, output)
+        typer.echo(f"written to {output}")
+
+
 @app.command(
     short_help="Show what a run would start.",
     help=f"""Resolve and check a configuration and show what it would start; start nothing.

@@ -106,7 +106,7 @@ def _run_one(suite: Suite, run: Run, configs: dict[Run, Config], systems: _Syste
     config = configs[run]
     folder = run_folder(config)
     _check_same_config(folder, config)
-    _share(folder, _siblings(run, configs))
+    _share(folder, _siblings(run, configs), with_reference=config.uses_reference_samples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
     prepared = prepare(config, console)
@@ -135,11 +135,12 @@ def _siblings(run: Run, configs: dict[Run, Config]) -> Iterator[Path]:
             yield run_folder(config)
 
 
-def _share(folder: Path, siblings: Iterator[Path]) -> None:
+def _share(folder: Path, siblings: Iterator[Path], *, with_reference: bool) -> None:
     """Give a fresh run the base evaluation and the reference buffer of one with the same seed. The run itself checks
     by fingerprint whether they are what it would have made."""
+    shared = [("eval", ".base-identity"), *([("reference", "manifest.json")] if with_reference else [])]
     for sibling in siblings:
-        for name, complete in (("reference", "manifest.json"), ("eval", ".base-identity")):
+        for name, complete in shared:
             ours, theirs = folder / name, sibling / name
             if not ours.exists() and (theirs / complete).is_file():
                 ignore = shutil.ignore_patterns("step_*.json", "*.partial")

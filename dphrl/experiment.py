@@ -192,11 +192,12 @@ def _summarize_domain(summaries: Sequence[Sequence[Mapping[str, Any]]]) -> dict[
             continue
         means = [statistics.fmean(of_seed) for of_seed in values]
         intervals = [summary.get("intervals", {}).get(key) for summary in summaries[0]]
-        result[key] = _interval(means, intervals[0] if len(intervals) == 1 else None)
+        result[key] = interval_over_seeds(means, intervals[0] if len(intervals) == 1 else None)
     return result
 
 
-def _interval(values: Sequence[float], of_one: Sequence[float] | None) -> dict[str, float]:
+def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None = None) -> dict[str, float]:
+    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none."""
     mean = statistics.fmean(values)
     if len(values) == 1:
         low, high = of_one or (mean, mean)

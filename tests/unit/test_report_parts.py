@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dphrl.evaluation import summarize
-from dphrl.report_axes import k_axis, linear_axis, log_axis, show_number, thin_out
-from dphrl.report_charts import spread
-from dphrl.report_runs import find_runs, group_arms, group_bases
-from dphrl.report_samples import MAX_TOTAL_BYTES, choose_steps, shorten
-from dphrl.report_statistics import largest, pass_at_k_curve, shown_ks, smooth
-from dphrl.report_steps import phases
-from dphrl.report_text import clean, embed_json
+from dphrl.report.axes import k_axis, linear_axis, log_axis, show_number, thin_out
+from dphrl.report.charts import spread
+from dphrl.report.runs import find_runs, group_arms, group_bases
+from dphrl.report.samples import MAX_TOTAL_BYTES, choose_steps, shorten
+from dphrl.report.statistics import largest, pass_at_k_curve, shown_ks, smooth
+from dphrl.report.steps import phases
+from dphrl.report.svg import Style
+from dphrl.report.text import clean, embed_json
 from tests.unit.report_folders import record, render, write_run
 
 
@@ -102,6 +103,11 @@ def test_labels_lie_apart(levels: list[float]) -> None:
     placed = spread(levels, 13.0, 0.0, 300.0)
     assert all(b - a >= 13.0 - 1e-6 for a, b in itertools.pairwise(placed))
     assert all(-1e-6 <= level <= 300.0 for level in placed)
+
+
+def test_arms_look_different_even_beyond_the_colours() -> None:
+    looks = {(Style("a", i).css, Style("a", i).marker(0, 0)) for i in range(24)}
+    assert len(looks) == 24
 
 
 def test_other_time_is_never_negative(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dphrl.report_axes import Axis, show_number, thin_out
-from dphrl.report_statistics import Band
-from dphrl.report_svg import BOTTOM_PX, LEFT_PX, TOP_PX, Frame, Style, axes, cursor, straight, svg_element
-from dphrl.report_text import escape
+from dphrl.report.axes import Axis, show_number, thin_out
+from dphrl.report.statistics import Band
+from dphrl.report.svg import BOTTOM_PX, LEFT_PX, TOP_PX, Frame, Style, axes, cursor, straight, svg_element
+from dphrl.report.text import escape
 
 # Width of a character of the direct labels, and what a longer one is cut to.
 LABEL_CHAR_PX = 7.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphrl import experiment
 from dphrl.evaluation import pass_at_k
-from dphrl.report_runs import Arm, DatasetKey, Run, Summary
+from dphrl.experiment import interval_over_seeds
+from dphrl.report.runs import Arm, DatasetKey, Run, Summary
 
 Floats = NDArray[np.float64]
 # A curve over k is drawn at every k up to here, beyond at this many, evenly on the log axis.
@@ -37,11 +37,6 @@ class Rate:
     mean: float
     low: float | None
     high: float | None
-
-
-def interval_over_seeds(values: Sequence[float]) -> dict[str, float]:
-    """mean, low, high: the very interval of `dphrl experiment`'s table."""
-    return experiment._interval(values, None)
 
 
 def trained_summaries(arm: Arm, dataset: DatasetKey) -> list[Summary]:

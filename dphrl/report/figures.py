@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from dphrl.metrics import BY_NAME
-from dphrl.report_axes import k_axis, linear_axis, log_axis, show_number, step_axis
-from dphrl.report_charts import Line, line_chart
-from dphrl.report_runs import Arm, DatasetKey, Run
-from dphrl.report_statistics import (
+from dphrl.report.axes import k_axis, linear_axis, log_axis, show_number, step_axis
+from dphrl.report.charts import Line, line_chart
+from dphrl.report.runs import Arm, DatasetKey, Run
+from dphrl.report.statistics import (
     Band,
     largest,
     over_seeds,
@@ -19,12 +19,14 @@ from dphrl.report_statistics import (
     tokens_per_second,
     trained_summaries,
 )
-from dphrl.report_svg import Style
-from dphrl.report_text import escape
+from dphrl.report.svg import Style
+from dphrl.report.text import escape
 
 # A run of fewer steps is drawn as it is; a longer one smoothed over this share of its steps.
 MIN_STEPS_TO_SMOOTH = 50
 SMOOTHED_SHARE = 1 / 25
+# The faint curves of more arms than this hide one another and the smoothed ones.
+MAX_RAW_CURVES = 3
 LARGE = (480.0, 320.0)
 
 
@@ -167,7 +169,8 @@ def _series_figure(
         band = largest(found[arm.name], window) if is_maximum else over_seeds(found[arm.name], window)
         if band is None or not band.xs:
             continue
-        raw = over_seeds(found[arm.name]) if window > 1 and arm.num_seeds == 1 and not is_maximum else None
+        has_raw = window > 1 and arm.num_seeds == 1 and not is_maximum and len(arms) <= MAX_RAW_CURVES
+        raw = over_seeds(found[arm.name]) if has_raw else None
         lines.append(Line(arm.name, style_of(arm), band, raw=raw))
         # The faint raw curve may leave the chart at its extremes; the smoothed one and its band may not.
         shown += [v for ys in (band.ys, band.low or (), band.high or ()) for v in ys if v is not None]

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dphrl.config_loading import InputError
-from dphrl.report_page import render_page
-from dphrl.report_runs import find_runs, group_arms
+from dphrl.report.page import render_page
+from dphrl.report.runs import find_runs, group_arms
 
 
 def write_report(run_dirs: Sequence[Path], output: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dphrl.report_axes import Axis
-from dphrl.report_text import escape
+from dphrl.report.axes import Axis
+from dphrl.report.text import escape
 
 NUM_COLOURS = 8
 NUM_DASHES = 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dphrl.report_axes import Axis, show_number
-from dphrl.report_svg import LEFT_PX, TOP_PX, Frame, axes, cursor, svg_element
-from dphrl.report_text import escape
+from dphrl.report.axes import Axis, show_number
+from dphrl.report.svg import LEFT_PX, TOP_PX, Frame, axes, cursor, svg_element
+from dphrl.report.text import escape
 
 
 def stacked_bars(

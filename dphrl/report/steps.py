@@ -6,12 +6,12 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
-from dphrl.report_axes import Axis, linear_axis, step_axis
-from dphrl.report_bars import histogram, stacked_bars
-from dphrl.report_figures import figure, last_step, note
-from dphrl.report_runs import Arm, ReferenceSplit, Run
-from dphrl.report_statistics import series
-from dphrl.report_text import escape
+from dphrl.report.axes import Axis, linear_axis, step_axis
+from dphrl.report.bars import histogram, stacked_bars
+from dphrl.report.figures import figure, last_step, note
+from dphrl.report.runs import Arm, ReferenceSplit, Run
+from dphrl.report.statistics import series
+from dphrl.report.text import escape
 from dphrl.types import RewardStatus
 
 MAX_BARS = 50

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dphrl.report_figures import name_of, note, style_of
-from dphrl.report_runs import Arm, DatasetKey, ReferenceSplit, Run
-from dphrl.report_statistics import Rate, kept_and_gained, pass_keys, rate, trained_summaries
-from dphrl.report_svg import swatch
-from dphrl.report_text import escape
+from dphrl.report.figures import name_of, note, style_of
+from dphrl.report.runs import Arm, DatasetKey, ReferenceSplit, Run
+from dphrl.report.statistics import Rate, kept_and_gained, pass_keys, rate, trained_summaries
+from dphrl.report.svg import swatch
+from dphrl.report.text import escape
 
 # Of every run by nature; a difference in them says nothing.
 OWN_SETTINGS = ("run_name", "run_dir", "seed")
