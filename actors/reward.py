@@ -15,7 +15,7 @@ from dphrl.types import RewardResult
 class RewardWorker:
     """Grades batches of (completion text, answer), one result per item in order.
 
-    Synchronous and single-threaded on purpose: graders that set an alarm need a process's main thread.
+    Synchronous on purpose: one batch at a time is what the pool counts on, and a grader's child works for one.
     """
 
     def __init__(self, config: RewardConfig) -> None:

@@ -75,7 +75,8 @@ class RayRewardPool:
         return results
 
     async def _grade_once(self, pairs: Sequence[Pair], avoid: int | None) -> tuple[int, list[RewardResult]]:
-        limit = self.timeout_s * len(pairs) + WORKER_GRACE_S
+        # A SQL completion costs its own time and, the first time, its gold query's.
+        limit = 2 * self.timeout_s * len(pairs) + WORKER_GRACE_S
         async with self._borrowed(avoid) as index:
             worker = self.workers[index]
             try:

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interru
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ section.key=value, the value in YAML; quote it where your shell would touch it."
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="key=value", help="Settings that override CONFIG's.")
+    list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the configuration's.")
 ]
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
@@ -165,7 +166,11 @@ def score(
         Literal["auto", "boxed"], typer.Option("--extraction", help="Where a math answer is looked for.")
     ] = "auto",
 ) -> None:
-    with exit_status():
+    with exit_status() as run:
+        if not math.isfinite(timeout_s):
+            raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
+        if kind == "sql" and extraction == "boxed":
+            raise run.refuse("--extraction boxed is for math; leave it out")
         from dphrl.config_data import RewardConfig
         from dphrl.scoring import score_file
 

@@ -42,6 +42,10 @@ def exit_status() -> Iterator[Command]:
     run = Command()
     try:
         yield run
+    except BrokenPipeError:
+        # Whoever read the output has enough. The interpreter's own flush at the end must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         resumable = run.folder is not None and any(run.folder.glob("checkpoints/step_*"))
         say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.launch import open_system, quiet_libraries, run_folder, train_on
 from dphrl.config import Config
-from dphrl.config_loading import InputError, config_to_yaml
+from dphrl.config_loading import InputError, load_config
 from dphrl.console import Console
 from dphrl.experiment import Suite, add_up, load_suite, read_run, table_rows, title
 from dphrl.prepare import prepare
@@ -42,7 +42,9 @@ def run_experiment(
     suite = load_suite(source)
     configs = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for arm, seed in runs}
     console = Console()
-    missing = [run for run, config in configs.items() if not _is_finished(config)]
+    for config in configs.values():
+        _check_same_config(config)
+    missing = [run for run, config in configs.items() if read_run(run_folder(config), config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
         _run_apart(source, missing, run_dir, overrides, num_parallel, inline=inline)
@@ -51,12 +53,10 @@ def run_experiment(
         with _Systems(inline=inline) as systems:
             for number, run in enumerate(missing, start=1):
                 console.info(f"--- run {number} of {len(missing)}: {run[0]}, seed {run[1]}")
-                _run_one(suite, run, configs, systems, console)
+                _run_one(suite, run, configs[run], systems, console)
     if is_part:
         return
-    evaluated = {run: read_run(run_folder(config), config) for run, config in configs.items()}
-    assert all(evaluated.values()), "a run that did not finish has raised"
-    results = add_up(suite.name, {run: found for run, found in evaluated.items() if found})
+    results = add_up(suite.name, _finished_runs(suite, configs, run_dir, overrides))
     if output is None:
         output = Path(run_dir).expanduser() / suite.name / "results.json"
     write_results(output, results)
@@ -102,40 +102,42 @@ class _Systems:
         return self._system
 
 
-def _run_one(suite: Suite, run: Run, configs: dict[Run, Config], systems: _Systems, console: Console) -> None:
-    config = configs[run]
+def _finished_runs(
+    suite: Suite, configs: dict[Run, Config], run_dir: str, overrides: Sequence[str]
+) -> dict[Run, dict[str, Any]]:
+    """Every run of the suite that is there, not only of this part of it: results of pieces add up."""
+    seeds = dict.fromkeys([*suite.seeds, *(seed for _, seed in configs)])
+    every = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for seed in seeds for arm in suite.arms}
+    found = {run: read_run(run_folder(config), config) for run, config in every.items() if _is_same_config(config)}
+    return {run: evaluations for run, evaluations in found.items() if evaluations is not None}
+
+
+def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console) -> None:
     folder = run_folder(config)
-    _check_same_config(folder, config)
-    _share(folder, _siblings(run, configs), with_reference=config.uses_reference_samples)
+    siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
+    _share(folder, siblings, with_reference=config.uses_reference_samples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
     prepared = prepare(config, console)
     train_on(systems.get(config, prepared), config, prepared, console, resume=True)
 
 
-def _is_finished(config: Config) -> bool:
-    folder = run_folder(config)
-    if read_run(folder, config) is None:
-        return False
-    _check_same_config(folder, config)
-    return True
+def _is_same_config(config: Config) -> bool:
+    stored = run_folder(config) / "config.yaml"
+    # As settings, not as text: a comment in the file is no difference, nor is the way to the folder it lies in.
+    elsewhere = [f"run_dir={json.dumps(config.run_dir)}"]
+    return not stored.is_file() or load_config(str(stored), elsewhere) == config
 
 
-def _check_same_config(folder: Path, config: Config) -> None:
-    stored = folder / "config.yaml"
-    if stored.is_file() and stored.read_text(encoding="utf-8") != config_to_yaml(config):
+def _check_same_config(config: Config) -> None:
+    if not _is_same_config(config):
         raise InputError(
-            f"{folder} holds a run of another configuration; remove it, or give another --run-dir for this one"
+            f"{run_folder(config)} holds a run of another configuration; remove it, or give another --run-dir for "
+            "this one"
         )
 
 
-def _siblings(run: Run, configs: dict[Run, Config]) -> Iterator[Path]:
-    for (arm, seed), config in configs.items():
-        if seed == run[1] and arm != run[0]:
-            yield run_folder(config)
-
-
-def _share(folder: Path, siblings: Iterator[Path], *, with_reference: bool) -> None:
+def _share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> None:
     """Give a fresh run the base evaluation and the reference buffer of one with the same seed. The run itself checks
     by fingerprint whether they are what it would have made."""
     shared = [("eval", ".base-identity"), *([("reference", "manifest.json")] if with_reference else [])]
@@ -153,24 +155,36 @@ def _run_apart(
     """Each run in a process of its own, which waits for its place on the cluster. The first run of a seed goes ahead
     of the others of that seed, which then find its reference buffer and base evaluation."""
 
+    children: set[subprocess.Popen[str]] = set()
+
     def train(run: Run) -> str | None:
         arm, seed = run
         command = [sys.executable, "-m", "cluster.cli", "experiment", source, "--arms", arm, "--seeds", str(seed)]
         command += ["--run-dir", run_dir, *(["--inline"] if inline else []), "--part", *overrides]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return f"{arm}-s{seed}: {done.stderr.strip()[-500:]}" if done.returncode else None
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        children.add(child)
+        said = child.communicate()[1]
+        children.discard(child)
+        return f"{arm}-s{seed}: {said.strip()[-500:]}" if child.returncode else None
 
     by_seed: dict[int, list[Run]] = {}
     for run in missing:
         by_seed.setdefault(run[1], []).append(run)
+    problems = []
     with ThreadPoolExecutor(num_parallel) as pool, Console().task("runs", len(missing)) as advance:
-        waiting = {pool.submit(train, runs.pop(0)): runs for runs in by_seed.values()}
-        problems = []
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                waiting |= {pool.submit(train, run): [] for run in waiting.pop(future)}
-                problems.append(future.result())
-                advance(1)
+        try:
+            waiting = {pool.submit(train, runs.pop(0)): runs for runs in by_seed.values()}
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    waiting |= {pool.submit(train, run): [] for run in waiting.pop(future)}
+                    problems.append(future.result())
+                    advance(1)
+        except BaseException:
+            # The pool's exit waits for what runs: let that end, and nothing new begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in [*children]:
+                child.terminate()
+            raise
     if failed := [problem for problem in problems if problem]:
         raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed; the first: {failed[0]}")

@@ -62,26 +62,27 @@ def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[
     """What the completions show beside right and wrong; None where there is nothing to average.
 
     statuses: how many completions were graded what.
-    distinct_correct: mean number per prompt of different correct solutions, by the reward's canonical form of each,
-    or else by text with white space aside. majority@k: chance that the most frequent of k answers is right.
+    distinct_correct: mean number per prompt of different correct solutions, in the reward's canonical form or else by
+    text with white space aside. majority@k: chance that the most frequent of k answers is right.
     entropy_mean: of the sampled distribution in nats a token, estimated as -log-prob of what was sampled.
     """
-    answers = [
+    graded = [
         [
-            (result.solution or " ".join(completion.text.split()), result.score)
+            (result.solution or " ".join(completion.text.split()), result)
             for completion, result in zip(group.completions, group.results, strict=True)
             if result.score is not None
         ]
         for group in groups
     ]
+    votes = [[(result.answer or text, result.score or 0.0) for text, result in of_prompt] for of_prompt in graded]
     completions = [completion for group in groups for completion in group.completions]
     num_tokens = sum(len(completion.token_ids) for completion in completions)
     surprise = -sum(sum(completion.logprobs) for completion in completions)
-    majorities = {f"majority@{k}": _mean([majority_at_k(a, k) for a in answers if len(a) >= k]) for k in ks if k > 1}
+    majorities = {f"majority@{k}": _mean([majority_at_k(v, k) for v in votes if len(v) >= k]) for k in ks if k > 1}
     statuses = Counter(str(result.status) for group in groups for result in group.results)
     return {
         "statuses": dict(sorted(statuses.items())),
-        "distinct_correct": _mean([len({answer for answer, score in a if score}) for a in answers]),
+        "distinct_correct": _mean([len({text for text, result in of_prompt if result.score}) for of_prompt in graded]),
         **majorities,
         "completion_tokens_mean": num_tokens / len(completions) if completions else None,
         "entropy_mean": surprise / num_tokens if num_tokens else None,

@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dphrl.config import Config
 from dphrl.config_algorithm import NonNegativeInt, Section
 from dphrl.config_loading import ConfigError, InputError, load_config, parse_yaml
 
 BASE_ARM = "base"
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond the table the normal one is near enough.
+# Two-sided 95 % quantiles: the normal one, and Student's t by degrees of freedom.
+_NORMAL = 1.95996
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 Settings = dict[str, Any]
 
@@ -36,16 +37,16 @@ class QuickPart(Section):
 
 class Suite(Section):
     # The folder of its runs, and of its committed results.
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     # One line: what it shows.
     about: str
     # A preset or YAML file that every arm starts from.
     base: str
-    seeds: tuple[NonNegativeInt, ...]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     # For all arms, as section.key: value.
     settings: Settings = {}  # noqa: RUF012  (pydantic copies it)
     # Arm -> what it sets beyond that.
-    arms: dict[str, Settings]
+    arms: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Settings], Field(min_length=1)]
     quick: QuickPart
 
     @model_validator(mode="after")
@@ -57,14 +58,23 @@ class Suite(Section):
         return self
 
     def config(self, arm: str, seed: int, run_dir: str, overrides: Sequence[str] = ()) -> Config:
-        """The run of `arm` and `seed`, below `run_dir`/`name`. Raises ConfigError that names the arm."""
+        """The run of `arm` and `seed`, below `run_dir`/`name`. Raises ConfigError that names the arm, or a setting
+        that a suite cannot do with."""
+        if taken := {"seed", "run_name", "run_dir"} & {line.partition("=")[0].strip() for line in overrides}:
+            raise ConfigError(f"{min(taken)}: a suite sets it for each run; use --seeds, --arms and --run-dir")
         own = {"run_name": f"{arm}-s{seed}", "run_dir": str(Path(run_dir) / self.name), "seed": seed}
         # JSON is YAML.
         lines = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **self.arms[arm], **own}.items()]
         try:
-            return load_config(self.base, [*lines[:-3], *overrides, *lines[-3:]])
+            config = load_config(self.base, [*lines[:-3], *overrides, *lines[-3:]])
         except ConfigError as error:
             raise ConfigError(*(f"suite {self.name}, arm {arm}: {line}" for line in error.lines)) from None
+        if not (config.evaluation.num_samples and config.data.evaluation):
+            raise ConfigError(
+                f"suite {self.name}, arm {arm}: nothing would be evaluated; set evaluation.num_samples and "
+                "data.evaluation"
+            )
+        return config
 
 
 def list_suites() -> dict[str, str]:
@@ -81,7 +91,10 @@ def load_suite(source: str) -> Suite:
     if source in embedded:
         text = embedded[source]
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be read as UTF-8 text: {error}; name a YAML file") from None
     else:
         raise InputError(f"{source}: no such suite or file; suites: {', '.join(embedded)}")
     tree = parse_yaml(text, source)
@@ -134,9 +147,11 @@ def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | 
         "base": folder / "eval" / "base.json",
         "trained": folder / "eval" / f"step_{config.learner.num_steps}.json",
     }
-    if not all(file.is_file() for file in files.values()):
+    try:
+        return {name: json.loads(file.read_text()) for name, file in files.items()}
+    except (OSError, ValueError):
+        # Cut off while it was written: as good as not there.
         return None
-    return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 
 def add_up(suite: str, runs: Mapping[tuple[str, int], Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
@@ -203,7 +218,8 @@ def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None 
         low, high = of_one or (mean, mean)
         return {"mean": mean, "low": low, "high": high}
     n, spread = len(values), statistics.stdev(values)
-    t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else 1.96
+    # Beyond the table the first term of the expansion about the normal quantile is right to 0.001.
+    t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * (n - 1))
     half, predicted = t * spread / math.sqrt(n), t * spread * math.sqrt(1 + 1 / n)
     return {
         "mean": mean,

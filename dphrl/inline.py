@@ -229,6 +229,8 @@ class InlineRewards:
             results = self.grader.grade(pairs)
             for _ in range(self.num_retries):
                 failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
+                if not failed:
+                    break
                 for i, result in zip(failed, self.grader.grade([pairs[i] for i in failed]), strict=True):
                     results[i] = result
         return results

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,8 +172,8 @@ def _as_object(line: bytes) -> dict[str, object]:
 
 def _math_pair(row: dict[str, object]) -> Pair:
     answer = row.get("answer")
-    # A data set may write the answer 42 as a number.
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    # A data set may write the answer 42 as a number; NaN and infinity are none.
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         row = row | {"answer": str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)}
     return _text(row, "completion"), _text(row, "answer", filled=True)
 
@@ -227,6 +229,8 @@ _grader: Grader | None = None
 
 def _start_worker(reward: RewardConfig) -> None:
     global _grader
+    # Ctrl-C in a terminal reaches the whole group; the parent decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _grader = build_grader(reward)
 
 
@@ -285,4 +289,8 @@ class _Workers:
         if self._own is not None:
             self._own.close()
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Nobody waits for what they may still be at: every result that counts has been taken.
+            for process in processes:
+                process.kill()

@@ -35,7 +35,8 @@ class RewardStatus(StrEnum):
 class RewardResult:
     """The verdict on one completion: a typed status, its score, and a short human-readable detail.
 
-    solution: a correct completion's canonical form, by which different solutions are counted ("" counts its text).
+    solution: what was written in canonical form, by which different solutions are counted ("": the text).
+    answer: what it comes to in canonical form, by which a majority is found ("": the solution).
     signal: what training uses instead of the score, where a reward is graded more finely than right or wrong; it
     enters no accuracy.
     """
@@ -44,6 +45,7 @@ class RewardResult:
     detail: str = ""
     solution: str = ""
     signal: float | None = None
+    answer: str = ""
 
     @property
     def score(self) -> float | None:

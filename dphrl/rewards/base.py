@@ -41,12 +41,13 @@ class FactorizationGrader:
         except ValueError as error:
             # The gold answer is not of this task: no completion could have been right, so none is wrong.
             return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, str(error))
-        # The detail names the factors, and they are the strategy.
-        return RewardResult(RewardStatus(status), detail, solution=detail if status == RewardStatus.CORRECT else "")
+        # The detail names the factors: they are the strategy.
+        solution = "" if status == RewardStatus.UNPARSABLE else detail
+        return RewardResult(RewardStatus(status), detail, solution)
 
 
 def _math_answer(config: RewardConfig) -> Grader:
-    # Here, not at the top: sympy takes a second to import, and the embedded task does without.
+    # Here, not at the top: a run needs one of these modules.
     from dphrl.rewards.math_answer import MathAnswerGrader
 
     return MathAnswerGrader(extraction=config.extraction, timeout_s=config.timeout_s)

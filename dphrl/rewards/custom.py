@@ -20,6 +20,8 @@ from typing import Any
 from dphrl.sandbox.process import Limits, Sandbox
 from dphrl.types import JsonDict, RewardResult, RewardStatus
 
+MAX_TEXT_CHARS = 500
+
 
 @dataclass(frozen=True, slots=True)
 class UserReward:
@@ -73,7 +75,7 @@ class CustomGrader:
         outcomes = self._child.run(jobs, self._timeout_s)
         return [
             # The code that died or hung is the user's, not the model's.
-            _from_json(outcome.value)
+            _checked(outcome.value)
             if outcome.value is not None
             else RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"{outcome.failure}: {outcome.detail}")
             for outcome in outcomes
@@ -97,24 +99,49 @@ class CustomGrader:
 
 
 async def _settle(verdict: Awaitable[Any]) -> Any:
-    return await verdict
+    try:
+        return await verdict
+    except SystemExit as error:
+        # Out of a task it would end the event loop, and with it the worker.
+        raise RuntimeError(f"SystemExit: {error}") from error
 
 
 def as_result(verdict: object) -> RewardResult:
     """A user's verdict: a bool is right or wrong; a number is the training signal, and right from 1 on."""
     if isinstance(verdict, RewardResult):
-        return verdict
+        return _checked(asdict(verdict))
     if isinstance(verdict, bool):
         return RewardResult(RewardStatus.CORRECT if verdict else RewardStatus.WRONG)
-    try:
-        signal = float(verdict)  # type: ignore[arg-type]  # numpy's and torch's scalars too
-    except (TypeError, ValueError):
-        signal = math.nan
-    if not math.isfinite(signal):
-        detail = f"the reward returned {verdict!r:.80}, not a bool, a finite number or a RewardResult"
-        return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)
+    signal = _finite(verdict)
+    if signal is None:
+        return _amiss(verdict, "not a bool, a finite number or a RewardResult")
     status = RewardStatus.CORRECT if signal >= 1 else RewardStatus.WRONG
     return RewardResult(status, f"reward {signal:g}", signal=signal)
+
+
+def _checked(fields: JsonDict) -> RewardResult:
+    """A RewardResult whose every field is what its type says; Python lets a user write anything there."""
+    signal = None if fields["signal"] is None else _finite(fields["signal"])
+    if fields["status"] not in list(RewardStatus):
+        return _amiss(fields["status"], f"which is no status ({', '.join(RewardStatus)})")
+    if signal is None and fields["signal"] is not None:
+        return _amiss(fields["signal"], "which is no finite signal")
+    detail, solution, answer = (str(fields[name])[:MAX_TEXT_CHARS] for name in ("detail", "solution", "answer"))
+    return RewardResult(RewardStatus(fields["status"]), detail, solution, signal, answer)
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]  # numpy's and torch's scalars too
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _amiss(value: object, why: str) -> RewardResult:
+    return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"the reward returned {value!r:.80}, {why}")
 
 
 def serve(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
@@ -126,13 +153,9 @@ def serve(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
             result = as_result(reward(job["completion"], job["answer"]))
         except Exception as error:
             result = _raised(error)
-        return asdict(result) | {"detail": result.detail[:500]}
+        return asdict(result)
 
     return handle
-
-
-def _from_json(value: JsonDict) -> RewardResult:
-    return RewardResult(RewardStatus(value["status"]), value["detail"], value["solution"], value["signal"])
 
 
 def _raised(error: Exception) -> RewardResult:

@@ -274,7 +274,7 @@ def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: An
         ({"reference": {"num_samples": 5}}, ["sampling"]),
         ({"rollout": {"temperature": 0.9}}, ["sampling"]),
         ({"seed": 1}, ["sampling"]),
-        ({"reward": {"name": "math_answer"}}, ["reward"]),
+        ({"reward": {"timeout_s": 3.0}}, ["reward"]),
         ({"model": {"attention": "eager"}}, ["learner numerics"]),
     ],
 )

@@ -62,6 +62,18 @@ def test_a_fault_of_the_reward_costs_its_item_only_and_is_no_score(completion: s
     assert words in faulty.detail
 
 
+@pytest.mark.parametrize("name", ["ill_typed", "ill_typed_later"])
+def test_a_verdict_of_the_wrong_type_is_no_verdict(name: str) -> None:
+    results = grade(name, "text", "status", "nan", "signal", "string")
+    assert [r.status for r in results] == ["correct", *["infrastructure_error"] * 4]
+    assert all(isinstance(r.status, RewardStatus) for r in results)
+    assert "'good', which is no status" in results[1].detail
+
+
+def test_a_coroutine_that_exits_costs_its_item_only() -> None:
+    assert [r.status for r in grade("ill_typed_later", "text", "exit")] == ["correct", "infrastructure_error"]
+
+
 def test_coroutines_of_a_batch_wait_together_each_with_a_deadline() -> None:
     started = time.perf_counter()
     results = grade("judged", *["4"] * 20, "5", "hang", timeout_s=1.5)

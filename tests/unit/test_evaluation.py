@@ -117,6 +117,16 @@ def test_distinct_correct_goes_by_the_rewards_canonical_form() -> None:
     assert describe_samples([canonical], (1,))["distinct_correct"] == 1.0
 
 
+def test_a_majority_votes_by_answers_not_by_their_reasoning() -> None:
+    texts = group("a", ("2+1 is 3", C), ("1+2 is 3", C), ("4", W), ("it is 5", W))
+    pairs = zip(texts.completions, texts.results, strict=True)
+    results = tuple(RewardResult(result.status, answer=completion.text[-1]) for completion, result in pairs)
+    described = describe_samples([RolloutGroup(texts.prompt, texts.completions, results)], (4,))
+    assert described["majority@4"] == 1.0
+    assert described["distinct_correct"] == 2.0
+    assert describe_samples([texts], (4,))["majority@4"] == 0.5
+
+
 def test_samples_are_described_by_tokens_and_surprise() -> None:
     groups = [group("a", ("3", C), ("4", W))]  # one token each, log-prob -0.1
     described = describe_samples(groups, (1,))

@@ -68,6 +68,8 @@ def test_runs_are_chosen_a_seed_at_a_time(suite_file: Path) -> None:
         ("arms: {base: {}}", "base is the untrained model"),
         ("quick: {seeds: [0], arms: [absent]}", "absent not among arms"),
         ("seeds: [x]", "seeds.0"),
+        ("seeds: []", "seeds: "),
+        ("name: ../evil", "name: "),
         ("surprise: 1", "surprise"),
     ],
 )
@@ -87,6 +89,8 @@ def test_a_suite_that_makes_no_sense_is_refused_in_a_line(suite_file: Path, chan
         (["passk-math", "--arms", "ppo"], "ppo not in suite"),
         (["passk-math", "--seeds", "-1"], "--seeds -1"),
         (["passk-math", "--quick", "learner.num_stepz=3"], "learner.num_stepz"),
+        (["passk-math", "--quick", "evaluation.num_samples=0"], "nothing would be evaluated"),
+        (["passk-math", "--quick", "seed=3"], "use --seeds"),
     ],
 )
 def test_bad_input_is_exit_2(tmp_path: Path, arguments: list[str], words: str) -> None:

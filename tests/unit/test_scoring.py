@@ -78,6 +78,8 @@ def test_a_file_of_the_wrong_kind_is_not_repeated_line_by_line(tmp_path: Path) -
         (["math", "{file}", "-o", "{file}"], "is the input too"),
         (["algebra", "{file}"], "algebra"),
         (["math", "{file}", "--workers", "0"], "workers"),
+        (["math", "{file}", "--timeout-s", "inf"], "without an end"),
+        (["sql", "{file}", "--extraction", "boxed"], "is for math"),
     ],
 )
 def test_bad_arguments_are_exit_2(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -116,6 +118,26 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
     # 40,000 rows are 160 MB on disk, and more as Python strings.
     assert peak_mib(40_000) < peak_mib(1_000) + 60
+
+
+def test_an_interrupt_ends_it_whatever_its_workers_are_at(tmp_path: Path, database: str) -> None:
+    endless = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t"
+    row = {"completion": endless, "db": database, "gold_sql": "SELECT 1", "convention": "bird"}
+    source = write(tmp_path / "in.jsonl", [row] * 300)
+    command = [sys.executable, "-m", "cluster.cli", "score", "sql", str(source), "-o", str(tmp_path / "out.jsonl")]
+    process = subprocess.Popen([*command, "--workers", "2", "--timeout-s", "5"], start_new_session=True)
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+
+
+def test_a_reader_that_has_enough_is_no_failure_to_shout_about(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [MATH[0][0]] * 20_000)
+    done = subprocess.run(
+        f"{sys.executable} -m cluster.cli score math {source} | head -n 1", shell=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["status"] == "correct"
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_a_killed_worker_process_loses_no_row(tmp_path: Path) -> None:

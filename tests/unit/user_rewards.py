@@ -32,6 +32,24 @@ def misbehaving(completion: str, answer: str) -> object:
     return "maybe" if completion == "nonsense" else True
 
 
+def ill_typed(completion: str, answer: str) -> RewardResult:
+    """A RewardResult, but not of what its types say."""
+    made = {
+        "status": RewardResult("good"),
+        "text": RewardResult("correct"),
+        "nan": RewardResult(RewardStatus.CORRECT, signal=float("nan")),
+        "signal": RewardResult(RewardStatus.CORRECT, signal="0.3"),
+        "string": "1",
+    }
+    return made[completion]
+
+
+async def ill_typed_later(completion: str, answer: str) -> RewardResult:
+    if completion == "exit":
+        raise SystemExit(3)
+    return ill_typed(completion, answer)
+
+
 async def judged(completion: str, answer: str) -> float:
     await asyncio.sleep(3600 if completion == "hang" else 0.2)
     return 1.0 if completion == answer else 0.25

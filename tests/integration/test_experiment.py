@@ -1,0 +1,80 @@
+"""A suite, run in this process: in pieces, again, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+
+pytestmark = pytest.mark.integration
+
+SUITE = """
+name: mine
+about: A test.
+base: demo-math
+seeds: [0]
+settings:
+  learner.num_steps: 1
+  learner.warmup_steps: 0
+  rollout.num_prompts: 2
+  rollout.num_samples: 2
+  data.train: {name: factor, kind: tiny, limit: 6}
+  data.evaluation:
+    - {name: factor, kind: tiny, split: held_out, limit: 2}
+    - {name: divide, kind: tiny, split: out_of_domain, limit: 2}
+  reference.num_samples: 2
+  reference.threshold: 1
+  reference.rows_per_step: 2
+  evaluation.num_samples: 2
+  evaluation.k: [1, 2]
+  tracking.tensorboard: false
+arms:
+  grpo: {algorithm.divergence: none}
+  dph-f: {algorithm.divergence: forward_kl}
+  dph-js: {algorithm.divergence: js}
+quick: {seeds: [0], arms: [grpo]}
+"""
+
+
+def run(suite: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["experiment", str(suite), "--inline", "--run-dir", str(suite.parent), *arguments])
+
+
+def test_a_suite_in_pieces_adds_up_and_goes_on_where_it_stopped(
+    tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE)
+    done = run(suite, "--arms", "grpo,dph-f")
+    assert done.exit_code == 0, done.output
+    done = run(suite, "--arms", "dph-js")
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert list(results["arms"]) == ["base", "grpo", "dph-f", "dph-js"], "results of the first piece are not lost"
+    assert {"in_domain", "out_of_domain"} == set(results["arms"]["dph-f"])
+    assert "reference buffer reused" in done.output, "arms of a seed share it"
+    assert "evaluating base" not in done.output, "and the base's evaluation"
+    assert not (tmp_path / "mine" / "grpo-s0" / "reference").exists()
+
+    # Again, by another way to the same folder: nothing is trained.
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["experiment", "mine.yaml", "--inline", "--run-dir", "."])
+    assert done.exit_code == 0, done.output
+    assert "3 runs, 3 finished already" in done.output
+    assert "step 1/1" not in done.output
+
+    # Cut off in its last evaluation.
+    (tmp_path / "mine" / "dph-f-s0" / "eval" / "step_1.json").write_text("[{")
+    done = run(suite)
+    assert done.exit_code == 0, done.output
+    assert "3 runs, 2 finished already" in done.output
+    assert "resume: 1 steps done" in done.output
+
+    done = run(suite, "learner.lr=0.5")
+    assert done.exit_code == 2
+    assert "holds a run of another configuration" in done.output
