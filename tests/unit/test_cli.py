@@ -271,3 +271,10 @@ def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_plan_accepts_every_preset(name: str) -> None:
+    result = invoke("plan", name)
+    assert result.exit_code == 0, result.output
+    assert "optimizer steps a step" in result.output
