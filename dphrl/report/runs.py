@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.config_loading import ConfigError, InputError, parse_yaml
+from dphrl.report.summaries import find_summary_fault
 from dphrl.tracking import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
@@ -245,13 +246,21 @@ def _load_evaluations(folder: Path, problems: list[str]) -> dict[int, dict[Datas
         step = 0 if path.stem == "base" else _whole_number(path.stem.removeprefix("step_"))
         if step is None:
             continue
+        if step < 0:
+            problems.append(f"eval/{path.name}: not a step's number; left out")
+            continue
         summaries = _read_json(path, problems)
-        if not isinstance(summaries, list) or not all(
-            isinstance(entry, dict) and {"dataset", "per_prompt"} <= entry.keys() for entry in summaries
-        ):
+        if not isinstance(summaries, list):
             problems.append(f"eval/{path.name}: not a list of evaluations; left out")
             continue
-        found[step] = {(entry["dataset"], entry.get("split", "")): entry for entry in summaries}
+        usable = []
+        for i, summary in enumerate(summaries):
+            if fault := find_summary_fault(summary):
+                problems.append(f"eval/{path.name}: entry {i + 1}: {fault}; left out")
+            else:
+                usable.append(summary)
+        if usable:
+            found[step] = {(entry["dataset"], entry.get("split", "")): entry for entry in usable}
     return dict(sorted(found.items()))
 
 

@@ -26,6 +26,7 @@ _MAX_DATABASES = 256
 _OBJECT_BYTES = 64
 _MAX_GOLD_SHARE = 0.1
 _MAX_DETAIL_CHARS = 200
+_MAX_SOLUTION_CHARS = 2_000
 
 
 def make_handler(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
@@ -107,7 +108,9 @@ class _Judge:
         if self._shaped and not result.is_set:
             overlap = sql_compare.column_overlap(expected, rows, gold.result.num_columns, result.num_columns)
             signal = min(overlap, MAX_WRONG_SIGNAL)
-        return _verdict(RewardStatus.WRONG, _difference(gold.result, result), signal=signal)
+        # Not canonical, which costs as much as the query itself: enough to tell wrong answers from right ones.
+        solution = " ".join(sql.split())[:_MAX_SOLUTION_CHARS]
+        return _verdict(RewardStatus.WRONG, _difference(gold.result, result), solution, signal)
 
     def _database(self, path: str) -> Database:
         known = self._databases.get(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 import sqlglot
 from sqlglot import exp
@@ -22,6 +23,19 @@ _QUERY = (
 )
 # "SQL: SELECT ...", "Answer: SELECT ..." and a query in single backquotes are lines of a query too.
 _QUERY_LINE = re.compile(rf"^[ \t>*]*+(?:[A-Za-z][\w ]{{0,30}}:[ \t*]*+)?`?(?P<sql>{_QUERY})", re.I | re.M)
+# At the end of prose: tags that models are taught, and "the answer is `SELECT ...`".
+_TAGGED = re.compile(rf"<(?:answer|sql)>\s*+((?:```[\w ]*\s)?\s*+{_QUERY}.{{0,20000}}?)</(?:answer|sql)>", re.I | re.S)
+_ANSWER_QUOTE = re.compile(rf"\banswer(?:\s+is)?\s*+:?\s*+`(\s*+{_QUERY}[^`]{{0,20000}})`", re.I)
+_FIRST_WORD = re.compile(r"[A-Za-z]\w*")
+_CLAUSES = (
+    "select values with from where join left right inner outer full cross natural on using group order having limit "
+    "offset window union intersect except and or not as when then else end in between like is null case exists "
+    "alter analyze attach begin commit create delete detach drop explain insert pragma reindex release replace "
+    "rollback savepoint update vacuum"
+)
+_CLAUSE_WORDS = frozenset(_CLAUSES.split())
+# A query of more paragraphs than this keeps whatever follows it: each one costs a look at the whole text.
+_MAX_PARAGRAPHS = 20
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*+\n")
 # WITH begins sentences as well; comments may stand anywhere in it, and a text has one beginning only.
 _STATEMENT = re.compile(
@@ -43,8 +57,10 @@ def extract_sql(text: str) -> str:
 
     The completion ends at a chat marker, and begins after `</think>` (one that starts to think and never stops has no
     answer). Then: the last block fenced as SQL, else the last fenced block without a language; one that is not closed
-    extends to the end. Without fences: the whole text when it starts with a statement, else the last paragraph in which
-    a line starts with SELECT, VALUES or WITH name AS, from the first such line on, a label ("SQL:") before it or not.
+    extends to the end. What <answer> or <sql> tags hold comes before what is around them. Without fences: the whole
+    text when it starts with a statement, up to a blank line that only prose follows; else what "the answer is" quotes;
+    else the last paragraph in which a line starts with SELECT, VALUES or WITH name AS, from the first such line on, a
+    label ("SQL:") before it or not.
     """
     marker = _CHAT_MARKER.search(text)
     text = text[: marker.start()] if marker else text
@@ -53,17 +69,36 @@ def extract_sql(text: str) -> str:
         text = after
     elif text.lstrip().startswith(_THINK_START):
         return ""
+    if tagged := _TAGGED.findall(text):
+        text = tagged[-1]
     if _FENCE in text:
         return _last_block(text)
-    # Before a search that cuts: a bare statement keeps everything that follows it, to be judged whole.
+    # Before a search that cuts: a bare statement keeps what follows it, to be judged whole.
     if _STATEMENT.match(text):
-        return text.strip()
+        return _without_remarks(text).strip()
+    if answers := _ANSWER_QUOTE.findall(text):
+        return str(answers[-1]).strip()
     for paragraph in reversed(_PARAGRAPH_END.split(text)):
         if found := _QUERY_LINE.search(paragraph):
             sql = paragraph[found.start("sql") :].strip()
             quoted = paragraph[: found.start("sql")].endswith("`")
             return sql.partition("`")[0] if quoted else sql
     return text.strip()
+
+
+def _without_remarks(text: str) -> str:
+    """A bare statement without the prose that a blank line parts from it. Whatever could belong to the statement, or be
+    another one, stays: an open quote or parenthesis before the blank line, an SQL word or a semicolon after it."""
+    for end in islice(_PARAGRAPH_END.finditer(text), _MAX_PARAGRAPHS):
+        head, rest = text[: end.start()], text[end.end() :]
+        word = _FIRST_WORD.match(rest)
+        pairs = (("(", ")"), ("/*", "*/"))
+        closed = all(head.count(quote) % 2 == 0 for quote in "'\"`") and all(
+            head.count(opening) == head.count(closing) for opening, closing in pairs
+        )
+        if closed and word and word[0].lower() not in _CLAUSE_WORDS and ";" not in rest:
+            return head
+    return text
 
 
 def _last_block(text: str) -> str:

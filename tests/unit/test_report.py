@@ -187,6 +187,27 @@ def test_broken_file_is_named_and_left_out(tmp_path: Path, broken: str) -> None:
     assert page.chart("Reward") is not None
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"per_prompt": [{}]}, "per_prompt has a row"),
+        ({"per_prompt": [{"prompt_id": "a", "num_samples": 2, "num_correct": 3}]}, "per_prompt has a row"),
+        ({"pass@x": 0.5}, "is not pass@k"),
+        ({"pass@1": "half"}, "pass@1 is not a number"),
+    ],
+)
+def test_damaged_summary_is_named_and_left_out(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval" / "step_4.json"
+    path.write_text(json.dumps([{**entry, **change} for entry in json.loads(path.read_text())]))
+    (run / "eval" / "step_-3.json").write_text("[]")
+    page = render(tmp_path, run)
+    assert "eval/step_4.json: entry 1: " in page.text
+    assert said in page.text
+    assert "eval/step_-3.json: not a step's number; left out" in page.text
+    assert [row[0] for row in page.table("arm step Pass@1")[1:]] == ["base"]
+
+
 def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     run = write_run(tmp_path / "gap")
     records = [record(i) for i in range(1, 5)]

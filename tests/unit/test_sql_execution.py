@@ -155,7 +155,7 @@ def test_solutions_count_distinct_queries(grader: SqlExecutionGrader, database: 
     assert len(set(solutions[1:3])) == 1
     assert len(set(solutions)) == 3
     (wrong,) = grader.grade([("SELECT 1", gold)])
-    assert wrong.solution == ""
+    assert wrong.solution == "SELECT 1"
 
 
 def test_the_signal_is_finer_than_the_score(database: str) -> None:

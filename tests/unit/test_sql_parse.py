@@ -167,3 +167,25 @@ def test_different_solutions(one: str, other: str) -> None:
 )
 def test_what_cannot_be_parsed_is_compared_by_its_text(sql: str) -> None:
     assert canonical_sql(sql, COLUMNS) == canonical_sql(sql + " ;", COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("I think so.\n<answer>SELECT a FROM t</answer>", "SELECT a FROM t"),
+        ("<sql>\nSELECT a\n\nFROM t\n</sql> is what I mean", "SELECT a\n\nFROM t"),
+        ("<answer>```sql\nSELECT a FROM t\n```</answer>", "SELECT a FROM t"),
+        ("<answer>42</answer> SELECT", "<answer>42</answer> SELECT"),
+        ("So the answer is `SELECT a FROM t`.", "SELECT a FROM t"),
+        ("SELECT a FROM t\n\nThis returns every a.", "SELECT a FROM t"),
+        ("SELECT a FROM t;\n\nIt works because t is small.\n\nAsk me more!", "SELECT a FROM t;"),
+        # What may belong to the statement stays, and so does a second one.
+        ("SELECT a\n\nFROM t", "SELECT a\n\nFROM t"),
+        ("SELECT a FROM t WHERE b = 'x\n\nThis y'", "SELECT a FROM t WHERE b = 'x\n\nThis y'"),
+        ("SELECT a FROM (\n\nfoo )", "SELECT a FROM (\n\nfoo )"),
+        ("SELECT a FROM t;\n\nDROP TABLE t", "SELECT a FROM t;\n\nDROP TABLE t"),
+        ("SELECT a FROM t\n\nOh well; DROP TABLE t", "SELECT a FROM t\n\nOh well; DROP TABLE t"),
+    ],
+)
+def test_queries_among_tags_quotes_and_remarks(text: str, sql: str) -> None:
+    assert extract_sql(text) == sql
