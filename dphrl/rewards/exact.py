@@ -195,11 +195,16 @@ class _Reader:
         if token[0] not in "0123456789.":
             raise _NotRational
         value = Fraction(token)
-        if "." not in token and self.peek() == r"\frac":
+        if "." not in token and self.peek() == r"\frac" and self._is_plain_fraction():
             self.take()  # 2\frac{3}{4} is a mixed number, never a product
             numerator = self.group(depth)
             value += _bounded(numerator / self.group(depth))
         return value
+
+    def _is_plain_fraction(self) -> bool:
+        r"""Whether \frac{3}{4} follows: 2\frac{-1}{2} is a product."""
+        following = self.tokens[self.position + 1 : self.position + 7]
+        return [token if token in "{}" else token.isdigit() for token in following] == ["{", True, "}", "{", True, "}"]
 
     def group(self, depth: int) -> Fraction:
         closing = {"(": ")", "{": "}"}.get(self.take())

@@ -46,6 +46,9 @@ _LEAD = re.compile(
 _PROGRAM = re.compile(
     r"__\w|[A-Za-z_]\.[A-Za-z_]\w*\(|\b(?:import|lambda|eval|exec|system|globals|getattr|compile)\b|\\(?:write|input)"
 )
+# "5, not 6" and "5 (" before a reason say 5; "either 5 or 6" and "not 5" say neither.
+_ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
+_HEDGE = re.compile(r"^\s*(?:either|neither|not|maybe|perhaps|possibly)\b|\d\$?,?\s+or\s+\$?-?\d", re.I)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\b(?:because|since|as|which|where)\b")
 # Beyond this a line is prose, and only the end of a long text is searched for spans and numbers.
 _MAX_BARE = 300
@@ -130,6 +133,11 @@ def _after_phrase(tail: str) -> str | None:
         return None
     end = _SENTENCE_END.search(line)
     sentence = _without_lead(line[: end.start()] if end else line)
+    aside = _ASIDE.search(sentence)
+    if aside and any(map(str.isdigit, sentence[: aside.start()])):
+        sentence = sentence[: aside.start()]
+    if _HEDGE.search(sentence):
+        return _trim(sentence)
     if _is_bare(sentence) or _PROGRAM.search(sentence):
         return _trim(sentence)
     spans_in_it = _math_spans(sentence)

@@ -17,7 +17,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
+from dphrl.rewards.exact import canonical, tidy
 from dphrl.rewards.extraction import EXTRACTORS
 from dphrl.rewards.math_compare import compare_cheaply
 from dphrl.sandbox.process import Limits, Sandbox
@@ -28,6 +30,7 @@ MAX_ANSWER_CHARS = 2_000
 _LIMITS = Limits(memory_bytes=512 * 2**20)
 _HANDLER = "dphrl.rewards.math_child:make"
 _CACHE_SIZE = 16_384
+_MAX_VOTE_CHARS = 200
 _TRANSIENT = frozenset([RewardStatus.TIMEOUT, RewardStatus.RESOURCE_LIMIT, RewardStatus.INFRASTRUCTURE_ERROR])
 
 Pair = tuple[str, str]
@@ -61,7 +64,7 @@ class MathAnswerGrader:
         undecided = list(dict.fromkeys(p for p in pairs if isinstance(p, tuple) and p not in verdicts))
         verdicts.update(zip(undecided, self._decided_by_child(undecided), strict=True))
         self._remember(verdicts)
-        return [verdicts[pair] if isinstance(pair, tuple) else pair for pair in pairs]
+        return [_voting(verdicts[pair], pair[0]) if isinstance(pair, tuple) else pair for pair in pairs]
 
     def close(self) -> None:
         with self._lock:
@@ -112,6 +115,11 @@ class MathAnswerGrader:
             self._verdicts.update((p, v) for p, v in verdicts.items() if v.status not in _TRANSIENT)
             while len(self._verdicts) > _CACHE_SIZE:
                 self._verdicts.popitem(last=False)
+
+
+def _voting(verdict: RewardResult, answer: str) -> RewardResult:
+    """The verdict with one spelling of the answer, so that equal answers vote together."""
+    return replace(verdict, answer=canonical(tidy(answer))[:_MAX_VOTE_CHARS])
 
 
 def _decided_here(pair: Pair) -> RewardResult | None:

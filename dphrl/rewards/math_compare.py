@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from dphrl.rewards import math_forms, math_values
+from dphrl.rewards import math_forms, math_units, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
 from dphrl.types import RewardResult, RewardStatus
@@ -66,7 +66,7 @@ def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) 
 
 def _with_currency(text: str) -> str:
     r"""Tidied; \$5 as 5\text{dollar}, so that five cents differ from it."""
-    tidied = tidy(text)
+    tidied = math_units.in_full(tidy(text))
     if _AMOUNT.fullmatch(tidied):
         # A dollar that opens no formula is money.
         money = text.replace("$", r"\$") if "\\$" not in text and text.count("$") == 1 else text
@@ -80,7 +80,7 @@ def _decide_cheaply(answer: str, gold: str) -> bool | None:
     if canonical(answer) == canonical(gold):
         return True
     answer, gold = math_forms.strip_assignments(answer, gold)
-    (answer, unit), (gold, gold_unit) = math_forms.split_unit(answer), math_forms.split_unit(gold)
+    (answer, unit), (gold, gold_unit) = math_units.split_unit(answer), math_units.split_unit(gold)
     if not canonical(answer) or not canonical(gold):
         return False
     if canonical(answer) == canonical(gold):
@@ -113,13 +113,16 @@ def _same_words(answer: str, gold: str) -> bool | None:
     found = math_forms.words(answer), math_forms.words(gold)
     if found[0] is None or found[1] is None:
         return None
+    # Capitals are points, people or an order of them: ABCD is not ABDC.
+    if all(re.fullmatch(r"[A-Z]{3,}", canonical(text)) for text in (answer, gold)):
+        return canonical(answer) == canonical(gold)
     # abc and cba are products, if they are not words.
     return found[0] == found[1] or (None if sorted(found[0]) == sorted(found[1]) else False)
 
 
 def _is_readable(text: str) -> bool:
     """Whether an answer is anything that can be compared by more than its spelling."""
-    core = math_forms.split_unit(math_forms.strip_assignments(text, "")[0])[0]
+    core = math_units.split_unit(math_forms.strip_assignments(text, "")[0])[0]
     if math_forms.compound(core)[0] != "plain" or math_forms.words(text) is not None:
         return True
     if _BASED.fullmatch(canonical(text)) or _DATE_LIKE.fullmatch(unwrap_text(text)):
@@ -148,7 +151,7 @@ class _Comparison:
         if decided is not None:
             return decided
         answer, gold = math_forms.strip_assignments(answer, gold)
-        answer, gold = math_forms.split_unit(answer)[0], math_forms.split_unit(gold)[0]
+        answer, gold = math_units.split_unit(answer)[0], math_units.split_unit(gold)[0]
         kind, entries = math_forms.compound(answer)
         gold_kind, gold_entries = math_forms.compound(gold)
         if kind == gold_kind == "plain":
@@ -161,6 +164,13 @@ class _Comparison:
             ]
             if values != [entries, gold_entries]:
                 kind, gold_kind, entries, gold_entries = "()", "()", *values
+        pairs = (kind, entries), (gold_kind, gold_entries)
+        conjunctions = [side for side_kind, side in pairs if side_kind == "conjunction"]
+        if len(conjunctions) == 1:
+            both = math_forms.intersection(conjunctions[0])
+            return both is not None and self.equal(
+                both if kind == "conjunction" else answer, both if gold_kind == "conjunction" else gold
+            )
         if (gold_kind in _BRACKETS) != (kind in _BRACKETS):
             return self.equal_intervals(kind, entries, gold_kind, gold_entries)
         if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:
@@ -169,7 +179,7 @@ class _Comparison:
             kind = gold_kind
         if kind != gold_kind or len(entries) != len(gold_entries):
             return False
-        if kind in ("set", "list", "union"):
+        if kind in ("set", "list", "union", "conjunction"):
             return self.equal_in_any_order(entries, gold_entries)
         return all(self.equal(a, b) for a, b in zip(entries, gold_entries, strict=True))
 

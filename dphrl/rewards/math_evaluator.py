@@ -34,9 +34,14 @@ def evaluate(tree: Node, point: Point, real: bool) -> Value:
     return _Evaluator(point, real).value(tree)
 
 
-def coordinate(name: str, index: int, signed: bool) -> Value:
+def coordinate(name: str, index: int, signed: bool, scale: int = 1, whole: bool = False) -> Value:
+    """A value below 3 `scale`, the same one for the same arguments; a `whole` one is an integer above 0."""
     digest = hashlib.sha256(f"{name} {index}".encode()).digest()
-    value = mp.mpf(int.from_bytes(digest[:4], "big") % 9_973 + 1) / (3_989 if index % 2 else 12_007)
+    drawn = int.from_bytes(digest[:4], "big")
+    if whole:
+        value = mp.mpf(drawn % (3 * scale) + 1)
+    else:
+        value = scale * mp.mpf(drawn % 9_973 + 1) / (3_989 if index % 2 else 12_007)
     return -value if signed and digest[4] & 1 else value
 
 
@@ -210,7 +215,8 @@ class _Evaluator:
 
     def _opaque(self, tree: Node, *parts: Value) -> Value:
         """A number that only the same parts give: what f is, or what a sum adds up to, is not asked."""
-        key = " ".join([tree.text, *(mp.nstr(part, 25) for part in parts)])
+        # Arguments count as the same from 30 digits on: rounding must not tell apart what is equal.
+        key = " ".join([tree.text, *(mp.nstr(part, 30) for part in parts)])
         return coordinate(key, 0, signed=False)
 
 

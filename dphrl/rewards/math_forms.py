@@ -1,4 +1,4 @@
-r"""What an answer is made of, read from its text: a unit, an assignment, words, a list, an interval, relations.
+r"""What an answer is made of, read from its text: an assignment, words, a list, an interval, relations.
 
 Texts are tidied (`exact.tidy`) before they come here. Nothing is computed.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from dphrl.rewards.exact import canonical, unwrap_text
+from dphrl.rewards.exact import canonical, rational, unwrap_text
 from dphrl.rewards.math_parser import FUNCTIONS
 
 _OPEN, _CLOSE = "([{", ")]}"
@@ -18,56 +18,10 @@ _NAME = (
 )
 _ASSIGNMENT = re.compile(rf"({_NAME})(?:=|(?<=[\s\w}}])\\in(?![A-Za-z]))")
 _CONJUNCTION = re.compile(r"\\text\s*\{\s*(?:and|or),?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|;|\\vee(?![A-Za-z])")
+_INEQUALITY = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
+_BOTH = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>=]")
 _MIRRORED = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<", "=": "=", r"\ne": r"\ne"}
-
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\u00b0|\\degree(?![A-Za-z])")
-_POWER = r"(?:\s*\^\s*\{?\s*(?P<power>[23])\s*\}?)?"
-_TEXT_UNIT = re.compile(
-    rf"(?P<core>.*[\d)}}\]A-Za-z])\s*\\(?:text|mbox|mathrm|textnormal|textbf|rm)\s*\{{(?P<unit>[^{{}}]*)\}}{_POWER}",
-    re.DOTALL,
-)
-_PER = re.compile(r"(?<=[A-Za-z])\}\s*/\s*\\(?:text|mbox|mathrm|textnormal)\s*\{(?=\s*[A-Za-z])")
-_AMOUNT_IN_TEXT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{(\s*[\d.,/]+\s+[^{}]*)\}")
-_ABBREVIATIONS = (
-    "mm|cm|km|dm|nm|ft|yd|mi|kg|mg|lbs?|oz|mph|kph|kmh|ml|mL|hrs?|mins?|secs?|rad|deg|pct|percent|percentage|in|m|s|g|h"
-)
-# Single letters only with the mark of a square or cube that ASCII lacks: 5m is 5 times m.
-_PLAIN_UNIT = re.compile(
-    rf"(?P<core>.*[\d)}}\]])(?:\s+(?P<words>[A-Za-z]{{2,}}(?:(?:\s+|/|\s+per\s+)[A-Za-z]{{1,}}){{0,3}})"
-    rf"|\s*(?P<short>(?!m\b|s\b|g\b|h\b)(?:{_ABBREVIATIONS})))\.?{_POWER}",
-    re.DOTALL,
-)
-_SUPERSCRIPT_UNIT = re.compile(r"(?P<core>.*\d)\s*(?P<unit>[a-z]{1,3})(?P<power>[\u00b2\u00b3])", re.DOTALL)
-_NOT_UNITS = FUNCTIONS | {"pi", "sqrt", "mod", "e", "i", "or", "and", "to", "is", "choose", "infty", "times"}
-_UNIT_NAMES = {
-    "percent": ("%", "pct", "percentage", "percents"),
-    "degree": ("deg",),
-    "dollar": ("usd", "buck"),
-    "cent": ("¢",),
-    "centimeter": ("cm", "centimetre"),
-    "millimeter": ("mm", "millimetre"),
-    "kilometer": ("km", "kilometre"),
-    "meter": ("m", "metre"),
-    "inch": ("in", "inche"),
-    "foot": ("ft", "feet"),
-    "yard": ("yd",),
-    "mile": ("mi",),
-    "second": ("s", "sec"),
-    "minute": ("min",),
-    "hour": ("h", "hr"),
-    "gram": ("g",),
-    "kilogram": ("kg",),
-    "liter": ("l", "litre"),
-    "pound": ("lb",),
-    "ounce": ("oz",),
-    "mile per hour": ("mph", "miles per hour"),
-    "kilometer per hour": ("kph", "kmh", "km/h", "kilometers per hour"),
-    "radian": ("rad",),
-}
-_UNIT_OF = {other: name for name, others in _UNIT_NAMES.items() for other in (*others, name)}
-_SQUARE = re.compile(r"^(?:square|sq\.?)\s+|\s+squared$")
-_CUBIC = re.compile(r"^(?:cubic|cu\.?)\s+|\s+cubed$")
 
 _CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?\s*\.?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
@@ -94,12 +48,14 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def compound(text: str) -> tuple[str, list[str]]:
-    r"""(kind, entries): a bracket pair "()", "[)", ..., "set", "list" (commas, and/or, \pm), "union", "ratio", or
-    "plain"."""
+    r"""(kind, entries): a bracket pair "()", "[)", ..., "set", "list" (commas, and/or, \pm), "conjunction" (of
+    inequalities), "union", "ratio", or "plain"."""
     text = text.strip()
     if _ALL_REALS.fullmatch(text):
         text = _REALS
     parts = list_entries(text)
+    if len(parts) > 1 and _BOTH.search(text) and all(_INEQUALITY.search(part) for part in parts):
+        return "conjunction", parts
     if len(parts) > 1:
         return "list", [signed for part in parts for signed in _plus_minus(part)]
     parts = split(text, r"\cup")
@@ -193,6 +149,21 @@ def interval(text: str) -> str | None:
     return None
 
 
+def intersection(parts: list[str]) -> str | None:
+    """(-1,1) for x > -1 and x < 1: a bound from below and one from above; None for anything else."""
+    found = [interval(part) for part in parts]
+    below = [each for each in found if each and each.endswith(r",\infty)")]
+    above = [each for each in found if each and each.startswith(r"(-\infty,")]
+    if len(parts) != 2 or len(below) != 1 or len(above) != 1:
+        return None
+    low, high = below[0].removesuffix(r",\infty)"), above[0].removeprefix(r"(-\infty,")
+    ends = rational(low[1:]), rational(high[:-1])
+    # Numbers the wrong way round leave nothing.
+    if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
+        return None
+    return f"{low},{high}"
+
+
 def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
     """Drop "x =" where one side has it, or both have the same. x = 5 and y = 5 stay different, and so does an
     equation such as x^2 - 4 = 0 from its right side."""
@@ -202,7 +173,8 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
     if any(is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
         # A chain of numbers, "2 + 2 = 4", says what its last part says.
         if is_equation(answer) and not is_equation(gold) and not re.search(r"[A-Za-z,]", _without_numerals(answer)):
-            return split(answer, "=")[-1], gold
+            parts = split(answer, "=")
+            return (parts[-1] if _agree(parts) else answer), gold
         return answer, gold
     if names[0] and names[1] and canonical(names[0][1]) != canonical(names[1][1]):
         return answer, gold
@@ -228,6 +200,8 @@ def _without_approximation(text: str) -> str:
     exact, sign, rough = text.partition(r"\approx")
     if not sign:
         return text
+    if not exact.strip():
+        return rough
     return f"{exact}={rough}" if re.fullmatch(_NAME, exact) else exact
 
 
@@ -236,7 +210,14 @@ def _value_of(text: str, assignment: re.Match[str] | None) -> str:
     if assignment is None or (text.count("=") > 1 and len(list_entries(text)) > 1):
         return text
     # The last part: "x = 2 + 3 = 5" ends in its value.
-    return (split(text[assignment.end() :], "=") or [text])[-1]
+    parts = split(text[assignment.end() :], "=") or [text]
+    return parts[-1] if _agree(parts) else text
+
+
+def _agree(parts: list[str]) -> bool:
+    """Whether a chain's numbers are one number: 4 = 5 says nothing."""
+    values = {value for part in parts if (value := rational(part)) is not None} if len(parts) > 1 else set()
+    return len(values) <= 1
 
 
 def _without_numerals(text: str) -> str:
@@ -244,7 +225,7 @@ def _without_numerals(text: str) -> str:
     return re.sub(r"\\(?:frac|cdot|div|sqrt|pi)(?![A-Za-z])", " ", text)
 
 
-# ------------------------------------------------------------ words and units
+# ------------------------------------------------------------ words
 
 
 def words(text: str) -> str | None:
@@ -256,39 +237,3 @@ def words(text: str) -> str | None:
         return None
     is_long = any(len(word) > 2 or word.casefold() in _SHORT_WORDS for word in re.split(r"[ .,'-]+", plain))
     return " ".join(plain.casefold().strip(" .").split()) if is_long or plain != text.strip() else None
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """(core, unit): the unit by its full name, "" for none."""
-    if amount := _AMOUNT_IN_TEXT.fullmatch(text):
-        text = amount[1].strip()
-    bare = _DEGREES.sub("", text)
-    if bare != text and bare.strip() and not any(name in bare for name in ("sin", "cos", "tan", "cot", "sec", "csc")):
-        # "90 degrees" of temperature are as good as those of an angle.
-        return re.sub(r"\s*(?:\\(?:text|mathrm)\s*\{\s*[CF]\s*\}|[CF])$", "", bare.strip()), "degree"
-    if text.endswith("%"):
-        return text[:-1].strip(), "percent"
-    text = _PER.sub("/", text)
-    if match := _SUPERSCRIPT_UNIT.fullmatch(text):
-        return match["core"], _unit_name(match["unit"], "2" if match["power"] == "\u00b2" else "3")
-    if match := _TEXT_UNIT.fullmatch(text):
-        name = _unit_name(match["unit"], match["power"])
-        return (match["core"].strip(), name) if name else (text, "")
-    match = _PLAIN_UNIT.fullmatch(text)
-    # Behind an expression with letters a word may be a factor.
-    if match is None or re.search(r"(?<!\\)(?<![A-Za-z])[A-Za-z]", match["core"]):
-        return text, ""
-    name = _unit_name(match["words"] or match["short"], match["power"])
-    return (match["core"].strip(), name) if name else (text, "")
-
-
-def _unit_name(unit: str, power: str | None) -> str:
-    """ "" where the words cannot be a unit."""
-    unit = " ".join(unit.casefold().strip(" .~").split())
-    if not unit or _NOT_UNITS.intersection(re.split(r"[^a-z]+", unit)):
-        return ""
-    for pattern, implied in ((_SQUARE, "2"), (_CUBIC, "3")):
-        unit, num_found = pattern.subn("", unit)
-        power = implied if num_found else power
-    name = _UNIT_OF.get(unit) or _UNIT_OF.get(unit.rstrip("s")) or unit.rstrip("s")
-    return f"{name}^{power}" if power else name

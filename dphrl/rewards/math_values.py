@@ -1,21 +1,25 @@
 r"""Whether two trees stand for the same value: both are computed at the same points, to many digits.
 
-Two expressions that agree in 80 digits at every point tried are equal; expressions that differ anywhere are not. There
-is no tolerance: a difference counts as zero only when it is rounding error, that is when it shrinks as the precision
-grows. Unlike rewriting one expression into the other, this always ends, and soon.
+Two expressions that agree in 220 digits at every point tried count as equal; expressions that differ at one do not. A
+difference is put down to rounding only when it shrinks as the precision grows. Unlike rewriting one expression into
+the other, this always ends, and soon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mpmath import mp
 
+from dphrl.rewards.exact import TooLarge
 from dphrl.rewards.math_evaluator import Point, Undefined, Value, coordinate, evaluate, shape
 from dphrl.rewards.math_parser import Node
 
 _LOW_DIGITS, _HIGH_DIGITS, _HIGHEST_DIGITS = 40, 120, 240
 _NUM_POINTS, _MAX_TRIES = 4, 16
+# Functions made of pieces agree with one of their pieces near zero: |x - 5| is 5 - x there. (scale, whole)
+_PIECEWISE = frozenset(["abs", "floor", "ceil", "root", "pow", "factorial"])
+_FAR_POINTS = ((7, False), (50, False), (1000, False), (4, True), (20, True), (100, True))
 
 
 def same_value(a: Node, b: Node) -> bool:
@@ -54,13 +58,15 @@ def _same_at(a: Node, b: Node, point: Callable[[], Point], real: bool, at_a: Val
     if scale is None:
         return False
     with mp.workdps(_HIGH_DIGITS):
-        if high <= scale * mp.mpf(10) ** -80:
-            return True
-        if low != 0:
+        near = high <= scale * mp.mpf(10) ** -80
+        if not near and low != 0:
             return bool(high <= low * mp.mpf(10) ** -60)
-    highest, _ = _distance_at(a, b, point, real, _HIGHEST_DIGITS)
+    highest, scale = _distance_at(a, b, point, real, _HIGHEST_DIGITS)
+    if scale is None:
+        return False
     with mp.workdps(_HIGHEST_DIGITS):
-        return bool(highest <= high * mp.mpf(10) ** -60)
+        # Where the value itself is zero, nothing but rounding is left of both, and that shrinks.
+        return bool(highest <= scale * mp.mpf(10) ** -220 or (not near and highest <= high * mp.mpf(10) ** -60))
 
 
 def _distance_at(a: Node, b: Node, point: Callable[[], Point], real: bool, digits: int) -> tuple[Value, Value]:
@@ -96,24 +102,47 @@ def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Poi
     num_found = 0
     imaginary = "i" in names
     names = [name for name in names if name != "i"]
+    far = bool(names) and bool((_kinds(a) | _kinds(b)) & _PIECEWISE)
     for real in (False,) if imaginary else (True, False):
-        for index in range(_MAX_TRIES if names else 1):
-            # The first two points are positive, where roots and logarithms have values.
-            def point(index: int = index) -> Point:
-                return {name: coordinate(name, index, index >= 2) for name in names}
+        # The first two points are positive, where roots and logarithms have values.
+        near_points = [(index, index >= 2, 1, False) for index in range(_MAX_TRIES if names else 1)]
+        far_points = [(i, signed, scale, whole) for i, (scale, whole) in enumerate(_FAR_POINTS) for signed in (0, 1)]
+        for group, wanted in ((near_points, _NUM_POINTS), (far_points if far else [], len(far_points))):
+            num_here = 0
+            for settings in group:
 
-            with mp.workdps(digits):
-                here = point()
-                try:
-                    values = evaluate(a, here, real), evaluate(b, here, real)
-                except Undefined:
-                    continue
-            yield point, real, *values
-            num_found += 1
-            if num_found == _NUM_POINTS:
-                return
+                def point(settings: tuple[int, int, int, bool] = settings) -> Point:
+                    return _point(names, *settings)
+
+                with mp.workdps(digits):
+                    here = point()
+                    try:
+                        values = evaluate(a, here, real), evaluate(b, here, real)
+                    except Undefined:
+                        continue
+                    except TooLarge:
+                        # Too far out for this expression; near zero it must have a value.
+                        if group is far_points:
+                            continue
+                        raise
+                yield point, real, *values
+                num_found += 1
+                num_here += 1
+                if num_here == wanted:
+                    break
         if num_found:
             return
+
+
+def _point(names: Sequence[str], index: int, signed: int, scale: int, whole: bool) -> Point:
+    if scale == 1:
+        return {name: coordinate(name, index, bool(signed)) for name in names}
+    # Far from zero on one side, then on the other.
+    return {name: (-1 if signed else 1) * coordinate(name, index, False, scale, whole) for name in names}
+
+
+def _kinds(tree: Node) -> set[str]:
+    return {tree.kind}.union(*map(_kinds, tree.children))
 
 
 def _names(tree: Node) -> set[str]:

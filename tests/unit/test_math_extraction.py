@@ -117,3 +117,17 @@ def test_any_text_is_read(text: str) -> None:
     for extract in EXTRACTORS.values():
         answer = extract(text)
         assert answer is None or answer.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 5, not 6.", "5"),
+        ("The answer is 5 (since 2+3=5).", "5"),
+        ("The answer is either 3 or 4", "either 3 or 4"),
+        ("the answer is not 12", "not 12"),
+        ("The answer is 3 or 4.", "3 or 4"),
+    ],
+)
+def test_a_hedge_is_no_answer_and_an_aside_no_part_of_one(text: str, answer: str) -> None:
+    assert extract_auto(text) == answer

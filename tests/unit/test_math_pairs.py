@@ -133,6 +133,11 @@ EQUAL = {
     "numerals": [
         ("204_5", "204_{5}"), ("4343_6", "4343_{6}"), ("2A_{16}", "2A_{16}"),
     ],
+    "numbers in words, asides, bounds": [
+        ("4 million", "4,000,000"), (r"5\text{ thousand}", "5000"), (r"18\mathrm{g}", "18"), ("12 apples", "12"),
+        (r"x>-1 \text{ and } x<1", "-1<x<1"), (r"\approx 7", "7"), (r"2\frac{-1}{2}", "-1"), (r"\sqrt{x^2}", "|x|"),
+        ("40 mph", "40"), (r"9\text{ cm}^2", "9"), ("x = 2+2 = 4", "4"),
+    ],
 }  # fmt: skip
 
 # (one answer, another), different in both directions.
@@ -191,6 +196,22 @@ UNEQUAL = {
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
         (r"\begin{pmatrix}10^{30}\\1\end{pmatrix}", r"\begin{pmatrix}10^{30}\\2\end{pmatrix}"),
+    ],
+    "functions made of pieces": [
+        ("|x-5|", "5-x"), (r"\sqrt{(x-3)^2}", "3-x"), (r"\lfloor n/3\rfloor", r"\lfloor n/4\rfloor"),
+        (r"\lceil n/3\rceil", r"\lceil n/4\rceil"), (r"\lfloor\sqrt n\rfloor", r"\lfloor\sqrt[3]{n}\rfloor"),
+        ("|n-10|+n", "10"), (r"\frac{x+|x-9|}{2}", "4.5"), ("y=|x-5|", "y=5-x"), ("0", r"\lfloor |x|/100\rfloor"),
+    ],
+    "words that are no units": [
+        ("4", r"4\mathrm{x}"), ("4", r"4\textbf{x}"), ("4", r"4\text{ x}"), ("4", "4 xy"), ("4", "4 ab"),
+        ("4", r"4\text{ 5}"), ("4", "4 thousand"), ("4", r"4\text{ million}"), ("4", "4 thirds"), ("4", "4 squared"),
+        ("4", r"4\text{ halves}"), ("4", "4 cubed"), ("4", "4 factorial"), ("4", "4 less than x"), ("4", "4 maybe"),
+        ("4", r"4\text{ (not 5)}"), ("4", r"4\text{ at least}"), ("3", r"3\mathrm{xy}"), (r"\$5\text{ million}", "5"),
+    ],
+    "chains, orders, tails": [
+        ("5", "4=5"), ("5", "x=4=5"), ("BCD", "BDC"), ("ABCD", "ABDC"), (r"\pi", r"\pi+10^{-200}"),
+        ("x", r"x+e^{-300}"), (r"2-\frac12", r"2\frac{-1}{2}"),
+        (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ and } x>3"),
     ],
 }  # fmt: skip
 
