@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,20 @@ def test_an_interrupt_ends_it_whatever_its_workers_are_at(tmp_path: Path, databa
     row = {"completion": endless, "db": database, "gold_sql": "SELECT 1", "convention": "bird"}
     source = write(tmp_path / "in.jsonl", [row] * 300)
     command = [sys.executable, "-m", "cluster.cli", "score", "sql", str(source), "-o", str(tmp_path / "out.jsonl")]
-    process = subprocess.Popen([*command, "--workers", "2", "--timeout-s", "5"], start_new_session=True)
-    time.sleep(4)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=20) == 130
+    # A test run in the background of a shell has interrupts ignored, and its children with it.
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--timeout-s", "5"],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        time.sleep(4)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_a_reader_that_has_enough_is_no_failure_to_shout_about(tmp_path: Path) -> None:
