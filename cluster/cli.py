@@ -189,7 +189,8 @@ that a suite can be run in pieces; arms of one seed share the base evaluation an
 Examples:
   dphrl experiment passk-math --quick
   dphrl experiment passk-math --seeds 0,1 --arms grpo,dph-f learner.num_steps=60
-  dphrl experiment --show passk-math --json""",
+  dphrl experiment --show passk-math --picture passk-math.svg
+  dphrl experiment --show runs/mine/results.json --json""",
 )
 def experiment(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="Suite's name or YAML file.")],
@@ -203,26 +204,26 @@ def experiment(
         Path | None,
         typer.Option("--output", "-o", help="JSON file for the results; else results.json beside the runs."),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="The results that come with dphrl; runs nothing.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="The results that come with dphrl, or of a results.json; runs nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --show: JSON instead of the table.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="With --show: draw Pass@k over k to this .svg, .png or .pdf.")
+    ] = None,
     inline: InlineOption = False,
     part: Annotated[bool, typer.Option("--part", hidden=True)] = False,
 ) -> None:
-    with exit_status():
-        from dphrl.experiment import choose_runs, committed_results, load_suite, table_rows, title
+    with exit_status() as run:
+        from cluster.experiments import run_experiment, show_results
+        from dphrl.experiment import choose_runs, load_suite
 
         if show:
-            from dphrl.console import Console
-
-            results = committed_results(load_suite(suite).name)
-            if as_json:
-                typer.echo(json.dumps(results))
-            else:
-                Console().table(title(results), *table_rows(results))
+            show_results(suite, as_json=as_json, picture=picture)
             return
+        if as_json or picture is not None:
+            raise run.refuse(f"{'--json' if as_json else '--picture'}: goes with --show; add it")
         runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
-        from cluster.experiments import run_experiment
-
         run_experiment(
             suite, runs, run_dir, overrides or [], inline=inline, num_parallel=parallel, is_part=part, output=output
         )
@@ -255,10 +256,13 @@ def report(
 
 {CONFIG_HELP}
 
+A suite's name or YAML file (`dphrl experiment`) is shown with its arms and what each changes.
+
 \b
 Examples:
   dphrl plan demo-math
-  dphrl plan demo-math rollout.num_engines=2 --yaml > mine.yaml""",
+  dphrl plan demo-math rollout.num_engines=2 --yaml > mine.yaml
+  dphrl plan passk-math""",
 )
 def plan(
     config: ConfigArgument,
@@ -268,6 +272,13 @@ def plan(
     ] = False,
 ) -> None:
     with exit_status() as run:
+        from cluster.suite_plan import describe_suite, is_suite
+
+        if is_suite(config):
+            if as_yaml:
+                raise run.refuse(f"--yaml: {config} is a suite, many configurations; name its base or a preset")
+            typer.echo(describe_suite(config, overrides or []))
+            return
         loaded = run.load(config, overrides)
         if as_yaml:
             from dphrl.config_loading import config_to_yaml

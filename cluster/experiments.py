@@ -16,8 +16,10 @@ from cluster.launch import open_system, quiet_libraries, run_folder, train_on
 from dphrl.config import Config
 from dphrl.config_loading import InputError, load_config
 from dphrl.console import Console
-from dphrl.experiment import Suite, add_up, load_suite, read_run, table_rows, title
+from dphrl.experiment import Suite, committed_results, kind_of, load_suite, read_run
 from dphrl.prepare import prepare
+from dphrl.suite_results import BASE_ARM, Results, add_up, predicted, rows_of, write_results
+from dphrl.suite_show import claims_table, plot, prediction_table, results_table, title
 
 Run = tuple[str, int]  # (arm, seed)
 
@@ -56,28 +58,50 @@ def run_experiment(
                 _run_one(suite, run, configs[run], systems, console)
     if is_part:
         return
-    results = add_up(suite.name, _finished_runs(suite, configs, run_dir, overrides))
+    results = _add_up(suite, _finished_runs(suite, configs, run_dir, overrides), run_dir, overrides)
     if output is None:
         output = Path(run_dir).expanduser() / suite.name / "results.json"
     write_results(output, results)
-    console.table(title(results), *table_rows(results))
+    _show(results, console)
+    if not overrides:
+        _check_prediction(source, results, console)
     console.info(f"written to {output}")
 
 
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """JSON with a line per arm and per run's counts: small, and readable in a diff."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [f'"suite": {json.dumps(results["suite"])}', f'"seeds": {json.dumps(results["seeds"])}']
-    arms = ",\n".join(f"  {json.dumps(arm)}: {json.dumps(_rounded(value))}" for arm, value in results["arms"].items())
-    counts = ",\n".join(f"  {json.dumps(row)}" for row in results["counts"])
-    parts += [f'"arms": {{\n{arms}\n }}', f'"counts": [\n{counts}\n ]']
-    path.write_text("{" + ",\n ".join(parts) + "}\n")
+def _show(results: Results, console: Console) -> None:
+    console.table(title(results), *results_table(results))
+    header, rows = claims_table(results)
+    if rows:
+        console.table("The paper's claims; figures are means over seeds ± half of the 95 % interval", header, rows)
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return round(value, 5) if isinstance(value, float) else value
+def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
+    """The committed results of a suite, or those of a results file: as tables, as JSON, as a picture."""
+    results = committed_results(source)
+    if picture is not None:
+        plot(results, picture)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        _show(results, Console())
+        if picture is not None:
+            print(f"written to {picture}")
+
+
+def _check_prediction(source: str, results: Results, console: Console) -> None:
+    """Whether another seed's figures are where the committed results say they should be."""
+    try:
+        committed = committed_results(source)
+    except InputError:
+        return
+    checks = predicted(results, committed)
+    if set(results["seeds"]) & set(committed["seeds"]) or len(results["seeds"]) > 1 or not checks:
+        return
+    num_inside = sum(check["inside"] for check in checks)
+    console.table(
+        f"{num_inside} of {len(checks)} figures lie within the committed 95 % prediction intervals for one more seed",
+        *prediction_table(checks),
+    )
 
 
 class _Systems:
@@ -110,6 +134,17 @@ def _finished_runs(
     every = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for seed in seeds for arm in suite.arms}
     found = {run: read_run(run_folder(config), config) for run, config in every.items() if _is_same_config(config)}
     return {run: evaluations for run, evaluations in found.items() if evaluations is not None}
+
+
+def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrides: Sequence[str]) -> Results:
+    of_arms = [run for arm in suite.arms for run in sorted(runs) if run[0] == arm]
+    # The base was measured by every run of a seed, and shared: one of them speaks for it.
+    of_base = {seed: runs[arm, seed]["base"] for arm, seed in reversed(of_arms)}
+    rows = [row for seed, evaluation in sorted(of_base.items()) for row in rows_of(BASE_ARM, seed, evaluation)]
+    rows += [row for arm, seed in of_arms for row in rows_of(arm, seed, runs[arm, seed]["trained"])]
+    configs = {arm: suite.config(arm, seed, run_dir, overrides) for arm, seed in of_arms}
+    ks = next(iter(configs.values())).evaluation.k
+    return add_up(suite.name, rows, ks, {arm: kind_of(config) for arm, config in configs.items()})
 
 
 def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console) -> None:

@@ -1,16 +1,14 @@
 """Suites: the same task under several algorithms and seeds, and what their runs say together.
 
 A suite is one YAML file: a base configuration, settings that all arms share, and for each arm what is different. The
-base model is an arm of its own, measured before training. This module reads suites and adds up finished runs;
-`cluster.experiments` runs them.
+base model is an arm of its own, measured before training. This module reads suites, `cluster.experiments` runs them,
+`suite_results` adds up what they found.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,11 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 from dphrl.config import Config
 from dphrl.config_algorithm import NonNegativeInt, Section
 from dphrl.config_loading import ConfigError, InputError, load_config, parse_yaml
+from dphrl.suite_results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
 
-BASE_ARM = "base"
-# Two-sided 95 % quantiles: the normal one, and Student's t by degrees of freedom.
-_NORMAL = 1.95996
-_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 Settings = dict[str, Any]
 
 
@@ -126,19 +121,33 @@ def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | Non
     return [(arm, seed) for seed in dict.fromkeys(chosen_seeds) for arm in dict.fromkeys(chosen_arms)]
 
 
-def committed_results(name: str) -> dict[str, Any]:
-    """The results that come with the package. Raises InputError when this suite has none."""
-    file = _suite_folder() / "results" / f"{name}.json"
-    if not file.is_file():
-        raise InputError(f"{name}: no committed results; run `dphrl experiment {name}`")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+def committed_results(source: str) -> Results:
+    """The results that come with the package for a suite, or those in a results file named by its path.
+
+    Raises InputError when there are none.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".json":
+        try:
+            return read_results(path)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    name = load_suite(source).name
+    with resources.as_file(_suite_folder() / "results" / f"{name}.json") as file:
+        if not file.is_file():
+            raise InputError(f"{name}: no committed results; run `dphrl experiment {name}`")
+        return read_results(file)
+
+
+def kind_of(config: Config) -> str:
+    """What the algorithm of `config` does for diversity: nothing, a penalty on its rollouts, or rehearsal."""
+    if config.uses_reference_samples:
+        return REHEARSING
+    return PENALISED if config.uses_divergence else PLAIN
 
 
 def _suite_folder() -> Traversable:
     return resources.files("dphrl").joinpath("suites")
-
-
-# -------------------------------------------------------------------------------------------- adding up
 
 
 def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | None:
@@ -152,113 +161,3 @@ def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | 
     except (OSError, ValueError):
         # Cut off while it was written: as good as not there.
         return None
-
-
-def add_up(suite: str, runs: Mapping[tuple[str, int], Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
-    """The results file: per arm and domain each rate's mean and interval over seeds, and the counts behind them.
-
-    runs: (arm, seed) -> what `read_run` gives. The first data set is the domain trained on, the others are out of it
-    (their mean, where there are several). The interval is Student's 95 % over seeds; for one seed it is the
-    bootstrap over prompts. `predict_low` and `predict_high` bound where one more seed would fall.
-    """
-    seeds = sorted({seed for _, seed in runs})
-    by_arm: dict[str, list[Sequence[Mapping[str, Any]]]] = {BASE_ARM: []}
-    for seed in seeds:
-        by_arm[BASE_ARM].append(next(run["base"] for (_, of_seed), run in runs.items() if of_seed == seed))
-    for (arm, _), run in sorted(runs.items(), key=lambda item: item[0][1]):
-        by_arm.setdefault(arm, []).append(run["trained"])
-    arms = {arm: _summarize_arm(evaluations) for arm, evaluations in by_arm.items()}
-    counts = [
-        {"arm": arm, "seed": seed, **_counts(summary)}
-        for (arm, seed), run in sorted(runs.items())
-        for summary in run["trained"]
-    ] + [
-        {"arm": BASE_ARM, "seed": seed, **_counts(summary)}
-        for seed, evaluation in zip(seeds, by_arm[BASE_ARM], strict=True)
-        for summary in evaluation
-    ]
-    return {"suite": suite, "seeds": seeds, "arms": arms, "counts": counts}
-
-
-def _counts(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Enough to recompute every rate: correct samples of each prompt, in the order of the data set."""
-    return {
-        "dataset": summary["dataset"],
-        "num_samples": summary["num_samples"],
-        "num_graded": [row["num_samples"] for row in summary["per_prompt"]],
-        "num_correct": [row["num_correct"] for row in summary["per_prompt"]],
-    }
-
-
-def _summarize_arm(evaluations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    domains = {"in_domain": [[evaluation[0]] for evaluation in evaluations]}
-    if all(len(evaluation) > 1 for evaluation in evaluations):
-        domains["out_of_domain"] = [list(evaluation[1:]) for evaluation in evaluations]
-    return {domain: _summarize_domain(summaries) for domain, summaries in domains.items()}
-
-
-def _summarize_domain(summaries: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """summaries: per seed, the domain's data sets."""
-    keys = [key for key in summaries[0][0] if key.startswith(("pass@", "majority@"))]
-    result = {}
-    for key in [*keys, "greedy", "retention", "distinct_correct", "entropy_mean", "completion_tokens_mean"]:
-        values = [[summary[key] for summary in of_seed if summary.get(key) is not None] for of_seed in summaries]
-        if not all(values):
-            continue
-        means = [statistics.fmean(of_seed) for of_seed in values]
-        intervals = [summary.get("intervals", {}).get(key) for summary in summaries[0]]
-        result[key] = interval_over_seeds(means, intervals[0] if len(intervals) == 1 else None)
-    return result
-
-
-def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None = None) -> dict[str, float]:
-    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        low, high = of_one or (mean, mean)
-        return {"mean": mean, "low": low, "high": high}
-    n, spread = len(values), statistics.stdev(values)
-    # Beyond the table the first term of the expansion about the normal quantile is right to 0.001.
-    t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * (n - 1))
-    half, predicted = t * spread / math.sqrt(n), t * spread * math.sqrt(1 + 1 / n)
-    return {
-        "mean": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "predict_low": mean - predicted,
-        "predict_high": mean + predicted,
-    }
-
-
-def title(results: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, results["seeds"]))
-    return (
-        f"{results['suite']}, seed{'s' if len(results['seeds']) > 1 else ''} {seeds}: mean ± half of the 95 % interval"
-    )
-
-
-def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of the table: per arm the rates in and out of domain, as mean and half-width."""
-    # The base has no retention: a column exists if any arm has it.
-    columns = list(
-        dict.fromkeys((name, key) for some in results["arms"].values() for name in some for key in _shown(some[name]))
-    )
-    columns.sort(key=lambda column: column[0])
-    header = ["arm", *(f"{'in' if domain == 'in_domain' else 'out'} {key}" for domain, key in columns)]
-    rows: list[list[object]] = []
-    for arm, domains in results["arms"].items():
-        cells = [domains.get(domain, {}).get(key) for domain, key in columns]
-        rows.append([arm, *("-" if cell is None else _cell(cell) for cell in cells)])
-    return header, rows
-
-
-def _shown(domain: Mapping[str, Any]) -> list[str]:
-    passes = [key for key in domain if key.startswith("pass@")]
-    # The two ends and the paper's own k: a row for each arm must fit a screen.
-    ends = [key for key in passes if key in ("pass@1", "pass@8", "pass@16")] or passes
-    return [*ends, *(key for key in ("retention",) if key in domain)]
-
-
-def _cell(value: Mapping[str, float]) -> str:
-    half = (value["high"] - value["low"]) / 2
-    return f"{value['mean']:.3f} ±{half:.3f}" if half else f"{value['mean']:.3f}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphrl.evaluation import pass_at_k
-from dphrl.experiment import interval_over_seeds
+from dphrl.suite_results import interval_over_seeds
 from dphrl.report.runs import Arm, DatasetKey, Run, Summary
 
 Floats = NDArray[np.float64]

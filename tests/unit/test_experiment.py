@@ -1,18 +1,15 @@
-"""Suites: what they are made of, and how their runs add up."""
+"""Suites: what they are made of, and what of them is run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from dphrl.config_loading import InputError
-from dphrl.evaluation import summarize
-from dphrl.experiment import add_up, choose_runs, list_suites, load_suite, table_rows
+from dphrl.experiment import choose_runs, kind_of, list_suites, load_suite
 
 SUITE = """
 name: mine
@@ -47,11 +44,22 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
     from cluster.ray_system import _engine_settings
 
     suite = load_suite(name)
-    assert len(suite.seeds) >= 3
+    assert suite.name == name
     configs = [suite.config(arm, 0, "runs") for arm in suite.arms]
     assert all(_engine_settings(config) == _engine_settings(configs[0]) for config in configs)
-    # The same budget for every arm, or the comparison is none.
-    assert len({(c.learner.num_steps, c.learner.lr, c.rollout.num_prompts) for c in configs}) == 1
+    assert len({(c.learner.num_steps, c.rollout.num_prompts) for c in configs}) == 1
+    if not name.startswith("tune-"):
+        assert len(suite.seeds) >= 3
+        # The same budget for every arm, or the comparison is none.
+        assert len({c.learner.lr for c in configs}) == 1
+
+
+@pytest.mark.parametrize("name", ["passk-math", "passk-sql"])
+def test_the_results_use_what_was_tuned_and_not_on_its_seeds(name: str) -> None:
+    suite, tuning = load_suite(name), load_suite("tune-math")
+    tried = [tuning.config(arm, 0, "runs").algorithm for arm in tuning.arms]
+    assert all(suite.config(arm, 1, "runs").algorithm in tried for arm in suite.arms)
+    assert not {*tuning.seeds, *load_suite("tune-sql").seeds} & set(suite.seeds)
 
 
 def test_runs_are_chosen_a_seed_at_a_time(suite_file: Path) -> None:
@@ -91,6 +99,9 @@ def test_a_suite_that_makes_no_sense_is_refused_in_a_line(suite_file: Path, chan
         (["passk-math", "--quick", "learner.num_stepz=3"], "learner.num_stepz"),
         (["passk-math", "--quick", "evaluation.num_samples=0"], "nothing would be evaluated"),
         (["passk-math", "--quick", "seed=3"], "use --seeds"),
+        (["passk-math", "--json"], "--json: goes with --show"),
+        (["passk-math", "--picture", "x.svg"], "--picture: goes with --show"),
+        (["--show", "absent.json"], "absent.json: cannot be read"),
     ],
 )
 def test_bad_input_is_exit_2(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -99,53 +110,15 @@ def test_bad_input_is_exit_2(tmp_path: Path, arguments: list[str], words: str) -
     assert words in done.output
 
 
-def evaluation(correct: list[int], base: list[int] | None = None) -> list[dict[str, Any]]:
-    counts = [(str(i), 4, c) for i, c in enumerate(correct)]
-    base_counts = None if base is None else [(str(i), 4, c) for i, c in enumerate(base)]
-    return [summarize(name, "test", counts, (1, 4), 0.5, base_counts) for name in ("in", "out", "far")]
+def test_arms_are_told_apart_by_what_they_do_for_diversity() -> None:
+    suite = load_suite("passk-math")
+    kinds = {arm: kind_of(suite.config(arm, 0, "runs")) for arm in suite.arms}
+    rehearsing = dict.fromkeys(["alpha-0.5", "dph-f", "dph-js"], "rehearsing")
+    assert kinds == {"grpo": "plain", "dapo": "plain", "rkl": "penalised", **rehearsing}
 
 
-def test_rates_add_up_over_seeds_by_hand() -> None:
-    base = [2, 2]
-    runs = {
-        ("grpo", 0): {"base": evaluation(base), "trained": evaluation([4, 0], base)},
-        ("grpo", 1): {"base": evaluation(base), "trained": evaluation([4, 2], base)},
-    }
-    results = add_up("mine", runs)
-    assert results["seeds"] == [0, 1]
-    assert list(results["arms"]) == ["base", "grpo"]
-    grpo = results["arms"]["grpo"]["in_domain"]
-    # Pass@1 .5 and .75: mean .625, s = .25/sqrt(2), t(1) = 12.706, half = t * s / sqrt(2) = 12.706 * .125.
-    assert grpo["pass@1"]["mean"] == pytest.approx(0.625)
-    assert grpo["pass@1"]["high"] - 0.625 == pytest.approx(12.706 * 0.125)
-    assert grpo["pass@1"]["predict_high"] - 0.625 == pytest.approx(12.706 * 0.25 / 2**0.5 * 1.5**0.5)
-    assert grpo["retention"]["mean"] == pytest.approx(0.75)
-    assert "retention" not in results["arms"]["base"]["in_domain"]
-    assert results["arms"]["base"]["out_of_domain"]["pass@4"]["mean"] == 1.0
-    assert {
-        "arm": "grpo",
-        "seed": 1,
-        "dataset": "far",
-        "num_samples": 4,
-        "num_graded": [4, 4],
-        "num_correct": [4, 2],
-    } in (results["counts"])
-    header, rows = table_rows(results)
-    assert [len(row) for row in rows] == [len(header)] * 2
-
-
-def test_one_seed_has_the_interval_over_prompts() -> None:
-    runs = {("grpo", 3): {"base": evaluation([2, 2]), "trained": evaluation([4, 0], [2, 2])}}
-    cell = add_up("mine", runs)["arms"]["grpo"]["in_domain"]["pass@1"]
-    assert cell == {"mean": 0.5, "low": 0.0, "high": 1.0}
-
-
-def test_results_are_written_as_json(tmp_path: Path) -> None:
-    from cluster.experiments import write_results
-
-    runs = {("grpo", 0): {"base": evaluation([2, 2]), "trained": evaluation([4, 0], [2, 2])}}
-    results = add_up("mine", runs)
-    write_results(tmp_path / "results.json", results)
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert written["counts"] == results["counts"]
-    assert written["arms"]["grpo"]["in_domain"]["pass@4"] == results["arms"]["grpo"]["in_domain"]["pass@4"]
+def test_the_quick_part_uses_no_seed_of_the_results() -> None:
+    # Otherwise the check against the prediction interval would check what the interval was made of.
+    for name in ("passk-math", "passk-sql"):
+        suite = load_suite(name)
+        assert not set(suite.quick.seeds) & set(suite.seeds)

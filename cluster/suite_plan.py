@@ -1,0 +1,96 @@
+"""What a suite would run: its arms and seeds, what each arm changes, and the plan they have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.placement import plan_bundles
+from dphrl.config import Config
+from dphrl.config_loading import ConfigError, list_presets, parse_yaml
+from dphrl.console import format_table
+from dphrl.experiment import Suite, list_suites, load_suite
+from dphrl.suite_results import BASE_ARM
+
+
+def is_suite(source: str) -> bool:
+    """Whether `source` is an embedded suite's name, or a YAML file with arms. A file that cannot be read is none: who
+    reads it next says what is wrong with it."""
+    path = Path(source).expanduser()
+    if source in list_suites():
+        return source not in list_presets()
+    if not path.is_file():
+        return False
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), source)
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return False
+    return isinstance(tree, dict) and "arms" in tree
+
+
+def describe_suite(source: str, overrides: Sequence[str] = (), run_dir: str = "runs") -> str:
+    """Runs, arms and the plan of the arms' common base, as tables; starts nothing.
+
+    Raises InputError, for the first arm of which the configuration makes no sense.
+    """
+    # Here, not at the top: every plan asks is_suite, and only some need what starts runs.
+    from cluster.launch import describe_plan
+
+    suite = load_suite(source)
+    arms = {arm: suite.config(arm, suite.seeds[0], run_dir, overrides) for arm in suite.arms}
+    # What they have in common is an arm that changes nothing.
+    common = suite.model_copy(update={"arms": {BASE_ARM: {}}}).config(BASE_ARM, suite.seeds[0], run_dir, overrides)
+    # It is not run itself.
+    plan = [line for line in describe_plan(common).splitlines() if not line.startswith("run folder")]
+    rows = [(arm, _needs(config), _settings(suite.arms[arm])) for arm, config in arms.items()]
+    return "\n\n".join(
+        [
+            format_table(["what", "how much"], _summary(suite, common)),
+            format_table(["arm", "needs", "beyond what all share"], [(BASE_ARM, "-", "the untrained model"), *rows]),
+            f"What all share, from {suite.base}:",
+            "\n".join(plan),
+        ]
+    )
+
+
+def _summary(suite: Suite, common: Config) -> list[tuple[str, str]]:
+    quick, evaluation = suite.quick, common.evaluation
+    sets = ", ".join(dataset.name for dataset in common.data.evaluation)
+    settings = {key: value for key, value in suite.settings.items() if key != "data.evaluation"}
+    return [
+        ("suite", f"{suite.name}: {suite.about}"),
+        ("runs", f"{len(suite.arms)} arms x {_seeds(suite.seeds)} = {len(suite.arms) * len(suite.seeds)}"),
+        ("with --quick", f"{', '.join(quick.arms)} x {_seeds(quick.seeds)} = {len(quick.arms) * len(quick.seeds)}"),
+        ("evaluated on", f"{sets}: {evaluation.num_samples} samples a prompt, k {', '.join(map(str, evaluation.k))}"),
+        ("settings of all", _settings(settings)),
+        ("runs go to", f"{common.run_dir}/ARM-sSEED"),
+        ("GPUs, where there are any", _gpus(common)),
+    ]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
+
+
+def _gpus(config: Config) -> str:
+    count: dict[str, float] = {}
+    for bundle in plan_bundles(config, with_gpus=True):
+        count[bundle.role] = count.get(bundle.role, 0.0) + bundle.num_gpus
+    used = {role: number for role, number in count.items() if number}
+    return f"{sum(used.values()):g} a run: " + " + ".join(f"{number:g} {role}" for role, number in used.items())
+
+
+def _needs(config: Config) -> str:
+    needs = [
+        *(["reference samples"] if config.uses_reference_samples else []),
+        *(["resident reference model"] if config.uses_reference_model else []),
+    ]
+    return ", ".join(needs) or "-"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """As they would stand on a command line."""
+    shown = (value if isinstance(value, str) else json.dumps(value) for value in settings.values())
+    return ", ".join(f"{key}={value}" for key, value in zip(settings, shown, strict=True)) or "-"

@@ -1,0 +1,268 @@
+"""What the finished runs of a suite say together: rates with intervals over seeds, and whether a claim holds.
+
+Everything here is computed from rows, one for each run and data set, that hold the correct samples of every prompt.
+The committed results files carry their rows, so that each figure in them can be recomputed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dphrl.evaluation import bootstrap_interval, pass_at_k, retention
+
+BASE_ARM = "base"
+# Algorithms by what they do for diversity. Claims compare the last with the others.
+PLAIN, PENALISED, REHEARSING = "plain", "penalised", "rehearsing"
+# Two-sided 95 % quantiles: the normal one, and Student's t by degrees of freedom.
+_NORMAL = 1.95996
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+DOMAINS = ("in_domain", "out_of_domain")
+# What counts alone cannot tell, and is carried along.
+_CARRIED = ("greedy", "distinct_correct", "entropy_mean", "completion_tokens_mean")
+
+Row = Mapping[str, Any]
+Results = dict[str, Any]
+Cell = dict[str, float]
+
+
+def rows_of(arm: str, seed: int, evaluation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each data set of one evaluation (what a run's eval/*.json holds), the domain trained on first."""
+    rows = []
+    for place, summary in enumerate(evaluation):
+        carried = [*(key for key in summary if key.startswith("majority@")), *_CARRIED]
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "domain": DOMAINS[place > 0],
+                "dataset": summary["dataset"],
+                "num_samples": summary["num_samples"],
+                "num_graded": [prompt["num_samples"] for prompt in summary["per_prompt"]],
+                "num_correct": [prompt["num_correct"] for prompt in summary["per_prompt"]],
+                **{key: summary[key] for key in carried if summary.get(key) is not None},
+            }
+        )
+    return rows
+
+
+def add_up(suite: str, rows: Sequence[Row], ks: Sequence[int], kinds: Mapping[str, str]) -> Results:
+    """The results: per arm and domain each rate's mean and interval over seeds, and the rows behind them.
+
+    rows: of every run, the base's among them (as an arm of its own). kinds: what each trained arm does for diversity.
+    Out of domain, several data sets count as their mean. The interval is Student's 95 % over seeds; of one seed it is
+    the bootstrap over prompts. `predict_low` and `predict_high` bound where one more seed would fall.
+    """
+    arms = {arm: _summarize_arm(arm, rows, ks) for arm in dict.fromkeys([BASE_ARM, *(row["arm"] for row in rows)])}
+    return {
+        "suite": suite,
+        "seeds": sorted({row["seed"] for row in rows}),
+        "k": list(ks),
+        "kinds": {arm: kind for arm, kind in kinds.items() if arm in arms},
+        "arms": arms,
+        "rows": [dict(row) for row in rows],
+    }
+
+
+def recompute(results: Results) -> Results:
+    """The same results from their rows alone."""
+    return add_up(results["suite"], results["rows"], results["k"], results["kinds"])
+
+
+def read_results(path: Path) -> Results:
+    """A results file. Raises ValueError when it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as results of a suite: {error}") from None
+    if not isinstance(found, dict) or {"suite", "seeds", "k", "kinds", "arms", "rows"} - found.keys():
+        raise ValueError(f"{path}: holds no results of a suite; name the results.json of one")
+    return found
+
+
+def write_results(path: Path, results: Results) -> None:
+    """JSON with a line for each arm and row: small, and readable in a diff."""
+
+    def lines(entries: Iterable[str]) -> str:
+        return ",\n  ".join(entries)
+
+    head = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in ("suite", "seeds", "k", "kinds")]
+    arms = lines(f"{json.dumps(arm)}: {json.dumps(_rounded(value))}" for arm, value in results["arms"].items())
+    rows = lines(json.dumps(_rounded(row)) for row in results["rows"])
+    parts = [*head, f'"arms": {{\n  {arms}\n }}', f'"rows": [\n  {rows}\n ]']
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{" + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
+
+
+# -------------------------------------------------------------------------------------------- rates
+
+
+def _summarize_arm(arm: str, rows: Sequence[Row], ks: Sequence[int]) -> dict[str, dict[str, Cell]]:
+    found: dict[str, dict[str, Cell]] = {}
+    for domain in DOMAINS:
+        mine = [row for row in rows if row["arm"] == arm and row["domain"] == domain]
+        keys = [*(f"pass@{k}" for k in ks), "retention", *dict.fromkeys(k for row in mine for k in row if "@" in k)]
+        for key in [*keys, *_CARRIED]:
+            by_seed = values_by_seed(rows, arm, domain, key)
+            if by_seed:
+                alone = _interval_over_prompts(rows, mine[0], key) if len(mine) == 1 else None
+                found.setdefault(domain, {})[key] = interval_over_seeds(list(by_seed.values()), alone)
+    return found
+
+
+def values_by_seed(rows: Sequence[Row], arm: str, domain: str, key: str) -> dict[int, float]:
+    """One rate of an arm for each seed, the mean over the domain's data sets; empty unless every seed has it."""
+    values: dict[int, list[float | None]] = {}
+    for row in rows:
+        if row["arm"] == arm and row["domain"] == domain:
+            values.setdefault(row["seed"], []).append(_rate(rows, row, key))
+    means = {
+        seed: statistics.fmean([v for v in of_seed if v is not None] or [math.nan]) for seed, of_seed in values.items()
+    }
+    return {} if any(math.isnan(mean) for mean in means.values()) else means
+
+
+def _rate(rows: Sequence[Row], row: Row, key: str) -> float | None:
+    if key.startswith("pass@"):
+        values = _passes(row, int(key.removeprefix("pass@")))
+        return float(values.mean()) if len(values) else None
+    if key == "retention":
+        base = _base_of(rows, row)
+        return None if base is None else retention(base["num_correct"], row["num_correct"])
+    return row.get(key)
+
+
+def _interval_over_prompts(rows: Sequence[Row], row: Row, key: str) -> tuple[float, float] | None:
+    if key.startswith("pass@"):
+        return bootstrap_interval(_passes(row, int(key.removeprefix("pass@"))))
+    if key == "retention" and (base := _base_of(rows, row)) is not None:
+        return bootstrap_interval(np.array(row["num_correct"]) > 0, weights=np.array(base["num_correct"]) > 0)
+    return None
+
+
+def _passes(row: Row, k: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Pass@k of every prompt that has as many graded samples."""
+    graded, correct = np.array(row["num_graded"], dtype=int), np.array(row["num_correct"], dtype=int)
+    return np.asarray(pass_at_k(graded[graded >= k], correct[graded >= k], k), dtype=np.float64)
+
+
+def _base_of(rows: Sequence[Row], row: Row) -> Row | None:
+    """The base on the same prompts; None for the base itself."""
+    if row["arm"] == BASE_ARM:
+        return None
+    same = ("seed", "domain", "dataset")
+    return next((r for r in rows if r["arm"] == BASE_ARM and all(r[key] == row[key] for key in same)), None)
+
+
+def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None = None) -> Cell:
+    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        low, high = of_one or (mean, mean)
+        return {"mean": mean, "low": low, "high": high}
+    n, spread = len(values), statistics.stdev(values)
+    # Beyond the table the first term of the expansion about the normal quantile is right to 0.001.
+    t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * (n - 1))
+    half, predicted = t * spread / math.sqrt(n), t * spread * math.sqrt(1 + 1 / n)
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "predict_low": mean - predicted,
+        "predict_high": mean + predicted,
+    }
+
+
+# -------------------------------------------------------------------------------------------- claims
+
+
+def compared(results: Results, arm: str, domain: str, combine: Callable[..., float], *keys: tuple[str, str]) -> Cell:
+    """Mean and interval over seeds of `combine(value, ...)`, each value an (arm, key) of the same seed.
+
+    Seed by seed, because arms of one seed share prompts, base and reference samples: what they differ by is
+    steadier than either.
+    """
+    columns = [values_by_seed(results["rows"], name or arm, domain, key) for name, key in keys]
+    shared = [seed for seed in results["seeds"] if all(seed in column for column in columns)]
+    values = [combine(*(column[seed] for column in columns)) for seed in shared]
+    finite = [value for value in values if math.isfinite(value)]
+    return interval_over_seeds(finite) if finite else {}
+
+
+def claims(results: Results) -> list[dict[str, Any]]:
+    """The paper's claims about every trained arm, with the figures that decide them, per domain.
+
+    Each has `arm`, `claim`, `domain`, `value` (mean, low and high over seeds), `bound` and `holds`: whether the mean
+    is beyond the bound; `is_sure`, whether the whole interval is. Empty without the arms to compare with.
+    """
+    kinds = results["kinds"]
+    if "grpo" not in kinds:
+        return []
+    k = 16 if 16 in results["k"] else max(results["k"])
+    top, found = f"pass@{k}", []
+
+    def claim(
+        arm: str, domain: str, words: str, bound: float, combine: Callable[..., float], *keys: tuple[str, str]
+    ) -> None:
+        value = compared(results, arm, domain, combine, *keys)
+        if value:
+            low = {"holds": value["mean"] >= bound, "is_sure": value["low"] > bound}
+            found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **low})
+
+    def less(a: float, b: float) -> float:
+        return a - b
+
+    def share(a: float, b: float, c: float) -> float:
+        # Of nothing there is no share.
+        return (a - b) / (c - b) if c != b else math.nan
+
+    own, base, grpo = "", BASE_ARM, "grpo"
+    for arm, kind in kinds.items():
+        for domain in (d for d in DOMAINS if d in results["arms"][arm]):
+            if kind != REHEARSING:
+                claim(arm, domain, f"below the base at Pass@{k} by", 0.0, less, (base, top), (own, top))
+                if domain == DOMAINS[0]:
+                    claim(arm, domain, "above the base at Pass@1 by", 0.0, less, (own, "pass@1"), (base, "pass@1"))
+                continue
+            for other in (name for name in kinds if kinds[name] != REHEARSING):
+                words = f"above {other} at Pass@{k} by"
+                claim(arm, domain, words, 0.0, less, (own, top), (other, top))
+            for other in (name for name in kinds if kinds[name] != REHEARSING):
+                claim(arm, domain, f"keeps more than {other} by", 0.0, less, (own, "retention"), (other, "retention"))
+            words = f"share of the way from GRPO to the base at Pass@{k}"
+            claim(arm, domain, words, 0.6, share, (own, top), (grpo, top), (base, top))
+            if domain == DOMAINS[0]:
+                words = "share of GRPO's gain at Pass@1"
+                claim(arm, domain, words, 0.85, share, (own, "pass@1"), (base, "pass@1"), (grpo, "pass@1"))
+            claim(arm, domain, f"not below the base at Pass@{k}: difference", 0.0, less, (own, top), (base, top))
+            claim(arm, domain, "not below GRPO at Pass@1: difference", 0.0, less, (own, "pass@1"), (grpo, "pass@1"))
+    return found
+
+
+def predicted(results: Results, committed: Results) -> list[dict[str, Any]]:
+    """Pass@k and retention of one more seed beside the committed prediction intervals: `inside` or not."""
+    found = []
+    for arm, domains in results["arms"].items():
+        for domain, cells in domains.items():
+            expected = committed["arms"].get(arm, {}).get(domain, {})
+            for key, cell in cells.items():
+                bounds = expected.get(key, {})
+                if (key.startswith("pass@") or key == "retention") and "predict_low" in bounds:
+                    low, high = max(0.0, bounds["predict_low"]), min(1.0, bounds["predict_high"])
+                    # The committed bounds are rounded to five digits.
+                    inside = low - 1e-5 <= cell["mean"] <= high + 1e-5
+                    row = {"arm": arm, "domain": domain, "rate": key, "value": cell["mean"]}
+                    found.append({**row, "low": low, "high": high, "inside": inside})
+    return found

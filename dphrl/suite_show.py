@@ -1,0 +1,142 @@
+"""A suite's results for people: the table, the claims, the picture of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dphrl.config_loading import InputError
+from dphrl.evaluation import pass_at_k
+from dphrl.suite_results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
+
+Table = tuple[list[str], list[list[object]]]
+# By colour-blind readers told apart, and by line style in a black and white print.
+_COLOURS = ("#4477aa", "#66ccee", "#aa3377", "#ccbb44", "#228833", "#ee6677", "#bbbbbb", "#332288")
+_DASHES = ("-", "--", ":", "-.")
+
+
+def title(results: Results) -> str:
+    """The table's heading."""
+    seeds = ", ".join(map(str, results["seeds"]))
+    plural = "s" if len(results["seeds"]) > 1 else ""
+    return f"{results['suite']}, seed{plural} {seeds}: mean ± half of the 95 % interval"
+
+
+def results_table(results: Results) -> Table:
+    """Per arm the rates in and out of domain, as mean and half-width: as many columns as fit a screen."""
+    # The base has no retention: a column exists if any arm has it.
+    columns = list(
+        dict.fromkeys((name, key) for some in results["arms"].values() for name in some for key in _shown(some[name]))
+    )
+    columns.sort(key=lambda column: column[0])
+    header = ["arm", *(f"{'in' if domain == DOMAINS[0] else 'out'} {key}" for domain, key in columns)]
+    rows: list[list[object]] = []
+    for arm, domains in results["arms"].items():
+        cells = [domains.get(domain, {}).get(key) for domain, key in columns]
+        rows.append([arm, *("-" if cell is None else _plus_minus(cell) for cell in cells)])
+    return header, rows
+
+
+def _shown(domain: Mapping[str, Any]) -> list[str]:
+    passes = [key for key in domain if key.startswith("pass@")]
+    ends = [key for key in passes if key in ("pass@1", "pass@8", "pass@16")] or passes
+    return [*ends, *(key for key in ("retention",) if key in domain)]
+
+
+def _plus_minus(value: Cell) -> str:
+    half = (value["high"] - value["low"]) / 2
+    return f"{value['mean']:.3f} ±{half:.3f}" if half else f"{value['mean']:.3f}"
+
+
+def claims_table(results: Results) -> Table:
+    """The paper's claims, a row for each and domain, a column for each arm: the figure, and whether the claim holds.
+
+    "yes" if the whole interval does, "(yes)" if only the mean does, "no" otherwise.
+    """
+    arms = list(results["kinds"])
+    rows: dict[tuple[str, str], list[object]] = {}
+    for claim in claims(results):
+        verdict = "yes" if claim["is_sure"] else "(yes)" if claim["holds"] else "no"
+        where = "in" if claim["domain"] == DOMAINS[0] else "out"
+        bound = f" (at least {claim['bound']:g})" if claim["bound"] else ""
+        row = rows.setdefault((where, claim["claim"] + bound), ["-"] * len(arms))
+        row[arms.index(claim["arm"])] = f"{_plus_minus(claim['value'])} {verdict}"
+    return ["domain", "claim", *arms], [[*name, *cells] for name, cells in sorted(rows.items(), key=lambda r: r[0][0])]
+
+
+def prediction_table(checks: Sequence[Mapping[str, Any]]) -> Table:
+    """New figures beside the committed prediction intervals, those outside first."""
+    rows: list[list[object]] = []
+    for check in sorted(checks, key=lambda check: bool(check["inside"])):
+        where = "in" if check["domain"] == DOMAINS[0] else "out"
+        bounds = f"{check['low']:.3f} to {check['high']:.3f}"
+        rows.append([check["arm"], where, check["rate"], check["value"], bounds, "yes" if check["inside"] else "NO"])
+    return ["arm", "domain", "rate", "this seed", "predicted", "inside"], rows
+
+
+def pass_curve(rows: Sequence[Row]) -> list[Cell]:
+    """Pass@k for k = 1, 2, ... of one arm and domain: mean and interval over seeds, data sets counting the same."""
+    by_seed: dict[int, list[list[float]]] = {}
+    for row in rows:
+        graded, correct = np.array(row["num_graded"]), np.array(row["num_correct"])
+        curve = [
+            float(np.mean(pass_at_k(graded[graded >= k], correct[graded >= k], k)))
+            for k in range(1, int(graded.max()) + 1)
+        ]
+        by_seed.setdefault(row["seed"], []).append(curve)
+    length = min(len(curve) for curves in by_seed.values() for curve in curves)
+    return [
+        interval_over_seeds([float(np.mean([curve[k] for curve in curves])) for curves in by_seed.values()])
+        for k in range(length)
+    ]
+
+
+def plot(results: Results, path: Path) -> None:
+    """Pass@k over k of every arm, in and out of domain, with intervals over seeds, as a picture (.svg, .png, .pdf).
+
+    The same results give the same bytes. Raises InputError when the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    domains = [domain for domain in DOMAINS if domain in results["arms"][BASE_ARM]]
+    matplotlib.rcParams.update({"svg.hashsalt": "dphrl", "font.size": 9})
+    figure, axes = plt.subplots(1, len(domains), figsize=(4.6 * len(domains), 3.6), squeeze=False, layout="constrained")
+    for axis, domain in zip(axes[0], domains, strict=True):
+        for index, arm in enumerate(results["arms"]):
+            mine = [row for row in results["rows"] if row["arm"] == arm and row["domain"] == domain]
+            if mine:
+                _draw(axis, index, arm, pass_curve(mine))
+        datasets = dict.fromkeys(row["dataset"] for row in results["rows"] if row["domain"] == domain)
+        axis.set_title(f"{domain.replace('_', ' ')}: {', '.join(datasets)}")
+        axis.set_xlabel("k: samples a prompt")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("Pass@k")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A date would make every drawing another file.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=150, metadata=metadata, facecolor="white")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written: {error}") from None
+    finally:
+        plt.close(figure)
+
+
+def _draw(axis: Any, index: int, arm: str, curve: Sequence[Cell]) -> None:
+    ks = list(range(1, len(curve) + 1))
+    is_base = arm == BASE_ARM
+    colour = "black" if is_base else _COLOURS[(index - 1) % len(_COLOURS)]
+    style = "-" if is_base else _DASHES[(index - 1) % len(_DASHES)]
+    axis.plot(ks, [cell["mean"] for cell in curve], style, color=colour, label=arm, linewidth=2 if is_base else 1.5)
+    low, high = [cell["low"] for cell in curve], [cell["high"] for cell in curve]
+    axis.fill_between(ks, np.clip(low, 0, 1), np.clip(high, 0, 1), color=colour, alpha=0.15, linewidth=0)
