@@ -38,9 +38,9 @@ Think step by step, then give the query in a ```sql block."""
 class DatasetConfig(Section):
     # How results name it: eval tables, sample files.
     name: str
-    # tiny, tiny_sql: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question,
+    # tiny, tiny_sql, arithmetic: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question,
     # database and gold query (Spider's and BIRD's files as they are distributed, or your own).
-    kind: Literal["tiny", "tiny_sql", "math", "text_to_sql"] = "math"
+    kind: Literal["tiny", "tiny_sql", "arithmetic", "math", "text_to_sql"] = "math"
     # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
     path: str = ""
     split: str = "train"
@@ -123,6 +123,7 @@ class DataConfig(Section):
 REWARD_OF_KIND = {
     "tiny": "factorization",
     "tiny_sql": "sql_execution",
+    "arithmetic": "math_answer",
     "math": "math_answer",
     "text_to_sql": "sql_execution",
 }

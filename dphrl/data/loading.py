@@ -8,12 +8,13 @@ from dphrl.config_data import DatasetConfig
 from dphrl.data.math_problems import load_math
 from dphrl.data.problems import Problem
 from dphrl.data.text_to_sql import load_text_to_sql
-from dphrl.data.tiny_problems import load_tiny, load_tiny_sql
+from dphrl.data.tiny_problems import load_arithmetic, load_tiny, load_tiny_sql
 
 # The seed draws the numbers of an embedded task; files are read as they are.
 _LOADERS: dict[str, Callable[[DatasetConfig, int], list[Problem]]] = {
     "tiny": load_tiny,
     "tiny_sql": load_tiny_sql,
+    "arithmetic": load_arithmetic,
     "math": load_math,
     "text_to_sql": load_text_to_sql,
 }

@@ -32,6 +32,17 @@ def load_tiny_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
     ]
 
 
+def load_arithmetic(dataset: DatasetConfig, seed: int) -> list[Problem]:
+    """The same of sums for a chat model."""
+    from dphrl.tiny.arithmetic import MAX_PROBLEMS, SPLITS, make_problems
+
+    num_problems = _num_problems(dataset, SPLITS, MAX_PROBLEMS)
+    return [
+        Problem(f"{dataset.name}-{row}", problem.question, problem.answer, dataset.name)
+        for row, problem in enumerate(make_problems(dataset.split, num_problems, seed))
+    ]
+
+
 def _num_problems(dataset: DatasetConfig, splits: Sequence[str], most: Mapping[str, int]) -> int:
     if dataset.split not in splits:
         raise ValueError(
