@@ -204,6 +204,9 @@ def experiment(
         Path | None,
         typer.Option("--output", "-o", help="JSON file for the results; else results.json beside the runs."),
     ] = None,
+    others: Annotated[
+        Path | None, typer.Option("--with", metavar="FILE", help="Results of further runs, made elsewhere, to add.")
+    ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="The results that come with dphrl, or of a results.json; runs nothing.")
     ] = False,
@@ -225,7 +228,12 @@ def experiment(
             raise run.refuse(f"{'--json' if as_json else '--picture'}: goes with --show; add it")
         runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
         run_experiment(
-            suite, runs, run_dir, overrides or [], inline=inline, num_parallel=parallel, is_part=part, output=output
+            *(suite, runs, run_dir, overrides or []),
+            inline=inline,
+            num_parallel=parallel,
+            is_part=part,
+            output=output,
+            others=others,
         )
 
 

@@ -18,7 +18,7 @@ from dphrl.config_loading import InputError, load_config
 from dphrl.console import Console
 from dphrl.experiment import Suite, committed_results, kind_of, load_suite, read_run
 from dphrl.prepare import prepare
-from dphrl.suite_results import BASE_ARM, Results, add_up, predicted, rows_of, write_results
+from dphrl.suite_results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.suite_show import claims_table, plot, prediction_table, results_table, title
 
 Run = tuple[str, int]  # (arm, seed)
@@ -34,14 +34,17 @@ def run_experiment(
     num_parallel: int = 1,
     is_part: bool = False,
     output: Path | None = None,
+    others: Path | None = None,
 ) -> None:
     """Train what is missing of `runs` of a suite, then write and show the results of all of them.
 
-    is_part: others run at the same time, and whoever started them adds up.
+    is_part: others run at the same time, and whoever started them adds up. others: a results file of further runs,
+    made elsewhere, that count too.
     Interrupted, it goes on where it stopped: finished runs stay, an unfinished one resumes. Raises InputError when a
     run's folder holds another configuration, RuntimeError when runs of their own processes failed.
     """
     suite = load_suite(source)
+    elsewhere = _results_of(suite, others) if others else None
     configs = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for arm, seed in runs}
     console = Console()
     for config in configs.values():
@@ -59,6 +62,8 @@ def run_experiment(
     if is_part:
         return
     results = _add_up(suite, _finished_runs(suite, configs, run_dir, overrides), run_dir, overrides)
+    if elsewhere is not None:
+        results = merge(results, elsewhere)
     if output is None:
         output = Path(run_dir).expanduser() / suite.name / "results.json"
     write_results(output, results)
@@ -66,6 +71,14 @@ def run_experiment(
     if not overrides:
         _check_prediction(source, results, console)
     console.info(f"written to {output}")
+
+
+def _results_of(suite: Suite, path: Path) -> Results:
+    """Before anything is trained: a file of another suite must not cost the runs of this one."""
+    results = committed_results(str(path)) if path.suffix == ".json" else {}
+    if results.get("suite") != suite.name:
+        raise InputError(f"--with {path}: holds no results of suite {suite.name}; name a results.json of it")
+    return results
 
 
 def _show(results: Results, console: Console) -> None:

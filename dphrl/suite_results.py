@@ -70,6 +70,17 @@ def add_up(suite: str, rows: Sequence[Row], ks: Sequence[int], kinds: Mapping[st
     }
 
 
+def merge(results: Results, others: Results) -> Results:
+    """Both files' runs in one; of a run that both have, the first one's. Their arms mean the same: the same suite."""
+    assert results["suite"] == others["suite"]
+    ours = {(row["arm"], row["seed"]) for row in results["rows"]}
+    rows = [*results["rows"], *(row for row in others["rows"] if (row["arm"], row["seed"]) not in ours)]
+    kinds = {**others["kinds"], **results["kinds"]}
+    order = [BASE_ARM, *kinds]
+    rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"]))
+    return add_up(results["suite"], rows, [k for k in results["k"] if k in others["k"]], kinds)
+
+
 def recompute(results: Results) -> Results:
     """The same results from their rows alone."""
     return add_up(results["suite"], results["rows"], results["k"], results["kinds"])

@@ -19,6 +19,7 @@ from dphrl.suite_results import (
     claims,
     compared,
     interval_over_seeds,
+    merge,
     predicted,
     read_results,
     recompute,
@@ -91,6 +92,18 @@ def test_results_come_back_from_their_rows(tmp_path: Path) -> None:
     assert recompute(read) == results
     stored, exact = (some["arms"]["grpo"]["in_domain"]["pass@1"] for some in (read, results))
     assert stored == pytest.approx(exact, abs=1e-5)
+
+
+def test_results_of_pieces_made_elsewhere_merge() -> None:
+    here = results_of({("grpo", 0): [4, 0], ("dph-js", 0): [2, 2]}, base=[1, 1])
+    there = results_of({("grpo", 0): [0, 0], ("grpo", 1): [4, 2], ("rkl", 1): [3, 3]}, base=[1, 1])
+    both = merge(here, there)
+    assert both["seeds"] == [0, 1]
+    assert sorted(both["kinds"]) == ["dph-js", "grpo", "rkl"]
+    # Of the run that both have, the first one's: (.5 + .75) / 2, not (0 + .75) / 2.
+    assert both["arms"]["grpo"]["in_domain"]["pass@1"]["mean"] == pytest.approx(0.625)
+    assert len([row for row in both["rows"] if row["arm"] == "base"]) == 6
+    assert recompute(both) == both
 
 
 @pytest.mark.parametrize("text", ["[{", "[]", '{"suite": "mine"}'])
