@@ -15,15 +15,9 @@ from cluster.placement import plan_bundles, shortfall
 from dphrl.config import Config
 from dphrl.config_loading import InputError, dump_config
 from dphrl.console import Console, format_table
+from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare
-from dphrl.run import (
-    Summary,
-    evaluate_sets,
-    prepare_reference,
-    report_evaluations,
-    training_run,
-    write_summaries,
-)
+from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
 from dphrl.tracking import Tracker, write_versions
 
 
@@ -77,7 +71,10 @@ def run_evaluation(
     output: Path | None,
     inline: bool,
 ) -> None:
-    """Pass@k of `model` on the config's evaluation sets, with retention against `base` when there is one."""
+    """Pass@k of `model` on the config's evaluation sets, with retention against `base` when there is one.
+
+    Continues a killed evaluation of the same models, data and settings to the same output.
+    """
     if not config.data.evaluation:
         raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")
     evaluation = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
@@ -86,17 +83,21 @@ def run_evaluation(
     console = Console()
     results: dict[str, list[Summary]] = {}
     output = output or run_folder(config) / "eval" / f"{_slug(model)}.json"
-    samples = output.with_suffix(".samples")
+    if output.is_dir():  # now, not when hours of work are to be written
+        raise InputError(f"{output} is a folder; name the file for the result, such as {output / 'result.json'}")
+    samples, partial = output.with_suffix(".samples"), output.with_name(output.name + ".partial")
     for label, path in (("base", base), ("model", model)):
         if path is not None:
             prepared = prepare(config, console, model=path)
+            stored = PartialResult(partial / label, prepared.model_dir)
             known, folder = results.get("base", []), samples / label
-            results[label] = _evaluate_one(config, prepared, label, known, console, inline, folder)
+            results[label] = _evaluate_one(config, prepared, label, known, console, inline, stored, folder)
     report_evaluations(console, results)
     for summary in results["model"]:
         counts = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
         console.info(f"{summary['dataset']}: {counts}")
     write_summaries(output, results["model"])
+    shutil.rmtree(partial, ignore_errors=True)
     console.info(f"written to {output}, the graded completions to {samples}")
 
 
@@ -111,13 +112,18 @@ def _evaluate_one(
     base: Sequence[Summary],
     console: Console,
     inline: bool,
+    partial: PartialResult,
     samples_folder: Path,
 ) -> list[Summary]:
     async def run(system: Any) -> list[Summary]:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
-        sets, rollouts, rewards = prepared.evaluations, parts.rollouts, parts.rewards
-        return await evaluate_sets(config, sets, rollouts, rewards, console, label, base, samples_folder)
+        return await evaluate_sets(
+            *(config, prepared.evaluations, parts, console, label),
+            base=base,
+            partial=partial,
+            samples_folder=samples_folder,
+        )
 
     with open_system(config, prepared, inline=inline) as system:
         return run_async(run(system))

@@ -42,6 +42,24 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
     return float(passed) if passed.ndim == 0 else passed
 
 
+def pass_curve(counts: Sequence[Count]) -> list[float]:
+    """The mean Pass@k for k = 1, 2, ... up to the most graded samples of any prompt.
+
+    A prompt with fewer than k graded samples is left out at that k.
+    """
+    n, c = (np.array([count[i] for count in counts], dtype=np.int64) for i in (1, 2))
+    missed = np.ones(len(counts), dtype=np.float64)
+    curve: list[float] = []
+    for k in range(1, int(n.max(initial=0)) + 1):
+        kept = n >= k
+        n, c, missed = n[kept], c[kept], missed[kept]
+        # The next factor of `pass_at_k`'s product, so that a curve costs what its last point does.
+        missed = missed * (np.maximum(n - c - (k - 1), 0) / (n - (k - 1)))
+        # Summed as `_mean` sums, so that the curve holds exactly the named pass@k.
+        curve.append(sum((1.0 - missed).tolist()) / len(missed))
+    return curve
+
+
 def retention(base_correct: Sequence[int], model_correct: Sequence[int]) -> float | None:
     """Of the prompts the base solves (>= 1 correct), the share still solved; None if it solves none.
 
@@ -160,6 +178,7 @@ def summarize(
         passed = [pass_at_k(n, c, k) for _, n, c in counts if n >= k]
         result[f"pass@{k}"] = _mean(passed)
         intervals[f"pass@{k}"] = bootstrap_interval(passed)
+    result["pass_curve"] = pass_curve(counts)
     result["retention"] = None
     if base_counts is not None:
         base = _base_of_the_same_prompts(dataset, base_counts, correct)

@@ -7,19 +7,16 @@ does the learner score the chosen responses; then the buffer is put in place and
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dphrl.algo.partition import split_prompts
-from dphrl.buffer import Fingerprint, ReferenceBuffer, changed_parts, check_size, sample_bytes
+from dphrl.buffer import Fingerprint, ReferenceBuffer, check_size, sample_bytes
+from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config import Config
 from dphrl.data.schedule import derive_seed
@@ -54,85 +51,22 @@ class PromptOutcome:
     responses: Sequence[Sequence[int]]
 
 
-class UnfinishedStage:
-    """The graded chunks on disk. Looking changes nothing; `claim` makes the folder this stage's own.
-
-    One stage at a time. A chunk is there whole or not at all, so a kill at any moment costs one chunk.
-    """
+class UnfinishedStage(ChunkFolder):
+    """The graded chunks on disk."""
 
     def __init__(
         self, buffer_folder: Path, prompts: Sequence[Prompt], identity: Fingerprint, prompts_per_chunk: int
     ) -> None:
-        self.folder = buffer_folder.with_name(buffer_folder.name + ".partial")
-        self._chunks = {
-            start: prompts[start : start + prompts_per_chunk] for start in range(0, len(prompts), prompts_per_chunk)
-        }
-        # The chunk size decides seeds and file boundaries, so chunks of two sizes never mix. It is no part of the
-        # buffer's own fingerprint: a finished buffer is as good whatever the size was.
-        self._identity = {**identity, "prompts per chunk": str(prompts_per_chunk)}
-
-    def chunks(self) -> Iterator[tuple[int, Sequence[Prompt]]]:
-        """(index of the first prompt, prompts) of every chunk, in order."""
-        yield from self._chunks.items()
-
-    def changed(self) -> list[str]:
-        """Names of what keeps the chunks found from being continued; empty when nothing does, or none are there."""
-        stored = self._stored_identity()
-        return changed_parts(stored, self._identity) if stored else []
-
-    def num_done(self) -> int:
-        """Prompts of the complete chunks that may be continued; chunks behind a gap do not count."""
-        if not self._stored_identity() or self.changed():
-            return 0
-        done = 0
-        for start, chunk in self.chunks():
-            if not self._is_whole(start, len(chunk)):
-                break
-            done += len(chunk)
-        return done
-
-    def claim(self) -> int:
-        """Keep the chunks that may be continued, discard all others; returns `num_done`."""
-        done = self.num_done()
-        if not done:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            path = self.folder / "identity.json"
-            aside = path.with_suffix(".aside")
-            aside.write_text(json.dumps({"fingerprint": self._identity}, indent=2) + "\n")
-            os.replace(aside, path)
-        return done
+        folder = buffer_folder.with_name(buffer_folder.name + ".partial")
+        super().__init__(folder, prompts, identity, prompts_per_chunk, _CHUNK_SCHEMA)
 
     def write(self, start: int, outcomes: Sequence[PromptOutcome]) -> None:
         """Store the chunk that begins at prompt `start`."""
-        # A name of this process's own: an actor may outlive its killed driver for seconds and still be writing.
-        aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
-        pq.write_table(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], _CHUNK_SCHEMA), aside)
-        os.replace(aside, self._path(start))
+        self.write_rows(start, [asdict(outcome) for outcome in outcomes])
 
     def read(self, start: int) -> list[PromptOutcome]:
         """What `write` stored."""
-        return [PromptOutcome(**row) for row in pq.read_table(self._path(start), schema=_CHUNK_SCHEMA).to_pylist()]
-
-    def remove(self) -> None:
-        """The buffer is in place and the chunks have served."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _path(self, start: int) -> Path:
-        return self.folder / f"chunk_{start:08d}.parquet"
-
-    def _is_whole(self, start: int, num_prompts: int) -> bool:
-        # A rename outlives a killed process, not always a machine that lost power: hence the look inside.
-        try:
-            return bool(pq.read_metadata(self._path(start)).num_rows == num_prompts)
-        except (OSError, ValueError):
-            return False
-
-    def _stored_identity(self) -> dict[str, str]:
-        try:
-            return dict(json.loads((self.folder / "identity.json").read_text())["fingerprint"])
-        except (OSError, ValueError):
-            return {}
+        return [PromptOutcome(**row) for row in self.read_rows(start)]
 
 
 async def fill_reference(

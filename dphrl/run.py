@@ -6,25 +6,25 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dphrl.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
-from dphrl.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
-from dphrl.collect import collect_groups
+from dphrl.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.config import Config
 from dphrl.config_loading import InputError
-from dphrl.console import Console
-from dphrl.data.schedule import derive_seed
-from dphrl.evaluation import count_groups, describe_samples, summarize
+from dphrl.console import Console, format_table
+from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.loop import Metrics, Parts, train
-from dphrl.prepare import EvaluationSet, Prepared
-from dphrl.protocols import ReferenceStore, RewardPool, RolloutPool
+from dphrl.prepare import Prepared
+from dphrl.protocols import ReferenceStore
 from dphrl.reference_stage import UnfinishedStage
-from dphrl.tracking import Tracker, write_samples
+from dphrl.tracking import Tracker
 from dphrl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
-Summary = dict[str, Any]
+
+# Of a terminal that is not narrow: a table that fits needs no wrapping there.
+TABLE_WIDTH = 100
 
 
 class System(Protocol):
@@ -49,6 +49,7 @@ async def training_run(
     base = await _base_evaluation(config, prepared, parts, tracker.folder, console)
     start_step = await _restore(prepared, parts, tracker, console) if resume else 0
     observer = _Observer(config, prepared, parts, tracker, console, base)
+    await observer.catch_up(start_step)
     await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
     trained = await observer.finish()
     report_evaluations(console, {"base": base, "trained": trained})
@@ -124,73 +125,52 @@ def _say_split(config: Config, counts: Mapping[str, float], console: Console) ->
         )
 
 
-async def evaluate_sets(
-    config: Config,
-    sets: Sequence[EvaluationSet],
-    rollouts: RolloutPool,
-    rewards: RewardPool,
-    console: Console,
-    label: str,
-    base: Sequence[Summary] = (),
-    samples_folder: Path | None = None,
-) -> list[Summary]:
-    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy.
-
-    samples_folder: where all the graded completions are to go, a .jsonl file a set.
-    """
-    summaries = []
-    known = {summary["dataset"]: summary for summary in base}
-    for chosen in sets:
-        num_samples = config.evaluation.num_samples
-        with console.task(f"evaluating {label} on {chosen.name}", len(chosen.prompts) * (num_samples + 1)) as advance:
-            seed = derive_seed(config.seed, "evaluation")
-            sampled = await collect_groups(rollouts, rewards, chosen.prompts, num_samples, seed=seed, on_graded=advance)
-            greedy = await collect_groups(
-                rollouts, rewards, chosen.prompts, 1, seed=seed, greedy=True, on_graded=advance
-            )
-        if samples_folder is not None:
-            write_samples(samples_folder / f"{chosen.name}.jsonl", sampled.groups)
-        base_counts = None
-        if chosen.name in known:
-            rows = known[chosen.name]["per_prompt"]
-            base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
-        counts = count_groups(sampled.groups)
-        graded = [num_correct for _, num_graded, num_correct in count_groups(greedy.groups) if num_graded]
-        summaries.append(
-            summarize(
-                chosen.name,
-                chosen.split,
-                counts,
-                config.evaluation.k,
-                sum(graded) / len(graded) if graded else None,
-                base_counts,
-            )
-            | describe_samples(sampled.groups, config.evaluation.k)
-        )
-    return summaries
-
-
 def report_evaluations(console: Console, models: Mapping[str, Sequence[Summary]]) -> None:
-    """One table: a row per data set and model, so that base and trained stand one above the other."""
-    summaries = [summary for of_model in models.values() for summary in of_model]
-    if not summaries:
+    """One table: a row per data set and model, so that base and trained stand one above the other.
+
+    With half of each 95 % interval and the majority vote of most samples, where that fits TABLE_WIDTH columns.
+    """
+    if not any(models.values()):
         return
-    ks = [key for key in summaries[0] if key.startswith("pass@")]
-    columns = ["data set", "split", "model", *ks, "greedy", "retention", "distinct correct"]
-    rows = []
-    for name in dict.fromkeys(summary["dataset"] for summary in summaries):
-        for model, of_model in models.items():
-            for summary in of_model:
-                if summary["dataset"] == name:
-                    keys = [*ks, "greedy", "retention", "distinct_correct"]
-                    rows.append([name, summary["split"], model, *(summary[key] for key in keys)])
-    console.table("evaluation", columns, rows)
+    for intervals, majority in ((True, True), (False, True), (False, False)):
+        columns, rows = _evaluation_table(models, intervals=intervals, majority=majority)
+        if max(map(len, format_table(columns, rows).splitlines())) <= TABLE_WIDTH:
+            break
+    console.table("evaluation" + (", ± half of the 95 % interval" if intervals else ""), columns, rows)
+
+
+def _evaluation_table(
+    models: Mapping[str, Sequence[Summary]], *, intervals: bool, majority: bool
+) -> tuple[list[str], list[list[object]]]:
+    summaries = [(model, summary) for model, of_model in models.items() for summary in of_model]
+    first = summaries[0][1]
+    keys = [*(key for key in first if key.startswith("pass@")), "greedy"]
+    if majority:
+        votes = [key for key in first if key.startswith("majority@")]
+        keys += sorted(votes, key=lambda key: int(key.removeprefix("majority@")))[-1:]
+    keys += ["retention", "distinct_correct"]
+    # A column that no model has anything for, as retention without a base, is none.
+    keys = [key for key in keys if any(summary.get(key) is not None for _, summary in summaries)]
+
+    def cell(summary: Summary, key: str) -> object:
+        value, interval = summary.get(key), summary.get("intervals", {}).get(key)
+        if not intervals or value is None or interval is None:
+            return value
+        return f"{value:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
+
+    rows: list[list[object]] = []
+    for name in dict.fromkeys(summary["dataset"] for _, summary in summaries):
+        for model, summary in summaries:
+            if summary["dataset"] == name:
+                rows.append([name, summary["split"], model, *(cell(summary, key) for key in keys)])
+    names = [key.replace("majority@", "maj@").replace("distinct_correct", "distinct") for key in keys]
+    return ["data set", "split", "model", *names], rows
 
 
 def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
     """As JSON, made whole before it is put in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(".partial")
+    staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(list(summaries), indent=2) + "\n")
     staging.replace(path)
 
@@ -217,12 +197,15 @@ async def _base_evaluation(
     asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
     reward = config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})
     identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
+    partial = PartialResult.beside(path, prepared.model_dir)
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
+        partial.remove()  # if a kill came between the stamp and this
         return list(json.loads(path.read_text()))
-    summaries = await evaluate_sets(config, prepared.evaluations, parts.rollouts, parts.rewards, console, "base")
+    summaries = await evaluate_sets(config, prepared.evaluations, parts, console, "base", partial=partial)
     stamp.unlink(missing_ok=True)
     write_summaries(path, summaries)
     stamp.write_text(identity)
+    partial.remove()
     return summaries
 
 
@@ -273,6 +256,12 @@ class _Observer:
         if not last and _is_due(step, self.config.evaluation.every_steps):
             await self._evaluate(step)
 
+    async def catch_up(self, step: int) -> None:
+        """The evaluation that a kill came in between, after the checkpoint of `step` which the run resumed from."""
+        due = 0 < step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps)
+        if due and not self._result(step).is_file():
+            await self._evaluate(step)
+
     async def finish(self) -> list[Summary]:
         """The final evaluation, of the weights the engines hold now."""
         return await self._evaluate(self.config.learner.num_steps)
@@ -288,12 +277,29 @@ class _Observer:
     async def _evaluate(self, step: int) -> list[Summary]:
         if not self.config.evaluation.num_samples:
             return []
-        rollouts, rewards = self.parts.rollouts, self.parts.rewards
-        label = f"step {step}"
-        sets = self.prepared.evaluations
-        summaries = await evaluate_sets(self.config, sets, rollouts, rewards, self.console, label, self.base)
-        write_summaries(self.tracker.folder / "eval" / f"step_{step}.json", summaries)
+        path, partial = self._result(step), self._partial(step)
+        sets, label = self.prepared.evaluations, f"step {step}"
+        summaries = await evaluate_sets(
+            self.config, sets, self.parts, self.console, label, base=self.base, partial=partial
+        )
+        write_summaries(path, summaries)
+        if partial is not None:
+            partial.remove()
         return summaries
+
+    def _result(self, step: int) -> Path:
+        return self.tracker.folder / "eval" / f"step_{step}.json"
+
+    def _partial(self, step: int) -> PartialResult | None:
+        """None for a policy that no checkpoint holds: a resumed run would evaluate other weights at this step."""
+        try:
+            manifest = self.tracker.folder / "checkpoints" / f"step_{step}" / MANIFEST
+            # A step taken again may come out a little different, and its checkpoint is then another one.
+            saved = manifest.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        policy = f"step {step}, version {self.parts.learner.policy_version}, saved {saved}"
+        return PartialResult.beside(self._result(step), self.prepared.model_dir, policy)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from dphrl.tracking import read_metrics
 
 pytestmark = pytest.mark.integration
 
@@ -78,3 +81,25 @@ def test_a_suite_in_pieces_adds_up_and_goes_on_where_it_stopped(
     done = run(suite, "learner.lr=0.5")
     assert done.exit_code == 2
     assert "holds a run of another configuration" in done.output
+
+
+def test_deterministic_runs_give_the_same_figures_on_engines_that_went_before(tmp_path: Path, tiny_dir: str) -> None:
+    suite = tmp_path / "mine.yaml"
+    twice = (
+        "\n  once: {algorithm.divergence: js}\n  again: {algorithm.divergence: js}\nquick: {seeds: [0], arms: [once]}"
+    )
+    text = SUITE[: SUITE.index("\n  grpo:")].replace("num_steps: 1", "num_steps: 3") + twice
+    suite.write_text(text.replace("settings:", "settings:\n  deterministic: true\n  cluster.num_cpus: 2"))
+    # On Ray and vLLM, in a process of its own: the second run finds an engine with the first one's history.
+    command = [sys.executable, "-m", "cluster.cli", "experiment", str(suite), "--run-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("rollout engine 0 up") == 2
+    first, second = (read_metrics(tmp_path / "mine" / f"{arm}-s0") for arm in ("once", "again"))
+    assert len(first) == 3
+    for a, b in zip(first, second, strict=True):
+        same = {key for key in a if not key.startswith(("time/", "reward/latency"))}
+        assert {"policy/loss", "divergence/loss", "learner/grad_norm", "sync/logprob_gap_max"} <= same
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+    evaluations = [(tmp_path / "mine" / f"{arm}-s0" / "eval" / "step_3.json").read_text() for arm in ("once", "again")]
+    assert evaluations[0] == evaluations[1]

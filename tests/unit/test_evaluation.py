@@ -14,6 +14,7 @@ from dphrl.evaluation import (
     describe_samples,
     majority_at_k,
     pass_at_k,
+    pass_curve,
     retention,
     summarize,
 )
@@ -82,6 +83,17 @@ def test_pass_at_k_refuses(n: int, c: int, k: int) -> None:
 def test_one_bad_element_of_an_array_is_refused() -> None:
     with pytest.raises(ValueError, match="k=4"):
         pass_at_k(np.array([8, 3]), np.array([1, 1]), 4)
+
+
+def test_the_curve_is_pass_at_every_k_of_those_with_enough_samples() -> None:
+    counts: list[Count] = [("a", 5, 1), ("b", 3, 2), ("c", 5, 0), ("d", 0, 0)]
+    curve = pass_curve(counts)
+    wanted = [np.mean([pass_at_k(n, c, k) for _, n, c in counts if n >= k]) for k in range(1, 6)]
+    assert curve == pytest.approx(wanted, abs=1e-12)
+    assert curve[3:] == pytest.approx([0.4, 0.5])
+    summary = summarize("d", "test", counts, range(1, 6), None)
+    assert [summary[f"pass@{k}"] for k in range(1, 6)] == curve == summary["pass_curve"]
+    assert pass_curve([]) == pass_curve([("d", 0, 0)]) == []
 
 
 def test_retention() -> None:
@@ -174,6 +186,7 @@ def test_the_summary_has_the_contract_s_keys() -> None:
         "greedy": 0.5,
         "pass@1": 0.25,
         "pass@4": 0.5,
+        "pass_curve": [0.25, pytest.approx(5 / 12), 0.5, 0.5],
         "retention": 0.5,
         "per_prompt": [
             {"prompt_id": "a", "num_samples": 4, "num_correct": 2},
@@ -186,6 +199,7 @@ def test_a_prompt_short_of_samples_is_left_out_of_that_k_only() -> None:
     result = summarize("d", "test", [("a", 4, 4), ("b", 3, 0)], (1, 4), None)
     assert (result["pass@1"], result["pass@4"], result["num_ungraded"]) == (0.5, 1.0, 1)
     assert result["retention"] is None
+    assert result["pass_curve"] == [0.5, 0.5, 0.5, 1.0]
     assert summarize("d", "test", [("b", 3, 0)], (4,), None)["pass@4"] is None
     assert summarize("d", "test", [], (1,), None)["num_samples"] == 0
 

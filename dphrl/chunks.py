@@ -1,0 +1,104 @@
+"""Long work on prompts, kept on disk in chunks while it is unfinished, so that a killed process continues it.
+
+Every chunk of prompts is one parquet file, beside `identity.json`, which says for what model, data and settings the
+chunks hold. The reference stage and evaluations keep theirs this way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dphrl.buffer import Fingerprint, changed_parts
+from dphrl.types import Prompt
+
+
+class ChunkFolder:
+    """The chunks of one piece of work. Looking changes nothing; `claim` makes the folder this work's own.
+
+    One process at a time. A chunk is there whole or not at all, so a kill at any moment costs one chunk. schema: of
+    the files, which have one row a prompt.
+    """
+
+    def __init__(
+        self, folder: Path, prompts: Sequence[Prompt], identity: Fingerprint, prompts_per_chunk: int, schema: pa.Schema
+    ) -> None:
+        self.folder = folder
+        self._schema = schema
+        self._chunks = {
+            start: prompts[start : start + prompts_per_chunk] for start in range(0, len(prompts), prompts_per_chunk)
+        }
+        # The chunk size decides seeds and file boundaries, so chunks of two sizes never mix. It is no part of the
+        # finished work's own identity: that is as good whatever the size was.
+        self._identity = {**identity, "prompts per chunk": str(prompts_per_chunk)}
+
+    def chunks(self) -> Iterator[tuple[int, Sequence[Prompt]]]:
+        """(index of the first prompt, prompts) of every chunk, in order."""
+        yield from self._chunks.items()
+
+    def changed(self) -> list[str]:
+        """Names of what keeps the chunks found from being continued; empty when nothing does, or none are there."""
+        stored = self._stored_identity()
+        return changed_parts(stored, self._identity) if stored else []
+
+    def num_done(self) -> int:
+        """Prompts of the complete chunks that may be continued; chunks behind a gap do not count."""
+        if not self._stored_identity() or self.changed():
+            return 0
+        done = 0
+        for start, chunk in self.chunks():
+            if not self._is_whole(start, len(chunk)):
+                break
+            done += len(chunk)
+        return done
+
+    def claim(self) -> int:
+        """Keep the chunks that may be continued, discard all others; returns `num_done`."""
+        done = self.num_done()
+        if not done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            path = self.folder / "identity.json"
+            aside = path.with_suffix(".aside")
+            aside.write_text(json.dumps({"fingerprint": self._identity}, indent=2) + "\n")
+            os.replace(aside, path)
+        return done
+
+    def write_rows(self, start: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store the chunk that begins at prompt `start`: a row for each of its prompts, in order."""
+        # A name of this process's own: an actor may outlive its killed driver for seconds and still be writing.
+        aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
+        pq.write_table(pa.Table.from_pylist(rows, self._schema), aside)
+        os.replace(aside, self._path(start))
+
+    def read_rows(self, start: int) -> list[dict[str, Any]]:
+        """What `write_rows` stored."""
+        rows: list[dict[str, Any]] = pq.read_table(self._path(start), schema=self._schema).to_pylist()
+        return rows
+
+    def remove(self) -> None:
+        """What the chunks were for is in place, and they have served."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"chunk_{start:08d}.parquet"
+
+    def _is_whole(self, start: int, num_prompts: int) -> bool:
+        # A rename outlives a killed process, not always a machine that lost power: hence the look inside.
+        try:
+            return bool(pq.read_metadata(self._path(start)).num_rows == num_prompts)
+        except (OSError, ValueError):
+            return False
+
+    def _stored_identity(self) -> dict[str, str]:
+        try:
+            return dict(json.loads((self.folder / "identity.json").read_text())["fingerprint"])
+        except (OSError, ValueError):
+            return {}

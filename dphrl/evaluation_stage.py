@@ -1,0 +1,221 @@
+"""Evaluation: sample and grade every data set, sum up. A killed one continues where it was.
+
+Every chunk of prompts leaves one parquet file with its graded completions in `<result>.partial/<data set>/` as soon
+as it is graded. The folder goes when the result is in place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dphrl.buffer import Fingerprint, fingerprint, hash_value
+from dphrl.chunks import ChunkFolder
+from dphrl.collect import collect_groups
+from dphrl.config import Config
+from dphrl.console import Console
+from dphrl.data.schedule import derive_seed
+from dphrl.evaluation import count_groups, describe_samples, summarize
+from dphrl.loop import Parts
+from dphrl.prepare import EvaluationSet
+from dphrl.tracking import write_samples
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
+
+Summary = dict[str, Any]
+
+# What a kill costs at most. Engines run empty at the end of each chunk, so it should be many times what they decode
+# at once; and no setting: the size decides the seeds, so results of two sizes would not be the same.
+PROMPTS_PER_CHUNK = 256
+
+# Texts as bytes: a reward's may hold lone surrogates, which are no UTF-8. Floats in full, so that what is read back
+# sums up to the last digit as it would have without being stored.
+_COMPLETIONS = pa.list_(
+    pa.struct(
+        [
+            ("sample_index", pa.int32()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("text", pa.binary()),
+            ("logprobs", pa.list_(pa.float64())),
+            ("finish_reason", pa.binary()),
+            ("policy_version", pa.int64()),
+            ("status", pa.binary()),
+            ("detail", pa.binary()),
+            ("solution", pa.binary()),
+            ("signal", pa.float64()),
+            ("answer", pa.binary()),
+        ]
+    )
+)
+CHUNK_SCHEMA = pa.schema([("sampled", _COMPLETIONS), ("greedy", _COMPLETIONS)])
+
+
+@dataclass(frozen=True)
+class PartialResult:
+    """Where chunks are kept until the result is in place, and what, beside the settings, decides what they hold.
+
+    model_dir: of the weights evaluated, or that the run started from. policy: which of a run's policies it is.
+    """
+
+    folder: Path
+    model_dir: str
+    policy: str = "initial"
+
+    @classmethod
+    def beside(cls, result: Path, model_dir: str, policy: str = "initial") -> PartialResult:
+        """The chunks of the evaluation whose result is to be the file `result`."""
+        return cls(result.with_name(result.name + ".partial"), model_dir, policy)
+
+    def identity(self, config: Config, prompts: Sequence[Prompt], dtype: str) -> Fingerprint:
+        """One hash per thing that decides what is sampled on `prompts` and how it is graded."""
+        parts = fingerprint(config, self.model_dir, prompts, dtype)
+        rollout = config.rollout
+        sampling = [config.evaluation.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
+        shared = {name: parts[name] for name in ("model weights", "tokenizer", "prompts", "reward")}
+        return {**shared, "policy": self.policy, "dtype": dtype, "sampling": hash_value(sampling)}
+
+    def remove(self) -> None:
+        """The result is in place."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def evaluate_sets(
+    config: Config,
+    sets: Sequence[EvaluationSet],
+    parts: Parts,
+    console: Console,
+    label: str,
+    *,
+    base: Sequence[Summary] = (),
+    partial: PartialResult | None = None,
+    samples_folder: Path | None = None,
+) -> list[Summary]:
+    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy.
+
+    base: the base model's summaries, to measure retention on. partial: where to continue a killed evaluation and
+    keep this one's chunks; the caller removes it when the result is in place. samples_folder: where all the graded
+    completions are to go, a .jsonl file a set.
+    """
+    summaries = []
+    known = {summary["dataset"]: summary for summary in base}
+    for chosen in sets:
+        sampled, greedy = await _grade_set(config, chosen, parts, console, label, partial)
+        if samples_folder is not None:
+            write_samples(samples_folder / f"{chosen.name}.jsonl", sampled)
+        base_counts = None
+        if chosen.name in known:
+            rows = known[chosen.name]["per_prompt"]
+            base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
+        counts, ks = count_groups(sampled), config.evaluation.k
+        graded = [num_correct for _, num_graded, num_correct in count_groups(greedy) if num_graded]
+        share = sum(graded) / len(graded) if graded else None
+        summary = summarize(chosen.name, chosen.split, counts, ks, share, base_counts)
+        summaries.append(summary | describe_samples(sampled, ks))
+    return summaries
+
+
+async def _grade_set(
+    config: Config,
+    chosen: EvaluationSet,
+    parts: Parts,
+    console: Console,
+    label: str,
+    partial: PartialResult | None,
+) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
+    """Groups of num_samples and groups of one greedy completion, in the order of the prompts."""
+    prompts, size = chosen.prompts, PROMPTS_PER_CHUNK
+    stored, done = None, 0
+    if partial is not None:
+        identity = partial.identity(config, prompts, parts.learner.dtype)
+        stored = ChunkFolder(partial.folder / chosen.name, prompts, identity, size, CHUNK_SCHEMA)
+        done = _claim(stored, len(prompts), f"{label} on {chosen.name}", console)
+    sampled: list[RolloutGroup] = []
+    greedy: list[RolloutGroup] = []
+    left = (len(prompts) - done) * (config.evaluation.num_samples + 1)
+    with console.task(f"evaluating {label} on {chosen.name}", left) as advance:
+        for start in range(0, len(prompts), size):
+            chunk = prompts[start : start + size]
+            if stored is not None and start < done:
+                groups = from_rows(chunk, stored.read_rows(start))
+            else:
+                groups = await _grade_chunk(config, chunk, start, parts, advance)
+                if stored is not None:
+                    stored.write_rows(start, to_rows(*groups))
+            sampled += groups[0]
+            greedy += groups[1]
+    return sampled, greedy
+
+
+def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -> int:
+    """Take over what a killed evaluation left, and say so; returns the number of prompts it did."""
+    if changed := stored.changed():
+        console.info(
+            f"unfinished evaluation in {stored.folder} is not continued, starting over: {', '.join(changed)} changed"
+        )
+    if done := stored.claim():
+        console.info(f"evaluating {what}: continuing, {done} of {num_prompts} prompts done")
+    return done
+
+
+async def _grade_chunk(
+    config: Config, chunk: Sequence[Prompt], start: int, parts: Parts, advance: Callable[[int], None]
+) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
+    # Of config.seed and the chunk's place alone: a continued evaluation samples what an uninterrupted one would have.
+    seed = derive_seed(config.seed, "evaluation", *([start] if start else []))
+    rollouts, rewards = parts.rollouts, parts.rewards
+    num_samples = config.evaluation.num_samples
+    sampled = await collect_groups(rollouts, rewards, chunk, num_samples, seed=seed, on_graded=advance)
+    greedy = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, greedy=True, on_graded=advance)
+    return sampled.groups, greedy.groups
+
+
+# ------------------------------------------------------------------------------------- groups as rows
+
+
+def to_rows(sampled: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+    return [
+        {"sampled": _completions_to_rows(group), "greedy": _completions_to_rows(best)}
+        for group, best in zip(sampled, greedy, strict=True)
+    ]
+
+
+def _completions_to_rows(group: RolloutGroup) -> list[dict[str, Any]]:
+    fields = [asdict(c) | asdict(r) for c, r in zip(group.completions, group.results, strict=True)]
+    return [
+        {k: v.encode("utf-8", "surrogatepass") if isinstance(v, str) else v for k, v in row.items() if k != "prompt_id"}
+        for row in fields
+    ]
+
+
+def from_rows(
+    prompts: Sequence[Prompt], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
+    """What `to_rows` was given; the prompts are those it was given too, by the chunks' identity."""
+    sampled = [_to_group(prompt, row["sampled"]) for prompt, row in zip(prompts, rows, strict=True)]
+    return sampled, [_to_group(prompt, row["greedy"]) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _to_group(prompt: Prompt, rows: Sequence[Mapping[str, Any]]) -> RolloutGroup:
+    completions, results = [], []
+    for stored in rows:
+        row: dict[str, Any] = {
+            k: v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for k, v in stored.items()
+        }
+        completions.append(
+            Completion(
+                prompt.prompt_id,
+                row["sample_index"],
+                tuple(row["token_ids"]),
+                row["text"],
+                tuple(row["logprobs"]),
+                row["finish_reason"],
+                row["policy_version"],
+            )
+        )
+        status = RewardStatus(row["status"])
+        results.append(RewardResult(status, row["detail"], row["solution"], row["signal"], row["answer"]))
+    return RolloutGroup(prompt, tuple(completions), tuple(results))
