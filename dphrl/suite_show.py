@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dphrl.config_loading import InputError
-from dphrl.evaluation import pass_at_k
+from dphrl.evaluation import pass_curve
 from dphrl.suite_results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 
 Table = tuple[list[str], list[list[object]]]
@@ -77,19 +78,15 @@ def prediction_table(checks: Sequence[Mapping[str, Any]]) -> Table:
     return ["arm", "domain", "rate", "this seed", "predicted", "inside"], rows
 
 
-def pass_curve(rows: Sequence[Row]) -> list[Cell]:
+def curve_over_seeds(rows: Sequence[Row]) -> list[Cell]:
     """Pass@k for k = 1, 2, ... of one arm and domain: mean and interval over seeds, data sets counting the same."""
     by_seed: dict[int, list[list[float]]] = {}
     for row in rows:
-        graded, correct = np.array(row["num_graded"]), np.array(row["num_correct"])
-        curve = [
-            float(np.mean(pass_at_k(graded[graded >= k], correct[graded >= k], k)))
-            for k in range(1, int(graded.max()) + 1)
-        ]
-        by_seed.setdefault(row["seed"], []).append(curve)
+        counts = [("", n, c) for n, c in zip(row["num_graded"], row["num_correct"], strict=True)]
+        by_seed.setdefault(row["seed"], []).append(pass_curve(counts))
     length = min(len(curve) for curves in by_seed.values() for curve in curves)
     return [
-        interval_over_seeds([float(np.mean([curve[k] for curve in curves])) for curves in by_seed.values()])
+        interval_over_seeds([statistics.fmean(curve[k] for curve in curves) for curves in by_seed.values()])
         for k in range(length)
     ]
 
@@ -111,7 +108,7 @@ def plot(results: Results, path: Path) -> None:
         for index, arm in enumerate(results["arms"]):
             mine = [row for row in results["rows"] if row["arm"] == arm and row["domain"] == domain]
             if mine:
-                _draw(axis, index, arm, pass_curve(mine))
+                _draw(axis, index, arm, curve_over_seeds(mine))
         datasets = dict.fromkeys(row["dataset"] for row in results["rows"] if row["domain"] == domain)
         axis.set_title(f"{domain.replace('_', ' ')}: {', '.join(datasets)}")
         axis.set_xlabel("k: samples a prompt")

@@ -19,7 +19,7 @@ import yaml
 
 pytestmark = pytest.mark.integration
 
-NUM_PROMPTS, PROMPTS_PER_CHUNK = 40, 4
+NUM_PROMPTS, PROMPTS_PER_CHUNK = 24, 4
 DEADLINE_S = 200.0
 # The chunk size is no setting: a user's results must not depend on it.
 PROGRAM = f"""

@@ -26,7 +26,7 @@ from dphrl.suite_results import (
     rows_of,
     write_results,
 )
-from dphrl.suite_show import claims_table, pass_curve, plot, prediction_table, results_table
+from dphrl.suite_show import claims_table, curve_over_seeds, plot, prediction_table, results_table
 
 KINDS = {"grpo": "plain", "rkl": "penalised", "dph-js": "rehearsing"}
 
@@ -174,7 +174,7 @@ def test_predictions_name_what_falls_outside() -> None:
 def test_the_curve_is_the_estimator_over_seeds_and_data_sets() -> None:
     results = results_of({("grpo", 0): [4, 0], ("grpo", 1): [4, 2]}, base=[2, 2])
     mine = [row for row in results["rows"] if row["arm"] == "grpo" and row["domain"] == "out_of_domain"]
-    curve = pass_curve(mine)
+    curve = curve_over_seeds(mine)
     # Of two prompts: (1 + 0) / 2 and (1 + (1 - C(2, k) / C(4, k))) / 2.
     assert [cell["mean"] for cell in curve] == pytest.approx([0.625, (0.5 + (1 + 5 / 6) / 2) / 2, 0.75, 0.75])
 
