@@ -38,8 +38,8 @@ Think step by step, then give the query in a ```sql block."""
 class DatasetConfig(Section):
     # How results name it: eval tables, sample files.
     name: str
-    # tiny, tiny_sql, arithmetic: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows of question,
-    # database and gold query (Spider's and BIRD's files as they are distributed, or your own).
+    # tiny, tiny_sql, arithmetic: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows
+    # of question, database and gold query (Spider's and BIRD's files as they are distributed, or your own).
     kind: Literal["tiny", "tiny_sql", "arithmetic", "math", "text_to_sql"] = "math"
     # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
     path: str = ""

@@ -229,8 +229,9 @@ def claims(results: Results) -> list[dict[str, Any]]:
     ) -> None:
         value = compared(results, arm, domain, combine, *keys)
         if value:
-            low = {"holds": value["mean"] >= bound, "is_sure": value["low"] > bound}
-            found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **low})
+            # One seed has no interval over seeds, and is never sure.
+            verdict = {"holds": value["mean"] >= bound, "is_sure": "predict_low" in value and value["low"] > bound}
+            found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **verdict})
 
     def less(a: float, b: float) -> float:
         return a - b

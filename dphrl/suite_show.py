@@ -113,7 +113,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_title(f"{domain.replace('_', ' ')}: {', '.join(datasets)}")
         axis.set_xlabel("k: samples a prompt")
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("Pass@k")

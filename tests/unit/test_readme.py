@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from dphrl.config_loading import list_presets, load_config
+from dphrl.experiment import committed_results
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -29,3 +30,16 @@ def test_the_presets_it_names_exist() -> None:
     named = set(re.findall(r"dphrl (?:train|plan|sample) ([\w./-]+)", README)) - {"CONFIG", "PRESET"}
     assert named
     assert named <= set(list_presets())
+
+
+def test_the_table_of_results_is_the_committed_one() -> None:
+    results = committed_results("passk-math")
+    table = README[README.index("| | Pass@1 | Pass@8 | Pass@16 | retention |") :].partition("\n\n")[0].splitlines()[2:]
+    shown = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in table)}
+    assert list(shown) == list(results["arms"])
+    columns = [("in_domain", key) for key in ("pass@1", "pass@8", "pass@16", "retention")]
+    columns += [("out_of_domain", key) for key in ("pass@1", "pass@16")]
+    for arm, cells in shown.items():
+        found = [results["arms"][arm][domain].get(key) for domain, key in columns]
+        wanted = ["-" if c is None else f"{c['mean']:.3f} ±{(c['high'] - c['low']) / 2:.3f}" for c in found]
+        assert cells == wanted, arm

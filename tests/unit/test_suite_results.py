@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import dphrl
 from cluster.cli import app
 from dphrl.evaluation import summarize
-from dphrl.experiment import committed_results
+from dphrl.experiment import committed_results, load_suite
 from dphrl.suite_results import (
     add_up,
     claims,
@@ -150,6 +151,10 @@ def test_claims_by_hand() -> None:
     assert verdicts["in", "share of GRPO's gain at Pass@1 (at least 0.85)"] == "0.500 no"
     assert str(verdicts["in", "above grpo at Pass@4 by"]).endswith("(yes)")
     assert verdicts["in", "above the base at Pass@1 by"] == "-", "GRPO's row"
+    assert not any(claim["is_sure"] for claim in claims(worse)), "of one seed nothing is sure"
+    twice = {(arm, seed): c for arm, c in {"grpo": [4, 0], "dph-js": [3, 3]}.items() for seed in (0, 1)}
+    sure = {claim["claim"]: claim["is_sure"] for claim in claims(results_of(twice, base=[1, 1]))}
+    assert sure["above grpo at Pass@4 by"]
 
 
 def test_no_share_where_grpo_is_where_the_base_is() -> None:
@@ -196,10 +201,14 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- what is committed
 
 
-@pytest.mark.parametrize("name", ["passk-math", "passk-sql"])
+COMMITTED = sorted(path.stem for path in (Path(dphrl.__file__).parent / "suites" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
 def test_committed_figures_follow_from_the_committed_counts(name: str) -> None:
-    results = committed_results(name)
-    assert len(results["seeds"]) >= 3
+    results, suite = committed_results(name), load_suite(name)
+    assert {row["arm"] for row in results["rows"]} <= {"base", *suite.arms}
+    assert {row["seed"] for row in results["rows"]} <= set(suite.seeds)
     for arm, domains in recompute(results)["arms"].items():
         for domain, cells in domains.items():
             for key, cell in cells.items():
