@@ -27,14 +27,15 @@ def slow(completion, answer):
 
 
 @pytest.mark.parametrize(
-    ("name", "texts", "statuses"),
+    ("name", "timeout_s", "texts", "statuses"),
     [
-        ("remote", ("4", "5"), ["correct", "wrong"]),
-        ("slow", ("4", "hang", "5"), ["correct", "infrastructure_error", "wrong"]),
+        # A remote function's first call starts a process, which takes seconds on a busy machine.
+        ("remote", 60.0, ("4", "5"), ["correct", "wrong"]),
+        ("slow", 2.0, ("4", "hang", "5"), ["correct", "infrastructure_error", "wrong"]),
     ],
 )
 def test_a_users_reward_in_the_pool(
-    tmp_path: Path, make_config: Any, name: str, texts: tuple[str, ...], statuses: list[str]
+    tmp_path: Path, make_config: Any, name: str, timeout_s: float, texts: tuple[str, ...], statuses: list[str]
 ) -> None:
     import ray
 
@@ -51,7 +52,7 @@ def test_a_users_reward_in_the_pool(
         runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}},
     )
     try:
-        reward = RewardConfig(name=f"their_rewards:{name}", timeout_s=2.0, num_retries=1)
+        reward = RewardConfig(name=f"their_rewards:{name}", timeout_s=timeout_s, num_retries=1)
         config = make_config().model_copy(update={"reward": reward})
         pool = RayRewardPool([RewardWorker.options(num_cpus=0.1).remote(reward) for _ in range(2)], config)
         prompt = Prompt("p", "?", (1,), "4", "theirs")

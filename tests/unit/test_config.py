@@ -46,7 +46,8 @@ OVERRIDE_MISTAKES = {
     "deterministic=maybe": CL + 'deterministic: expected true or false (got "maybe")',
     "rollout.enforce_eager=12": CL + "rollout.enforce_eager: expected true or false or null (got 12)",
     "data.train.kind=tinny": CL
-    + 'data.train.kind: expected one of tiny, tiny_sql, math, text_to_sql (got "tinny"); did you mean tiny?',
+    + "data.train.kind: expected one of tiny, tiny_sql, arithmetic, math, text_to_sql "
+    + '(got "tinny"); did you mean tiny?',
     "learner=3": CL + "learner: expected a section with the keys num_steps, lr, lr_schedule,",
     "data.train=null": CL + "data.train: expected a section with the keys name, kind, path,",
     "data.evaluation.0.limit=2": "data.evaluation: expected a list, each item a section with the keys name, kind",

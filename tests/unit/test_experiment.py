@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from dphrl.config_loading import InputError
+from dphrl.config_loading import InputError, list_presets
 from dphrl.experiment import choose_runs, kind_of, list_suites, load_suite
 
 SUITE = """
@@ -45,6 +45,8 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
 
     suite = load_suite(name)
     assert suite.name == name
+    # `dphrl plan NAME` takes either, and would not know which is meant.
+    assert name not in list_presets()
     configs = [suite.config(arm, 0, "runs") for arm in suite.arms]
     assert all(_engine_settings(config) == _engine_settings(configs[0]) for config in configs)
     assert len({(c.learner.num_steps, c.rollout.num_prompts) for c in configs}) == 1

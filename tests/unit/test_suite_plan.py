@@ -49,7 +49,8 @@ def test_every_embedded_suite_can_be_planned(name: str) -> None:
     done = plan(name)
     assert done.exit_code == 0, done.output
     suite = load_suite(name)
-    assert f"{len(suite.arms)} arms x {len(suite.seeds)} seeds" in done.output
+    seeds = f"{len(suite.seeds)} seeds" if len(suite.seeds) > 1 else f"seed {suite.seeds[0]}"
+    assert f"{len(suite.arms)} arms x {seeds}" in done.output
     for words in ("optimizer steps", "placement", *(f"\n{arm} " for arm in suite.arms)):
         assert words in done.output
 
