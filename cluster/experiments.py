@@ -19,7 +19,7 @@ from dphrl.console import Console
 from dphrl.experiment import Suite, committed_results, kind_of, load_suite, read_run
 from dphrl.prepare import prepare
 from dphrl.suite_results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
-from dphrl.suite_show import claims_table, plot, prediction_table, results_table, title
+from dphrl.suite_show import prediction_table, show
 
 Run = tuple[str, int]  # (arm, seed)
 
@@ -67,7 +67,7 @@ def run_experiment(
     if output is None:
         output = Path(run_dir).expanduser() / suite.name / "results.json"
     write_results(output, results)
-    _show(results, console)
+    show(results, console)
     if not overrides:
         _check_prediction(source, results, console)
     console.info(f"written to {output}")
@@ -79,26 +79,6 @@ def _results_of(suite: Suite, path: Path) -> Results:
     if results.get("suite") != suite.name:
         raise InputError(f"--with {path}: holds no results of suite {suite.name}; name a results.json of it")
     return results
-
-
-def _show(results: Results, console: Console) -> None:
-    console.table(title(results), *results_table(results))
-    header, rows = claims_table(results)
-    if rows:
-        console.table("The paper's claims; figures are means over seeds ± half of the 95 % interval", header, rows)
-
-
-def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
-    """The committed results of a suite, or those of a results file: as tables, as JSON, as a picture."""
-    results = committed_results(source)
-    if picture is not None:
-        plot(results, picture)
-    if as_json:
-        print(json.dumps(results))
-    else:
-        _show(results, Console())
-        if picture is not None:
-            print(f"written to {picture}")
 
 
 def _check_prediction(source: str, results: Results, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,36 @@ from typing import Any
 import numpy as np
 
 from dphrl.config_loading import InputError
+from dphrl.console import Console
 from dphrl.evaluation import pass_curve
+from dphrl.experiment import committed_results
 from dphrl.suite_results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 
 Table = tuple[list[str], list[list[object]]]
 # By colour-blind readers told apart, and by line style in a black and white print.
 _COLOURS = ("#4477aa", "#66ccee", "#aa3377", "#ccbb44", "#228833", "#ee6677", "#bbbbbb", "#332288")
 _DASHES = ("-", "--", ":", "-.")
+
+
+def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
+    """The committed results of a suite, or those of a results file: as tables, as JSON, as a picture."""
+    results = committed_results(source)
+    if picture is not None:
+        plot(results, picture)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        show(results, Console())
+        if picture is not None:
+            print(f"written to {picture}")
+
+
+def show(results: Results, console: Console) -> None:
+    """The rates, and the claims where there are arms to compare."""
+    console.table(title(results), *results_table(results))
+    header, rows = claims_table(results)
+    if rows:
+        console.table("The paper's claims; figures are means over seeds ± half of the 95 % interval", header, rows)
 
 
 def title(results: Results) -> str:
@@ -33,7 +57,7 @@ def results_table(results: Results) -> Table:
         dict.fromkeys((name, key) for some in results["arms"].values() for name in some for key in _shown(some[name]))
     )
     columns.sort(key=lambda column: column[0])
-    header = ["arm", *(f"{'in' if domain == DOMAINS[0] else 'out'} {key}" for domain, key in columns)]
+    header = ["arm", *(f"{_where(domain)} {key}" for domain, key in columns)]
     rows: list[list[object]] = []
     for arm, domains in results["arms"].items():
         cells = [domains.get(domain, {}).get(key) for domain, key in columns]
@@ -45,6 +69,10 @@ def _shown(domain: Mapping[str, Any]) -> list[str]:
     passes = [key for key in domain if key.startswith("pass@")]
     ends = [key for key in passes if key in ("pass@1", "pass@8", "pass@16")] or passes
     return [*ends, *(key for key in ("retention",) if key in domain)]
+
+
+def _where(domain: str) -> str:
+    return "in" if domain == DOMAINS[0] else "out"
 
 
 def _plus_minus(value: Cell) -> str:
@@ -61,9 +89,8 @@ def claims_table(results: Results) -> Table:
     rows: dict[tuple[str, str], list[object]] = {}
     for claim in claims(results):
         verdict = "yes" if claim["is_sure"] else "(yes)" if claim["holds"] else "no"
-        where = "in" if claim["domain"] == DOMAINS[0] else "out"
         bound = f" (at least {claim['bound']:g})" if claim["bound"] else ""
-        row = rows.setdefault((where, claim["claim"] + bound), ["-"] * len(arms))
+        row = rows.setdefault((_where(claim["domain"]), claim["claim"] + bound), ["-"] * len(arms))
         row[arms.index(claim["arm"])] = f"{_plus_minus(claim['value'])} {verdict}"
     return ["domain", "claim", *arms], [[*name, *cells] for name, cells in sorted(rows.items(), key=lambda r: r[0][0])]
 
@@ -72,7 +99,7 @@ def prediction_table(checks: Sequence[Mapping[str, Any]]) -> Table:
     """New figures beside the committed prediction intervals, those outside first."""
     rows: list[list[object]] = []
     for check in sorted(checks, key=lambda check: bool(check["inside"])):
-        where = "in" if check["domain"] == DOMAINS[0] else "out"
+        where = _where(check["domain"])
         bounds = f"{check['low']:.3f} to {check['high']:.3f}"
         rows.append([check["arm"], where, check["rate"], check["value"], bounds, "yes" if check["inside"] else "NO"])
     return ["arm", "domain", "rate", "this seed", "predicted", "inside"], rows

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from dphrl.tiny.task import TinyProblem
+from dphrl.tiny.task import TinyProblem, take_distinct
 
 SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
 MAX_PROBLEMS: dict[str, int] = {"train": 5_000, "held_out": 1_000, "out_of_domain": 1_000}
@@ -27,16 +27,7 @@ def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]
 
     Raises ValueError for an unknown split or a size out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
-    if not 0 <= num_problems <= MAX_PROBLEMS[split]:
-        raise ValueError(f"num_problems is {num_problems}: split {split!r} gives 0 to {MAX_PROBLEMS[split]}")
-    problems: dict[str, TinyProblem] = {}
-    stream = _stream(split, seed)
-    while len(problems) < num_problems:
-        problem = next(stream)
-        problems.setdefault(problem.question, problem)
-    return list(problems.values())
+    return take_distinct(_stream(split, seed), split, num_problems, MAX_PROBLEMS)
 
 
 def is_held_out(*numbers: int) -> bool:

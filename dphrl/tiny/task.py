@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 DIVISORS: tuple[int, ...] = (3, 7, 11)
@@ -74,12 +74,21 @@ def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]
     DIVIDE problems over held-out integers with an exact quotient. Raises ValueError for an unknown split or a
     size out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
-    if not 0 <= num_problems <= MAX_PROBLEMS[split]:
-        raise ValueError(f"num_problems is {num_problems}: split {split!r} gives 0 to {MAX_PROBLEMS[split]}")
+    return take_distinct(_stream(split, seed), split, num_problems, MAX_PROBLEMS)
+
+
+def take_distinct(
+    stream: Iterator[TinyProblem], split: str, num_problems: int, most: Mapping[str, int]
+) -> list[TinyProblem]:
+    """The first `num_problems` of an endless stream, each problem_id once. most: what each split of the task can give.
+
+    Raises ValueError, before anything is drawn, for an unknown split or a size out of range.
+    """
+    if split not in most:
+        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(most)}")
+    if not 0 <= num_problems <= most[split]:
+        raise ValueError(f"num_problems is {num_problems}: split {split!r} gives 0 to {most[split]}")
     problems: dict[str, TinyProblem] = {}
-    stream = _stream(split, seed)
     while len(problems) < num_problems:
         problem = next(stream)
         problems.setdefault(problem.problem_id, problem)
