@@ -89,6 +89,10 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
+    def gpu_ids(self) -> list[int | str]:
+        """The GPUs Ray gave this rank, by their numbers on the node; a colocated engine runs on them too."""
+        return list(ray.get_gpu_ids())
+
     def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
         """Join the process group and build the engine; returns what the log should say."""
         on_gpu = torch.cuda.is_available()

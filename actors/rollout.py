@@ -26,7 +26,11 @@ class RolloutEngine:
     `generate` and no completion mixes two versions.
     """
 
-    def __init__(self, config: Config, model_dir: str, index: int) -> None:
+    def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
+        """devices: the node's GPUs to use when Ray assigned none, because they are the learner's (colocated)."""
+        if devices is not None:
+            # Before anything asks CUDA, which reads it once.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         # vLLM reads these at import. In-process: no second process to serialize through, and Ray sees a crash.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.rollout.kv_cache_gib)

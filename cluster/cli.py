@@ -12,15 +12,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli_support import exit_status
+from cluster.cli_cluster import add_cluster_commands
+from cluster.cli_support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
 
-CONFIG_HELP = """CONFIG is a YAML file or the name of a preset (`dphrl presets` lists them). Settings follow as
-section.key=value, the value in YAML; quote it where your shell would touch it."""
-
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name.")]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the configuration's.")
-]
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
 ]
@@ -261,44 +255,8 @@ def report(
         typer.echo(f"written to {output}")
 
 
-@app.command(
-    short_help="Show what a run would start.",
-    help=f"""Resolve and check a configuration and show what it would start; start nothing.
-
-{CONFIG_HELP}
-
-A suite's name or YAML file (`dphrl experiment`) is shown with its arms and what each changes.
-
-\b
-Examples:
-  dphrl plan demo-math
-  dphrl plan demo-math rollout.num_engines=2 --yaml > mine.yaml
-  dphrl plan passk-math""",
-)
-def plan(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="Print every setting as YAML instead, defaults included.")
-    ] = False,
-) -> None:
-    with exit_status() as run:
-        from cluster.suite_plan import describe_suite, is_suite
-
-        if is_suite(config):
-            if as_yaml:
-                raise run.refuse(f"--yaml: {config} is a suite, many configurations; name its base or a preset")
-            typer.echo(describe_suite(config, overrides or []))
-            return
-        loaded = run.load(config, overrides)
-        if as_yaml:
-            from dphrl.config_loading import config_to_yaml
-
-            typer.echo(config_to_yaml(loaded), nl=False)
-            return
-        from cluster.launch import describe_plan
-
-        typer.echo(describe_plan(loaded))
+# Here, for their place in the list that --help shows.
+add_cluster_commands(app)
 
 
 @app.command(short_help="Examine this machine.")

@@ -8,12 +8,20 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from dphrl.config import Config
+
+CONFIG_HELP = """CONFIG is a YAML file or the name of a preset (`dphrl presets` lists them). Settings follow as
+section.key=value, the value in YAML; quote it where your shell would touch it."""
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the configuration's.")
+]
 
 
 class Command:

@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cluster.placement import plan_bundles, shortfall
 from dphrl.config import Config
 from dphrl.config_loading import InputError, dump_config
-from dphrl.console import Console, format_table
+from dphrl.console import Console
 from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare
 from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
@@ -167,35 +166,6 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(
             f"{folder} holds no run (no config.yaml), so --overwrite leaves it alone; choose another run_name"
         )
-
-
-def describe_plan(config: Config) -> str:
-    """The batch arithmetic and the placement of a run, as a table; starts nothing."""
-    rollout, reference, parts = config.rollout, config.reference, config.algorithm.num_minibatches
-    rows = rollout.num_prompts * rollout.num_samples
-    rehearsal = reference.rows_per_step if config.uses_reference_samples else 0
-    divergence = config.algorithm.divergence
-    named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}, on {config.algorithm.estimator}"
-    if config.uses_reference_model:
-        named += ", with a resident reference model in each learner rank"
-    lines = [
-        ("model", config.model.path),
-        ("steps", f"{config.learner.num_steps} (seed {config.seed})"),
-        ("rollouts a step", f"{rollout.num_prompts} prompts x {rollout.num_samples} samples = {rows} completions"),
-        ("tokens a step", f"at most {rows * rollout.max_tokens} generated"),
-        ("divergence", named if config.uses_divergence else "none"),
-        ("rehearsal rows a step", str(rehearsal)),
-        ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
-        ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
-        ("staleness", f"at most {rollout.max_staleness}"),
-        ("run folder", str(run_folder(config))),
-    ]
-    bundles = plan_bundles(config, with_gpus=False)
-    lines += [(f"{b.role} {b.index}", f"{b.num_cpus:g} CPUs") for b in bundles]
-    if config.cluster.address == "auto" and not os.environ.get("RAY_ADDRESS"):
-        here = float(config.cluster.num_cpus or os.cpu_count() or 1)
-        lines.append(("placement", shortfall(bundles, {"CPU": here}) or f"fits the {here:g} CPUs of this machine"))
-    return format_table(["what", "how much"], lines)
 
 
 def run_async(coroutine: Any) -> Any:

@@ -1,73 +1,265 @@
-"""Which actor gets what: a pure plan from the config, and its thin application through a Ray placement group."""
+"""Which actor runs on which node: a pure plan from the config and the nodes' resources."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dphrl.config import Config
+
+# Shares are decimal fractions; sums of them are not.
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine, or one Kubernetes pod. `name` is Ray's node id where the node exists."""
+
+    name: str
+    num_cpus: float
+    num_gpus: float = 0.0
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Resources one actor reserves; `role` and `index` say whose they are."""
+    """What one actor reserves, and where; `role` and `index` say whose it is.
+
+    shares_gpus_of: the learner ranks on whose GPUs a colocated engine runs; it reserves none of its own.
+    """
 
     role: str
     index: int
     num_cpus: float
     num_gpus: float
+    node: str = ""
+    shares_gpus_of: tuple[int, ...] = ()
 
     def resources(self) -> dict[str, float]:
         """In Ray's names."""
         return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
 
 
+class PlacementError(ValueError):
+    """The nodes cannot hold the run. The message has the arithmetic."""
+
+
 def plan_bundles(config: Config, *, with_gpus: bool) -> list[Bundle]:
-    """One bundle per actor: learner ranks first, so that packing puts them side by side."""
+    """One bundle per actor, not yet on any node: learner ranks, then engines, then reward workers."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
-    gpus_per_engine = float(rollout.tensor_parallel) if with_gpus else 0.0
+    colocated = with_gpus and config.cluster.colocate
+    width = rollout.tensor_parallel
+    gpus_per_engine = float(width) if with_gpus and not colocated else 0.0
+
+    def shared(engine: int) -> tuple[int, ...]:
+        return tuple(range(engine * width, (engine + 1) * width)) if colocated else ()
+
     return [
         *(Bundle("learner", i, learner.cpus_per_rank, float(with_gpus)) for i in range(learner.num_ranks)),
-        *(Bundle("rollout", i, rollout.cpus_per_engine, gpus_per_engine) for i in range(rollout.num_engines)),
+        *(
+            Bundle("rollout", i, rollout.cpus_per_engine, gpus_per_engine, shares_gpus_of=shared(i))
+            for i in range(rollout.num_engines)
+        ),
         *(Bundle("reward", i, reward.cpus_per_worker, 0.0) for i in range(reward.num_workers)),
     ]
 
 
-def shortfall(bundles: Sequence[Bundle], cluster: Mapping[str, float]) -> str | None:
-    """Why the cluster can never hold the plan, with the arithmetic; None when its totals suffice."""
+def plan_placement(config: Config, nodes: Sequence[Node]) -> list[Bundle]:
+    """The bundles of `plan_bundles`, in its order, each on a node.
+
+    Learner ranks sit on as few nodes as they can, next to their NVLink peers. Every engine lies within one node:
+    engines with GPUs fill the nodes that the run is on already, so that whole nodes stay free for others; engines on
+    CPUs spread out, since they compete for the cores. Reward workers go where most CPUs are spare, among the nodes of
+    the run and those without GPUs. GPUs are used where any node has one.
+
+    Raises PlacementError when the nodes cannot hold the plan.
+    """
+    bundles = plan_bundles(config, with_gpus=any(node.num_gpus for node in nodes))
+    if reason := shortfall(bundles, nodes):
+        raise PlacementError(reason)
+    for layout in _learner_layouts(bundles, nodes):
+        if placed := _place(bundles, nodes, layout):
+            return placed
+    raise PlacementError(_why_it_does_not_fit(bundles, nodes))
+
+
+def num_nodes_needed(config: Config, shape: Node) -> int:
+    """The smallest number of nodes like `shape` that hold the plan. Raises PlacementError when no number does."""
+    bundles = plan_bundles(config, with_gpus=shape.num_gpus > 0)
+    cpus, gpus = (sum(bundle.resources().get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU"))
+    if shape.num_cpus <= 0:
+        raise PlacementError("needs CPUs; the nodes have none")
+    count = max(1, math.ceil(cpus / shape.num_cpus - EPSILON), math.ceil(gpus / shape.num_gpus) if gpus else 0)
+    # From the totals' own bound upwards: what does not fit side by side costs a few nodes more, not many.
+    while True:
+        try:
+            plan_placement(config, _copies(shape, count))
+        except PlacementError:
+            if count >= len(bundles):  # a node for every actor
+                raise
+            count += 1
+        else:
+            return count
+
+
+def _copies(shape: Node, count: int) -> list[Node]:
+    return [replace(shape, name=f"{shape.name}-{i}") for i in range(count)]
+
+
+def shortfall(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str | None:
+    """Why the nodes' totals can never hold the bundles, with the arithmetic; None when they suffice."""
+    where = "" if len(nodes) == 1 else f" on {len(nodes)} nodes"
     for name, unit in (("GPU", "GPUs"), ("CPU", "CPUs")):
         needed = sum(bundle.resources().get(name, 0.0) for bundle in bundles)
-        available = cluster.get(name, 0.0)
-        if needed > available + 1e-6:
-            return f"needs {_sum_of(bundles, name)} = {needed:g} {unit}; the cluster has {available:g}"
+        available = sum(node.num_gpus if name == "GPU" else node.num_cpus for node in nodes)
+        if needed > available + EPSILON:
+            return f"needs {sum_of(bundles, name)} = {needed:g} {unit}; the cluster has {available:g}{where}"
     return None
 
 
-def _sum_of(bundles: Sequence[Bundle], name: str) -> str:
+def sum_of(bundles: Sequence[Bundle], resource: str) -> str:
+    """The terms of a total, as in `8 learner x 1 + 4 rollout x 2`."""
     terms = []
     for role in dict.fromkeys(bundle.role for bundle in bundles):
-        mine = [bundle.resources().get(name, 0.0) for bundle in bundles if bundle.role == role]
+        mine = [bundle.resources().get(resource, 0.0) for bundle in bundles if bundle.role == role]
         if any(mine):
             terms.append(f"{len(mine)} {role} x {mine[0]:g}")
     return " + ".join(terms)
 
 
-def reserve(bundles: Sequence[Bundle], timeout_s: float) -> Any:
-    """A ready Ray placement group of the bundles, in order.
+# ------------------------------------------------------------------------------------------ placing
+class _Nodes:
+    """What is left of the nodes, and what is on them, while a plan is made."""
 
-    Raises RuntimeError that says what is missing, when others hold the resources for longer than timeout_s.
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.cpus = {node.name: node.num_cpus for node in nodes}
+        self.gpus = {node.name: node.num_gpus for node in nodes}
+        self.without_gpus = {node.name for node in nodes if not node.num_gpus}
+        self.actors = {node.name: Counter[str]() for node in nodes}
+
+    def room(self, node: str, bundle: Bundle) -> int:
+        """How many bundles of this size the node still holds."""
+        by_cpus = int((self.cpus[node] + EPSILON) // bundle.num_cpus)
+        return min(by_cpus, int((self.gpus[node] + EPSILON) // bundle.num_gpus)) if bundle.num_gpus else by_cpus
+
+    def fitting(self, bundle: Bundle) -> list[str]:
+        return [node for node in self.cpus if self.room(node, bundle)]
+
+    def take(self, node: str, bundle: Bundle) -> Bundle:
+        self.cpus[node] -= bundle.num_cpus
+        self.gpus[node] -= bundle.num_gpus
+        self.actors[node][bundle.role] += 1
+        return replace(bundle, node=node)
+
+
+# How many learner ranks at most a node takes, in the order in which nodes are filled.
+_Layout = Sequence[tuple[str, int]]
+
+
+def _learner_layouts(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Iterator[_Layout]:
+    """Ways to fill nodes with learner ranks, the preferable ones first.
+
+    With engines of equal width these few are enough: the last one spends GPUs that no engine could use before it
+    breaks up room for an engine, so where it fails on GPUs every other layout would.
     """
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+    ranks = [bundle for bundle in bundles if bundle.role == "learner"]
+    left, count = _Nodes(nodes), len(ranks)
+    room = {node.name: left.room(node.name, _with_its_part_of_an_engine(ranks[0], bundles)) for node in nodes}
+    largest_first = sorted(room, key=lambda name: -room[name])
+    # One node that just holds them all leaves larger ones to the engines.
+    if enough := [name for name in room if room[name] >= count]:
+        yield [(min(enough, key=room.__getitem__), count)]
+    yield [(name, room[name]) for name in largest_first]
+    yield [(name, room[name]) for name in reversed(largest_first)]
+    widths = [int(bundle.num_gpus) for bundle in bundles if bundle.role == "rollout" and bundle.num_gpus]
+    if widths:
+        spare = [(node.name, min(room[node.name], int(node.num_gpus) % widths[0])) for node in nodes]
+        yield [*spare, *((name, room[name]) for name in largest_first)]
 
-    group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK")
-    if not group.wait(timeout_s):
-        remove_placement_group(group)
-        free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-        raise RuntimeError(
-            f"waited cluster.placement_timeout_s={timeout_s:g} for {_sum_of(bundles, 'CPU')} CPUs"
-            + (f" and {_sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
-            + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest, or no node fits a bundle"
-        )
-    return group
+
+def _with_its_part_of_an_engine(rank: Bundle, bundles: Sequence[Bundle]) -> Bundle:
+    """What a node must have for a rank: also the CPUs of the colocated engine, which has to follow it there."""
+    engine = next((bundle for bundle in bundles if bundle.shares_gpus_of), None)
+    if engine is None:
+        return rank
+    return replace(rank, num_cpus=rank.num_cpus + engine.num_cpus / len(engine.shares_gpus_of))
+
+
+def _place(bundles: Sequence[Bundle], nodes: Sequence[Node], layout: _Layout) -> list[Bundle] | None:
+    """The bundles on nodes, learner ranks by `layout`; None when one finds no room."""
+    left = _Nodes(nodes)
+    of_role = {role: [bundle for bundle in bundles if bundle.role == role] for role in ("learner", "rollout", "reward")}
+    placed = _place_learner(of_role["learner"], of_role["rollout"], left, layout)
+    if placed is None:
+        return None
+    for engine in of_role["rollout"]:
+        if not (node := _node_for_engine(engine, placed, left)):
+            return None
+        placed.append(left.take(node, engine))
+    for worker in of_role["reward"]:
+        fitting = left.fitting(worker)
+        near = [node for node in fitting if node in left.without_gpus or left.actors[node]]
+        if not fitting:
+            return None
+        placed.append(left.take(max(near or fitting, key=left.cpus.__getitem__), worker))
+    return placed
+
+
+def _place_learner(
+    ranks: Sequence[Bundle], engines: Sequence[Bundle], left: _Nodes, layout: _Layout
+) -> list[Bundle] | None:
+    """Ranks onto nodes. As many as a colocated engine spans stay together."""
+    block = max((len(engine.shares_gpus_of) for engine in engines), default=0) or 1
+    placed: list[Bundle] = []
+    for node, at_most in layout:
+        count = min(at_most, left.room(node, ranks[0]), len(ranks) - len(placed))
+        if len(placed) + count < len(ranks):
+            count -= count % block
+        placed += [left.take(node, rank) for rank in ranks[len(placed) : len(placed) + count]]
+    return placed if len(placed) == len(ranks) else None
+
+
+def _node_for_engine(engine: Bundle, learner: Sequence[Bundle], left: _Nodes) -> str | None:
+    """Beside its learner ranks when it shares their GPUs; with GPUs of its own on the fullest node that holds it; on
+    CPUs away from the learner, then with the fewest engines, then where most room is."""
+    fitting = left.fitting(engine)
+    if engine.shares_gpus_of:
+        home = learner[engine.shares_gpus_of[0]].node
+        return home if home in fitting else None
+
+    def preference(node: str) -> tuple[float, ...]:
+        actors, room = left.actors[node], left.room(node, engine)
+        return (not actors, room) if engine.num_gpus else (actors["learner"] > 0, actors["rollout"], -room)
+
+    return min(fitting, key=preference) if fitting else None
+
+
+def _why_it_does_not_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
+    """The totals suffice, so it is a matter of what fits side by side on one node."""
+    largest = max(nodes, key=lambda node: (node.num_gpus, node.num_cpus))
+    shapes = Counter((node.num_gpus, node.num_cpus) for node in nodes)
+    have = ", ".join(f"{count} x ({gpus:g} GPUs, {cpus:g} CPUs)" for (gpus, cpus), count in shapes.items())
+    for bundle in bundles:
+        if not _Nodes([largest]).room(largest.name, bundle):
+            needs = f"{bundle.num_gpus:g} GPUs and {bundle.num_cpus:g} CPUs" if bundle.num_gpus else ""
+            needs = needs or f"{bundle.num_cpus:g} CPUs"
+            return f"needs {needs} on one node for each {bundle.role} actor; the nodes are {have}"
+    roles = Counter(bundle.role for bundle in bundles)
+    sizes = {bundle.role: bundle.resources() for bundle in bundles}
+    needs = ", ".join(f"{count} {role} x {_size(sizes[role])}" for role, count in roles.items())
+    return f"needs {needs}, each within one node; that does not fit side by side on the nodes {have}"
+
+
+def _size(resources: Mapping[str, float]) -> str:
+    gpus, cpus = resources.get("GPU", 0.0), resources["CPU"]
+    return f"({gpus:g} GPUs, {cpus:g} CPUs)" if gpus else f"{cpus:g} CPUs"
+
+
+def count_by_node(bundles: Sequence[Bundle]) -> dict[str, dict[str, int]]:
+    """Actors of every role on each node that has any, in the order of the bundles."""
+    counts: dict[str, dict[str, int]] = {}
+    for bundle in bundles:
+        roles = counts.setdefault(bundle.node, {})
+        roles[bundle.role] = roles.get(bundle.role, 0) + 1
+    return counts

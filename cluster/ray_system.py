@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -21,10 +21,10 @@ from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout import RolloutEngine
 from actors.waiting import within
-from cluster.placement import plan_bundles, reserve, shortfall
+from cluster.placement import Bundle
+from cluster.ray_placement import place_on_cluster
 from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config
-from dphrl.config_loading import InputError
 from dphrl.loop import Parts
 from dphrl.types import Prompt
 
@@ -40,10 +40,7 @@ class RaySystem:
     def __enter__(self) -> RaySystem:
         connect(self.config)
         try:
-            bundles = plan_bundles(self.config, with_gpus=ray.cluster_resources().get("GPU", 0) > 0)
-            if reason := shortfall(bundles, ray.cluster_resources()):
-                raise InputError(f"this run {reason}; lower the counts or shares, or join a larger cluster")
-            self._group = reserve(bundles, self.config.cluster.placement_timeout_s)
+            bundles, self._group = place_on_cluster(self.config)
         except BaseException:
             ray.shutdown()
             raise
@@ -54,13 +51,19 @@ class RaySystem:
             place.setdefault(bundle.role, []).append(options)
         self._learner_options = place["learner"]
         self._ranks = self._spawn_ranks()
+        engines = [bundle for bundle in bundles if bundle.role == "rollout"]
         self._engines = [
-            _spawn(RolloutEngine, o | _engine_env(self.config), self.config, self.model_dir, i)
+            self._spawn(RolloutEngine, "rollout", i, o | _engine_env(self.config))(
+                self.config, self.model_dir, i, self._shared_devices(engines[i])
+            )
             for i, o in enumerate(place["rollout"])
         ]
         # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
-        self._workers = [_spawn(RewardWorker, o | {"max_restarts": -1}, self.config.reward) for o in place["reward"]]
-        self._buffer = _spawn(BufferActor, {"num_cpus": 0})
+        self._workers = [
+            self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1})(self.config.reward)
+            for i, o in enumerate(place["reward"])
+        ]
+        self._buffer = self._spawn(BufferActor, "buffer", 0, {"num_cpus": 0})()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -68,7 +71,21 @@ class RaySystem:
         ray.shutdown()
 
     def _spawn_ranks(self) -> list[Any]:
-        return [_spawn(LearnerRank, o, self.config, i) for i, o in enumerate(self._learner_options)]
+        return [self._spawn(LearnerRank, "learner", i, o)(self.config, i) for i, o in enumerate(self._learner_options)]
+
+    def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
+        """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
+        return cast(
+            Callable[..., Any], actor_class.options(name=f"{self.config.run_name}-{role}-{index}", **options).remote
+        )
+
+    def _shared_devices(self, engine: Bundle) -> Sequence[str] | None:
+        """GPUs of the learner ranks beside which a colocated engine runs; None for one that has its own."""
+        if not engine.shares_gpus_of:
+            return None
+        return [
+            str(gpu) for ids in ray.get([self._ranks[i].gpu_ids.remote() for i in engine.shares_gpus_of]) for gpu in ids
+        ]
 
     def renew_learner(self, config: Config) -> bool:
         """Continue with another configuration: fresh learner ranks, the same running engines and reward workers.
@@ -118,7 +135,7 @@ class RaySystem:
     ) -> tuple[RayReferenceStore, dict[str, float]]:
         """Run the reference stage in its own actor, which ends when the buffer is filled."""
         actors = (self._engines, self._workers, self._ranks)
-        sampler = _spawn(ReferenceSampler, {"num_cpus": 0}, self.config, *actors)
+        sampler = self._spawn(ReferenceSampler, "reference", 0, {"num_cpus": 0})(self.config, *actors)
         filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
         seen = 0
         while not filling.done():
@@ -145,10 +162,6 @@ def _engine_settings(config: Config) -> list[Any]:
         *(config.model, config.rollout, config.reward, config.sync, config.cluster, config.deterministic),
         *(config.max_sequence_tokens, learner.num_ranks, learner.cpus_per_rank),
     ]
-
-
-def _spawn(actor_class: Any, options: dict[str, Any], *args: Any) -> Any:
-    return actor_class.options(**options).remote(*args)
 
 
 def connect(config: Config) -> None:

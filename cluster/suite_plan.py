@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.placement import plan_bundles
+from cluster.plan import describe_plan
 from dphrl.config import Config
 from dphrl.config_loading import ConfigError, list_presets, parse_yaml
 from dphrl.console import format_table
@@ -35,9 +36,6 @@ def describe_suite(source: str, overrides: Sequence[str] = (), run_dir: str = "r
 
     Raises InputError, for the first arm of which the configuration makes no sense.
     """
-    # Here, not at the top: every plan asks is_suite, and only some need what starts runs.
-    from cluster.launch import describe_plan
-
     suite = load_suite(source)
     arms = {arm: suite.config(arm, suite.seeds[0], run_dir, overrides) for arm in suite.arms}
     # What they have in common is an arm that changes nothing.

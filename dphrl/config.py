@@ -170,7 +170,13 @@ class ClusterConfig(Section):
     num_cpus: PositiveInt | None = None
     # Must hold the model once, to sync it. null: Ray's own choice, 30 % of the memory.
     object_store_gib: PositiveFloat | None = None
-    # How long to wait for resources before saying which are missing.
+    # Engines run on the learner's GPUs instead of their own; lower rollout.gpu_memory_utilization to what training
+    # leaves. Without effect where there is no GPU.
+    colocate: bool = False
+    # A plan that does not fit the present nodes: none refuses it; cpu and gpu ask Ray's autoscaler for nodes and wait
+    # (a cluster scaled down to nothing does not show whether it has GPUs).
+    autoscaling: Literal["none", "cpu", "gpu"] = "none"
+    # How long to wait for resources, and for nodes to come, before saying which are missing.
     placement_timeout_s: PositiveFloat = 120.0
 
 
@@ -256,6 +262,16 @@ class Config(Section):
             raise ValueError(
                 f"algorithm.overlong_buffer_tokens={algorithm.overlong_buffer_tokens} exceeds "
                 f"rollout.max_tokens={self.rollout.max_tokens}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_fit_beside_the_learner(self) -> Self:
+        needed = self.rollout.num_engines * self.rollout.tensor_parallel
+        if self.cluster.colocate and needed > self.learner.num_ranks:
+            raise ValueError(
+                f"cluster.colocate: {self.rollout.num_engines} engines x {self.rollout.tensor_parallel} GPUs do not "
+                f"fit on the learner's {self.learner.num_ranks}; lower rollout.num_engines, or raise learner.num_ranks"
             )
         return self
 

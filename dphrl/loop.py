@@ -164,7 +164,12 @@ def make_batch(
             "completion (reward failures and masked truncations are left out; see samples/ and run.log)"
         )
     lr = learning_rate(config.learner, step)
-    metrics = {"divergence/num_rows": float(len(rehearsal)), "learner/lr": lr}
+    num_tokens = sum(len(row.token_ids) for minibatch in minibatches for row in minibatch)
+    metrics = {
+        "divergence/num_rows": float(len(rehearsal)),
+        "learner/lr": lr,
+        "learner/num_tokens": float(num_tokens),
+    }
     return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics)
 
 

@@ -64,6 +64,7 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
     _optional("learner/lr", "", "Learning rate of the step."),
+    _optional("learner/num_tokens", "tokens", "Prompt and completion tokens of all rows trained on."),
     Metric("time/step_s", "s", "The whole step, from its first wait to the engines' refit."),
     Metric(
         "time/rollout_s",

@@ -35,7 +35,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return lambda *args, **kwargs: calls.append((name, args, kwargs))
 
     names = ("run_training", "run_sampling", "run_evaluation")
-    fake = SimpleNamespace(**{name: noting(name) for name in names}, describe_plan=lambda config: "the plan")
+    fake = SimpleNamespace(**{name: noting(name) for name in names})
     monkeypatch.setitem(sys.modules, "cluster.launch", fake)
     return calls
 
@@ -89,7 +89,7 @@ def test_eval_refuses_bad_numbers(launched: list[tuple[Any, ...]], options: list
 
 
 def test_plan_shows_and_starts_nothing(launched: list[tuple[Any, ...]]) -> None:
-    assert invoke("plan", "demo-math").output == "the plan\n"
+    assert "32 prompts x 8 samples = 256 completions" in invoke("plan", "demo-math").output
     as_yaml = invoke("plan", "demo-math", "seed=9", "--yaml").output
     assert "\nseed: 9\n" in as_yaml
     assert launched == []
@@ -190,14 +190,12 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_help_lists_what_there_is() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    commands = "train sample eval score plan experiment report doctor presets version"
+    commands = "train sample eval score experiment report plan submit jobs doctor presets version"
     for name in commands.split():
         assert f"\n  {name} " in result.output
-    for name in ("submit", "render"):
-        assert f"\n  {name} " not in result.output
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "eval", "plan", "score", "experiment", "report"])
+@pytest.mark.parametrize("command", ["train", "sample", "eval", "plan", "score", "experiment", "report", "submit"])
 def test_every_help_has_examples(command: str) -> None:
     output = invoke(command, "--help").output
     assert "Examples:\n" in output

@@ -1,0 +1,259 @@
+"""Runs as jobs of a Ray cluster: what to submit, and a thin client of Ray Jobs to submit, follow, list and stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dphrl.config_loading import InputError, list_presets, load_config
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# Where a client of Ray Jobs looks, before it looks at what it was told.
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Left out of the upload besides what .gitignore names: results, environments, history.
+NOT_UPLOADED = [".git", ".venv", "venv", "runs", "**/__pycache__", "*.sqlite-journal", ".pytest_cache", ".mypy_cache"]
+# Paths and switches that a run needs to find the same things over there. On top of them comes what --env names.
+PASSED_ON = ("DPHRL_DATA", "HF_HOME", "HF_HUB_OFFLINE")
+# What this program exits with when somebody stopped the job.
+STOPPED_STATUS = 130
+POLL_INTERVAL_S = 1.0
+# Ray writes a job's final state a moment after its log has ended.
+SETTLE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job, before it has an id. `run_name` is what the id is made from."""
+
+    run_name: str
+    entrypoint: str
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def plan_submission(
+    source: str,
+    overrides: Sequence[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    working_dir: Path | None = None,
+    wheel: Path | None = None,
+    env: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Submission:
+    """What `dphrl submit` hands to the cluster. The configuration is checked here first; the job checks it again
+    where it runs, with the data and models that are there.
+
+    working_dir: uploaded, and the job starts in it, so that relative paths mean the same; None uploads nothing.
+    wheel: a dphrl to run instead of the one installed on the nodes.
+
+    Raises InputError, one line each, for what is wrong with the configuration or the paths.
+    """
+    config = load_config(source, overrides)
+    if working_dir is not None and not working_dir.is_dir():
+        raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
+    if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
+        raise InputError(f"--wheel {wheel}: no such wheel; make one with `pip wheel --no-deps -w dist .`")
+    arguments, notes = [_config_argument(source, working_dir), *overrides], []
+    run_dir = Path(config.run_dir).expanduser()
+    if not run_dir.is_absolute():
+        # The job's own folder goes with the job.
+        run_dir = Path.cwd() / run_dir
+        arguments.append(f"run_dir={run_dir}")
+        notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
+    flags = [*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else [])]
+    words = ["python", "-m", "cluster.cli", "train", *arguments, *flags]
+    runtime_env: dict[str, Any] = {"env_vars": _variables(env, environ)}
+    if working_dir is not None:
+        runtime_env |= {"working_dir": str(working_dir.resolve()), "excludes": NOT_UPLOADED}
+    if wheel is not None:
+        runtime_env["py_modules"] = [str(wheel.resolve())]
+    return Submission(config.run_name, shlex.join(words), runtime_env, tuple(notes))
+
+
+def _config_argument(source: str, working_dir: Path | None) -> str:
+    """The configuration as the job will find it: a preset's name, or the file's path there."""
+    if source in list_presets():
+        return source
+    path = Path(source).expanduser().resolve()
+    if working_dir is None:
+        return str(path)
+    try:
+        return str(path.relative_to(working_dir.resolve()))
+    except ValueError:
+        raise InputError(
+            f"{source}: lies outside the uploaded folder {working_dir}, so the job could not read it; move it there, "
+            "or choose another --working-dir"
+        ) from None
+
+
+def _variables(env: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """NAME=VALUE as given, NAME with the value it has here. Ray's own job log holds them: no place for secrets."""
+    # A job's output is a file, and a line should be there when it is written.
+    variables = {"PYTHONUNBUFFERED": "1"} | {name: environ[name] for name in PASSED_ON if environ.get(name)}
+    for text in env:
+        name, given, value = text.partition("=")
+        if not name.isidentifier():
+            raise InputError(f"--env {text}: write NAME=VALUE, or NAME for the value it has here")
+        if not given and name not in environ:
+            raise InputError(f"--env {name}: not set here; write {name}=VALUE")
+        variables[name] = value if given else environ[name]
+    return variables
+
+
+def next_id(run_name: str, taken: Sequence[str]) -> str:
+    """`run_name`, then `run_name-2`, `run_name-3`: a resumed run keeps its name and gets a job of its own."""
+    stem = re.sub(r"[^\w-]", "-", run_name)
+    numbers = {1 if name == stem else int(name.removeprefix(f"{stem}-")) for name in taken if _is_job_of(name, stem)}
+    return stem if not numbers else f"{stem}-{max(numbers) + 1}"
+
+
+def _is_job_of(name: str, stem: str) -> bool:
+    return name == stem or re.fullmatch(re.escape(stem) + r"-[1-9]\d*", name) is not None
+
+
+# ------------------------------------------------------------------------------------------ the client
+@dataclass(frozen=True)
+class Job:
+    job_id: str
+    status: str
+    entrypoint: str
+    started_s: float | None
+    ended_s: float | None
+    exit_status: int | None
+    message: str
+
+
+class JobClient:
+    """Ray Jobs at an address: a dashboard's URL, or nothing for RAY_ADDRESS or the cluster of this machine.
+
+    Every method raises InputError when there is no cluster, no such job, or no right to see it (a token is read from
+    RAY_AUTH_TOKEN or where `ray get-auth-token` keeps it).
+    """
+
+    def __init__(self, address: str | None) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        known = next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
+        self.address = address or known or DEFAULT_ADDRESS
+        if address:
+            # Ray lets these override what it is told.
+            for name in ADDRESS_VARIABLES:
+                os.environ.pop(name, None)
+        self._client = _asked(self.address, lambda: JobSubmissionClient(self.address))
+
+    def submit(self, submission: Submission) -> str:
+        """Returns the job's id. Raises InputError while a job of this run is still there: two would share a folder."""
+        jobs = self.list()
+        stem = next_id(submission.run_name, [])
+        running = [job.job_id for job in jobs if _is_job_of(job.job_id, stem) and job.status in ("PENDING", "RUNNING")]
+        if running:
+            raise InputError(
+                f"{running[0]}: is still {'pending or running' if len(running) == 1 else 'there'} and writes to the "
+                f"same run folder; `dphrl jobs stop {running[0]}`, or set another run_name"
+            )
+        return str(
+            self._ask(
+                lambda: self._client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    submission_id=next_id(submission.run_name, [job.job_id for job in jobs]),
+                    runtime_env=dict(submission.runtime_env),
+                    metadata={"dphrl_run": submission.run_name},
+                )
+            )
+        )
+
+    def list(self) -> list[Job]:
+        """Jobs that were submitted, oldest first."""
+        found = [_job(details) for details in self._ask(self._client.list_jobs) if details.submission_id]
+        return sorted(found, key=lambda job: job.started_s or float("inf"))
+
+    def get(self, job_id: str) -> Job:
+        return _job(self._ask(lambda: self._client.get_job_info(job_id)), job_id)
+
+    def stop(self, job_id: str) -> bool:
+        """Whether there was something to stop."""
+        return bool(self._ask(lambda: self._client.stop_job(job_id)))
+
+    def logs(self, job_id: str) -> str:
+        return str(self._ask(lambda: self._client.get_job_logs(job_id)))
+
+    def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
+        """Its log as it comes, until it has ended. An interrupt ends the following, not the job."""
+
+        async def tail() -> None:
+            async for lines in self._client.tail_job_logs(job_id):
+                write(lines)
+
+        while (job := self.get(job_id)).status == "PENDING":
+            time.sleep(POLL_INTERVAL_S)
+        # A broken connection is no failed job: what became of it is asked below.
+        with suppress(RuntimeError):
+            asyncio.run(tail())
+        deadline = time.monotonic() + SETTLE_S
+        while (job := self.get(job_id)).status in ("PENDING", "RUNNING"):
+            if time.monotonic() > deadline:
+                deadline = time.monotonic() + SETTLE_S
+                with suppress(RuntimeError):
+                    asyncio.run(tail())
+            time.sleep(POLL_INTERVAL_S)
+        return job
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        return _asked(self.address, question)
+
+
+def exit_status_of(job: Job) -> int:
+    """Of an ended job: its program's own, where it had the time to have one."""
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        return STOPPED_STATUS
+    return job.exit_status if job.exit_status and 0 < job.exit_status < 256 else 1
+
+
+def _asked(address: str, question: Callable[[], Any]) -> Any:
+    """Ray's answer, or an InputError with what it says in one line."""
+    try:
+        return question()
+    except ConnectionError:
+        raise InputError(
+            f"{address}: no Ray cluster answers there; start one with `ray start --head`, or name its dashboard with "
+            "--address http://HOST:8265"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        text = " ".join(str(error).split())
+        if "401" in text or "403" in text or "nauthorized" in text:
+            raise InputError(
+                f"{address}: the cluster wants a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put it where "
+                "`ray get-auth-token` looks"
+            ) from None
+        if "does not exist" in text:
+            raise InputError(f"{address}: no such job; `dphrl jobs list` names them") from None
+        raise InputError(f"{address}: {text[:300]}; the job was not taken") from None
+
+
+def _job(details: Any, job_id: str = "") -> Job:
+    def seconds(milliseconds: int | None) -> float | None:
+        return None if milliseconds is None else milliseconds / 1000
+
+    return Job(
+        details.submission_id or job_id,
+        getattr(details.status, "value", str(details.status)),
+        details.entrypoint,
+        seconds(details.start_time),
+        seconds(details.end_time),
+        details.driver_exit_code,
+        " ".join((details.message or "").split()),
+    )

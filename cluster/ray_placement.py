@@ -1,0 +1,100 @@
+"""A placement plan on a real Ray cluster: what nodes there are, and one placement group that follows the plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cluster.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
+from dphrl.config import Config
+from dphrl.config_loading import InputError
+
+# Ray gives every node this label by itself.
+NODE_ID_LABEL = "ray.io/node-id"
+POLL_INTERVAL_S = 2.0
+
+
+def cluster_nodes(*, free: bool = False) -> list[Node]:
+    """The living nodes by node id, with all their resources, or with those that nobody has taken."""
+    # The per-node figure has no public reader.
+    from ray._private.state import available_resources_per_node
+
+    unclaimed = available_resources_per_node() if free else {}
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = unclaimed.get(node["NodeID"], {}) if free else node["Resources"]
+            nodes.append(Node(node["NodeID"], resources.get("CPU", 0.0), resources.get("GPU", 0.0)))
+    return nodes
+
+
+def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
+    """The bundles, each with its node, and the ready placement group that reserves them in that order.
+
+    Raises InputError, before anything is reserved, when the cluster can never hold them (with cluster.autoscaling:
+    when it has not grown to it in cluster.placement_timeout_s); RuntimeError when others hold what is needed for
+    longer than that.
+    """
+    deadline = time.monotonic() + config.cluster.placement_timeout_s
+    try:
+        bundles = _plan_on_present_nodes(config)
+    except PlacementError as error:
+        if config.cluster.autoscaling == "none":
+            raise InputError(f"this run {error}; lower the counts or shares, or join a larger cluster") from None
+        bundles = _plan_after_growing(config, deadline)
+    return bundles, _reserve(bundles, config.cluster.placement_timeout_s)
+
+
+def _plan_on_present_nodes(config: Config) -> list[Bundle]:
+    """On what is free, if it fits there; else on the whole, to wait for what others hold now."""
+    everything, unclaimed = cluster_nodes(), cluster_nodes(free=True)
+    has_gpus = any(node.num_gpus for node in everything)
+    if config.cluster.autoscaling == "gpu" and not has_gpus:
+        raise PlacementError("needs GPUs; the cluster has none")
+    if has_gpus == any(node.num_gpus for node in unclaimed):
+        try:
+            return plan_placement(config, unclaimed)
+        except PlacementError:
+            pass
+    return plan_placement(config, everything)
+
+
+def _plan_after_growing(config: Config, deadline: float) -> list[Bundle]:
+    """Ask Ray's autoscaler for the actors' resources and wait until the nodes are there."""
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = plan_bundles(config, with_gpus=config.cluster.autoscaling == "gpu")
+    request_resources(bundles=[bundle.resources() for bundle in wanted])
+    while True:
+        try:
+            return _plan_on_present_nodes(config)
+        except PlacementError as error:
+            if time.monotonic() > deadline:
+                request_resources(bundles=[])
+                raise InputError(
+                    f"this run {error}, and the autoscaler brought no more within cluster.placement_timeout_s="
+                    f"{config.cluster.placement_timeout_s:g}; raise its maximum, that time, or lower the counts"
+                ) from None
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _reserve(bundles: Sequence[Bundle], timeout_s: float) -> Any:
+    """A ready placement group of the bundles, each on its node.
+
+    Raises RuntimeError that says what is missing, when others hold the resources for longer than timeout_s.
+    """
+    where = [{NODE_ID_LABEL: bundle.node} for bundle in bundles]
+    group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK", bundle_label_selector=where)
+    if not group.wait(timeout_s):
+        remove_placement_group(group)
+        free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+        raise RuntimeError(
+            f"waited cluster.placement_timeout_s={timeout_s:g} for {sum_of(bundles, 'CPU')} CPUs"
+            + (f" and {sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
+            + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
+        )
+    return group

@@ -1,0 +1,201 @@
+"""What `dphrl submit` hands to Ray Jobs, and what its commands make of the answers. The cluster is not asked here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster.cli import app
+from cluster.jobs import Job, JobClient, exit_status_of, next_id, plan_submission
+from dphrl.config_loading import InputError
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def job(status: str, exit_status: int | None = None, job_id: str = "mine") -> Job:
+    return Job(job_id, status, "python", 1.0, 2.0, exit_status, "")
+
+
+# ------------------------------------------------------------ what is submitted
+
+
+def test_a_preset_with_its_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["learner.num_steps=4", "algorithm.divergence={name: alpha, alpha: 0.5}"]
+    plan = plan_submission("demo-math", overrides, resume=True, working_dir=tmp_path, environ={})
+    words = shlex.split(plan.entrypoint)
+    assert words[:5] == ["python", "-m", "cluster.cli", "train", "demo-math"]
+    assert words[5:] == [*overrides, f"run_dir={tmp_path / 'runs'}", "--resume"]
+    assert plan.run_name == "demo-math"
+    assert plan.runtime_env["working_dir"] == str(tmp_path)
+    assert "runs" in plan.runtime_env["excludes"]
+    assert plan.runtime_env["env_vars"] == {"PYTHONUNBUFFERED": "1"}
+    assert str(tmp_path / "runs" / "demo-math") in plan.notes[0]
+
+
+def test_an_absolute_run_dir_is_left_alone(tmp_path: Path) -> None:
+    plan = plan_submission("demo-math", [f"run_dir={tmp_path}"], working_dir=tmp_path, environ={})
+    assert plan.entrypoint.count("run_dir=") == 1
+    assert plan.notes == ()
+
+
+def test_a_file_is_named_as_the_job_will_find_it(tmp_path: Path) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    path = folder / "mine.yaml"
+    path.write_text("base: demo-math\nrun_name: mine\nrun_dir: /shared\n")
+    uploaded = plan_submission(str(path), [], working_dir=tmp_path, environ={})
+    assert shlex.split(uploaded.entrypoint)[4:] == ["configs/mine.yaml"]
+    assert "working_dir" not in plan_submission(str(path), [], environ={}).runtime_env
+    assert shlex.split(plan_submission(str(path), [], environ={}).entrypoint)[4] == str(path)
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    with pytest.raises(InputError, match="lies outside the uploaded folder"):
+        plan_submission(str(path), [], working_dir=elsewhere, environ={})
+
+
+def test_environment_and_wheel(tmp_path: Path) -> None:
+    wheel = tmp_path / "dphrl-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    here = {"DPHRL_DATA": "/data", "SECRET": "x", "WANDB_MODE": "offline", "HF_HOME": ""}
+    plan = plan_submission("demo-math", [], wheel=wheel, env=["WANDB_MODE", "A=1=2"], environ=here)
+    variables = plan.runtime_env["env_vars"]
+    assert variables == {"PYTHONUNBUFFERED": "1", "DPHRL_DATA": "/data", "WANDB_MODE": "offline", "A": "1=2"}
+    assert plan.runtime_env["py_modules"] == [str(wheel)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo-math", "learner.num_stepz=3"], "learner.num_stepz: unknown key"),
+        (["demo-math", "--working-dir", "/no/such"], "--working-dir /no/such: no such folder"),
+        (["demo-math", "--wheel", "/no/such.whl"], "--wheel /no/such.whl: no such wheel"),
+        (["demo-math", "--env", "A-B=1"], "--env A-B=1: write NAME=VALUE"),
+        (["demo-math", "--env", "SURELY_NOT_SET_HERE"], "--env SURELY_NOT_SET_HERE: not set here"),
+        (["demo-math", "--resume", "--overwrite"], "--resume and --overwrite"),
+        (["demo-math", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1: no Ray cluster answers there"),
+    ],
+)
+def test_bad_input_ends_before_anything_is_submitted(arguments: list[str], words: str) -> None:
+    result = invoke("submit", *arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert words in line
+
+
+def test_jobs_are_named_after_their_run() -> None:
+    assert next_id("demo-math", []) == "demo-math"
+    assert next_id("demo-math", ["demo-math", "demo-math-js", "other"]) == "demo-math-2"
+    assert next_id("demo-math", ["demo-math", "demo-math-9", "demo-math-x"]) == "demo-math-10"
+    assert next_id("a.b", ["a-b"]) == "a-b-2"  # Ray's ids go into paths and URLs
+
+
+# ------------------------------------------------------------ what comes back
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [
+        (job("SUCCEEDED", 0), 0),
+        (job("FAILED", 2), 2),
+        (job("FAILED", 1), 1),
+        (job("FAILED", None), 1),  # its node went away
+        (job("FAILED", -9), 1),
+        (job("STOPPED", None), 130),
+    ],
+)
+def test_the_jobs_status_is_the_commands(ended: Job, status: int) -> None:
+    assert exit_status_of(ended) == status
+
+
+class FakeClient:
+    """Ray's client, as far as these commands ask it."""
+
+    def __init__(self, jobs: list[Any]) -> None:
+        self.jobs, self.submitted = jobs, []
+
+    def list_jobs(self) -> list[Any]:
+        return self.jobs
+
+    def submit_job(self, **job: Any) -> str:
+        self.submitted.append(job)
+        return str(job["submission_id"])
+
+    def stop_job(self, job_id: str) -> bool:
+        if job_id == "lost":
+            raise RuntimeError("Request failed with status code 404: Job lost does not exist")
+        return job_id == "running"
+
+    def get_job_logs(self, job_id: str) -> str:
+        return f"the log of {job_id}\n"
+
+
+def details(job_id: str | None, status: str, start: int = 0) -> Any:
+    return SimpleNamespace(
+        submission_id=job_id, status=status, entrypoint="python x", start_time=start, end_time=start + 5000,
+        driver_exit_code=None, message=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ray_jobs(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    client = FakeClient(
+        [details("late", "RUNNING", 2000), details("demo-math", "SUCCEEDED", 1000), details(None, "RUNNING")]
+    )
+    import ray.job_submission
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda address: client)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return client
+
+
+def test_submit_without_wait_says_how_to_follow(ray_jobs: FakeClient, tmp_path: Path) -> None:
+    result = invoke("submit", "demo-math", f"run_dir={tmp_path}", "--no-upload")
+    assert result.exit_code == 0, result.output
+    assert "submitted as demo-math-2 to http://127.0.0.1:8265" in result.output
+    assert "dphrl jobs logs demo-math-2 --follow" in result.output
+    (sent,) = ray_jobs.submitted
+    assert sent["metadata"] == {"dphrl_run": "demo-math"}
+
+
+def test_two_jobs_of_one_run_would_share_its_folder(ray_jobs: FakeClient, tmp_path: Path) -> None:
+    result = invoke("submit", "demo-math", "run_name=late", f"run_dir={tmp_path}", "--no-upload")
+    assert result.exit_code == 2
+    assert "late: is still" in result.stderr
+    assert ray_jobs.submitted == []
+
+
+def test_list_logs_and_stop(ray_jobs: FakeClient) -> None:
+    lines = invoke("jobs", "list").output.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["demo-math", "late"]  # oldest first, drivers left out
+    assert invoke("jobs", "logs", "late").output == "the log of late\n"
+    assert invoke("jobs", "stop", "running").output == "running is being stopped\n"
+    assert invoke("jobs", "stop", "late").output == "late had ended already\n"
+    lost = invoke("jobs", "stop", "lost")
+    assert (lost.exit_code, "no such job" in lost.stderr) == (2, True)
+
+
+def test_an_address_given_beats_the_environment(ray_jobs: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
+    assert JobClient(None).address == "http://other:8265"
+    assert JobClient("http://head:8265").address == "http://head:8265"
+
+
+def test_a_missing_token_is_said_without_rays_essay(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.job_submission
+
+    def refuse(address: str) -> None:
+        raise RuntimeError("Request failed with status code 401: Unauthorized: Missing authentication token")
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
+    result = invoke("jobs", "list", "--address", "http://head:8265")
+    assert result.exit_code == 2
+    assert "the cluster wants a token" in result.stderr
