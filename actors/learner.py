@@ -18,6 +18,7 @@ from dphrl.config import Config
 from dphrl.data.batching import MicroBatch
 from dphrl.models import load_tokenizer
 from dphrl.policy import PolicyModel, dtype_name, load_policy, load_reference
+from dphrl.structured_log import install_json_log
 from dphrl.types import TrainBatch
 from dphrl.update import UpdateSettings, run_update, score_sequences
 
@@ -80,6 +81,7 @@ class LearnerRank:
     """
 
     def __init__(self, config: Config, rank: int) -> None:
+        install_json_log(f"learner-{rank}")
         self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
         self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
 

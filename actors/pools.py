@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from actors.engine_load import EngineLoad
 from actors.waiting import Actor, within
 from dphrl.algo.partition import Split
 from dphrl.config import Config
@@ -70,6 +71,8 @@ class RayRolloutPool:
     ) -> None:
         self.engines, self.config, self.probes = engines, config, probes
         self._probe_seeds = itertools.count()
+        self._loads = [EngineLoad() for _ in engines]
+        self._num_waiting = 0  # prompts that no engine has been handed yet
         bound = config.sync.max_logprob_gap
         self.max_gap = DEFAULT_MAX_LOGPROB_GAP[dtype] if bound is None else bound
 
@@ -119,19 +122,24 @@ class RayRolloutPool:
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
         waiting = [(i, prompts[i : i + share]) for i in range(0, len(prompts), max(1, share))]
         waiting.reverse()
+        self._num_waiting += len(prompts)
         finished: asyncio.Queue[Sequence[Completion] | None] = asyncio.Queue()
 
-        async def serve(engine: Actor) -> None:
+        async def serve(engine: Actor, load: EngineLoad) -> None:
             while waiting:
                 start, mine = waiting.pop()
-                async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
-                    finished.put_nowait(await ref)
+                self._num_waiting -= len(mine)
+                with load.helping(len(mine) * num_samples) as deliver:
+                    async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
+                        completions = await ref
+                        deliver(completions)
+                        finished.put_nowait(completions)
 
         async def serve_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for engine in self.engines:
-                        group.create_task(serve(engine))
+                    for engine, load in zip(self.engines, self._loads, strict=True):
+                        group.create_task(serve(engine, load))
             finally:
                 finished.put_nowait(None)
 
@@ -144,6 +152,18 @@ class RayRolloutPool:
             await serving
         finally:
             serving.cancel()
+            # Empty unless something failed.
+            self._num_waiting -= sum(len(mine) for _, mine in waiting)
+            waiting.clear()
+
+    def drain_metrics(self) -> Mapping[str, float]:
+        rates = {f"rollout/engine/{i}/tokens_per_s": load.drain() for i, load in enumerate(self._loads)}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    def live_metrics(self) -> Mapping[str, float]:
+        """Queue depths at this moment, from any thread."""
+        pending = {f"queue/engine/{i}/completions_pending": load.num_pending for i, load in enumerate(self._loads)}
+        return {"queue/prompts_waiting": self._num_waiting, **pending}
 
 
 def _largest_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

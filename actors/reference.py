@@ -13,6 +13,7 @@ from actors.reward_pool import RayRewardPool
 from dphrl.algo.partition import Split
 from dphrl.config import Config
 from dphrl.reference_stage import fill_reference
+from dphrl.structured_log import install_json_log
 from dphrl.types import Prompt
 
 
@@ -25,6 +26,7 @@ class ReferenceSampler:
     """
 
     def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
+        install_json_log("reference")
         self._config = config
         self._rollouts = RayRolloutPool(engines, config, probes=())
         self._rewards = RayRewardPool(workers, config)

@@ -8,6 +8,7 @@ import ray
 
 from dphrl.config_data import RewardConfig
 from dphrl.rewards.base import build_grader
+from dphrl.structured_log import install_json_log
 from dphrl.types import RewardResult
 
 
@@ -19,6 +20,7 @@ class RewardWorker:
     """
 
     def __init__(self, config: RewardConfig) -> None:
+        install_json_log(ray.get_runtime_context().get_actor_name() or "reward")
         self._grader = build_grader(config)
 
     def ready(self) -> bool:

@@ -38,6 +38,7 @@ class RayRewardPool:
         self._changed = asyncio.Condition()
         self._latencies_s: list[float] = []
         self._num_retried = self._num_restarts = 0
+        self._num_waiting = 0  # completions for which no worker was free yet
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
         pairs = [(completion.text, prompt.answer) for prompt, completion in items]
@@ -61,6 +62,11 @@ class RayRewardPool:
         self._num_retried = self._num_restarts = 0
         return metrics
 
+    def live_metrics(self) -> Mapping[str, float]:
+        """Queue depths at this moment, from any thread."""
+        num_busy = len(self._everyone) - len(self._idle)
+        return {"queue/completions_waiting": self._num_waiting, "queue/reward_workers_busy": num_busy}
+
     async def _grade_batch(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         worker, results = await self._grade_once(pairs, avoid=None)
         failed = [i for i, result in enumerate(results) if result.status is RewardStatus.INFRASTRUCTURE_ERROR]
@@ -77,7 +83,7 @@ class RayRewardPool:
     async def _grade_once(self, pairs: Sequence[Pair], avoid: int | None) -> tuple[int, list[RewardResult]]:
         # A SQL completion costs its own time and, the first time, its gold query's.
         limit = 2 * self.timeout_s * len(pairs) + WORKER_GRACE_S
-        async with self._borrowed(avoid) as index:
+        async with self._borrowed(avoid, len(pairs)) as index:
             worker = self.workers[index]
             try:
                 if avoid is not None:
@@ -93,13 +99,17 @@ class RayRewardPool:
                 return index, [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)] * len(pairs)
 
     @asynccontextmanager
-    async def _borrowed(self, avoid: int | None) -> AsyncIterator[int]:
-        """An idle worker, not `avoid` unless it is the only one there is."""
+    async def _borrowed(self, avoid: int | None, num_completions: int) -> AsyncIterator[int]:
+        """An idle worker for so many completions, not `avoid` unless it is the only one there is."""
         suitable = frozenset(i for i in self._everyone if i != avoid) or self._everyone
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._idle & suitable)
-            index = min(self._idle & suitable)
-            self._idle.remove(index)
+        self._num_waiting += num_completions
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._idle & suitable)
+                index = min(self._idle & suitable)
+                self._idle.remove(index)
+        finally:
+            self._num_waiting -= num_completions
         try:
             yield index
         finally:

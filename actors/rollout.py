@@ -14,6 +14,7 @@ from actors.weight_sync import PackedTensor
 from dphrl.config import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.policy import dtype_name
+from dphrl.structured_log import install_json_log
 from dphrl.types import Completion, Prompt
 
 
@@ -28,6 +29,7 @@ class RolloutEngine:
 
     def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
         """devices: the node's GPUs to use when Ray assigned none, because they are the learner's (colocated)."""
+        install_json_log(f"rollout-{index}")
         if devices is not None:
             # Before anything asks CUDA, which reads it once.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

@@ -110,8 +110,11 @@ def _show_warnings() -> None:
     import logging
 
     from dphrl.console import WarningHandler
+    from dphrl.structured_log import install_json_log
     from dphrl.tracking import OWN_PACKAGES
 
+    if install_json_log("driver") is not None:
+        return  # warnings are among its lines
     for package in OWN_PACKAGES:
         logger = logging.getLogger(package)
         if not any(isinstance(handler, WarningHandler) for handler in logger.handlers):

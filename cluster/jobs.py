@@ -21,7 +21,7 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # Left out of the upload besides what .gitignore names: results, environments, history.
 NOT_UPLOADED = [".git", ".venv", "venv", "runs", "**/__pycache__", "*.sqlite-journal", ".pytest_cache", ".mypy_cache"]
 # Paths and switches that a run needs to find the same things over there. On top of them comes what --env names.
-PASSED_ON = ("DPHRL_DATA", "HF_HOME", "HF_HUB_OFFLINE")
+PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE", "MLFLOW_TRACKING_URI")
 # What this program exits with when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0

@@ -17,6 +17,7 @@ from dphrl.console import Console
 from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare
 from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
+from dphrl.sinks import Sink, SinkGroup, external_sinks
 from dphrl.tracking import Tracker, write_versions
 
 
@@ -24,6 +25,7 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
     """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
     folder = run_folder(config)
     check_run_folder(folder, resume=resume, overwrite=overwrite)
+    _external_sinks(config)  # a missing library should be told before anything starts
     quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
@@ -36,10 +38,17 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
 def train_on(system: Any, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
     """A run on a system that is there already."""
     folder = run_folder(config)
-    with Tracker(folder, tensorboard=config.tracking.tensorboard) as tracker:
+    sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
+    with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
         dump_config(config, folder / "config.yaml")
         write_versions(folder)
+        sinks.start(config.model_dump(mode="json"), folder)
         run_async(training_run(config, prepared, system, tracker, console, resume=resume))
+
+
+def _external_sinks(config: Config) -> list[Sink]:
+    tracking = config.tracking
+    return external_sinks(tracking.project, config.run_name, wandb=tracking.wandb, mlflow=tracking.mlflow)
 
 
 def run_sampling(config: Config, *, inline: bool = False) -> None:

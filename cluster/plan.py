@@ -151,7 +151,7 @@ def _memory(config: Config, cluster: SimulatedCluster) -> str:
     engine = engine_memory(config, shape, dtype, gpu_bytes)
     who = [("learner rank", learner), ("engine", engine)]
     if config.cluster.colocate:
-        together = {f"learner's {name}": size for name, size in learner.parts.items()} | engine.parts
+        together = {**{f"learner's {name}": size for name, size in learner.parts.items()}, **engine.parts}
         who.append(("both, colocated", Memory(together)))
     rows = [
         (name, f"{memory.total / GIB:.1f} of {cluster.gpu_gib:g}", _terms(memory), _verdict(memory, gpu_bytes, name))

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.buffer import BufferActor
 from actors.learner import LearnerRank
 from actors.pools import RayLearner, RayReferenceStore, RayRolloutPool
+from actors.prometheus import PrometheusSink
 from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
@@ -26,9 +27,13 @@ from cluster.ray_placement import place_on_cluster
 from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config
 from dphrl.loop import Parts
+from dphrl.sinks import Sink
+from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
+# Ray sets it in the driver of a submitted job.
+JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class RaySystem:
@@ -36,6 +41,7 @@ class RaySystem:
 
     def __init__(self, config: Config, model_dir: str, probes: Sequence[Prompt]) -> None:
         self.config, self.model_dir, self.probes = config, model_dir, probes
+        self._pools: tuple[RayRolloutPool, RayRewardPool] | None = None
 
     def __enter__(self) -> RaySystem:
         connect(self.config)
@@ -100,6 +106,14 @@ class RaySystem:
         self._ranks = self._spawn_ranks()
         return True
 
+    def sinks(self) -> list[Sink]:
+        """Where the run's numbers go because it runs on Ray."""
+        return [PrometheusSink(self.config.run_name, self._live_metrics)] if self.config.tracking.prometheus else []
+
+    def _live_metrics(self) -> dict[str, float]:
+        """The pools' queue depths at this moment, from any thread; none before `start`."""
+        return {name: value for pool in self._pools or () for name, value in pool.live_metrics().items()}
+
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
         limit = self.config.learner.timeout_s
@@ -124,11 +138,10 @@ class RaySystem:
                 group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
         learner, dtype = self.config.learner, connecting.result()
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
-        return Parts(
-            RayLearner(self._ranks, dtype, layout),
-            RayRolloutPool(self._engines, self.config, self.probes, dtype),
-            RayRewardPool(self._workers, self.config),
-        )
+        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype)
+        rewards = RayRewardPool(self._workers, self.config)
+        self._pools = rollouts, rewards
+        return Parts(RayLearner(self._ranks, dtype, layout), rollouts, rewards)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
@@ -169,6 +182,10 @@ def connect(config: Config) -> None:
     debug = bool(os.environ.get("DPHRL_DEBUG"))
     address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
+    log_format = os.environ.get(LOG_ENVIRONMENT)
+    # A submitted job's actors have its variables anyway, and Ray refuses to be told one of them twice.
+    if log_format and JOB_CONFIG_ENVIRONMENT not in os.environ:
+        options["runtime_env"] = {"env_vars": {LOG_ENVIRONMENT: log_format}}
     if address:
         ray.init(address=address, **options)
         return

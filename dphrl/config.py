@@ -159,6 +159,14 @@ class EvaluationConfig(Section):
 
 class TrackingConfig(Section):
     tensorboard: bool = True
+    # Metrics for a Prometheus that scrapes the Ray cluster; without effect inline. cluster/dashboards has the charts.
+    prometheus: bool = True
+    # Need the extra of the same name. Where they report to is their own environment's matter (WANDB_MODE,
+    # MLFLOW_TRACKING_URI, ...).
+    wandb: bool = False
+    mlflow: bool = False
+    # The project of W&B, the experiment of MLflow.
+    project: str = "dphrl"
     # Graded completions written to samples/ per step, for reading.
     samples_per_step: NonNegativeInt = 8
 

@@ -26,6 +26,7 @@ from dphrl.policy import PolicyModel, load_policy, load_reference
 from dphrl.protocols import Learner
 from dphrl.reference_stage import fill_reference
 from dphrl.rewards.base import build_grader
+from dphrl.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
 from dphrl.update import UpdateSettings, run_update, score_sequences
 
@@ -138,6 +139,9 @@ class InlineRollouts:
                 completions = await self._generate_batch(jobs[start : start + size], greedy)
             yield completions
 
+    def drain_metrics(self) -> Mapping[str, float]:
+        return {}
+
     async def _generate_batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Completion]:
         assert self._version is not None
         lm = cast(Any, self.learner.policy.lm)
@@ -243,6 +247,10 @@ class InlineSystem:
         self.config = config
         self.learner = InlineLearner(config, model_dir, tokenizer)
         self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), InlineRewards(config))
+
+    def sinks(self) -> list[Sink]:
+        """None: nothing here exports metrics."""
+        return []
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         on_ready(f"inline: everything in this process, on {self.learner.engine.device}")

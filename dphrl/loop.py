@@ -19,6 +19,7 @@ from dphrl.collect import Collected, collect_groups
 from dphrl.config import Config, LearnerConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
+from dphrl.structured_log import current_step
 from dphrl.types import (
     Completion,
     Prompt,
@@ -64,6 +65,7 @@ async def train(
     upcoming: asyncio.Task[StepRollouts] | None = None
     for step in range(start_step, num_steps):
         started = time.perf_counter()
+        current_step.set(step + 1)
         rollouts = await (upcoming or _start_rollouts(config, exploration, parts, step))
         # Overlap: the engines decode the next step's prompts with the present weights during this update.
         upcoming = _start_rollouts(config, exploration, parts, step + 1) if overlap and step + 1 < num_steps else None
@@ -79,7 +81,9 @@ async def train(
 
         ended = time.perf_counter()
         timing = {
+            **parts.rollouts.drain_metrics(),
             **parts.rewards.drain_metrics(),
+            "rollout/tokens_per_s": sampled["rollout/num_tokens"] / (ended - started),
             "time/rollout_s": rollouts.rollout_s,
             "time/reward_s": rollouts.reward_s,
             "time/learn_s": sync_started - learn_started,
@@ -110,6 +114,7 @@ async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, 
     """A step's groups. With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups without signal, all of
     whose scores are equal, make room for further prompts, for dynamic_sampling_rounds at most; then the step trains
     on what it has. Prompts and seeds are a pure function of (seed, step, round)."""
+    current_step.set(step + 1)  # this task's own: the loop may be at the step before
     max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
     rounds: list[Collected] = []
     groups: list[RolloutGroup] = []

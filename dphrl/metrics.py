@@ -59,6 +59,7 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/logprob_gap_max", "nats", "The same over the completions trained on, before the update."),
     Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
     Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),
+    _optional("rollout/tokens_per_s", "tokens/s", "Completion tokens over the whole step's time."),
     _optional("rollout/num_rounds", "", "Rounds of prompts dynamic sampling took; 1 without it."),
     _optional("rollout/completion_tokens_mean", "tokens", "Mean length of a completion."),
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),

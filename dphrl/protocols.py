@@ -60,6 +60,10 @@ class RolloutPool(Protocol):
         """Yield completions as they finish, in any order; `seed` decides them where the engine is deterministic."""
         ...
 
+    def drain_metrics(self) -> Mapping[str, float]:
+        """`rollout/engine/...` speeds since the last call, evaluations included; empty where there is one process."""
+        ...
+
 
 class RewardPool(Protocol):
     """Graders. Safe for any text; never raises for what a completion holds."""

@@ -47,6 +47,7 @@ async def training_run(
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
     base = await _base_evaluation(config, prepared, parts, tracker.folder, console)
+    tracker.log_evaluation(0, "base", base)
     start_step = await _restore(prepared, parts, tracker, console) if resume else 0
     observer = _Observer(config, prepared, parts, tracker, console, base)
     await observer.catch_up(start_step)
@@ -283,6 +284,7 @@ class _Observer:
             self.config, sets, self.parts, self.console, label, base=self.base, partial=partial
         )
         write_summaries(path, summaries)
+        self.tracker.log_evaluation(step, "current", summaries)
         if partial is not None:
             partial.remove()
         return summaries

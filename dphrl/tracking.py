@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dphrl.metrics import complete_step, step_problems
+from dphrl.sinks import Policy, Sink, SinkGroup, Status, Summaries
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,12 @@ class Tracker:
     """Owns the files of one run, below `folder` (run_dir/run_name, made if need be). Use as a context manager.
 
     One process writes at a time. On resume call `truncate_after` before the first `log_step`.
+    sinks: get a copy of every step and evaluation, and are finished with the run; the caller starts them.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, tensorboard: bool = True, sinks: Sink | None = None) -> None:
         self.folder = folder
+        self._sinks = sinks or SinkGroup()
         folder.mkdir(parents=True, exist_ok=True)
         self._wants_tensorboard = tensorboard
         self._writer: Any = None
@@ -56,11 +59,13 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        killed = exc_type is not None and not issubclass(exc_type, Exception)
+        self.close("finished" if exc_type is None else "killed" if killed else "failed")
 
-    def close(self) -> None:
+    def close(self, status: Status = "finished") -> None:
         """Flush and release everything; a second call does nothing."""
+        self._sinks.finish(status)  # while run.log still takes what they have to say
         if self._metrics is not None:
             self._metrics.close()
         if self._writer is not None:
@@ -82,6 +87,11 @@ class Tracker:
         self._metrics.write(json.dumps(_jsonable(record)) + "\n")
         self._metrics.flush()
         self._log_scalars(record)
+        self._sinks.log_step(record)
+
+    def log_evaluation(self, step: int, policy: Policy, summaries: Summaries) -> None:
+        """Tell the sinks; the caller writes the result itself."""
+        self._sinks.log_evaluation(step, policy, summaries)
 
     def truncate_after(self, step: int) -> int:
         """Forget the steps after `step`, which a resumed run takes again. Returns how many records were dropped.

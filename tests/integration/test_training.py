@@ -38,6 +38,9 @@ class Recording:
     async def refit(self, learner: Any) -> Any:
         return await self.pool.refit(learner)
 
+    def drain_metrics(self) -> Any:
+        return self.pool.drain_metrics()
+
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:

@@ -48,6 +48,9 @@ class FakeRollouts:
         self.version = learner.policy_version
         return {"sync/logprob_gap_max": 0.0}
 
+    def drain_metrics(self) -> dict[str, float]:
+        return {}
+
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[list[Completion]]:

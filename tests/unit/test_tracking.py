@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,48 @@ def test_the_log_has_our_news_and_others_warnings_only_while_open(tmp_path: Path
     ]
     assert lines[0][10] == "T"
     assert lines[0].split(" ")[0].endswith("Z")
+
+
+# ------------------------------------------------------------ sinks
+
+
+class Copies:
+    name = "copies"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def start(self, config: object, folder: Path) -> None:
+        raise AssertionError("whoever opens the tracker starts its sinks")
+
+    def log_step(self, record: dict[str, float]) -> None:
+        self.calls.append(("step", record["step"], record["divergence/loss"]))
+
+    def log_evaluation(self, step: int, policy: str, summaries: object) -> None:
+        self.calls.append(("evaluation", step, policy, summaries))
+
+    def finish(self, status: str) -> None:
+        self.calls.append(("finish", status))
+
+
+def run_with(copies: Copies, folder: Path, error: BaseException | None) -> None:
+    plain = record(1)
+    del plain["divergence/loss"]
+    with Tracker(folder, tensorboard=False, sinks=copies) as tracker:
+        tracker.log_evaluation(0, "base", [])
+        tracker.log_step(plain)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "finished"), (RuntimeError("no"), "failed"), (KeyboardInterrupt(), "killed")]
+)
+def test_sinks_get_what_is_written_and_how_it_ended(tmp_path: Path, error: BaseException | None, status: str) -> None:
+    copies = Copies()
+    with suppress(RuntimeError, KeyboardInterrupt):
+        run_with(copies, tmp_path, error)
+    assert copies.calls == [("evaluation", 0, "base", []), ("step", 1, 0.0), ("finish", status)]
 
 
 # ------------------------------------------------------------ samples

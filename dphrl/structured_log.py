@@ -1,0 +1,67 @@
+"""Log lines as JSON, for a collector to read: one object a line with time, level, logger, message, step and actor.
+
+DPHRL_LOG=json writes them to standard error instead of plain warnings; run.log stays text, for people.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import IO
+
+from dphrl.config_loading import InputError
+from dphrl.tracking import OWN_PACKAGES
+
+ENVIRONMENT = "DPHRL_LOG"
+
+# The step that the running task works for, from 1; None outside the loop. Per task, because the next step's rollouts
+# run beside this step's update.
+current_step: ContextVar[int | None] = ContextVar("current_step", default=None)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record. actor: the process that speaks, such as driver, learner-0 or rollout-1."""
+
+    def __init__(self, actor: str) -> None:
+        super().__init__()
+        self.actor = actor
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry = {
+            "time": time,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "step": current_step.get(),
+            "actor": self.actor,
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        # ASCII, so that a lone surrogate in a message cannot stop a line from being written.
+        return json.dumps(entry)
+
+
+def install_json_log(actor: str, stream: IO[str] | None = None) -> logging.Handler | None:
+    """Write this process's log as JSON lines where DPHRL_LOG asks for it; returns the handler, None without one.
+
+    A second call renames the actor. Raises InputError for a value that is neither json nor text.
+    """
+    wanted = os.environ.get(ENVIRONMENT) or "text"
+    if wanted not in ("json", "text"):
+        raise InputError(f"{ENVIRONMENT}: {wanted!r} is no log format; use json or text")
+    if wanted == "text":
+        return None
+    root = logging.getLogger()
+    handler: logging.Handler | None = next((h for h in root.handlers if isinstance(h.formatter, JsonFormatter)), None)
+    if handler is None:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        root.addHandler(handler)
+        for package in OWN_PACKAGES:
+            logging.getLogger(package).setLevel(logging.INFO)
+    handler.setFormatter(JsonFormatter(actor))
+    return handler

@@ -1,0 +1,222 @@
+"""A Ray cluster of three nodes, as `ray start` makes them, and runs that are submitted to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+# Small enough to take a minute, with two engines; one thread each, since the nodes are one machine.
+SMALL = [
+    "learner.num_steps=3",
+    "learner.threads_per_rank=1",
+    "rollout.num_engines=2",
+    "rollout.threads_per_engine=1",
+    "rollout.num_prompts=8",
+    "rollout.num_samples=4",
+    "data.train={name: factor, kind: tiny, split: train, limit: 64}",
+    "data.evaluation=[{name: factor, kind: tiny, split: held_out, limit: 8}]",
+    "reference.rows_per_step=8",
+    "evaluation.num_samples=8",
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """Three `ray start --block`, each node with a CPU and a name of its own, and a token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.dashboard_port}"
+        self.token = secrets.token_hex(32)
+        cleared = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {
+            **cleared,
+            # Its jobs run `python`.
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(folder),
+        }
+        head = [
+            *("--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"),
+            *(f"--metrics-export-port={self.metrics_port}", '--resources={"head": 1}'),
+        ]
+        self.processes = [self._node("head", head, folder)]
+        self._wait(1)
+        for name in ("first", "second"):
+            joining = [f"--address=127.0.0.1:{self.port}", f'--resources={{"{name}": 1}}']
+            self.processes.append(self._node(name, joining, folder))
+        self._wait(3)
+
+    def _node(self, name: str, options: list[str], folder: Path) -> Any:
+        command = [str(BIN / "ray"), "start", "--block", "--num-cpus=1", "--object-store-memory=200000000", *options]
+        with (folder / f"{name}.log").open("w") as log:
+            return subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _wait(self, num_nodes: int, timeout_s: float = 90.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                if sum(node["state"] == "ALIVE" for node in self.ask("/api/v0/nodes")) == num_nodes:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"the cluster did not come to {num_nodes} nodes in {timeout_s:g} s")
+
+    def ask(self, path: str) -> list[dict[str, Any]]:
+        """From the state API."""
+        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+            return found
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def dphrl(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cluster.cli", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes, **options)
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # Sockets below it have short names only.
+    with_room = tmp_path_factory.mktemp("ray")
+    cluster = Cluster(with_room)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: Cluster, tiny_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """demo-math submitted with --wait and run to its end, the metrics endpoint scraped meanwhile."""
+    run_dir = tmp_path_factory.mktemp("runs")
+    submitted = cluster.dphrl(
+        *("submit", "demo-math", *SMALL, f"run_dir={run_dir}", "--address", cluster.address, "--wait")
+    )
+    scraped = ""
+    while submitted.poll() is None:
+        found = cluster.metrics()
+        if "ray_dphrl_step{" in found:
+            scraped = found
+        time.sleep(0.5)
+    stdout, stderr = submitted.communicate()
+    return {"status": submitted.returncode, "out": stdout, "err": stderr, "metrics": scraped, "run_dir": run_dir}
+
+
+def test_a_submitted_run_succeeds_and_its_log_is_followed(finished: dict[str, Any]) -> None:
+    assert finished["status"] == 0, finished["out"][-3000:] + finished["err"][-3000:]
+    assert re.search(r"submitted as demo-math to http", finished["out"])
+    for words in ("rollout engine 0 up", "rollout engine 1 up", "step 3/3", "Pass@1"):
+        assert words.lower() in finished["out"].lower()
+    steps = (finished["run_dir"] / "demo-math" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [1, 2, 3]
+
+
+def test_its_actors_were_on_different_nodes(cluster: Cluster, finished: dict[str, Any]) -> None:
+    actors = {actor["name"]: actor["node_id"] for actor in cluster.ask("/api/v0/actors?detail=1&limit=1000")}
+    where = [actors[f"demo-math-{role}"] for role in ("learner-0", "rollout-0", "rollout-1")]
+    assert len(set(where)) == 3
+
+
+def test_the_metrics_endpoint_shows_the_families_during_the_run(finished: dict[str, Any]) -> None:
+    names = set(re.findall(r"^(ray_dphrl_\w+)\{", finished["metrics"], flags=re.MULTILINE))
+    for name in (
+        *("ray_dphrl_step", "ray_dphrl_reward_mean", "ray_dphrl_pass_at_k", "ray_dphrl_logprob_gap"),
+        *("ray_dphrl_engine_tokens_per_s", "ray_dphrl_reward_status_total", "ray_dphrl_step_seconds_bucket"),
+        *("ray_dphrl_completions_waiting", "ray_dphrl_sync_seconds", "ray_dphrl_staleness"),
+    ):
+        assert name in names, sorted(names)
+    assert 'run="demo-math"' in finished["metrics"]
+
+
+def test_bad_input_found_over_there_is_the_commands_status_and_line(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere"
+    bad = cluster.dphrl(
+        *("submit", "demo-math", f"model.path={path}", "run_name=bad", f"run_dir={tmp_path}"),
+        *("--address", cluster.address, "--wait"),
+    )
+    stdout, stderr = bad.communicate()
+    assert bad.returncode == 2, stdout + stderr
+    assert "dphrl: error: " in stdout
+    assert str(path) in stdout
+    assert "job bad failed, exit status 2" in stderr
+    assert "Traceback" not in stdout
+
+
+def test_a_run_larger_than_the_cluster_is_refused_with_the_arithmetic(cluster: Cluster, tmp_path: Path) -> None:
+    large = cluster.dphrl(
+        *("submit", "demo-math", "rollout.num_engines=9", "run_name=large", f"run_dir={tmp_path}"),
+        *("--address", cluster.address, "--wait"),
+    )
+    stdout, stderr = large.communicate()
+    assert large.returncode == 2, stdout + stderr
+    assert "1 learner x 0.75 + 9 rollout x 0.75 + 1 reward x 0.25 = 7.75 CPUs; the cluster has 3 on 3 nodes" in stdout
+
+
+def test_jobs_are_listed_stopped_and_their_logs_kept(cluster: Cluster, tmp_path: Path) -> None:
+    submitted = cluster.dphrl(
+        *("submit", "demo-math", *SMALL, "learner.num_steps=5000", "run_name=long", f"run_dir={tmp_path}"),
+        *("--address", cluster.address),
+    )
+    stdout, stderr = submitted.communicate()
+    assert submitted.returncode == 0, stdout + stderr
+    following = cluster.dphrl("jobs", "logs", "long", "--follow", "--address", cluster.address)
+    # Once it is up, so that there is something to stop.
+    assert following.stdout is not None
+    seen = next(line for line in following.stdout if "up: node" in line)
+    assert seen
+    stopped = cluster.dphrl("jobs", "stop", "long", "--address", cluster.address)
+    assert stopped.communicate()[0] == "long is being stopped\n"
+    following.communicate()
+    assert following.returncode == 130
+    listed = cluster.dphrl("jobs", "list", "--address", cluster.address).communicate()[0]
+    assert re.search(r"^long +stopped ", listed, flags=re.MULTILINE)
+
+
+def test_a_missing_token_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    environment = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
+    command = [sys.executable, "-m", "cluster.cli", "jobs", "list", "--address", cluster.address]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "token" in line
