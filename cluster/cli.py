@@ -259,14 +259,30 @@ def report(
 add_cluster_commands(app)
 
 
-@app.command(short_help="Examine this machine.")
+@app.command(short_help="Examine this machine, or a cluster.")
 def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="A Ray cluster to ask too; else RAY_ADDRESS, if set."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where results will go: every node must see and write it.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=1, help="For the cluster's answers.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
-    """Say what this machine has, what is missing, and how to get it. Exit status 1 if something needed is missing."""
+    """Say what this machine has, what is missing, and how to get it. Exit status 1 if something needed is missing.
+
+    With a cluster: the versions and clocks of its nodes, and whether each of them sees and writes --run-dir.
+
+    \b
+    Examples:
+      dphrl doctor
+      dphrl doctor --address head:6379 --run-dir /shared/runs
+    """
     from cluster.doctor import examine, render
 
-    checks = examine()
+    checks = examine(address, run_dir, timeout_s)
     healthy = all(check.status != "missing" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": healthy, "checks": [check.as_dict() for check in checks]}, indent=2))

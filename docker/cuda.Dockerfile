@@ -4,6 +4,8 @@
 # The devel image, because DeepSpeed compiles its fused operators with nvcc on first use.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
+# The archive keeps only the newest version of a package, so a pinned one would soon not be there.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         build-essential git python3 python3-dev python3-venv \
@@ -31,6 +33,8 @@ COPY --chown=10001 README.md LICENSE ./
 COPY --chown=10001 dphrl dphrl
 COPY --chown=10001 actors actors
 COPY --chown=10001 cluster cluster
+COPY --chown=10001 docker/healthcheck.py docker/
 
+HEALTHCHECK --interval=30s --timeout=15s --start-period=120s --retries=5 CMD ["python", "docker/healthcheck.py"]
 ENTRYPOINT ["dphrl"]
 CMD ["--help"]

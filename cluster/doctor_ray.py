@@ -1,0 +1,117 @@
+"""What a Ray cluster that is started on this machine would meet: its ports, and who may give it commands."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.doctor_check import Check, read_text
+
+# Ray's defaults, each with the option of `ray start` that changes it.
+PORTS = {6379: "--port", 8265: "--dashboard-port", 10001: "--ray-client-server-port"}
+TOKEN_FILE = Path(".ray") / "auth_token"
+
+
+def examine_ray(*, has_cluster: bool, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> list[Check]:
+    """has_cluster: the user named one, so that a token is not only for later."""
+    token = find_token(environ, home or Path.home())
+    return [judge_ports(port_holders(PORTS)), judge_token(environ.get("RAY_AUTH_MODE", ""), token, has_cluster)]
+
+
+# ------------------------------------------------------------ ports
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a connection of a minute ago, still fading, does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def port_holders(ports: Iterable[int]) -> dict[int, str]:
+    """For each port: empty when it is free, else who has it, as far as this user may see."""
+    busy = {port: not is_free(port) for port in ports}
+    lines = _command_lines() if any(busy.values()) else []
+    return {port: ray_part_on(port, lines) or "another program" if taken else "" for port, taken in busy.items()}
+
+
+def _command_lines() -> list[str]:
+    return [read_text(path).replace("\0", " ") for path in Path("/proc").glob("[0-9]*/cmdline")]
+
+
+def ray_part_on(port: int, command_lines: Iterable[str]) -> str:
+    """Which part of a running Ray was told to use this port; empty for none."""
+    for line in command_lines:
+        words = line.split()
+        if f"--gcs_server_port={port}" in words and "gcs_server" in line:
+            return "a Ray head"
+        if f"--port={port}" in words and "ray/dashboard/dashboard.py" in line:
+            return "a Ray dashboard"
+        if f"--port={port}" in words and "ray.util.client.server" in words:
+            return "a Ray Client server"
+    return ""
+
+
+def judge_ports(holders: Mapping[int, str]) -> Check:
+    """A run that starts its own Ray takes any free ports; these are what `ray start --head` wants."""
+    found = ", ".join(f"{port} {f'used by {holder}' if holder else 'free'}" for port, holder in holders.items())
+    foreign = [port for port, holder in holders.items() if holder and "Ray" not in holder]
+    if not foreign:
+        return Check("ports", "ok", found)
+    options = " ".join(f"{PORTS.get(port, '--port')}=N" for port in foreign)
+    return Check("ports", "warning", found, f"for a cluster with its head here: `ray start --head {options}`")
+
+
+# ------------------------------------------------------------ the token
+
+
+@dataclass(frozen=True)
+class Token:
+    """Where a token was found, never what it is. problem: why what was named cannot be used."""
+
+    source: str = ""
+    problem: str = ""
+    open_to_others: bool = False
+
+
+def find_token(environ: Mapping[str, str], home: Path) -> Token:
+    """In the order in which Ray looks."""
+    if environ.get("RAY_AUTH_TOKEN"):
+        return Token("RAY_AUTH_TOKEN")
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else home / TOKEN_FILE
+    if read_text(path):
+        return Token(str(path), open_to_others=_open_to_others(path))
+    return Token(problem=f"RAY_AUTH_TOKEN_PATH names {path}, which holds no token") if named else Token()
+
+
+def _open_to_others(path: Path) -> bool:
+    """May users outside the owner's group read it? A folder on the way that they may not enter protects it."""
+    readable = bool(path.stat().st_mode & 0o004)
+    return readable and all(folder.stat().st_mode & 0o001 for folder in path.absolute().parents)
+
+
+def judge_token(mode: str, token: Token, has_cluster: bool) -> Check:
+    """Who reaches the ports of a cluster without a token can run any program on its nodes."""
+    name, told = "ray token", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE not set"
+    make = "make one with `ray get-auth-token --generate` and give every node the same"
+    if token.problem:
+        return Check(name, "missing", f"{told}; {token.problem}", f"{make}; or unset RAY_AUTH_TOKEN_PATH")
+    if mode.lower() not in ("", "token"):
+        closed = mode.lower() != "disabled" or not has_cluster
+        remedy = "" if closed else "anyone who reaches the cluster can run programs on it: unset RAY_AUTH_MODE"
+        return Check(name, "ok" if closed else "warning", told, remedy)
+    if token.open_to_others:
+        return Check(name, "warning", f"{told}; {token.source}, which others may read", f"`chmod 600 {token.source}`")
+    if token.source:
+        return Check(name, "ok", f"{told}; a token in {token.source}")
+    if mode or has_cluster:
+        return Check(name, "warning", f"{told}; no token", f"{make}; a cluster without is open to its whole network")
+    return Check(name, "ok", f"{told}; no token yet, and none needed before a cluster of several machines")

@@ -1,0 +1,124 @@
+"""The folder that runs write to, the room in it, and the cache of models."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.doctor_check import GIB, Check
+
+MIN_DISK_GIB = 5.0
+TEST_BYTES = 2**20
+# A mebibyte that takes longer than this to be safe on disk: checkpoints of gigabytes will hold up the run.
+SLOW_WRITE_S = 3.0
+TRUE_WORDS = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True)
+class WriteTest:
+    """seconds: to write, make safe and read back; error: why that failed."""
+
+    folder: Path
+    seconds: float = 0.0
+    error: str = ""
+
+
+def examine_storage(run_dir: Path, environ: Mapping[str, str] = os.environ) -> list[Check]:
+    """run_dir need not be there yet: a run makes it, and then what holds it is what counts."""
+    folder, cache = nearest_folder(run_dir), hub_cache(environ)
+    written = write_test(folder)
+    num_models = sum(1 for _ in cache.glob("models--*")) if cache.is_dir() else 0
+    return [
+        judge_write(run_dir, written),
+        *([] if written.error else [judge_disk(shutil.disk_usage(folder).free)]),
+        judge_hub_cache(cache, os.access(nearest_folder(cache), os.W_OK), num_models, is_offline(environ)),
+    ]
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, absolute, or what is there of it."""
+    path = path.expanduser().absolute()
+    return next((one for one in (path, *path.parents) if one.exists()), path)
+
+
+def described(run_dir: Path, folder: Path) -> str:
+    """run_dir, and the folder that stands for it until it is made."""
+    return str(folder) if run_dir.expanduser().absolute() == folder else f"{run_dir} (to be made in {folder})"
+
+
+@contextmanager
+def probe_file(folder: Path, content: bytes) -> Iterator[Path]:
+    """A new file with this content, safe on disk, which is gone afterwards.
+
+    Its name is new to every node, so that none answers from what it remembers about the folder. Raises OSError.
+    """
+    path = folder / f".dphrl-doctor-{secrets.token_hex(8)}"
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_test(folder: Path) -> WriteTest:
+    content = secrets.token_bytes(TEST_BYTES)
+    start = time.perf_counter()
+    try:
+        with probe_file(folder, content) as path:
+            same = path.read_bytes() == content
+            seconds = time.perf_counter() - start
+    except OSError as error:
+        return WriteTest(folder, error=error.strerror or str(error))
+    return WriteTest(folder, seconds, "" if same else "what is read back is not what was written")
+
+
+def judge_write(run_dir: Path, test: WriteTest) -> Check:
+    where = described(run_dir, test.folder)
+    if test.error:
+        remedy = f"make {test.folder} a folder that this user may write to, or set run_dir to one"
+        return Check("run folder", "missing", f"{where}: {test.error}", remedy)
+    found = f"{where}: {TEST_BYTES // 2**20} MiB written and read back in {test.seconds * 1000:.0f} ms"
+    if test.seconds > SLOW_WRITE_S:
+        return Check("run folder", "warning", found, "checkpoints will take long: set run_dir to a faster disk")
+    return Check("run folder", "ok", found)
+
+
+def judge_disk(free_bytes: int) -> Check:
+    gib = free_bytes / GIB
+    if gib >= MIN_DISK_GIB:
+        return Check("disk", "ok", f"{gib:.0f} GiB free for runs")
+    return Check(
+        "disk", "warning", f"{gib:.1f} GiB free for runs", "checkpoints need room: set run_dir to a larger disk"
+    )
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where Hugging Face's libraries keep what they download, by the rules they follow themselves."""
+    if environ.get("HF_HUB_CACHE"):
+        return Path(environ["HF_HUB_CACHE"]).expanduser()
+    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    return any(environ.get(name, "").lower() in TRUE_WORDS for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def judge_hub_cache(cache: Path, writable: bool, num_models: int, offline: bool) -> Check:
+    found = f"{cache}, models in it: {num_models}"
+    if offline:
+        return Check("model cache", "ok", f"{found}; offline, so only these and folders can be used")
+    if not writable:
+        remedy = "models cannot be downloaded: set HF_HOME to a folder that this user may write to"
+        return Check("model cache", "warning", f"{found}; not writable", remedy)
+    return Check("model cache", "ok", found)

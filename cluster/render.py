@@ -1,0 +1,230 @@
+"""Files that start a run on somebody's cluster, from the same configuration: Kubernetes, Slurm, Docker Compose.
+
+Pure: text in, text out. `render` is the front; each kind has its module. What they share is here: the options, the
+size and number of nodes, and how YAML is written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import yaml
+
+from cluster.placement import Node, PlacementError, num_nodes_needed, plan_bundles
+from dphrl.config import Config
+from dphrl.config_loading import InputError
+
+KINDS = ("kubernetes", "slurm", "compose")
+# The user that the images make: numbers, since Kubernetes can only tell of a number that it is not root.
+USER_ID = 10001
+CONFIG_PATH = "/etc/dphrl/config.yaml"
+RAY_PORT = 6379
+DASHBOARD_PORT = 8265
+# Where every Ray node answers whether it is well, without a token. Ray's default, stated because probes rely on it.
+HEALTH_PORT, HEALTH_PATH = 52365, "/api/healthz"
+# What nodes commonly have where nothing is said: GPUs, cores a GPU, cores without GPUs.
+GPUS_PER_NODE, CPUS_PER_GPU, CPUS_PER_NODE = 8, 12, 8
+MEMORY_GIB_PER_GPU, MEMORY_GIB_PER_CPU = 96, 4
+# Of the name of a RayJob; KubeRay refuses more.
+MAX_NAME_CHARS = 47
+# Ray's own choice of an object store, and where it stops.
+STORE_SHARE, MAX_STORE_GIB = 0.3, 200
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What a configuration does not say about the place it runs at. None and "" stand for a choice made here."""
+
+    # Container image. "": dphrl:cuda where nodes have GPUs, else dphrl:cpu (docker/*.Dockerfile build them).
+    image: str = ""
+    # GPUs of one node. None: as many as the run takes, at most 8, for a model in bfloat16 (on CPUs that is emulated),
+    # else 0. Compose: GPUs of one worker; None: half of what the run takes.
+    gpus_per_node: int | None = None
+    # CPUs of one node that Ray may use. On Kubernetes leave a few of the machine's to the system: a pod that asks for
+    # all of them is never scheduled. None: 12 a GPU, or 8. Compose: of one worker; None: just enough.
+    cpus_per_node: int | None = None
+    # Memory of one node, object store and /dev/shm included. None: 96 GiB a GPU, or 4 a CPU. Kubernetes only.
+    memory_gib_per_node: int | None = None
+    # How far the cluster may grow, in nodes. None: to what the run needs. A run that needs more is refused.
+    max_nodes: int | None = None
+    # Kubernetes namespace. "": that of whoever creates the objects.
+    namespace: str = ""
+    # An existing claim for the shared volume. "": one is made along with the run.
+    volume_claim: str = ""
+    # Size of the claim that is made.
+    volume_size: str = "200Gi"
+    # The command that asks for this file, for its header.
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Equal machines that hold a run."""
+
+    shape: Node
+    count: int
+
+    @property
+    def cpus(self) -> int:
+        return int(self.shape.num_cpus)
+
+    @property
+    def gpus(self) -> int:
+        return int(self.shape.num_gpus)
+
+    def __str__(self) -> str:
+        return f"{_count(self.count, 'node')} of {self.each}"
+
+    @property
+    def each(self) -> str:
+        gpus = f"{_count(self.gpus, 'GPU')} and " if self.gpus else ""
+        return f"{gpus}{_count(self.cpus, 'CPU')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def render(kind: str, config: Config, options: RenderOptions) -> str:
+    """The file of a kind, one of KINDS. The same arguments give the same text.
+
+    Raises InputError, one line, for an option that is no good, or nodes that cannot hold the run.
+    """
+    if kind not in KINDS:
+        raise InputError(f"{kind}: nothing renders that; choose one of {', '.join(KINDS)}")
+    check_options(options)
+    # Each kind imports this module.
+    renderer: Callable[[Config, RenderOptions], str] = getattr(import_module(f"cluster.{kind}"), f"render_{kind}")
+    return renderer(config, options)
+
+
+# ------------------------------------------------------------------------------------------ options
+# Names of Kubernetes objects, and quantities of storage.
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|Pi|M|G|T|P)")
+
+
+def check_options(options: RenderOptions) -> None:
+    """Raises InputError for a value that can be right in no kind of file."""
+    for flag, number, least in (
+        ("--gpus-per-node", options.gpus_per_node, 0),
+        ("--cpus-per-node", options.cpus_per_node, 1),
+        ("--memory-per-node", options.memory_gib_per_node, 1),
+        ("--max-nodes", options.max_nodes, 1),
+    ):
+        if number is not None and number < least:
+            raise InputError(f"{flag} {number}: too few; give {least} or more")
+    for flag, name in (("--namespace", options.namespace), ("--volume-claim", options.volume_claim)):
+        if name and not _DNS_LABEL.fullmatch(name):
+            raise InputError(
+                f"{flag} {name}: no name for a Kubernetes object; use at most 63 lower-case letters, digits and hyphens"
+            )
+    if options.image and (options.image != options.image.strip() or re.search(r"\s", options.image)):
+        raise InputError(f"--image {options.image!r}: has blanks; give one image, such as dphrl:cuda")
+    if not _QUANTITY.fullmatch(options.volume_size):
+        raise InputError(f"--volume-size {options.volume_size}: no size; write 200Gi or 2Ti")
+
+
+def wanted_gpus(config: Config) -> int:
+    """How many GPUs the run takes where nothing else is said: none for a model that is not in bfloat16."""
+    if config.model.dtype != "bfloat16":
+        return 0
+    return round(sum(bundle.num_gpus for bundle in plan_bundles(config, with_gpus=True)))
+
+
+def node_shape(config: Config, options: RenderOptions) -> Node:
+    """What one node has, by the options or by what nodes commonly have."""
+    gpus = options.gpus_per_node
+    if gpus is None:
+        gpus = min(GPUS_PER_NODE, wanted_gpus(config))
+    cpus = options.cpus_per_node or max(CPUS_PER_NODE, CPUS_PER_GPU * gpus)
+    return Node("node", float(cpus), float(gpus))
+
+
+def nodes_for(config: Config, options: RenderOptions, shape: Node, *, at_least: int = 1) -> Nodes:
+    """As many nodes of this shape as the run needs. Raises InputError when it needs more than may be."""
+    try:
+        nodes = Nodes(shape, max(at_least, num_nodes_needed(config, shape)))
+    except PlacementError as error:
+        raise InputError(f"{flags_of(shape)}: this run {error}; give larger nodes, or lower its counts") from None
+    check_max_nodes(nodes, options)
+    return nodes
+
+
+def check_max_nodes(nodes: Nodes, options: RenderOptions) -> None:
+    """Raises InputError when the run needs more nodes than it may have."""
+    if options.max_nodes is not None and nodes.count > options.max_nodes:
+        raise InputError(f"--max-nodes {options.max_nodes}: this run needs {nodes}; allow as many, or larger nodes")
+
+
+def flags_of(shape: Node) -> str:
+    """As a user would have given it."""
+    return f"--gpus-per-node {shape.num_gpus:g} --cpus-per-node {shape.num_cpus:g}"
+
+
+def image_for(options: RenderOptions, shape: Node) -> str:
+    return options.image or ("dphrl:cuda" if shape.num_gpus else "dphrl:cpu")
+
+
+# ------------------------------------------------------------------------------------------ sizes
+def store_gib(config: Config, memory_gib: float) -> int:
+    """The object store of a node with this memory, in whole GiB: the configuration's, else Ray's own choice."""
+    given = config.cluster.object_store_gib
+    return math.ceil(given) if given else max(1, min(MAX_STORE_GIB, int(memory_gib * STORE_SHARE)))
+
+
+def shared_memory_gib(store: int, gpus: int) -> int:
+    """Of /dev/shm. NCCL, torch and vLLM's processes pass things there too, the more the more GPUs there are."""
+    return store + 1 + gpus
+
+
+# ------------------------------------------------------------------------------------------ text
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as a block, nothing as an alias: people read and edit what is written."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(documents: Sequence[Mapping[str, Any]], header: Sequence[str]) -> str:
+    """YAML documents below comment lines."""
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return f"{as_comments(header)}\n{text}"
+
+
+def as_comments(lines: Sequence[str]) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def made_by(options: RenderOptions) -> list[str]:
+    """The header's line about where the file comes from, where that is known."""
+    # A line break in an override must not end the comment.
+    return [f"Made by:  {' '.join(options.command.split())}"] if options.command else []
+
+
+def object_name(run_name: str) -> str:
+    """A name that Kubernetes, Slurm and Compose all accept."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"dphrl-{run_name.lower()}").strip("-")
+    if len(name) > MAX_NAME_CHARS:
+        # Runs that differ late in their names stay different.
+        name = f"{name[: MAX_NAME_CHARS - 9].rstrip('-')}-{zlib.crc32(run_name.encode()):08x}"
+    return name
+
+
+def with_settings(config: Config, run_dir: str, **cluster: Any) -> Config:
+    """The configuration with another run_dir and other settings of `cluster`."""
+    changed = config.cluster.model_copy(update={"address": "auto", **cluster})
+    return config.model_copy(update={"run_dir": run_dir, "cluster": changed})
