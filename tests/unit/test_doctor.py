@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import cluster.doctor
-import cluster.doctor_builds
-import cluster.doctor_cluster
-from cluster.doctor_builds import (
+import cluster.doctor.builds
+import cluster.doctor.cluster
+from cluster.doctor.builds import (
     Companion,
     Driver,
     TorchBuild,
@@ -31,8 +31,8 @@ from cluster.doctor_builds import (
     parse_torch_version,
     pinned,
 )
-from cluster.doctor_check import Check, numbers, shortened
-from cluster.doctor_cluster import (
+from cluster.doctor.check import Check, numbers, shortened
+from cluster.doctor.cluster import (
     BLOCKING_PACKAGES,
     ClusterAnswer,
     NodeAnswer,
@@ -47,7 +47,7 @@ from cluster.doctor_cluster import (
     named_cluster,
     parse_answer,
 )
-from cluster.doctor_machine import (
+from cluster.doctor.machine import (
     CGROUPS,
     cpu_flags,
     cpu_quota,
@@ -60,9 +60,9 @@ from cluster.doctor_machine import (
     judge_shared_memory,
     judge_vectors,
 )
-from cluster.doctor_probe import NodeProbe, ask_nodes, clock_offset, package_versions
-from cluster.doctor_ray import Token, find_token, judge_ports, judge_token, port_holders, ray_part_on
-from cluster.doctor_storage import (
+from cluster.doctor.probe import NodeProbe, ask_nodes, clock_offset, package_versions
+from cluster.doctor.ray_setup import Token, find_token, judge_ports, judge_token, port_holders, ray_part_on
+from cluster.doctor.storage import (
     WriteTest,
     examine_storage,
     hub_cache,
@@ -241,10 +241,10 @@ def test_what_a_library_is_linked_to_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_cuda_build_has_nccl_and_driver_examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.doctor_builds, "_torch_build", lambda: CUDA_TORCH)
-    monkeypatch.setattr(cluster.doctor_builds, "_nccl_library", lambda: "")
+    monkeypatch.setattr(cluster.doctor.builds, "_torch_build", lambda: CUDA_TORCH)
+    monkeypatch.setattr(cluster.doctor.builds, "_nccl_library", lambda: "")
     driver = Driver(("H100, 81559 MiB",), "550.54.15", "12.4")
-    checks = cluster.doctor_builds.examine_builds(driver, {"vllm": "0.32.0"}, lambda name: None)
+    checks = cluster.doctor.builds.examine_builds(driver, {"vllm": "0.32.0"}, lambda name: None)
     assert [(check.name, check.status) for check in checks] == [
         ("driver", "missing"),
         ("torch build", "ok"),
@@ -635,7 +635,7 @@ def test_one_that_hangs_is_stopped_and_what_it_said_counts(tmp_path: Path, monke
         "print(json.dumps({'id': 'a', 'file': {'content': open(path).read(), 'writable': True}}), flush=True)\n"
         "time.sleep(600)\n"
     )
-    monkeypatch.setattr(cluster.doctor_cluster, "PROBE", program)
+    monkeypatch.setattr(cluster.doctor.cluster, "PROBE", program)
     start = time.monotonic()
     checks = {check.name: check for check in examine_cluster("auto", folder, 5.0)}
     assert time.monotonic() - start < 30
@@ -647,7 +647,7 @@ def test_one_that_hangs_is_stopped_and_what_it_said_counts(tmp_path: Path, monke
 def test_one_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "crashes.py"
     program.write_text("import sys\nprint('first', file=sys.stderr)\nsys.exit('the last words')\n")
-    monkeypatch.setattr(cluster.doctor_cluster, "PROBE", program)
+    monkeypatch.setattr(cluster.doctor.cluster, "PROBE", program)
     (check,) = examine_cluster("auto", None, 30.0)
     assert judged(check) == "missing"
     assert "status 1: the last words" in check.found
@@ -658,7 +658,7 @@ def test_a_node_reads_the_file(tmp_path: Path) -> None:
     assert NodeProbe().read(str(tmp_path / "file"), 0.0) == SEEN
     assert NodeProbe().read(str(tmp_path / "none"), 0.0)["problem"] == "No such file or directory"
     assert package_versions(["no-such-package-anywhere"])["no-such-package-anywhere"] is None
-    assert set(BLOCKING_PACKAGES) <= set(package_versions(cluster.doctor_cluster.COMPARED_PACKAGES))
+    assert set(BLOCKING_PACKAGES) <= set(package_versions(cluster.doctor.cluster.COMPARED_PACKAGES))
 
 
 class FakeRay:

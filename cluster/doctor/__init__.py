@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from cluster.doctor_builds import ask_driver, examine_builds, judge_gpus
-from cluster.doctor_check import Check
-from cluster.doctor_cluster import examine_cluster, named_cluster
-from cluster.doctor_machine import examine_machine
-from cluster.doctor_ray import examine_ray
-from cluster.doctor_storage import examine_storage
+from cluster.doctor.builds import ask_driver, examine_builds, judge_gpus
+from cluster.doctor.check import Check
+from cluster.doctor.cluster import examine_cluster, named_cluster
+from cluster.doctor.machine import examine_machine
+from cluster.doctor.ray_setup import examine_ray
+from cluster.doctor.storage import examine_storage
 
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 # Two builds of one engine, both imported as vllm.

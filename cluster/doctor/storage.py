@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.doctor_check import GIB, Check
+from cluster.doctor.check import GIB, Check
 
 MIN_DISK_GIB = 5.0
 TEST_BYTES = 2**20

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from cluster.doctor_check import GIB, Check, read_text
+from cluster.doctor.check import GIB, Check, read_text
 
 MIN_MEMORY_GIB = 4.0
 MIN_SHARED_MEMORY_GIB = 1.0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.doctor_check import Check, read_text
+from cluster.doctor.check import Check, read_text
 
 # Ray's defaults, each with the option of `ray start` that changes it.
 PORTS = {6379: "--port", 8265: "--dashboard-port", 10001: "--ray-client-server-port"}

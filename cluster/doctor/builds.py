@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from cluster.doctor_check import Check, Status, numbers, read_text, requirements
+from cluster.doctor.check import Check, Status, numbers, read_text, requirements
 
 # The oldest Linux driver for any release of a CUDA major version.
 MIN_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}

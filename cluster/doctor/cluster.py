@@ -1,6 +1,6 @@
 """A Ray cluster, node by node: who answers, with which versions and clock, and who sees the folder of the runs.
 
-A program of its own asks them (doctor_probe), under a deadline: neither a cluster that hangs nor a Ray that crashes
+A program of its own asks them (probe.py), under a deadline: neither a cluster that hangs nor a Ray that crashes
 takes the doctor with it, and what was answered until then is told.
 """
 
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.doctor_check import Check, Status, shortened
-from cluster.doctor_probe import package_versions
-from cluster.doctor_storage import described, nearest_folder, probe_file
+from cluster.doctor.check import Check, Status, shortened
+from cluster.doctor.probe import package_versions
+from cluster.doctor.storage import described, nearest_folder, probe_file
 
 # Another one of these on a node: Ray refuses it, or what one side sends the other does not understand.
 BLOCKING_PACKAGES = ("python", "ray", "dphrl")
@@ -34,7 +34,7 @@ MAX_SKEW_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 # What the program needs to end by itself once its own deadline has passed.
 GRACE_S = 5.0
-PROBE = Path(__file__).with_name("doctor_probe.py")
+PROBE = Path(__file__).with_name("probe.py")
 # A client of the dashboard obeys these before what it was told.
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -158,7 +158,7 @@ def _ask(address: str, path: Path | None, timeout_s: float) -> ClusterAnswer:
 
 
 def parse_answer(text: str, problem: str = "") -> ClusterAnswer:
-    """The lines that doctor_probe printed, of which a stopped one's last may be cut. problem: how it ended."""
+    """The lines that probe.py printed, of which a stopped one's last may be cut. problem: how it ended."""
     nodes: dict[str, NodeAnswer] = {}
     num_dead, listed = 0, False
     for line in text.splitlines():

@@ -1,6 +1,6 @@
-"""Asks every node of a Ray cluster what `dphrl doctor` wants to know. A program of its own, run by doctor_cluster.
+"""Asks every node of a Ray cluster what `dphrl doctor` wants to know. A program of its own, run by cluster.py.
 
-    python -P doctor_probe.py < request.json
+    python -P probe.py < request.json
 
 The request: `address`; `path`, a file that every node should see, or null; `packages`, whose versions to tell;
 `timeout_s`. The answer: lines of JSON, each as soon as it is known, so that whoever has to stop this program keeps
