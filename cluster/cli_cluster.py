@@ -178,6 +178,9 @@ def _follow(client, job_id: str) -> None:  # type: ignore[no-untyped-def]  # Job
         say(f"dphrl: {job_id} goes on without being watched; `dphrl jobs stop {job_id}` ends it")
         raise typer.Exit(130) from None
     status = exit_status_of(job)
+    if job.exit_status is None and status == 1 and job.message:
+        # It never came to run, so its log says nothing.
+        say(f"dphrl: {job.message[:300]}")
     if status:
         say(f"dphrl: job {job_id} {job.status.lower()}, exit status {status}")
     raise typer.Exit(status)

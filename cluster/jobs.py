@@ -25,8 +25,10 @@ PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE
 # What this program exits with when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
+# A job's uploads and its environment take seconds; after this the user should read what it waits for.
+PENDING_SILENCE_S = 10.0
 # Ray writes a job's final state a moment after its log has ended.
-SETTLE_S = 60.0
+SETTLE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -188,25 +190,36 @@ class JobClient:
         return str(self._ask(lambda: self._client.get_job_logs(job_id)))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
-        """Its log as it comes, until it has ended. An interrupt ends the following, not the job."""
+        """Its log as it comes, until it has ended. An interrupt ends the following, not the job.
+
+        Raises RuntimeError when the cluster goes away meanwhile.
+        """
+        from aiohttp import ClientError
 
         async def tail() -> None:
             async for lines in self._client.tail_job_logs(job_id):
                 write(lines)
 
-        while (job := self.get(job_id)).status == "PENDING":
-            time.sleep(POLL_INTERVAL_S)
-        # A broken connection is no failed job: what became of it is asked below.
-        with suppress(RuntimeError):
-            asyncio.run(tail())
-        deadline = time.monotonic() + SETTLE_S
-        while (job := self.get(job_id)).status in ("PENDING", "RUNNING"):
-            if time.monotonic() > deadline:
-                deadline = time.monotonic() + SETTLE_S
-                with suppress(RuntimeError):
+        job, said = self.get(job_id), False
+        waiting_since = time.monotonic()
+        try:
+            while job.status == "PENDING":
+                if not said and time.monotonic() - waiting_since > PENDING_SILENCE_S:
+                    write(f"{job_id} waits: {job.message}\n")
+                    said = True
+                time.sleep(POLL_INTERVAL_S)
+                job = self.get(job_id)
+            # A connection that breaks is no failed job: what became of it is asked below, and the rest is read.
+            while True:
+                with suppress(RuntimeError, OSError, ClientError):
                     asyncio.run(tail())
-            time.sleep(POLL_INTERVAL_S)
-        return job
+                settled = time.monotonic() + SETTLE_S
+                while (job := self.get(job_id)).status == "RUNNING" and time.monotonic() < settled:
+                    time.sleep(POLL_INTERVAL_S)
+                if job.status != "RUNNING":
+                    return job
+        except InputError as error:
+            raise RuntimeError(f"lost sight of {job_id}: {error}") from None
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         return _asked(self.address, question)

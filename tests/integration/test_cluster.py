@@ -220,6 +220,27 @@ def test_jobs_are_listed_stopped_and_their_logs_kept(cluster: Cluster, tmp_path:
     assert re.search(r"^long +stopped ", listed, flags=re.MULTILINE)
 
 
+def test_doctor_asks_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    doctor = cluster.dphrl(
+        *(
+            "doctor",
+            "--address",
+            f"127.0.0.1:{cluster.port}",
+            "--run-dir",
+            str(tmp_path),
+            "--timeout-s",
+            "120",
+            "--json",
+        )
+    )
+    stdout, stderr = doctor.communicate()
+    checks = {check["name"]: check for check in json.loads(stdout)["checks"]}
+    asked = [checks[name] for name in ("cluster", "node versions", "node clocks", "node storage")]
+    assert [check["status"] for check in asked] == ["ok"] * 4, asked
+    assert "3" in checks["cluster"]["found"]
+    assert doctor.returncode == 0, stderr
+
+
 def test_a_missing_token_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
     environment = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
     command = [sys.executable, "-m", "cluster.cli", "jobs", "list", "--address", cluster.address]
