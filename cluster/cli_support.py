@@ -50,6 +50,8 @@ def exit_status() -> Iterator[Command]:
     run = Command()
     try:
         yield run
+    except typer.Exit:
+        raise  # a status that the command chose itself
     except BrokenPipeError:
         # Whoever read the output has enough. The interpreter's own flush at the end must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,13 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 NOT_UPLOADED = [".git", ".venv", "venv", "runs", "**/__pycache__", "*.sqlite-journal", ".pytest_cache", ".mypy_cache"]
 # Paths and switches that a run needs to find the same things over there. On top of them comes what --env names.
 PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE", "MLFLOW_TRACKING_URI")
+# Of Ray's client: a line for every file that it does not upload.
+CHATTY_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
 # What this program exits with when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
@@ -145,6 +153,8 @@ class JobClient:
     def __init__(self, address: str | None) -> None:
         from ray.job_submission import JobSubmissionClient
 
+        for name in CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         known = next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
         self.address = address or known or DEFAULT_ADDRESS
         if address:
@@ -243,8 +253,11 @@ def _asked(address: str, question: Callable[[], Any]) -> Any:
             f"{address}: no Ray cluster answers there; start one with `ray start --head`, or name its dashboard with "
             "--address http://HOST:8265"
         ) from None
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
+    except InputError:
+        raise
+    except Exception as error:
+        # Ray's own kinds, a missing token's among them, have no base in common with what its client raises besides.
+        if not (isinstance(error, RuntimeError | ValueError) or type(error).__module__.startswith("ray.")):
             raise
         text = " ".join(str(error).split())
         if "401" in text or "403" in text or "nauthorized" in text:

@@ -26,6 +26,7 @@ from cluster.placement import Bundle
 from cluster.ray_placement import place_on_cluster
 from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config
+from dphrl.config_loading import InputError
 from dphrl.loop import Parts
 from dphrl.sinks import Sink
 from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
@@ -186,6 +187,11 @@ def connect(config: Config) -> None:
     # A submitted job's actors have its variables anyway, and Ray refuses to be told one of them twice.
     if log_format and JOB_CONFIG_ENVIRONMENT not in os.environ:
         options["runtime_env"] = {"env_vars": {LOG_ENVIRONMENT: log_format}}
+    if address and address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{address}: is a dashboard, to which jobs are sent (`dphrl submit`); for cluster.address and RAY_ADDRESS "
+            "give HOST:6379, or unset them to run on this machine"
+        )
     if address:
         ray.init(address=address, **options)
         return

@@ -155,6 +155,7 @@ def test_a_submitted_run_succeeds_and_its_log_is_followed(finished: dict[str, An
     assert re.search(r"submitted as demo-math to http", finished["out"])
     for words in ("rollout engine 0 up", "rollout engine 1 up", "step 3/3", "Pass@1"):
         assert words.lower() in finished["out"].lower()
+    assert finished["err"] == ""
     steps = (finished["run_dir"] / "demo-math" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [1, 2, 3]
 

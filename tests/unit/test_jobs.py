@@ -193,7 +193,7 @@ def test_a_missing_token_is_said_without_rays_essay(monkeypatch: pytest.MonkeyPa
     import ray.job_submission
 
     def refuse(address: str) -> None:
-        raise RuntimeError("Request failed with status code 401: Unauthorized: Missing authentication token")
+        raise ray.exceptions.AuthenticationError("Unauthorized: Missing authentication token")
 
     monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
     result = invoke("jobs", "list", "--address", "http://head:8265")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from dphrl.config_loading import list_presets, load_config
 from dphrl.experiment import committed_results
 
@@ -32,9 +34,11 @@ def test_the_presets_it_names_exist() -> None:
     assert named <= set(list_presets())
 
 
-def test_the_table_of_results_is_the_committed_one() -> None:
-    results = committed_results("passk-math")
-    table = README[README.index("| | Pass@1 | Pass@8 | Pass@16 | retention |") :].partition("\n\n")[0].splitlines()[2:]
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql"])
+def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
+    results = committed_results(suite)
+    after = README[README.index(f"results/{suite}.svg") :]
+    table = after[after.index("| | Pass@1 | Pass@8 |") :].partition("\n\n")[0].splitlines()[2:]
     shown = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in table)}
     assert list(shown) == list(results["arms"])
     columns = [("in_domain", key) for key in ("pass@1", "pass@8", "pass@16", "retention")]
@@ -43,3 +47,11 @@ def test_the_table_of_results_is_the_committed_one() -> None:
         found = [results["arms"][arm][domain].get(key) for domain, key in columns]
         wanted = ["-" if c is None else f"{c['mean']:.3f} ±{(c['high'] - c['low']) / 2:.3f}" for c in found]
         assert cells == wanted, arm
+
+
+def test_the_three_ways_to_run_are_shown_briefly() -> None:
+    start = README.index("## From a laptop to a cluster")
+    section = README[start : README.index("\n## ", start + 1)]
+    assert len(section.splitlines()) < 60
+    for words in ("dphrl train", "ray start --head", "dphrl submit", "dphrl render kubernetes"):
+        assert words in section
