@@ -142,6 +142,8 @@ class RaySystem:
         rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
+        if self.config.tracking.prometheus:
+            on_ready(f"metrics for Prometheus: {_metrics_url()}")
         return Parts(RayLearner(self._ranks, dtype, layout), rollouts, rewards)
 
     async def fill_reference(
@@ -167,6 +169,13 @@ class RaySystem:
         """Put a buffer read from disk into the buffer actor."""
         split, _ = await self._buffer.put.remote(buffer)
         return RayReferenceStore(self._buffer, split)
+
+
+def _metrics_url() -> str:
+    """Where Ray's agent on this node exports the metrics of this process."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _engine_settings(config: Config) -> list[Any]:

@@ -150,9 +150,10 @@ def finished(cluster: Cluster, tiny_dir: str, tmp_path_factory: pytest.TempPathF
     return {"status": submitted.returncode, "out": stdout, "err": stderr, "metrics": scraped, "run_dir": run_dir}
 
 
-def test_a_submitted_run_succeeds_and_its_log_is_followed(finished: dict[str, Any]) -> None:
+def test_a_submitted_run_succeeds_and_its_log_is_followed(cluster: Cluster, finished: dict[str, Any]) -> None:
     assert finished["status"] == 0, finished["out"][-3000:] + finished["err"][-3000:]
     assert re.search(r"submitted as demo-math to http", finished["out"])
+    assert f":{cluster.metrics_port}/metrics" in finished["out"]
     for words in ("rollout engine 0 up", "rollout engine 1 up", "step 3/3", "Pass@1"):
         assert words.lower() in finished["out"].lower()
     assert finished["err"] == ""
