@@ -30,6 +30,7 @@ def test_the_example_configuration_loads(tmp_path: Path) -> None:
 
 def test_the_presets_it_names_exist() -> None:
     named = set(re.findall(r"dphrl (?:train|plan|sample) ([\w./-]+)", README)) - {"CONFIG", "PRESET"}
+    named = {name for name in named if not name.endswith(".yaml")}
     assert named
     assert named <= set(list_presets())
 
