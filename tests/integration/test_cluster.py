@@ -6,10 +6,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -122,15 +124,16 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    # Sockets below it have short names only.
-    with_room = tmp_path_factory.mktemp("ray")
-    cluster = Cluster(with_room)
+def cluster() -> Iterator[Cluster]:
+    # Not pytest's own folder: the path of a socket may have 107 characters, and Ray needs 70 of them.
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    cluster = Cluster(folder)
     try:
-        cluster.start(with_room)
+        cluster.start(folder)
         yield cluster
     finally:
         cluster.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
