@@ -92,8 +92,10 @@ def ray_run(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     tape: Tape = {}
     config = make_config(
         algorithm={"num_minibatches": 1},
-        # Enough of them that some group has a signal at the first step, whatever this machine's model samples.
+        # Some group has a signal at the first step, whatever this machine's model samples: prompts enough, and not
+        # only those of which no answer was right.
         rollout={"num_prompts": 8, "num_samples": 4},
+        reference={"threshold": 2},
         learner={"num_steps": 3},
         checkpoint={"every_steps": 2},
         cluster={"num_cpus": 2},
