@@ -1,7 +1,8 @@
 """Sums for a small chat model: problems it can partly do, without a file to fetch.
 
-`train` and `held_out` ask for sums and differences of two numbers and sums of three, over disjoint sets of numbers;
-`out_of_domain` asks for products and tells short stories about sums, which RL never rewards.
+`train` and `held_out` ask for sums and differences of a number below 40 and a digit, over disjoint pairs of numbers;
+`out_of_domain` asks for products and tells short stories about sums, which RL never rewards. Larger numbers, or sums of
+three, are beyond a model of 135 M parameters: with none of its answers right there is nothing to rehearse.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dphrl.tiny.task import TinyProblem, take_distinct
 
 SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
-MAX_PROBLEMS: dict[str, int] = {"train": 5_000, "held_out": 1_000, "out_of_domain": 1_000}
+MAX_PROBLEMS: dict[str, int] = {"train": 400, "held_out": 80, "out_of_domain": 400}
 HELD_OUT_ONE_IN = 5
 _STORIES = (
     "Ada has {a} stamps and buys {b} more. How many stamps does she have now?",
@@ -39,23 +40,22 @@ def is_held_out(*numbers: int) -> bool:
 def _stream(split: str, seed: int) -> Iterator[TinyProblem]:
     rng = random.Random(f"arithmetic:{split}:{seed}")
     while True:
-        numbers = [rng.randrange(10, 100) for _ in range(rng.choice((2, 2, 3)))]
+        a, b = rng.randrange(2, 40), rng.randrange(2, 10)
         if split == "out_of_domain":
             question, answer = _foreign(rng)
-        elif is_held_out(*numbers) != (split == "held_out"):
+        elif is_held_out(a, b) != (split == "held_out"):
             continue
-        elif len(numbers) == 2 and rng.random() < 0.5:
-            question, answer = f"What is {max(numbers)} - {min(numbers)}?", max(numbers) - min(numbers)
+        elif a >= b and rng.random() < 0.5:
+            question, answer = f"What is {a} - {b}?", a - b
         else:
-            question, answer = f"What is {' + '.join(map(str, numbers))}?", sum(numbers)
+            question, answer = f"What is {a} + {b}?", a + b
         yield TinyProblem(question, str(answer), question)
 
 
 def _foreign(rng: random.Random) -> tuple[str, int]:
-    if rng.random() < 0.5:
-        a, b = rng.randrange(2, 30), rng.randrange(2, 13)
+    if rng.random() < 0.3:
+        a, b = rng.randrange(2, 13), rng.randrange(2, 10)
         return f"What is {a} times {b}?", a * b
     story = rng.choice(_STORIES)
-    a = rng.randrange(20, 100)
-    b = rng.randrange(2, a)
+    a, b = rng.randrange(10, 40), rng.randrange(2, 10)
     return story.format(a=a, b=b), a - b if "sold" in story else a + b

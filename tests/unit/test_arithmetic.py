@@ -14,7 +14,7 @@ from dphrl.tiny.arithmetic import MAX_PROBLEMS, SPLITS, is_held_out, make_proble
 
 def test_every_answer_is_right() -> None:
     for split in SPLITS:
-        for problem in make_problems(split, 300, seed=0):
+        for problem in make_problems(split, MAX_PROBLEMS[split], seed=0):
             numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
             question = problem.question
             if "times" in question:
@@ -29,7 +29,7 @@ def test_every_answer_is_right() -> None:
 def test_no_number_pair_is_on_both_sides() -> None:
     seen: dict[str, set[tuple[int, ...]]] = {split: set() for split in SPLITS}
     for split in ("train", "held_out"):
-        for problem in make_problems(split, 400, seed=3):
+        for problem in make_problems(split, MAX_PROBLEMS[split], seed=3):
             numbers = tuple(sorted(int(number) for number in re.findall(r"\d+", problem.question)))
             seen[split].add(numbers)
             assert is_held_out(*numbers) == (split == "held_out")
