@@ -140,22 +140,26 @@ def cluster() -> Iterator[Cluster]:
 def finished(cluster: Cluster, tiny_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """demo-math submitted with --wait and run to its end, the metrics endpoint scraped meanwhile."""
     run_dir = tmp_path_factory.mktemp("runs")
-    submitted = cluster.dphrl(
-        *("submit", "demo-math", *SMALL, f"run_dir={run_dir}", "--address", cluster.address, "--wait")
-    )
+    command = ("submit", "demo-math", *SMALL, f"run_dir={run_dir}", "--address", cluster.address, "--wait")
     scraped = ""
-    while submitted.poll() is None:
-        found = cluster.metrics()
-        if "ray_dphrl_step{" in found:
-            scraped = found
-        time.sleep(0.5)
-    stdout, stderr = submitted.communicate()
+    # Now and then a worker dies as it imports torch here ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so"), with
+    # three nodes starting workers on one machine; a user would resume the run, and so does this.
+    for attempt in range(5):
+        submitted = cluster.dphrl(*command, *(["--resume"] if attempt else []))
+        while submitted.poll() is None:
+            found = cluster.metrics()
+            if "ray_dphrl_step{" in found:
+                scraped = found
+            time.sleep(0.5)
+        stdout, stderr = submitted.communicate()
+        if "ActorDiedError" not in stdout:
+            break
     return {"status": submitted.returncode, "out": stdout, "err": stderr, "metrics": scraped, "run_dir": run_dir}
 
 
 def test_a_submitted_run_succeeds_and_its_log_is_followed(cluster: Cluster, finished: dict[str, Any]) -> None:
     assert finished["status"] == 0, finished["out"][-3000:] + finished["err"][-3000:]
-    assert re.search(r"submitted as demo-math to http", finished["out"])
+    assert re.search(r"submitted as demo-math(-\d)? to http", finished["out"])
     assert f":{cluster.metrics_port}/metrics" in finished["out"]
     for words in ("rollout engine 0 up", "rollout engine 1 up", "step 3/3", "Pass@1"):
         assert words.lower() in finished["out"].lower()
@@ -165,8 +169,11 @@ def test_a_submitted_run_succeeds_and_its_log_is_followed(cluster: Cluster, fini
 
 
 def test_its_actors_were_on_different_nodes(cluster: Cluster, finished: dict[str, Any]) -> None:
-    actors = {actor["name"]: actor["node_id"] for actor in cluster.ask("/api/v0/actors?detail=1&limit=1000")}
-    where = [actors[f"demo-math-{role}"] for role in ("learner-0", "rollout-0", "rollout-1")]
+    jobs: dict[str, dict[str, str]] = {}
+    for actor in cluster.ask("/api/v0/actors?detail=1&limit=1000"):
+        jobs.setdefault(actor["job_id"], {})[actor["name"]] = actor["node_id"]
+    newest = jobs[max(job for job, names in jobs.items() if "demo-math-rollout-1" in names)]
+    where = [newest[f"demo-math-{role}"] for role in ("learner-0", "rollout-0", "rollout-1")]
     assert len(set(where)) == 3
 
 
@@ -213,10 +220,9 @@ def test_jobs_are_listed_stopped_and_their_logs_kept(cluster: Cluster, tmp_path:
     stdout, stderr = submitted.communicate()
     assert submitted.returncode == 0, stdout + stderr
     following = cluster.dphrl("jobs", "logs", "long", "--follow", "--address", cluster.address)
-    # Once it is up, so that there is something to stop.
+    # Its first words, so that there is something to stop.
     assert following.stdout is not None
-    seen = next(line for line in following.stdout if "up: node" in line)
-    assert seen
+    assert any("64 prompts" in line for line in following.stdout)
     stopped = cluster.dphrl("jobs", "stop", "long", "--address", cluster.address)
     assert stopped.communicate()[0] == "long is being stopped\n"
     following.communicate()
