@@ -102,7 +102,7 @@ FAMILIES: tuple[Family, ...] = (
     _step("time/reward_s", "dphrl_reward_seconds"),
     _step("time/learn_s", "dphrl_learn_seconds"),
     _step("time/sync_s", "dphrl_sync_seconds"),
-    _gauge("rollout/tokens_per_s", "dphrl_tokens_per_s", "tokens/s", "Completion tokens over the whole step's time."),
+    _step("rollout/tokens_per_s", "dphrl_tokens_per_s"),
     _gauge(
         "rollout/engine/{engine}/tokens_per_s",
         "dphrl_engine_tokens_per_s",

@@ -19,7 +19,6 @@ from dphrl.tracking import METRICS_FILE
 GIB = 2**30
 # Of a GPU's memory, for CUDA contexts, collectives' buffers and fragmentation.
 HEADROOM = 0.1
-# The engine keeps this many bytes of activations a token of its largest prefill, about: small beside its cache.
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2}
 # Activations kept for the backward pass, in values a token, layer and unit of hidden size: attention and MLP inputs,
 # projections and gates of a Llama block with a fused attention kernel.
@@ -191,9 +190,8 @@ def measured_speed(folder: Path) -> Speed:
     if not steps:
         raise InputError(f"--measured {folder}: the run has no step yet; name a finished run's folder")
     run = load_config(str(folder / "config.yaml"), [])
-    generated, num_completions = _sum(steps, "rollout/num_tokens"), 0.0
-    for step in steps:
-        num_completions += step["rollout/num_tokens"] / step["rollout/completion_tokens_mean"]
+    generated = _sum(steps, "rollout/num_tokens")
+    num_completions = sum(step["rollout/num_tokens"] / step["rollout/completion_tokens_mean"] for step in steps)
     trained = _sum(steps, "learner/num_tokens")
     completion_tokens = generated / num_completions
     num_rows = num_completions + _sum(steps, "divergence/num_rows")

@@ -56,8 +56,7 @@ def train(
     inline: InlineOption = False,
 ) -> None:
     with exit_status() as run:
-        if resume and overwrite:
-            raise run.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
+        run.check_start(resume=resume, overwrite=overwrite)
         loaded = run.load(config, overrides)
         from cluster.launch import run_training
 

@@ -6,11 +6,14 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cluster.cli_support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
+
+if TYPE_CHECKING:
+    from cluster.jobs import JobClient
 
 AddressOption = Annotated[
     str | None,
@@ -145,8 +148,7 @@ def submit(
     ] = None,
 ) -> None:
     with exit_status() as run:
-        if resume and overwrite:
-            raise run.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
+        run.check_start(resume=resume, overwrite=overwrite)
         from cluster.jobs import JobClient, plan_submission
 
         submission = plan_submission(
@@ -168,7 +170,7 @@ def submit(
         _follow(client, job_id)
 
 
-def _follow(client, job_id: str) -> None:  # type: ignore[no-untyped-def]  # JobClient: importing it here imports Ray
+def _follow(client: JobClient, job_id: str) -> None:
     """Show the log, say how it ended, and exit as it did."""
     from cluster.jobs import exit_status_of
 

@@ -35,8 +35,13 @@ class Command:
 
         _show_warnings()
         config = load_config(source, overrides or [])
-        self.folder = Path(config.run_dir).expanduser() / config.run_name
+        self.folder = config.folder
         return config
+
+    def check_start(self, *, resume: bool, overwrite: bool) -> None:
+        """Raises InputError for the two ways to treat an earlier run at once."""
+        if resume and overwrite:
+            raise self.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
 
     def refuse(self, message: str) -> Exception:
         from dphrl.config_loading import InputError

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import open_system, quiet_libraries, run_folder, train_on
+from cluster.launch import open_system, quiet_libraries, train_on
 from dphrl.config import Config
 from dphrl.config_loading import InputError, load_config
 from dphrl.console import Console
@@ -49,7 +49,7 @@ def run_experiment(
     console = Console()
     for config in configs.values():
         _check_same_config(config)
-    missing = [run for run, config in configs.items() if read_run(run_folder(config), config) is None]
+    missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
         _run_apart(source, missing, run_dir, overrides, num_parallel, inline=inline)
@@ -125,7 +125,7 @@ def _finished_runs(
     """Every run of the suite that is there, not only of this part of it: results of pieces add up."""
     seeds = dict.fromkeys([*suite.seeds, *(seed for _, seed in configs)])
     every = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for seed in seeds for arm in suite.arms}
-    found = {run: read_run(run_folder(config), config) for run, config in every.items() if _is_same_config(config)}
+    found = {run: read_run(config.folder, config) for run, config in every.items() if _is_same_config(config)}
     return {run: evaluations for run, evaluations in found.items() if evaluations is not None}
 
 
@@ -141,7 +141,7 @@ def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrid
 
 
 def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console) -> None:
-    folder = run_folder(config)
+    folder = config.folder
     siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
     _share(folder, siblings, with_reference=config.uses_reference_samples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console:
 
 
 def _is_same_config(config: Config) -> bool:
-    stored = run_folder(config) / "config.yaml"
+    stored = config.folder / "config.yaml"
     # As settings, not as text: a comment in the file is no difference, nor is the way to the folder it lies in.
     elsewhere = [f"run_dir={json.dumps(config.run_dir)}"]
     return not stored.is_file() or load_config(str(stored), elsewhere) == config
@@ -160,8 +160,7 @@ def _is_same_config(config: Config) -> bool:
 def _check_same_config(config: Config) -> None:
     if not _is_same_config(config):
         raise InputError(
-            f"{run_folder(config)} holds a run of another configuration; remove it, or give another --run-dir for "
-            "this one"
+            f"{config.folder} holds a run of another configuration; remove it, or give another --run-dir for this one"
         )
 
 

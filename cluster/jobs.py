@@ -170,8 +170,8 @@ class JobClient:
         running = [job.job_id for job in jobs if _is_job_of(job.job_id, stem) and job.status in ("PENDING", "RUNNING")]
         if running:
             raise InputError(
-                f"{running[0]}: is still {'pending or running' if len(running) == 1 else 'there'} and writes to the "
-                f"same run folder; `dphrl jobs stop {running[0]}`, or set another run_name"
+                f"{running[0]}: is still pending or running and writes to the same run folder; "
+                f"`dphrl jobs stop {running[0]}`, or set another run_name"
             )
         return str(
             self._ask(

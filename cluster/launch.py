@@ -23,7 +23,7 @@ from dphrl.tracking import Tracker, write_versions
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
     """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
-    folder = run_folder(config)
+    folder = config.folder
     check_run_folder(folder, resume=resume, overwrite=overwrite)
     _external_sinks(config)  # a missing library should be told before anything starts
     quiet_libraries()
@@ -37,7 +37,7 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
 
 def train_on(system: Any, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
     """A run on a system that is there already."""
-    folder = run_folder(config)
+    folder = config.folder
     sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
     with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
         dump_config(config, folder / "config.yaml")
@@ -53,7 +53,7 @@ def _external_sinks(config: Config) -> list[Sink]:
 
 def run_sampling(config: Config, *, inline: bool = False) -> None:
     """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint."""
-    folder = run_folder(config)
+    folder = config.folder
     quiet_libraries()
     console = Console()
     if not config.uses_reference_samples:
@@ -90,7 +90,7 @@ def run_evaluation(
     quiet_libraries()
     console = Console()
     results: dict[str, list[Summary]] = {}
-    output = output or run_folder(config) / "eval" / f"{_slug(model)}.json"
+    output = output or config.folder / "eval" / f"{_slug(model)}.json"
     if output.is_dir():  # now, not when hours of work are to be written
         raise InputError(f"{output} is a folder; name the file for the result, such as {output / 'result.json'}")
     samples, partial = output.with_suffix(".samples"), output.with_name(output.name + ".partial")
@@ -156,11 +156,6 @@ def open_system(config: Config, prepared: Prepared, *, inline: bool) -> Abstract
     from cluster.ray_system import RaySystem
 
     return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])
-
-
-def run_folder(config: Config) -> Path:
-    """Where the run keeps everything."""
-    return Path(config.run_dir).expanduser() / config.run_name
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -254,12 +254,3 @@ def _why_it_does_not_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> st
 def _size(resources: Mapping[str, float]) -> str:
     gpus, cpus = resources.get("GPU", 0.0), resources["CPU"]
     return f"({gpus:g} GPUs, {cpus:g} CPUs)" if gpus else f"{cpus:g} CPUs"
-
-
-def count_by_node(bundles: Sequence[Bundle]) -> dict[str, dict[str, int]]:
-    """Actors of every role on each node that has any, in the order of the bundles."""
-    counts: dict[str, dict[str, int]] = {}
-    for bundle in bundles:
-        roles = counts.setdefault(bundle.node, {})
-        roles[bundle.role] = roles.get(bundle.role, 0) + 1
-    return counts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.capacity import (
     GIB,
@@ -19,7 +18,7 @@ from cluster.capacity import (
     model_shape,
     step_time,
 )
-from cluster.placement import Bundle, Node, PlacementError, count_by_node, plan_placement
+from cluster.placement import Bundle, Node, PlacementError, plan_placement
 from dphrl.config import Config
 from dphrl.config_loading import InputError
 from dphrl.console import format_table
@@ -48,8 +47,10 @@ def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
         for part in text.split(","):
             key, _, value = part.partition("=")
             try:
-                shape[key] = shape[key] * 0 + float(value)
-            except (KeyError, ValueError):
+                if key not in shape:
+                    raise ValueError(key)
+                shape[key] = float(value)
+            except ValueError:
                 raise InputError(
                     f"--simulate {text}: cannot read {part!r}; write nodes=8,gpus=8,cpus=96,gpu_gib=80 (nodes, and "
                     "what one node has)"
@@ -101,7 +102,7 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
         ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
         ("staleness", f"at most {rollout.max_staleness}"),
-        ("run folder", str(Path(config.run_dir).expanduser() / config.run_name)),
+        ("run folder", str(config.folder)),
     ]
 
 
@@ -118,12 +119,14 @@ def _placement_here(config: Config) -> str:
 
 def _placement_table(placed: Sequence[Bundle], nodes: Sequence[Node]) -> str:
     """Actors and resources in use by node; nodes with the same load share a line."""
-    counts = count_by_node(placed)
+    on_node: dict[str, list[Bundle]] = {node.name: [] for node in nodes}
+    for bundle in placed:
+        on_node[bundle.node].append(bundle)
     lines: dict[tuple[object, ...], list[str]] = {}
     for node in nodes:
-        mine = [bundle for bundle in placed if bundle.node == node.name]
+        mine = on_node[node.name]
         gpus, cpus = sum(bundle.num_gpus for bundle in mine), sum(bundle.num_cpus for bundle in mine)
-        actors = tuple(counts.get(node.name, {}).get(role, 0) for role in ROLES)
+        actors = tuple(sum(bundle.role == role for bundle in mine) for role in ROLES)
         load = (*actors, f"{gpus:g} of {node.num_gpus:g}", f"{cpus:g} of {node.num_cpus:g}")
         lines.setdefault(load, []).append(node.name)
     rows = [(_names(names), *load) for load, names in lines.items()]

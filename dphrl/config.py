@@ -6,6 +6,7 @@ and the remedy. What needs the model or the data to be checked is checked in `cl
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -209,6 +210,11 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps everything."""
+        return Path(self.run_dir).expanduser() / self.run_name
 
     @property
     def uses_divergence(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,6 +134,15 @@ class FakeClient:
             raise RuntimeError("Request failed with status code 404: Job lost does not exist")
         return job_id == "running"
 
+    def get_job_info(self, job_id: str) -> Any:
+        ended = details(job_id, "FAILED" if job_id == "bad" else "SUCCEEDED")
+        ended.driver_exit_code = 2 if job_id == "bad" else 0
+        return ended
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield f"first of {job_id}\n"
+        yield "last\n"
+
     def get_job_logs(self, job_id: str) -> str:
         return f"the log of {job_id}\n"
 
@@ -181,6 +191,15 @@ def test_list_logs_and_stop(ray_jobs: FakeClient) -> None:
     assert invoke("jobs", "stop", "late").output == "late had ended already\n"
     lost = invoke("jobs", "stop", "lost")
     assert (lost.exit_code, "no such job" in lost.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("job_id", "status", "words"), [("bad", 2, "job bad failed, exit status 2"), ("good", 0, "")])
+def test_following_shows_the_log_and_exits_as_the_job_did(
+    ray_jobs: FakeClient, job_id: str, status: int, words: str
+) -> None:
+    done = invoke("jobs", "logs", job_id, "--follow")
+    assert (done.exit_code, done.stdout) == (status, f"first of {job_id}\nlast\n")
+    assert done.stderr.strip().removeprefix("dphrl: ") == words
 
 
 def test_an_address_given_beats_the_environment(ray_jobs: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:

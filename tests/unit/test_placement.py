@@ -15,7 +15,6 @@ from cluster.placement import (
     Bundle,
     Node,
     PlacementError,
-    count_by_node,
     num_nodes_needed,
     plan_bundles,
     plan_placement,
@@ -41,9 +40,12 @@ def nodes_of(*shapes: tuple[float, float]) -> list[Node]:
 def layout(placed: list[Bundle]) -> dict[str, str]:
     """`n0: "4L 2E 1R"`."""
     letters = {"learner": "L", "rollout": "E", "reward": "R"}
+    by_node: dict[str, Counter[str]] = {}
+    for bundle in placed:
+        by_node.setdefault(bundle.node, Counter())[bundle.role] += 1
     return {
         node: " ".join(f"{count}{letters[role]}" for role, count in roles.items())
-        for node, roles in sorted(count_by_node(placed).items())
+        for node, roles in sorted(by_node.items())
     }
 
 
