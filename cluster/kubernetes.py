@@ -52,7 +52,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 CLAIM = "dphrl-shared"
-# The driver reads the data and, for an embedded model, trains it for a minute.
+# The driver reads the data and checks gold queries.
 HEAD_CPUS, HEAD_MEMORY_GIB, HEAD_STORE_GIB = 4, 16, 4
 # CPU nodes of reward workers are no larger than this.
 MAX_REWARD_CPUS = 16

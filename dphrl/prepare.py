@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from dphrl.config import Config
 from dphrl.config_data import DatasetConfig
 from dphrl.config_loading import InputError
-from dphrl.console import Advance, Console
+from dphrl.console import Console
 from dphrl.data.chat import build_prompts
 from dphrl.data.loading import load_problems
 from dphrl.data.text_to_sql import check_golds
@@ -41,7 +40,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
     Raises InputError, one line each, for what the user can mend: a missing path, a bad row, a model too short.
     """
     try:
-        model_dir = _resolve(model or config.model.path, console)
+        model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         _check_length(config, model_dir)
         prompts = load_prompts(config.data.train, config, tokenizer, console)
@@ -52,21 +51,6 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
     except (ValueError, OSError) as error:
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
     return Prepared(model_dir, tokenizer, prompts, evaluations)
-
-
-def _resolve(path: str, console: Console) -> str:
-    advance: Advance | None = None
-    num_seen = 0
-    with ExitStack() as bars:
-
-        def progress(num_done: int, total: int) -> None:
-            nonlocal advance, num_seen
-            if advance is None:  # a model that is there already calls nothing and needs no bar
-                advance = bars.enter_context(console.task(f"making {path} (once)", total))
-            advance(num_done - num_seen)
-            num_seen = num_done
-
-        return str(resolve_model(path, progress))
 
 
 def load_prompts(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:

@@ -2,7 +2,7 @@
 
     from dphrl.tiny import ensure_tiny_model, grade, make_problems
 
-    model_dir = ensure_tiny_model()                  # under a minute, once; then cached; a plain HF directory
+    model_dir = ensure_tiny_model()                  # a plain HF directory in a cache
     problems = make_problems("train", 3000, seed=0)  # also: held_out, out_of_domain
     status, detail = grade(completion, problems[0].answer)
 
@@ -17,7 +17,9 @@ Importing this package loads neither torch nor transformers; building a model do
 """
 
 from dphrl.tiny import sql_task
+from dphrl.tiny.embedded import ensure_tiny_model
 from dphrl.tiny.model import TinyShape, build_model, build_tokenizer
+from dphrl.tiny.recipe import FACTOR_RECIPE, SQL_RECIPE, WarmStartRecipe
 from dphrl.tiny.sql_database import ensure_databases
 from dphrl.tiny.task import (
     DIVISORS,
@@ -28,7 +30,7 @@ from dphrl.tiny.task import (
     make_demonstrations,
     make_problems,
 )
-from dphrl.tiny.warm_start import FACTOR_RECIPE, SQL_RECIPE, WarmStartRecipe, ensure_tiny_model, warm_start
+from dphrl.tiny.warm_start import warm_start
 
 __all__ = [
     "DIVISORS",

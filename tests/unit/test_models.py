@@ -50,19 +50,14 @@ def test_an_existing_path_must_hold_a_model(tmp_path: Path) -> None:
         models.resolve_model(str(tmp_path / "weights.bin"))
 
 
-def test_an_embedded_name_is_made_with_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import dphrl.tiny
-
-    seen = []
-
-    def make(cache_dir: Path | None = None, progress: models.Progress | None = None) -> Path:
-        assert progress is not None
-        progress(1, 2)
-        return tmp_path
-
-    monkeypatch.setattr(dphrl.tiny, "ensure_tiny_model", make)
-    assert models.resolve_model("tiny-factor", progress=lambda done, total: seen.append((done, total))) == tmp_path
-    assert seen == [(1, 2)]
+def test_an_embedded_name_is_a_model_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DPHRL_CACHE", str(tmp_path))
+    for name in ("tiny-factor", "tiny-sql"):
+        directory = models.resolve_model(name)
+        assert isinstance(directory, Path)
+        assert directory.parent == tmp_path
+        assert directory.name.startswith(f"{name}-")
+        assert models.load_tokenizer(directory).pad_token == "<pad>"
 
 
 @pytest.mark.parametrize("missing", ["gguf", "accelerate"])

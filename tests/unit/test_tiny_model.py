@@ -9,8 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from dphrl.tiny import WarmStartRecipe, build_tokenizer, ensure_tiny_model, grade, sql_task, task
+from dphrl.tiny import WarmStartRecipe, build_tokenizer, ensure_tiny_model, grade, sql_task, task, warm_start
 from dphrl.tiny.model import TinyShape
+from dphrl.tiny.recipe import RECIPES
+from dphrl.tiny.shipped import load_shipped, main, write_shipped
+from dphrl.tiny.warm_start import demonstration_loss
 
 QUICK = WarmStartRecipe(
     num_steps=3,
@@ -129,8 +132,6 @@ def test_the_loss_falls_within_a_few_steps_and_covers_the_completion_only(
 ) -> None:
     import torch
 
-    from dphrl.tiny import warm_start
-
     losses: list[float] = []
     original = torch.nn.functional.cross_entropy
 
@@ -181,3 +182,44 @@ def test_a_process_that_finishes_second_keeps_the_first_ones_model(tmp_path: Pat
     directory = ensure_tiny_model(tmp_path, other_process_wins, recipe=QUICK)
     assert (directory / "model.safetensors").stat().st_ino == marker["inode"]
     assert list(tmp_path.iterdir()) == [directory]
+
+
+# --- the weights that come with the package ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_both_recipes_come_with_trained_weights(recipe: WarmStartRecipe, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    steps: list[tuple[int, int]] = []
+    directory = ensure_tiny_model(tmp_path, lambda *step: steps.append(step), recipe=recipe)
+    assert steps == [], "the recipe and the weights do not belong together: python -m dphrl.tiny.shipped"
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert str(model.dtype) == "torch.float32"
+    # 3 nats are those of an untrained model; a seed that the warm start did not see.
+    assert demonstration_loss(model, recipe, seed=1, num_batches=2) < 0.2
+
+
+def test_a_changed_recipe_is_trained_and_not_taken_from_the_package() -> None:
+    for recipe in RECIPES.values():
+        assert load_shipped(replace(recipe, num_steps=recipe.num_steps + 1)) is None
+    assert load_shipped(QUICK) is None
+
+
+def test_written_weights_come_back_but_for_the_rounding_to_float16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = warm_start(QUICK)
+    write_shipped(QUICK, model, tmp_path)
+    monkeypatch.setattr("dphrl.tiny.shipped._FOLDER", tmp_path)
+    loaded, tokenizer = load_shipped(QUICK) or pytest.fail("not found")
+    assert len(tokenizer) == model.config.vocab_size
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    for (name, before), (_, after) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert after.equal(before.half().float()), name
+
+
+@pytest.mark.parametrize("tasks", [[], ["spql"], ["sql", "spql"]])
+def test_the_command_that_writes_them_names_the_tasks(tasks: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tasks) == 2
+    assert "of factor, sql" in capsys.readouterr().err
