@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
@@ -45,8 +46,8 @@ def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
     except PlacementError as error:
         if config.cluster.autoscaling == "none":
             raise InputError(f"this run {error}; lower the counts or shares, or join a larger cluster") from None
-        bundles = _plan_after_growing(config, deadline)
-    return bundles, _reserve(bundles, config.cluster.placement_timeout_s)
+        return _grow(config, deadline)
+    return bundles, _reserve(bundles, config, deadline)
 
 
 def _plan_on_present_nodes(config: Config) -> list[Bundle]:
@@ -63,18 +64,24 @@ def _plan_on_present_nodes(config: Config) -> list[Bundle]:
     return plan_placement(config, everything)
 
 
-def _plan_after_growing(config: Config, deadline: float) -> list[Bundle]:
-    """Ask Ray's autoscaler for the actors' resources and wait until the nodes are there."""
-    from ray.autoscaler.sdk import request_resources
-
+def _grow(config: Config, deadline: float) -> tuple[list[Bundle], Any]:
+    """Ask Ray's autoscaler for the actors' resources, wait until the nodes are there, and reserve them."""
     wanted = plan_bundles(config, with_gpus=config.cluster.autoscaling == "gpu")
     request_resources(bundles=[bundle.resources() for bundle in wanted])
+    try:
+        bundles = _wait_for_nodes(config, deadline)
+        return bundles, _reserve(bundles, config, deadline)
+    finally:
+        # What is reserved keeps its nodes; the request would keep them when the run has ended, too.
+        request_resources(bundles=[])
+
+
+def _wait_for_nodes(config: Config, deadline: float) -> list[Bundle]:
     while True:
         try:
             return _plan_on_present_nodes(config)
         except PlacementError as error:
             if time.monotonic() > deadline:
-                request_resources(bundles=[])
                 raise InputError(
                     f"this run {error}, and the autoscaler brought no more within cluster.placement_timeout_s="
                     f"{config.cluster.placement_timeout_s:g}; raise its maximum, that time, or lower the counts"
@@ -82,18 +89,20 @@ def _plan_after_growing(config: Config, deadline: float) -> list[Bundle]:
         time.sleep(POLL_INTERVAL_S)
 
 
-def _reserve(bundles: Sequence[Bundle], timeout_s: float) -> Any:
+def _reserve(bundles: Sequence[Bundle], config: Config, deadline: float) -> Any:
     """A ready placement group of the bundles, each on its node.
 
-    Raises RuntimeError that says what is missing, when others hold the resources for longer than timeout_s.
+    Raises RuntimeError that says what is missing, when others hold the resources until the deadline.
     """
     where = [{NODE_ID_LABEL: bundle.node} for bundle in bundles]
     group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK", bundle_label_selector=where)
-    if not group.wait(timeout_s):
+    # Nodes that came in the last moment still get one to be taken.
+    if not group.wait(max(deadline - time.monotonic(), POLL_INTERVAL_S)):
         remove_placement_group(group)
         free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
         raise RuntimeError(
-            f"waited cluster.placement_timeout_s={timeout_s:g} for {sum_of(bundles, 'CPU')} CPUs"
+            f"waited cluster.placement_timeout_s={config.cluster.placement_timeout_s:g} for "
+            f"{sum_of(bundles, 'CPU')} CPUs"
             + (f" and {sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
             + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
         )
