@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+from ray.exceptions import ActorDiedError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -33,6 +34,9 @@ from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
+# A worker may die before it holds anything: "Cannot load libtorch_cpu.so" was seen, where many import it at once. To
+# start it again costs seconds, to fail costs the turn in a queue.
+MAX_LEARNER_STARTS = 5
 # Ray sets it in the driver of a submitted job.
 JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -80,6 +84,11 @@ class RaySystem:
     def _spawn_ranks(self) -> list[Any]:
         return [self._spawn(LearnerRank, "learner", i, o)(self.config, i) for i, o in enumerate(self._learner_options)]
 
+    def _renew_ranks(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = self._spawn_ranks()
+
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
         return cast(
@@ -101,10 +110,8 @@ class RaySystem:
         """
         if _engine_settings(config) != _engine_settings(self.config):
             return False
-        for rank in self._ranks:
-            ray.kill(rank)
         self.config = config
-        self._ranks = self._spawn_ranks()
+        self._renew_ranks()
         return True
 
     def sinks(self) -> list[Sink]:
@@ -123,10 +130,18 @@ class RaySystem:
             where = await within(ready, limit, "learner.timeout_s", f"{what} to start")
             on_ready(f"{what} up: {where}")
 
-        async def connect_learner() -> str:
-            master = await self._ranks[0].address.remote()
-            joined = asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
-            infos = await within(joined, limit, "learner.timeout_s", f"{len(self._ranks)} learner ranks to start")
+        async def connect_learner(num_starts: int = MAX_LEARNER_STARTS) -> str:
+            try:
+                master = await self._ranks[0].address.remote()
+                joined = asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
+                infos = await within(joined, limit, "learner.timeout_s", f"{len(self._ranks)} learner ranks to start")
+            except ActorDiedError as error:
+                # An exception of our own code would come again.
+                if error.actor_init_failed or num_starts == 1:
+                    raise
+                on_ready("a learner worker died while starting: starting the learner again")
+                self._renew_ranks()
+                return await connect_learner(num_starts - 1)
             size, device, dtype = (infos[0][key] for key in ("num_parameters", "device", "dtype"))
             on_ready(f"learner up: {len(infos)} rank(s), {size / 1e6:.1f} M parameters, {dtype} on {device}")
             return str(dtype)

@@ -39,6 +39,17 @@ SMALL = [
 ]
 
 
+# A user's module that ends the process of the first learner rank that imports it.
+DIES_ONCE = """
+import os, pathlib, ray
+mark = pathlib.Path(__file__).with_suffix(".died")
+if ray.is_initialized() and (ray.get_runtime_context().get_actor_name() or "").endswith("learner-0"):
+    if not mark.exists():
+        mark.touch()
+        os._exit(1)
+"""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,7 +72,10 @@ class Cluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(folder),
+            "PYTHONPATH": str(folder),
         }
+        (folder / "dies_once.py").write_text(DIES_ONCE)
+        self.died_once = folder / "dies_once.died"
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, folder: Path) -> None:
@@ -138,22 +152,22 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def finished(cluster: Cluster, tiny_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """demo-math submitted with --wait and run to its end, the metrics endpoint scraped meanwhile."""
+    """demo-math submitted with --wait and run to its end, the metrics endpoint scraped meanwhile.
+
+    Its learner's first worker dies while starting.
+    """
     run_dir = tmp_path_factory.mktemp("runs")
-    command = ("submit", "demo-math", *SMALL, f"run_dir={run_dir}", "--address", cluster.address, "--wait")
+    submitted = cluster.dphrl(
+        *("submit", "demo-math", *SMALL, "algorithm.plugins=[dies_once]", f"run_dir={run_dir}"),
+        *("--address", cluster.address, "--wait"),
+    )
     scraped = ""
-    # Now and then a worker dies as it imports torch here ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so"), with
-    # three nodes starting workers on one machine; a user would resume the run, and so does this.
-    for attempt in range(5):
-        submitted = cluster.dphrl(*command, *(["--resume"] if attempt else []))
-        while submitted.poll() is None:
-            found = cluster.metrics()
-            if "ray_dphrl_step{" in found:
-                scraped = found
-            time.sleep(0.5)
-        stdout, stderr = submitted.communicate()
-        if "ActorDiedError" not in stdout:
-            break
+    while submitted.poll() is None:
+        found = cluster.metrics()
+        if "ray_dphrl_step{" in found:
+            scraped = found
+        time.sleep(0.5)
+    stdout, stderr = submitted.communicate()
     return {"status": submitted.returncode, "out": stdout, "err": stderr, "metrics": scraped, "run_dir": run_dir}
 
 
@@ -166,6 +180,11 @@ def test_a_submitted_run_succeeds_and_its_log_is_followed(cluster: Cluster, fini
     assert finished["err"] == ""
     steps = (finished["run_dir"] / "demo-math" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [1, 2, 3]
+
+
+def test_a_learner_that_died_while_starting_was_started_again(cluster: Cluster, finished: dict[str, Any]) -> None:
+    assert cluster.died_once.exists()
+    assert "a learner worker died while starting: starting the learner again" in finished["out"]
 
 
 def test_its_actors_were_on_different_nodes(cluster: Cluster, finished: dict[str, Any]) -> None:
