@@ -57,7 +57,8 @@ def add_up(suite: str, rows: Sequence[Row], ks: Sequence[int], kinds: Mapping[st
 
     rows: of every run, the base's among them (as an arm of its own). kinds: what each trained arm does for diversity.
     Out of domain, several data sets count as their mean. The interval is Student's 95 % over seeds; of one seed it is
-    the bootstrap over prompts. `predict_low` and `predict_high` bound where one more seed would fall.
+    the bootstrap over prompts. `predict_low` and `predict_high` bound where one more seed would fall: on prompts of its
+    own, so that they are never nearer than the sampling error over prompts, however alike three seeds came out.
     """
     arms = {arm: _summarize_arm(arm, rows, ks) for arm in dict.fromkeys([BASE_ARM, *(row["arm"] for row in rows)])}
     return {
@@ -129,7 +130,8 @@ def _summarize_arm(arm: str, rows: Sequence[Row], ks: Sequence[int]) -> dict[str
             by_seed = values_by_seed(rows, arm, domain, key)
             if by_seed:
                 alone = _interval_over_prompts(rows, mine[0], key) if len(mine) == 1 else None
-                found.setdefault(domain, {})[key] = interval_over_seeds(list(by_seed.values()), alone)
+                error = _error_over_prompts(rows, mine, key)
+                found.setdefault(domain, {})[key] = interval_over_seeds(list(by_seed.values()), alone, error)
     return found
 
 
@@ -156,10 +158,27 @@ def _rate(rows: Sequence[Row], row: Row, key: str) -> float | None:
 
 
 def _interval_over_prompts(rows: Sequence[Row], row: Row, key: str) -> tuple[float, float] | None:
+    values = _of_prompts(rows, row, key)
+    return None if values is None else bootstrap_interval(values)
+
+
+def _error_over_prompts(rows: Sequence[Row], mine: Sequence[Row], key: str) -> float:
+    """Standard error of one seed's rate for the prompts it happens to have: the root mean square over seeds."""
+    variances: dict[int, list[float]] = {}
+    for row in mine:
+        values = _of_prompts(rows, row, key)
+        if values is not None and len(values) > 1:
+            variances.setdefault(row["seed"], []).append(float(values.var(ddof=1)) / len(values))
+    of_seeds = [sum(of_sets) / len(of_sets) ** 2 for of_sets in variances.values()]
+    return math.sqrt(statistics.fmean(of_seeds)) if of_seeds else 0.0
+
+
+def _of_prompts(rows: Sequence[Row], row: Row, key: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """The values whose mean is the row's rate, one a prompt; None for a rate that is no such mean."""
     if key.startswith("pass@"):
-        return bootstrap_interval(_passes(row, int(key.removeprefix("pass@"))))
+        return _passes(row, int(key.removeprefix("pass@")))
     if key == "retention" and (base := _base_of(rows, row)) is not None:
-        return bootstrap_interval(np.array(row["num_correct"]) > 0, weights=np.array(base["num_correct"]) > 0)
+        return np.asarray(np.array(row["num_correct"])[np.array(base["num_correct"]) > 0] > 0, dtype=np.float64)
     return None
 
 
@@ -177,8 +196,13 @@ def _base_of(rows: Sequence[Row], row: Row) -> Row | None:
     return next((r for r in rows if r["arm"] == BASE_ARM and all(r[key] == row[key] for key in same)), None)
 
 
-def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None = None) -> Cell:
-    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none."""
+def interval_over_seeds(
+    values: Sequence[float], of_one: Sequence[float] | None = None, least_error: float = 0.0
+) -> Cell:
+    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none.
+
+    least_error: a standard error by which two seeds differ at least; the prediction interval allows for it.
+    """
     mean = statistics.fmean(values)
     if len(values) == 1:
         low, high = of_one or (mean, mean)
@@ -186,7 +210,7 @@ def interval_over_seeds(values: Sequence[float], of_one: Sequence[float] | None 
     n, spread = len(values), statistics.stdev(values)
     # Beyond the table the first term of the expansion about the normal quantile is right to 0.001.
     t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * (n - 1))
-    half, predicted = t * spread / math.sqrt(n), t * spread * math.sqrt(1 + 1 / n)
+    half, predicted = t * spread / math.sqrt(n), max(t * spread, _NORMAL * least_error) * math.sqrt(1 + 1 / n)
     return {
         "mean": mean,
         "low": mean - half,

@@ -74,6 +74,22 @@ def test_the_seeds_interval_covers_as_often_as_it_says() -> None:
     assert predicts == pytest.approx(0.95, abs=0.012)
 
 
+def test_a_prediction_is_never_nearer_than_the_error_over_prompts() -> None:
+    """Seeds that came out alike by luck: one more has other prompts."""
+    runs = {("grpo", seed): [4, 0, 4, 0] for seed in (1, 2, 3)}
+    cells = results_of(runs, base=[2, 2, 2, 0])["arms"]["grpo"]
+    cell = cells["in_domain"]["pass@1"]
+    assert (cell["low"], cell["high"]) == (0.5, 0.5)
+    # Of four prompts s^2 is 1/3, the error sqrt(1/3 / 4); the mean of three seeds adds a third of its square.
+    assert cell["predict_high"] - 0.5 == pytest.approx(1.96 * (1 / 12) ** 0.5 * (4 / 3) ** 0.5, rel=1e-3)
+    # Two data sets out of domain, whose mean has half the variance; three prompts that the base solves.
+    assert cells["out_of_domain"]["pass@1"]["predict_high"] - 0.5 == pytest.approx(
+        1.96 / 24**0.5 * (4 / 3) ** 0.5, rel=1e-3
+    )
+    kept = cells["in_domain"]["retention"]
+    assert kept["predict_high"] - 2 / 3 == pytest.approx(1.96 * (1 / 9) ** 0.5 * (4 / 3) ** 0.5, rel=1e-3)
+
+
 def test_one_seed_has_the_interval_over_prompts() -> None:
     cells = results_of({("grpo", 3): [4, 0]}, base=[2, 2])["arms"]["grpo"]["in_domain"]
     assert cells["pass@1"] == {"mean": 0.5, "low": 0.0, "high": 1.0}
@@ -165,8 +181,9 @@ def test_no_share_where_grpo_is_where_the_base_is() -> None:
 
 
 def test_predictions_name_what_falls_outside() -> None:
-    committed = results_of({("grpo", 1): [4, 0], ("grpo", 2): [4, 0], ("grpo", 3): [4, 0]}, base=[2, 2])
-    same, other = results_of({("grpo", 0): [4, 0]}, base=[2, 2]), results_of({("grpo", 0): [4, 4]}, base=[2, 2])
+    half, every, base = [4, 0] * 40, [4, 4] * 40, [2, 2] * 40
+    committed = results_of({("grpo", 1): half, ("grpo", 2): half, ("grpo", 3): half}, base)
+    same, other = results_of({("grpo", 0): half}, base), results_of({("grpo", 0): every}, base)
     assert all(check["inside"] for check in predicted(same, committed))
     outside = {(c["arm"], c["rate"]) for c in predicted(other, committed) if not c["inside"]}
     assert outside == {("grpo", "pass@1"), ("grpo", "pass@4"), ("grpo", "retention")}
