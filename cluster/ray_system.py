@@ -34,9 +34,9 @@ from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
-# A worker may die before it holds anything: "Cannot load libtorch_cpu.so" was seen, where many import it at once. To
-# start it again costs seconds, to fail costs the turn in a queue.
-MAX_LEARNER_STARTS = 5
+# A worker may die before it holds anything, of something amiss on its node for a moment. To start it again costs
+# seconds, to fail costs the turn in a queue.
+MAX_LEARNER_STARTS = 3
 # Ray sets it in the driver of a submitted job.
 JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 

@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Three `ray start --block`, each node with a CPU and a name of its own, and a token."""
+    """Three `ray start --block`, each node with a CPU, a folder and a name of its own, and a token."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
@@ -71,7 +71,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TMPDIR": str(folder),
             "PYTHONPATH": str(folder),
         }
         (folder / "dies_once.py").write_text(DIES_ONCE)
@@ -85,14 +84,17 @@ class Cluster:
         ]
         self.processes.append(self._node("head", head, folder))
         self._wait(1)
-        # One after the other: nodes of one machine that start at the same time choose the same socket's name.
         for num_nodes, name in enumerate(("first", "second"), start=2):
             joining = [f"--address=127.0.0.1:{self.port}", f'--resources={{"{name}": 1}}']
             self.processes.append(self._node(name, joining, folder))
             self._wait(num_nodes)
 
     def _node(self, name: str, options: list[str], folder: Path) -> Any:
-        command = [str(BIN / "ray"), "start", "--block", "--num-cpus=1", "--object-store-memory=200000000", *options]
+        # A folder each, as machines have. Nodes that share one remove uploaded working directories under each other's
+        # workers, and the next of these that loads torch dies: MKL needs the working directory to be there.
+        options = [f"--temp-dir={folder / name}", "--num-cpus=1", "--object-store-memory=200000000", *options]
+        # Its default is one port for all of a machine, which another cluster here may have.
+        command = [str(BIN / "ray"), "start", "--block", f"--dashboard-agent-listen-port={free_port()}", *options]
         with (folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
