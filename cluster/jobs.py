@@ -267,7 +267,13 @@ def _asked(address: str, question: Callable[[], Any]) -> Any:
             ) from None
         if "does not exist" in text:
             raise InputError(f"{address}: no such job; `dphrl jobs list` names them") from None
-        raise InputError(f"{address}: {text[:300]}; the job was not taken") from None
+        if "No available agent" in text:
+            raise InputError(
+                f"{address}: the head node's agent, which starts jobs, does not answer; try again in a moment, else "
+                "see dashboard_agent.log there (of two clusters on one machine, the second needs a "
+                "--dashboard-agent-listen-port of its own)"
+            ) from None
+        raise InputError(f"{address}: the cluster refused: {text[:300]}") from None
 
 
 def _job(details: Any, job_id: str = "") -> Job:

@@ -218,3 +218,27 @@ def test_a_missing_token_is_said_without_rays_essay(monkeypatch: pytest.MonkeyPa
     result = invoke("jobs", "list", "--address", "http://head:8265")
     assert result.exit_code == 2
     assert "the cluster wants a token" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("Request failed with status code 500: No available agent to submit job", "see dashboard_agent.log there"),
+        ("Request failed with status code 401: nobody", "the cluster wants a token; set RAY_AUTH_MODE=token"),
+        (
+            "Request failed with status code 500: out of\n disk",
+            "the cluster refused: Request failed with status code 500",
+        ),
+    ],
+)
+def test_a_refusal_of_the_cluster_is_a_line(
+    reply: str, words: str, ray_jobs: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> str:
+        raise RuntimeError(reply)
+
+    monkeypatch.setattr(ray_jobs, "submit_job", refuse)
+    result = invoke("submit", "demo-math")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert words in line
