@@ -240,7 +240,7 @@ def claims(results: Results) -> list[dict[str, Any]]:
     """The paper's claims about every trained arm, with the figures that decide them, per domain.
 
     Each has `arm`, `claim`, `domain`, `value` (mean, low and high over seeds), `bound` and `holds`: whether the mean
-    is beyond the bound; `is_sure`, whether the whole interval is. Empty without the arms to compare with.
+    is as claimed; `is_sure`, whether the whole interval is. Empty without the arms to compare with.
     """
     kinds = results["kinds"]
     if "grpo" not in kinds:
@@ -253,16 +253,17 @@ def claims(results: Results) -> list[dict[str, Any]]:
     ) -> None:
         value = compared(results, arm, domain, combine, *keys)
         if value:
-            # One seed has no interval over seeds, and is never sure.
-            verdict = {"holds": value["mean"] >= bound, "is_sure": "predict_low" in value and value["low"] > bound}
+            # Level is "not below", and neither "above" nor "more"; one seed has no interval, and is never sure.
+            holds = value["mean"] >= bound if words.startswith("not below") else value["mean"] > bound
+            verdict = {"holds": holds, "is_sure": "predict_low" in value and value["low"] > bound}
             found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **verdict})
 
     def less(a: float, b: float) -> float:
         return a - b
 
     def share(a: float, b: float, c: float) -> float:
-        # Of nothing there is no share.
-        return (a - b) / (c - b) if c != b else math.nan
+        # Of nothing there is no share, nor of a way that leads down: where GRPO is above the base it lost nothing.
+        return (a - b) / (c - b) if c > b else math.nan
 
     own, base, grpo = "", BASE_ARM, "grpo"
     for arm, kind in kinds.items():
