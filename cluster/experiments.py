@@ -167,11 +167,13 @@ def _check_same_config(config: Config) -> None:
 def _share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> None:
     """Give a fresh run the base evaluation and the reference buffer of one with the same seed. The run itself checks
     by fingerprint whether they are what it would have made."""
-    shared = [("eval", ".base-identity"), *([("reference", "manifest.json")] if with_reference else [])]
+    shared = {"eval": "eval/.base-identity"}
+    if with_reference:
+        shared |= dict.fromkeys(("reference", "reference.graded"), "reference/manifest.json")
     for sibling in siblings:
-        for name, complete in shared:
+        for name, complete in shared.items():
             ours, theirs = folder / name, sibling / name
-            if not ours.exists() and (theirs / complete).is_file():
+            if not ours.exists() and (sibling / complete).is_file():
                 ignore = shutil.ignore_patterns("step_*.json", "*.partial")
                 shutil.copytree(theirs, ours, ignore=ignore)
 

@@ -26,6 +26,8 @@ from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.types import Prompt, ReferenceSample
 
 Fingerprint = Mapping[str, str]
+# The part of a fingerprint that needs no other samples: what is taken of those there are.
+SELECTION = "selection"
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,7 @@ def check_size(num_bytes: int, reference: ReferenceConfig) -> None:
     if num_bytes > reference.max_bytes:
         raise InputError(
             f"reference.max_bytes={reference.max_bytes}: the samples to rehearse take {num_bytes} bytes; lower "
-            f"reference.stored_per_prompt={reference.stored_per_prompt} (samples anew), or raise the bound "
-            "(keeps what is sampled)"
+            f"reference.stored_per_prompt={reference.stored_per_prompt}, or raise the bound (neither samples anew)"
         )
 
 
@@ -157,13 +158,13 @@ def _from_row(row: dict[str, Any]) -> ReferenceSample:
 def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learner_dtype: str) -> dict[str, str]:
     """One hash per thing that decides a buffer's content, so that a mismatch can say which one changed."""
     reference, rollout = config.reference, config.rollout
-    chosen = {name: getattr(reference, name) for name in ("num_samples", "threshold", "stored_per_prompt", "all_wrong")}
-    sampling = chosen | {"temperature": rollout.temperature, "max_tokens": rollout.max_tokens, "seed": config.seed}
+    sampling = [reference.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
     return {
         "model weights": hash_model(model_dir),
         "tokenizer": hash_files(model_dir, ("tokenizer*", "*.jinja", "vocab*", "merges*")),
         "prompts": hash_value([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
         "sampling": hash_value(sampling),
+        SELECTION: hash_value([reference.threshold, reference.stored_per_prompt, reference.all_wrong]),
         "reward": hash_value(config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})),
         "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
     }

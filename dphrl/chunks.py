@@ -1,4 +1,4 @@
-"""Long work on prompts, kept on disk in chunks while it is unfinished, so that a killed process continues it.
+"""Long work on prompts, kept on disk in chunks, so that a killed process continues it.
 
 Every chunk of prompts is one parquet file, beside `identity.json`, which says for what model, data and settings the
 chunks hold. The reference stage and evaluations keep theirs this way.

@@ -1,8 +1,9 @@
 """The reference stage: sample the initial policy once, grade, split, score. A killed one continues where it was.
 
-Every chunk of prompts leaves one parquet file in `<buffer folder>.partial/` as soon as it is graded, beside
-`identity.json`, which says for what model, data and sampling the chunks hold. Only when all chunks are there
-does the learner score the chosen responses; then the buffer is put in place and the partial folder removed.
+Every chunk of prompts leaves one parquet file in `<buffer folder>.graded/` as soon as it is graded, beside
+`identity.json`, which says for what model, data and sampling the chunks hold. When all chunks are there the split is
+made, the learner scores the chosen responses and the buffer is put in place. The chunks stay: another threshold
+chooses from them, and only the learner's part is done again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dphrl.algo.partition import split_prompts
-from dphrl.buffer import Fingerprint, ReferenceBuffer, check_size, sample_bytes
+from dphrl.buffer import SELECTION, Fingerprint, ReferenceBuffer, check_size, sample_bytes
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config import Config
@@ -41,8 +42,7 @@ _CHUNK_SCHEMA = pa.schema(
 class PromptOutcome:
     """What the stage keeps of one prompt's K responses.
 
-    num_graded: those with a score. responses: token ids of the correct ones chosen for the buffer, none unless the
-    prompt is near-perfect; their log-probs come last, from the learner.
+    num_graded: those with a score. responses: token ids of the correct and complete ones.
     """
 
     prompt_id: str
@@ -51,14 +51,15 @@ class PromptOutcome:
     responses: Sequence[Sequence[int]]
 
 
-class UnfinishedStage(ChunkFolder):
-    """The graded chunks on disk."""
+class GradedResponses(ChunkFolder):
+    """The graded chunks on disk, for a buffer of fingerprint `identity`."""
 
     def __init__(
         self, buffer_folder: Path, prompts: Sequence[Prompt], identity: Fingerprint, prompts_per_chunk: int
     ) -> None:
-        folder = buffer_folder.with_name(buffer_folder.name + ".partial")
-        super().__init__(folder, prompts, identity, prompts_per_chunk, _CHUNK_SCHEMA)
+        folder = buffer_folder.with_name(buffer_folder.name + ".graded")
+        sampled = {name: value for name, value in identity.items() if name != SELECTION}
+        super().__init__(folder, prompts, sampled, prompts_per_chunk, _CHUNK_SCHEMA)
 
     def write(self, start: int, outcomes: Sequence[PromptOutcome]) -> None:
         """Store the chunk that begins at prompt `start`."""
@@ -81,23 +82,22 @@ async def fill_reference(
 ) -> ReferenceBuffer:
     """Sample K responses a prompt, grade, split, store m correct ones per D_pef prompt; save the buffer in `folder`.
 
-    Continues an unfinished stage of the same identity; on_graded hears of newly graded completions only. The
+    Takes what is sampled already, all of it or a part; on_graded hears of newly graded completions only. The
     engines must hold the initial policy. Log-probs come from the learner's forward pass, not the engine's, so that
     u = 1 at step 0. Raises InputError as soon as the chosen responses exceed reference.max_bytes.
     """
-    unfinished = UnfinishedStage(folder, prompts, identity, config.reference.prompts_per_chunk)
-    done = unfinished.claim()
+    graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
+    done = graded.claim()
     num_bytes = 0
-    for start, chunk in unfinished.chunks():
+    for start, chunk in graded.chunks():
         if start >= done:
-            unfinished.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, on_graded))
+            graded.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, on_graded))
         # Read back rather than kept: until all are there, one chunk is in memory.
-        for prompt, outcome in zip(chunk, unfinished.read(start), strict=True):
-            num_bytes += sum(sample_bytes(len(prompt.token_ids), len(ids)) for ids in outcome.responses)
+        for prompt, outcome in zip(chunk, graded.read(start), strict=True):
+            num_bytes += sum(sample_bytes(len(prompt.token_ids), len(ids)) for ids in _chosen(outcome, config))
         check_size(num_bytes, config.reference)
-    buffer = await _finish(config, unfinished, learner, identity)
+    buffer = await _finish(config, graded, learner, identity)
     buffer.save(folder)
-    unfinished.remove()
     return buffer
 
 
@@ -114,41 +114,37 @@ async def _sample_chunk(
     collected = await collect_groups(
         rollouts, rewards, chunk, config.reference.num_samples, seed=seed, on_graded=on_graded
     )
-    return [_outcome(group, config) for group in collected.groups]
+    return [_outcome(group) for group in collected.groups]
 
 
-def _outcome(group: RolloutGroup, config: Config) -> PromptOutcome:
-    near_perfect = group.num_correct >= config.reference.threshold
-    return PromptOutcome(
-        group.prompt.prompt_id,
-        group.num_correct,
-        sum(result.score is not None for result in group.results),
-        _choose_responses(group, config.reference.stored_per_prompt, config.seed) if near_perfect else [],
-    )
-
-
-def _choose_responses(group: RolloutGroup, count: int, seed: int) -> list[tuple[int, ...]]:
-    """`count` of the correct, complete responses, drawn by a seed of the prompt's own: order plays no part."""
+def _outcome(group: RolloutGroup) -> PromptOutcome:
     correct = [
         completion.token_ids
         for completion, result in zip(group.completions, group.results, strict=True)
         if result.score == 1.0 and not completion.truncated
     ]
-    order = np.random.default_rng(derive_seed(seed, "choice", group.prompt.prompt_id)).permutation(len(correct))
-    return [correct[i] for i in order[:count]]
+    num_graded = sum(result.score is not None for result in group.results)
+    return PromptOutcome(group.prompt.prompt_id, group.num_correct, num_graded, correct)
 
 
-async def _finish(
-    config: Config, unfinished: UnfinishedStage, learner: Learner, identity: Fingerprint
-) -> ReferenceBuffer:
+def _chosen(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
+    """The responses to store: of a near-perfect prompt some, drawn by a seed of its own; of another none."""
+    if outcome.num_correct < config.reference.threshold:
+        return []
+    rng = np.random.default_rng(derive_seed(config.seed, "choice", outcome.prompt_id))
+    order = rng.permutation(len(outcome.responses))
+    return [outcome.responses[i] for i in order[: config.reference.stored_per_prompt]]
+
+
+async def _finish(config: Config, graded: GradedResponses, learner: Learner, identity: Fingerprint) -> ReferenceBuffer:
     """Split by all chunks' counts, score all chosen responses."""
     num_correct: dict[str, int] = {}
     num_graded: dict[str, int] = {}
     chosen: list[tuple[Prompt, tuple[int, ...]]] = []
-    for start, chunk in unfinished.chunks():
-        for prompt, outcome in zip(chunk, unfinished.read(start), strict=True):
+    for start, chunk in graded.chunks():
+        for prompt, outcome in zip(chunk, graded.read(start), strict=True):
             num_correct[prompt.prompt_id], num_graded[prompt.prompt_id] = outcome.num_correct, outcome.num_graded
-            chosen += [(prompt, tuple(token_ids)) for token_ids in outcome.responses]
+            chosen += [(prompt, tuple(token_ids)) for token_ids in _chosen(outcome, config)]
     samples: list[ReferenceSample] = []
     for batch in _batches(chosen, SCORED_TOKENS_PER_CALL):
         scores = await learner.score([((*p.token_ids, *ids), len(p.token_ids)) for p, ids in batch])

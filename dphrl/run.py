@@ -17,7 +17,7 @@ from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore
-from dphrl.reference_stage import UnfinishedStage
+from dphrl.reference_stage import GradedResponses
 from dphrl.tracking import Tracker
 from dphrl.types import Prompt, RolloutGroup
 
@@ -81,7 +81,7 @@ async def prepare_reference(
             store, counts = await system.adopt_reference(buffer), buffer.counts()
             console.info(f"reference buffer reused from {folder}")
     if store is None:
-        num_done = _say_unfinished(config, prepared.prompts, identity, folder, console)
+        num_done = _say_sampled(config, prepared.prompts, identity, folder, console)
         total = (len(prepared.prompts) - num_done) * config.reference.num_samples
         with console.task("reference stage: completions of the initial policy", total) as advance:
             store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
@@ -89,18 +89,17 @@ async def prepare_reference(
     return store
 
 
-def _say_unfinished(
+def _say_sampled(
     config: Config, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, console: Console
 ) -> int:
-    """Tell whether an unfinished stage beside `folder` will be continued; returns the number of prompts it did."""
-    unfinished = UnfinishedStage(folder, prompts, identity, config.reference.prompts_per_chunk)
-    if changed := unfinished.changed():
-        console.info(
-            f"unfinished reference stage in {unfinished.folder} is not continued, starting over: "
-            f"{', '.join(changed)} changed"
-        )
-    num_done = unfinished.num_done()
-    if num_done:
+    """Tell whether graded responses beside `folder` will be used; returns the number of prompts they are of."""
+    graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
+    if changed := graded.changed():
+        console.info(f"graded responses in {graded.folder} are not used, starting over: {', '.join(changed)} changed")
+    num_done = graded.num_done()
+    if num_done == len(prompts):
+        console.info("reference stage: every prompt is sampled already, selecting from its graded responses")
+    elif num_done:
         console.info(f"reference stage: continuing, {num_done} of {len(prompts)} prompts done")
     return num_done
 

@@ -40,6 +40,7 @@ arms:
   grpo: {algorithm.divergence: none}
   dph-f: {algorithm.divergence: forward_kl}
   dph-js: {algorithm.divergence: js}
+  strict: {algorithm.divergence: js, reference.threshold: 2}
 quick: {seeds: [0], arms: [grpo]}
 """
 
@@ -55,12 +56,16 @@ def test_a_suite_in_pieces_adds_up_and_goes_on_where_it_stopped(
     suite.write_text(SUITE)
     done = run(suite, "--arms", "grpo,dph-f")
     assert done.exit_code == 0, done.output
-    done = run(suite, "--arms", "dph-js")
+    done = run(suite, "--arms", "dph-js,strict")
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "mine" / "results.json").read_text())
-    assert list(results["arms"]) == ["base", "grpo", "dph-f", "dph-js"], "results of the first piece are not lost"
+    assert list(results["arms"]) == ["base", "grpo", "dph-f", "dph-js", "strict"], (
+        "results of the first piece are not lost"
+    )
     assert {"in_domain", "out_of_domain"} == set(results["arms"]["dph-f"])
     assert "reference buffer reused" in done.output, "arms of a seed share it"
+    assert "reference is not reused: selection changed" in done.output
+    assert "selecting from its graded responses" in done.output, "another threshold samples nothing anew"
     assert "evaluating base" not in done.output, "and the base's evaluation"
     assert not (tmp_path / "mine" / "grpo-s0" / "reference").exists()
 
@@ -68,14 +73,14 @@ def test_a_suite_in_pieces_adds_up_and_goes_on_where_it_stopped(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["experiment", "mine.yaml", "--inline", "--run-dir", "."])
     assert done.exit_code == 0, done.output
-    assert "3 runs, 3 finished already" in done.output
+    assert "4 runs, 4 finished already" in done.output
     assert "step 1/1" not in done.output
 
     # Cut off in its last evaluation.
     (tmp_path / "mine" / "dph-f-s0" / "eval" / "step_1.json").write_text("[{")
     done = run(suite)
     assert done.exit_code == 0, done.output
-    assert "3 runs, 2 finished already" in done.output
+    assert "4 runs, 3 finished already" in done.output
     assert "resume: 1 steps done" in done.output
 
     done = run(suite, "learner.lr=0.5")

@@ -1,4 +1,7 @@
-"""The reference stage killed for real, half-way, and continued: nothing of it may differ from an uninterrupted one."""
+"""The reference stage killed for real, half-way, and continued: nothing of it may differ from an uninterrupted one.
+
+And its samples taken by another threshold.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,19 @@ def config_file(make_config: Any, tmp_path: Path) -> Path:
     return path
 
 
-def start_sampling(config_file: Path, run_name: str) -> subprocess.Popen[str]:
+def start_sampling(config_file: Path, run_name: str, *overrides: str) -> subprocess.Popen[str]:
     # One thread: sums in another order would be another process's rounding, which is not what is asked here.
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli", "sample", str(config_file), f"run_name={run_name}", "--inline"],
+        [
+            sys.executable,
+            "-m",
+            "cluster.cli",
+            "sample",
+            str(config_file),
+            f"run_name={run_name}",
+            "--inline",
+            *overrides,
+        ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -45,8 +57,8 @@ def start_sampling(config_file: Path, run_name: str) -> subprocess.Popen[str]:
     )
 
 
-def sample_to_the_end(config_file: Path, run_name: str) -> str:
-    process = start_sampling(config_file, run_name)
+def sample_to_the_end(config_file: Path, run_name: str, *overrides: str) -> str:
+    process = start_sampling(config_file, run_name, *overrides)
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, out
     return out
@@ -54,17 +66,17 @@ def sample_to_the_end(config_file: Path, run_name: str) -> str:
 
 def kill_half_way(config_file: Path, run_name: str) -> int:
     """SIGKILL as soon as a chunk is on disk; returns the number of chunks that are."""
-    partial = config_file.parent / run_name / "reference.partial"
+    graded = config_file.parent / run_name / "reference.graded"
     process = start_sampling(config_file, run_name)
     try:
         until = time.monotonic() + DEADLINE_S
-        while process.poll() is None and time.monotonic() < until and not list(partial.glob("chunk_*.parquet")):
+        while process.poll() is None and time.monotonic() < until and not list(graded.glob("chunk_*.parquet")):
             time.sleep(0.005)
     finally:
         process.kill()
         out, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, f"it ended by itself before it could be killed: {out}"
-    return len(list(partial.glob("chunk_*.parquet")))
+    return len(list(graded.glob("chunk_*.parquet")))
 
 
 def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> None:
@@ -92,4 +104,11 @@ def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> Non
         json.loads((folder / name / "reference" / "manifest.json").read_text()) for name in ("killed", "whole")
     ]
     assert manifests[0] == manifests[1]
-    assert not list(folder.glob("*/reference.*")), "neither leaves anything but its buffer"
+    assert [p.name for p in folder.glob("*/reference.*")] == ["reference.graded"] * 2
+
+    out = sample_to_the_end(config_file, "killed", "reference.threshold=4")
+    assert "selecting from its graded responses" in out
+    narrower = ReferenceBuffer.load(folder / "killed" / "reference")
+    assert narrower.num_correct == whole.num_correct
+    assert set(narrower.split.near_perfect) == {i for i, correct in whole.num_correct.items() if correct >= 4}
+    assert {s.prompt_id for s in narrower.samples} < {s.prompt_id for s in whole.samples}

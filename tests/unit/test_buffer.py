@@ -17,7 +17,7 @@ from dphrl.buffer import ReferenceBuffer, changed_parts, fingerprint, hash_model
 from dphrl.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.config_loading import InputError
 from dphrl.console import Console
-from dphrl.reference_stage import UnfinishedStage, fill_reference
+from dphrl.reference_stage import GradedResponses, fill_reference
 from dphrl.run import prepare_reference
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
@@ -145,7 +145,6 @@ def test_a_killed_stage_continues_after_its_last_whole_chunk(make_config: Any, t
     whole = ScriptedRollouts()
     assert continued == fill(config, rollouts=whole)
     assert rest.requests.items() <= whole.requests.items(), "the same seeds for the same chunks"
-    assert [p.name for p in tmp_path.iterdir()] == ["reference"]
 
 
 def test_a_stage_killed_while_the_learner_scores_samples_nothing_again(make_config: Any, tmp_path: Path) -> None:
@@ -174,20 +173,20 @@ def test_chunks_of_another_identity_are_not_continued(
 ) -> None:
     folder = tmp_path / "reference"
     fill_until("p5", make_config(reference=IN_PAIRS), folder)
-    assert UnfinishedStage(folder, make_prompts(6), {"model": "1", "data": "1"}, 2).num_done() == 4
-    unfinished = UnfinishedStage(folder, make_prompts(6), identity, prompts_per_chunk)
-    assert (unfinished.changed(), unfinished.num_done()) == (reasons, 0)
+    assert GradedResponses(folder, make_prompts(6), {"model": "1", "data": "1"}, 2).num_done() == 4
+    graded = GradedResponses(folder, make_prompts(6), identity, prompts_per_chunk)
+    assert (graded.changed(), graded.num_done()) == (reasons, 0)
     config = make_config(reference=IN_PAIRS | {"prompts_per_chunk": prompts_per_chunk})
     rollouts = fill_until("p0", config, folder, identity=identity)
     assert len(rollouts.requests) == 1
-    assert [p.name for p in unfinished.folder.iterdir()] == ["identity.json"], "the other's chunks are gone"
+    assert [p.name for p in graded.folder.iterdir()] == ["identity.json"], "the other's chunks are gone"
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_only_whole_chunks_up_to_the_first_gap_are_trusted(make_config: Any, tmp_path: Path, damage: str) -> None:
     config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
     fill_until("p5", config, folder)
-    first = tmp_path / "reference.partial" / "chunk_00000000.parquet"
+    first = tmp_path / "reference.graded" / "chunk_00000000.parquet"
     if damage == "cut":
         first.write_bytes(first.read_bytes()[:-20])
     else:
@@ -206,6 +205,23 @@ def test_a_buffer_over_its_bound_names_the_remedy_and_keeps_what_is_sampled(make
     rest = ScriptedRollouts()
     buffer = fill(make_config(reference=IN_PAIRS | {"max_bytes": 168}), folder=folder, rollouts=rest)
     assert (buffer.num_bytes, rest.requests) == (168, {})
+
+
+@pytest.mark.parametrize(
+    "selection", [{"threshold": 1}, {"threshold": 4}, {"stored_per_prompt": 4}, {"all_wrong": "drop"}]
+)
+def test_another_selection_takes_from_what_is_sampled(
+    make_config: Any, tmp_path: Path, selection: dict[str, Any]
+) -> None:
+    before, after = make_config(reference=IN_PAIRS), make_config(reference=IN_PAIRS | selection)
+    folder, rest = tmp_path / "reference", ScriptedRollouts()
+    first = fill(before, folder=folder, identity={"model": "1", "selection": "1"})
+    identity = {"model": "1", "selection": "2"}
+    second = fill(after, folder=folder, rollouts=rest, identity=identity)
+    assert rest.requests == {}
+    assert second == fill(after, identity=identity)
+    assert ReferenceBuffer.load(folder).split == second.split
+    assert (second.split, second.samples) != (first.split, first.samples)
 
 
 def test_the_learner_scores_in_bounded_batches(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +263,7 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
         return capsys.readouterr().out
 
     assert "starting over" not in run("p3")
-    assert "reference.partial is not continued, starting over: sampling changed" in run("p4", seed=1)
+    assert "reference.graded are not used, starting over: sampling changed" in run("p4", seed=1)
     out = run(seed=1)
     assert "reference stage: continuing, 4 of 6 prompts done" in out
     assert "initial policy  8/8 (100 %)" in out, "progress is of what was left"
@@ -255,7 +271,11 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
     assert "reference buffer reused" in run(seed=1, reference=IN_PAIRS | {"prompts_per_chunk": 6})
     with pytest.raises(InputError, match=r"reference\.max_bytes=1:"):
         run(seed=1, reference=IN_PAIRS | {"max_bytes": 1})
-    assert "reference is not reused: sampling changed" in run(seed=2)
+    out = run(seed=1, reference=IN_PAIRS | {"threshold": 4})
+    assert "reference is not reused: selection changed" in out
+    assert "every prompt is sampled already, selecting from its graded responses" in out
+    assert "2 near-perfect prompts (>= 4 of 4 correct)" in out
+    assert "reference is not reused: sampling, selection changed" in run(seed=2)
 
 
 def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: Any) -> None:
@@ -272,6 +292,9 @@ def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: An
         ({}, []),
         ({"learner": {"lr": 0.5}, "run_name": "other"}, []),
         ({"reference": {"num_samples": 5}}, ["sampling"]),
+        ({"reference": {"threshold": 2}}, ["selection"]),
+        ({"reference": {"stored_per_prompt": 3}}, ["selection"]),
+        ({"reference": {"all_wrong": "drop"}}, ["selection"]),
         ({"rollout": {"temperature": 0.9}}, ["sampling"]),
         ({"seed": 1}, ["sampling"]),
         ({"reward": {"timeout_s": 3.0}}, ["reward"]),
