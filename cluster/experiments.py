@@ -52,7 +52,9 @@ def run_experiment(
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
-        _run_apart(source, missing, run_dir, overrides, num_parallel, inline=inline)
+        # The first run of a seed goes ahead of the others: it should leave a reference buffer, if any of them has one.
+        ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_samples)
+        _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
     else:
         quiet_libraries()
         with _Systems(inline=inline) as systems:

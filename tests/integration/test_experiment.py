@@ -88,6 +88,24 @@ def test_a_suite_in_pieces_adds_up_and_goes_on_where_it_stopped(
     assert "holds a run of another configuration" in done.output
 
 
+def test_parallel_runs_share_what_the_first_of_a_seed_leaves(tmp_path: Path, tiny_dir: str) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE)
+    done = run(suite, "--arms", "grpo,dph-f,dph-js", "--parallel", "2")
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert list(results["arms"]) == ["base", "grpo", "dph-f", "dph-js"]
+    logs = {arm: (tmp_path / "mine" / f"{arm}-s0" / "run.log").read_text() for arm in results["arms"] if arm != "base"}
+    assert "reference stage: completions" in logs["dph-f"], "plain GRPO has no buffer to leave, so it is not the first"
+    assert "reference buffer reused" in logs["dph-js"]
+    assert [arm for arm, log in logs.items() if "evaluating base" in log] == ["dph-f"]
+
+    done = run(suite, "--arms", "dph-f,dph-js", "--seeds", "3", "--parallel", "2", "reference.max_bytes=1")
+    assert done.exit_code == 1
+    assert "2 of 2 runs failed; the first: dph-f-s3:" in done.output
+    assert "reference.max_bytes=1: the samples to rehearse take" in done.output
+
+
 def test_deterministic_runs_give_the_same_figures_on_engines_that_went_before(tmp_path: Path, tiny_dir: str) -> None:
     suite = tmp_path / "mine.yaml"
     twice = (
