@@ -73,7 +73,8 @@ class RolloutConfig(Section):
 class ReferenceConfig(Section):
     # K responses of the initial policy per training prompt, once.
     num_samples: PositiveInt = 8
-    # At least this many of K correct makes a prompt near-perfect (D_pef).
+    # At least this many of K correct makes a prompt near-perfect (D_pef). Changing this, or the next, samples nothing
+    # anew.
     threshold: PositiveInt = 7
     # m correct responses stored per near-perfect prompt.
     stored_per_prompt: PositiveInt = 1

@@ -116,7 +116,8 @@ def _say_split(config: Config, counts: Mapping[str, float], console: Console) ->
     if not counts["num_stored_samples"]:
         console.info(
             "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and "
-            f"this run is plain RLVR. Lower reference.threshold={reference.threshold} or start from a stronger model"
+            f"this run is plain RLVR. Lower reference.threshold={reference.threshold} (samples nothing anew), or start "
+            "from a stronger model"
         )
     if not counts["num_exploration"]:
         console.info(
