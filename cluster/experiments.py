@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrid
 def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console) -> None:
     folder = config.folder
     siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
-    _share(folder, siblings, with_reference=config.uses_reference_samples)
+    share(folder, siblings, with_reference=config.uses_reference_samples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
     prepared = prepare(config, console)
@@ -166,18 +167,23 @@ def _check_same_config(config: Config) -> None:
         )
 
 
-def _share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> None:
-    """Give a fresh run the base evaluation and the reference buffer of one with the same seed. The run itself checks
-    by fingerprint whether they are what it would have made."""
+def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> None:
+    """Give a fresh run the base evaluation and the reference buffer of one with the same seed.
+
+    The run itself checks by fingerprint whether they are what it would have made. Siblings may be at work, at this too.
+    """
+    # Where there is a buffer, what it was selected from is whole, and was copied before it.
     shared = {"eval": "eval/.base-identity"}
     if with_reference:
-        shared |= dict.fromkeys(("reference", "reference.graded"), "reference/manifest.json")
+        shared |= dict.fromkeys(("reference.graded", "reference"), "reference/manifest.json")
     for sibling in siblings:
         for name, complete in shared.items():
             ours, theirs = folder / name, sibling / name
-            if not ours.exists() and (sibling / complete).is_file():
-                ignore = shutil.ignore_patterns("step_*.json", "*.partial")
-                shutil.copytree(theirs, ours, ignore=ignore)
+            if not ours.exists() and theirs.is_dir() and (sibling / complete).is_file():
+                staging = folder / f".{name}.partial"
+                shutil.rmtree(staging, ignore_errors=True)
+                shutil.copytree(theirs, staging, ignore=shutil.ignore_patterns("step_*.json", "*.partial"))
+                os.replace(staging, ours)
 
 
 def _run_apart(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.experiments import share
 from dphrl.config_loading import InputError, list_presets
 from dphrl.experiment import choose_runs, kind_of, list_suites, load_suite
 
@@ -117,6 +119,35 @@ def test_arms_are_told_apart_by_what_they_do_for_diversity() -> None:
     kinds = {arm: kind_of(suite.config(arm, 0, "runs")) for arm in suite.arms}
     rehearsing = dict.fromkeys(["alpha-0.5", "dph-f", "dph-js"], "rehearsing")
     assert kinds == {"grpo": "plain", "dapo": "plain", "rkl": "penalised", **rehearsing}
+
+
+def test_runs_of_a_seed_share_what_is_whole(tmp_path: Path) -> None:
+    done, unfinished, fresh = tmp_path / "done", tmp_path / "unfinished", tmp_path / "fresh"
+    of_done = "eval/.base-identity", "eval/base.json", "eval/step_9.json", "eval/x.partial/c", "reference/manifest.json"
+    for path in (*(done / name for name in of_done), unfinished / "reference.graded" / "identity.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def shared(siblings: list[Path], *, with_reference: bool) -> list[str]:
+        shutil.rmtree(fresh, ignore_errors=True)
+        share(fresh, siblings, with_reference=with_reference)
+        return sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
+
+    of_base = ["eval/.base-identity", "eval/base.json"]
+    assert shared([unfinished, tmp_path / "absent"], with_reference=True) == []
+    assert shared([unfinished, done], with_reference=False) == of_base
+    assert shared([unfinished, done], with_reference=True) == [*of_base, "reference/manifest.json"]
+    (done / "reference.graded").mkdir()
+    (done / "reference.graded" / "identity.json").write_text("")
+    everything = [*of_base, "reference.graded/identity.json", "reference/manifest.json"]
+    assert shared([unfinished, done], with_reference=True) == everything
+    # Killed between the two, and what it has is kept.
+    (fresh / "eval" / "base.json").write_text("mine")
+    shutil.rmtree(fresh / "reference")
+    (fresh / ".reference.partial").mkdir()
+    share(fresh, [done], with_reference=True)
+    assert (fresh / "eval" / "base.json").read_text() == "mine"
+    assert sorted(path.name for path in fresh.iterdir()) == ["eval", "reference", "reference.graded"]
 
 
 def test_the_quick_part_uses_no_seed_of_the_results() -> None:
