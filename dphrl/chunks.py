@@ -83,10 +83,6 @@ class ChunkFolder:
         rows: list[dict[str, Any]] = pq.read_table(self._path(start), schema=self._schema).to_pylist()
         return rows
 
-    def remove(self) -> None:
-        """What the chunks were for is in place, and they have served."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _path(self, start: int) -> Path:
         return self.folder / f"chunk_{start:08d}.parquet"
 

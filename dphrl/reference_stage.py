@@ -86,17 +86,25 @@ async def fill_reference(
     engines must hold the initial policy. Log-probs come from the learner's forward pass, not the engine's, so that
     u = 1 at step 0. Raises InputError as soon as the chosen responses exceed reference.max_bytes.
     """
-    graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
+    reference = config.reference
+    graded = GradedResponses(folder, prompts, identity, reference.prompts_per_chunk)
     done = graded.claim()
+    num_correct: dict[str, int] = {}
+    num_graded: dict[str, int] = {}
+    chosen: list[tuple[Prompt, tuple[int, ...]]] = []
     num_bytes = 0
     for start, chunk in graded.chunks():
         if start >= done:
             graded.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, on_graded))
-        # Read back rather than kept: until all are there, one chunk is in memory.
         for prompt, outcome in zip(chunk, graded.read(start), strict=True):
-            num_bytes += sum(sample_bytes(len(prompt.token_ids), len(ids)) for ids in _chosen(outcome, config))
-        check_size(num_bytes, config.reference)
-    buffer = await _finish(config, graded, learner, identity)
+            num_correct[prompt.prompt_id], num_graded[prompt.prompt_id] = outcome.num_correct, outcome.num_graded
+            for token_ids in _chosen(outcome, config):
+                chosen.append((prompt, tuple(token_ids)))
+                num_bytes += sample_bytes(len(prompt.token_ids), len(token_ids))
+        check_size(num_bytes, reference)
+    split = split_prompts(num_correct, threshold=reference.threshold, all_wrong=reference.all_wrong)
+    samples = await _score(chosen, learner)
+    buffer = ReferenceBuffer(split, num_correct, num_graded, samples, identity, config.seed)
     buffer.save(folder)
     return buffer
 
@@ -136,15 +144,8 @@ def _chosen(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
     return [outcome.responses[i] for i in order[: config.reference.stored_per_prompt]]
 
 
-async def _finish(config: Config, graded: GradedResponses, learner: Learner, identity: Fingerprint) -> ReferenceBuffer:
-    """Split by all chunks' counts, score all chosen responses."""
-    num_correct: dict[str, int] = {}
-    num_graded: dict[str, int] = {}
-    chosen: list[tuple[Prompt, tuple[int, ...]]] = []
-    for start, chunk in graded.chunks():
-        for prompt, outcome in zip(chunk, graded.read(start), strict=True):
-            num_correct[prompt.prompt_id], num_graded[prompt.prompt_id] = outcome.num_correct, outcome.num_graded
-            chosen += [(prompt, tuple(token_ids)) for token_ids in _chosen(outcome, config)]
+async def _score(chosen: Sequence[tuple[Prompt, tuple[int, ...]]], learner: Learner) -> list[ReferenceSample]:
+    """The chosen responses with the learner's log-probs."""
     samples: list[ReferenceSample] = []
     for batch in _batches(chosen, SCORED_TOKENS_PER_CALL):
         scores = await learner.score([((*p.token_ids, *ids), len(p.token_ids)) for p, ids in batch])
@@ -152,8 +153,7 @@ async def _finish(config: Config, graded: GradedResponses, learner: Learner, ide
             ReferenceSample(prompt.prompt_id, prompt.token_ids, token_ids, logprobs)
             for (prompt, token_ids), logprobs in zip(batch, scores, strict=True)
         ]
-    split = split_prompts(num_correct, threshold=config.reference.threshold, all_wrong=config.reference.all_wrong)
-    return ReferenceBuffer(split, num_correct, num_graded, samples, identity, config.seed)
+    return samples
 
 
 def _batches(

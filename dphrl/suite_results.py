@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -249,17 +250,24 @@ def claims(results: Results) -> list[dict[str, Any]]:
     top, found = f"pass@{k}", []
 
     def claim(
-        arm: str, domain: str, words: str, bound: float, combine: Callable[..., float], *keys: tuple[str, str]
+        arm: str,
+        domain: str,
+        words: str,
+        bound: float,
+        combine: Callable[..., float],
+        *keys: tuple[str, str],
+        is_met: Callable[[float, float], bool] = operator.ge,
     ) -> None:
         value = compared(results, arm, domain, combine, *keys)
         if value:
-            # Level is "not below", and neither "above" nor "more"; one seed has no interval, and is never sure.
-            holds = value["mean"] >= bound if words.startswith("not below") else value["mean"] > bound
-            verdict = {"holds": holds, "is_sure": "predict_low" in value and value["low"] > bound}
+            # One seed has no interval over seeds, and is never sure.
+            is_sure = "predict_low" in value and value["low"] > bound
+            verdict = {"holds": is_met(value["mean"], bound), "is_sure": is_sure}
             found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **verdict})
 
-    def less(a: float, b: float) -> float:
-        return a - b
+    def differs(arm: str, domain: str, words: str, more: tuple[str, str], less: tuple[str, str]) -> None:
+        # Level is neither above nor below.
+        claim(arm, domain, words, 0.0, operator.sub, more, less, is_met=operator.gt)
 
     def share(a: float, b: float, c: float) -> float:
         # Of nothing there is no share, nor of a way that leads down: where GRPO is above the base it lost nothing.
@@ -269,22 +277,23 @@ def claims(results: Results) -> list[dict[str, Any]]:
     for arm, kind in kinds.items():
         for domain in (d for d in DOMAINS if d in results["arms"][arm]):
             if kind != REHEARSING:
-                claim(arm, domain, f"below the base at Pass@{k} by", 0.0, less, (base, top), (own, top))
+                differs(arm, domain, f"below the base at Pass@{k} by", (base, top), (own, top))
                 if domain == DOMAINS[0]:
-                    claim(arm, domain, "above the base at Pass@1 by", 0.0, less, (own, "pass@1"), (base, "pass@1"))
+                    differs(arm, domain, "above the base at Pass@1 by", (own, "pass@1"), (base, "pass@1"))
                 continue
             for other in (name for name in kinds if kinds[name] != REHEARSING):
-                words = f"above {other} at Pass@{k} by"
-                claim(arm, domain, words, 0.0, less, (own, top), (other, top))
+                differs(arm, domain, f"above {other} at Pass@{k} by", (own, top), (other, top))
             for other in (name for name in kinds if kinds[name] != REHEARSING):
-                claim(arm, domain, f"keeps more than {other} by", 0.0, less, (own, "retention"), (other, "retention"))
+                differs(arm, domain, f"keeps more than {other} by", (own, "retention"), (other, "retention"))
             words = f"share of the way from GRPO to the base at Pass@{k}"
             claim(arm, domain, words, 0.6, share, (own, top), (grpo, top), (base, top))
             if domain == DOMAINS[0]:
                 words = "share of GRPO's gain at Pass@1"
                 claim(arm, domain, words, 0.85, share, (own, "pass@1"), (base, "pass@1"), (grpo, "pass@1"))
-            claim(arm, domain, f"not below the base at Pass@{k}: difference", 0.0, less, (own, top), (base, top))
-            claim(arm, domain, "not below GRPO at Pass@1: difference", 0.0, less, (own, "pass@1"), (grpo, "pass@1"))
+            words = f"not below the base at Pass@{k}: difference"
+            claim(arm, domain, words, 0.0, operator.sub, (own, top), (base, top))
+            words = "not below GRPO at Pass@1: difference"
+            claim(arm, domain, words, 0.0, operator.sub, (own, "pass@1"), (grpo, "pass@1"))
     return found
 
 
