@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli_cluster import add_cluster_commands
-from cluster.cli_support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
+from cluster.cli.remote import add_cluster_commands
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
 
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")

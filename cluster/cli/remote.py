@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cluster.cli_support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient
