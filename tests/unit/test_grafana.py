@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.prometheus import FAMILIES, RAY_PREFIX, Family
-from cluster import grafana
+from cluster.dashboards import grafana
 
 # What Prometheus stores for a family of each kind.
 SERIES = {"gauge": [""], "counter": [""], "histogram": ["_bucket", "_sum", "_count"]}
@@ -34,7 +34,7 @@ def series_in(expression: str) -> set[str]:
 
 def test_the_committed_file_is_the_generated_one() -> None:
     text = grafana.DASHBOARD.read_text(encoding="utf-8")
-    assert text == grafana.render(), "run: python -m cluster.grafana"
+    assert text == grafana.render(), "run: python -m cluster.dashboards.grafana"
 
 
 def test_every_query_names_what_is_exported(dashboard: dict[str, Any]) -> None:

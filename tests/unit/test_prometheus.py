@@ -94,7 +94,7 @@ def test_entries_are_those_of_metrics_jsonl() -> None:
 def test_all_that_every_step_has_is_exported() -> None:
     required = [metric.name for metric in BY_NAME.values() if metric.required]
     missing = [name for name in required if not actors.prometheus._families_of(name)]
-    assert missing == [], "add them to FAMILIES and to the rows of cluster.grafana"
+    assert missing == [], "add them to FAMILIES and to the rows of cluster.dashboards.grafana"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The Grafana dashboard of a run, made from the families that actors.prometheus exports.
 
-`python -m cluster.grafana` writes cluster/dashboards/dphrl.json; a test keeps the two equal. Import that file into
+`python -m cluster.dashboards.grafana` writes cluster/dashboards/dphrl.json; a test keeps the two equal. Import that file into
 Grafana, or provision it, beside a Prometheus that scrapes the Ray cluster.
 """
 

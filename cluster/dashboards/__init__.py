@@ -1,0 +1,1 @@
+"""The Grafana dashboard of the program's metrics, made from the table of metrics."""
