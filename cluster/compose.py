@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cluster.placement import Node, PlacementError, plan_bundles, plan_placement
+from cluster.planning.placement import Node, PlacementError, plan_bundles, plan_placement
 from cluster.render import (
     CONFIG_PATH,
     DASHBOARD_PORT,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.placement import Node, PlacementError, plan_bundles, plan_placement
+from cluster.planning.placement import Node, PlacementError, plan_bundles, plan_placement
 from cluster.render import (
     CONFIG_PATH,
     DASHBOARD_PORT,

@@ -23,8 +23,8 @@ from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout import RolloutEngine
 from actors.waiting import within
-from cluster.placement import Bundle
-from cluster.ray_placement import place_on_cluster
+from cluster.planning.placement import Bundle
+from cluster.planning.ray_placement import place_on_cluster
 from dphrl.buffer import ReferenceBuffer
 from dphrl.config import Config
 from dphrl.config_loading import InputError

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cluster.placement import Node, PlacementError, num_nodes_needed, plan_bundles
+from cluster.planning.placement import Node, PlacementError, num_nodes_needed, plan_bundles
 from dphrl.config import Config
 from dphrl.config_loading import InputError
 

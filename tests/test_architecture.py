@@ -270,7 +270,7 @@ def test_an_import_along_the_direction_is_not(tmp_path: Path, name: str, text: s
 
 
 def test_actors_importing_cluster_is_caught(tmp_path: Path) -> None:
-    assert import_direction(write(tmp_path, "actors/x.py", "from cluster import placement"), tmp_path)
+    assert import_direction(write(tmp_path, "actors/x.py", "from cluster.planning import placement"), tmp_path)
 
 
 @pytest.mark.parametrize(("lines", "caught"), [(MAX_FILE_LINES, False), (MAX_FILE_LINES + 1, True)])

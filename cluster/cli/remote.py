@@ -101,7 +101,7 @@ def plan(
     ] = None,
 ) -> None:
     with exit_status() as run:
-        from cluster.suite_plan import describe_suite, is_suite
+        from cluster.planning.suites import describe_suite, is_suite
 
         if is_suite(config):
             if as_yaml or simulate or tokens_per_s or measured:
@@ -117,8 +117,8 @@ def plan(
 
             typer.echo(config_to_yaml(loaded), nl=False)
             return
-        from cluster.capacity import given_speed, measured_speed
-        from cluster.plan import describe_plan, parse_cluster
+        from cluster.planning.capacity import given_speed, measured_speed
+        from cluster.planning.describe import describe_plan, parse_cluster
 
         speed = given_speed(loaded, tokens_per_s) if tokens_per_s else measured_speed(measured) if measured else None
         typer.echo(describe_plan(loaded, parse_cluster(simulate) if simulate else None, speed))

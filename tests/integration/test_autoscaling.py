@@ -51,7 +51,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 PLACE = """
 import sys, time, ray
 from ray.util.placement_group import remove_placement_group
-from cluster.ray_placement import cluster_nodes, place_on_cluster
+from cluster.planning.ray_placement import cluster_nodes, place_on_cluster
 from dphrl.config_loading import InputError, load_config
 
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)

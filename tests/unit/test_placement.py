@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.placement import (
+from cluster.planning.placement import (
     Bundle,
     Node,
     PlacementError,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cluster.capacity import (
+from cluster.cli import app
+from cluster.planning.capacity import (
     GIB,
     KNOWN_SHAPES,
     ModelShape,
@@ -24,8 +25,7 @@ from cluster.capacity import (
     shape_of,
     step_time,
 )
-from cluster.cli import app
-from cluster.plan import describe_plan, parse_cluster
+from cluster.planning.describe import describe_plan, parse_cluster
 from dphrl.config_loading import InputError, config_to_yaml, load_config
 
 PAPER = "paper/sql-dph-js"

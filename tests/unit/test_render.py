@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cluster.kubernetes import RAY_VERSION, worker_groups
-from cluster.placement import Node, plan_placement
+from cluster.planning.placement import Node, plan_placement
 from cluster.render import KINDS, MAX_NAME_CHARS, RenderOptions, object_name, render
 from dphrl.config import Config
 from dphrl.config_loading import InputError, list_presets, load_config

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.placement import plan_bundles
-from cluster.suite_plan import describe_suite, is_suite
+from cluster.planning.placement import plan_bundles
+from cluster.planning.suites import describe_suite, is_suite
 from dphrl.config import Config
 from dphrl.config_loading import list_presets, load_config
 from dphrl.experiment import list_suites, load_suite

@@ -10,7 +10,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cluster.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
+from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
 from dphrl.config import Config
 from dphrl.config_loading import InputError
 

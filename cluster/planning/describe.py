@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.capacity import (
+from cluster.planning.capacity import (
     GIB,
     HEADROOM,
     Memory,
@@ -18,7 +18,7 @@ from cluster.capacity import (
     model_shape,
     step_time,
 )
-from cluster.placement import Bundle, Node, PlacementError, plan_placement
+from cluster.planning.placement import Bundle, Node, PlacementError, plan_placement
 from dphrl.config import Config
 from dphrl.config_loading import InputError
 from dphrl.console import format_table

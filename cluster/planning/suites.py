@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.placement import plan_bundles
-from cluster.plan import describe_plan
+from cluster.planning.describe import describe_plan
+from cluster.planning.placement import plan_bundles
 from dphrl.config import Config
 from dphrl.config_loading import ConfigError, list_presets, parse_yaml
 from dphrl.console import format_table
