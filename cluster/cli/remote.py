@@ -221,7 +221,7 @@ def render(
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
-        import cluster.render as rendering
+        import cluster.render.nodes as rendering
 
         options = rendering.RenderOptions(
             image=image,

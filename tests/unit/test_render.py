@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.kubernetes import RAY_VERSION, worker_groups
 from cluster.planning.placement import Node, plan_placement
-from cluster.render import KINDS, MAX_NAME_CHARS, RenderOptions, object_name, render
+from cluster.render.kubernetes import RAY_VERSION, worker_groups
+from cluster.render.nodes import KINDS, MAX_NAME_CHARS, RenderOptions, object_name, render
 from dphrl.config import Config
 from dphrl.config_loading import InputError, list_presets, load_config
 from tests.unit.render_schemas import COMPOSE, KUBERNETES

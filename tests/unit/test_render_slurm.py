@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.render import RenderOptions, render
+from cluster.render.nodes import RenderOptions, render
 from dphrl.config_loading import config_to_yaml, load_config
 
 # What a shell, a template or a here-document could stumble over.

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from cluster.planning.placement import Node, PlacementError, plan_bundles, plan_placement
-from cluster.render import (
+from cluster.render.nodes import (
     CONFIG_PATH,
     DASHBOARD_PORT,
     HEALTH_PATH,

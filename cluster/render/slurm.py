@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from cluster.render import RenderOptions, as_comments, made_by, node_shape, nodes_for, object_name, with_settings
+from cluster.render.nodes import RenderOptions, as_comments, made_by, node_shape, nodes_for, object_name, with_settings
 from dphrl.config import Config
 from dphrl.config_loading import config_to_yaml
 

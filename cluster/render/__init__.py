@@ -1,0 +1,1 @@
+"""Files that start a run elsewhere: Kubernetes, Slurm, Docker Compose. Text in, text out."""
