@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.weight_sync import PackedTensor, packed_chunks
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.data.batching import MicroBatch
 from dphrl.models import load_tokenizer
 from dphrl.policy import PolicyModel, dtype_name, load_policy, load_reference

@@ -14,7 +14,7 @@ import ray
 from actors.engine_load import EngineLoad
 from actors.waiting import Actor, within
 from dphrl.algo.partition import Split
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import Learner
 from dphrl.types import Completion, Prompt, ReferenceSample, TrainBatch

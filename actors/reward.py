@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import ray
 
-from dphrl.config_data import RewardConfig
+from dphrl.config.data import RewardConfig
 from dphrl.rewards.base import build_grader
 from dphrl.structured_log import install_json_log
 from dphrl.types import RewardResult

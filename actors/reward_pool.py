@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import ray
 
 from actors.waiting import Actor, within
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 # For a reward worker to start again, or to notice that an item is over time itself.

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from actors.weight_sync import PackedTensor
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.policy import dtype_name
 from dphrl.structured_log import install_json_log

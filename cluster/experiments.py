@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import open_system, quiet_libraries, train_on
-from dphrl.config import Config
-from dphrl.config_loading import InputError, load_config
+from dphrl.config.loading import InputError, load_config
+from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.experiment import Suite, committed_results, kind_of, load_suite, read_run
 from dphrl.prepare import prepare

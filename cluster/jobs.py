@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dphrl.config_loading import InputError, list_presets, load_config
+from dphrl.config.loading import InputError, list_presets, load_config
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Where a client of Ray Jobs looks, before it looks at what it was told.

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from dphrl.config import Config
-from dphrl.config_loading import InputError, dump_config
+from dphrl.config.loading import InputError, dump_config
+from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.algo.partition import Split
-from dphrl.config import Config, ReferenceConfig
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config, ReferenceConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.types import Prompt, ReferenceSample
 

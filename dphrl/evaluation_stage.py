@@ -17,7 +17,7 @@ import pyarrow as pa
 from dphrl.buffer import Fingerprint, fingerprint, hash_value
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import count_groups, describe_samples, summarize

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dphrl.buffer import ReferenceBuffer
-from dphrl.config import Config
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 from dphrl.data.batching import MicroBatch
 from dphrl.data.schedule import derive_seed
 from dphrl.loop import Parts

@@ -16,7 +16,7 @@ from typing import Protocol
 from dphrl.algo.advantages import group_advantages, overlong_penalty
 from dphrl.algo.reduce import row_weights
 from dphrl.collect import Collected, collect_groups
-from dphrl.config import Config, LearnerConfig
+from dphrl.config.schema import Config, LearnerConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
 from dphrl.structured_log import current_step

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dphrl.algo.logprobs import token_logprobs
-from dphrl.config import Config, ModelConfig
+from dphrl.config.schema import Config, ModelConfig
 from dphrl.data.batching import MicroBatch
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dphrl.config import Config
-from dphrl.config_data import DatasetConfig
-from dphrl.config_loading import InputError
+from dphrl.config.data import DatasetConfig
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.data.chat import build_prompts
 from dphrl.data.loading import load_problems

@@ -19,7 +19,7 @@ from dphrl.algo.partition import split_prompts
 from dphrl.buffer import SELECTION, Fingerprint, ReferenceBuffer, check_size, sample_bytes
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
-from dphrl.config import Config
+from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import Learner, RewardPool, RolloutPool
 from dphrl.types import Prompt, ReferenceSample, RolloutGroup

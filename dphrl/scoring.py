@@ -17,8 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO
 
-from dphrl.config_data import RewardConfig
-from dphrl.config_loading import InputError
+from dphrl.config.data import RewardConfig
+from dphrl.config.loading import InputError
 from dphrl.console import Console
 from dphrl.rewards.base import Grader, build_grader
 from dphrl.types import RewardResult, RewardStatus

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 
 log = logging.getLogger(__name__)
 

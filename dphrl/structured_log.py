@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO
 
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.tracking import OWN_PACKAGES
 
 ENVIRONMENT = "DPHRL_LOG"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.console import Console
 from dphrl.evaluation import pass_curve
 from dphrl.experiment import committed_results

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, Metrics, PolicyLossSettings, hybrid_loss
-from dphrl.config import Config
-from dphrl.config_algorithm import import_plugins
+from dphrl.config.algorithm import import_plugins
+from dphrl.config.schema import Config
 from dphrl.data.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
 from dphrl.policy import use_packing
 from dphrl.types import RowKind, TrainBatch, TrainRow

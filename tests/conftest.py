@@ -43,7 +43,7 @@ def tokenizer(tiny_dir: str) -> Any:
 @pytest.fixture(scope="session")
 def make_config(tiny_dir: str) -> ConfigFactory:
     """A small configuration on the embedded task; keyword arguments are sections to change."""
-    from dphrl.config import Config
+    from dphrl.config.schema import Config
 
     def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         nested = {k: merge(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}

@@ -164,7 +164,7 @@ def score(
             raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
         if kind == "sql" and extraction == "boxed":
             raise run.refuse("--extraction boxed is for math; leave it out")
-        from dphrl.config_data import RewardConfig
+        from dphrl.config.data import RewardConfig
         from dphrl.scoring import score_file
 
         name = {"math": "math_answer", "sql": "sql_execution"}[kind]
@@ -293,7 +293,7 @@ def doctor(
 @app.command(short_help="List the presets.")
 def presets() -> None:
     """List the configurations that come with dphrl, and what each one shows."""
-    from dphrl.config_loading import list_presets
+    from dphrl.config.loading import list_presets
 
     found = list_presets()
     width = max(map(len, found), default=0)

@@ -113,7 +113,7 @@ def plan(
             raise run.refuse("--tokens-per-s and --measured: both give the speed; choose one")
         loaded = run.load(config, overrides)
         if as_yaml:
-            from dphrl.config_loading import config_to_yaml
+            from dphrl.config.loading import config_to_yaml
 
             typer.echo(config_to_yaml(loaded), nl=False)
             return

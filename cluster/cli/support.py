@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dphrl.config import Config
+    from dphrl.config.schema import Config
 
 CONFIG_HELP = """CONFIG is a YAML file or the name of a preset (`dphrl presets` lists them). Settings follow as
 section.key=value, the value in YAML; quote it where your shell would touch it."""
@@ -31,7 +31,7 @@ class Command:
         self.folder: Path | None = None
 
     def load(self, source: str, overrides: list[str] | None) -> Config:
-        from dphrl.config_loading import load_config
+        from dphrl.config.loading import load_config
 
         _show_warnings()
         config = load_config(source, overrides or [])
@@ -44,7 +44,7 @@ class Command:
             raise self.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
 
     def refuse(self, message: str) -> Exception:
-        from dphrl.config_loading import InputError
+        from dphrl.config.loading import InputError
 
         return InputError(message)
 
@@ -66,7 +66,7 @@ def exit_status() -> Iterator[Command]:
         say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")
         raise typer.Exit(130) from None
     except Exception as error:
-        from dphrl.config_loading import InputError
+        from dphrl.config.loading import InputError
 
         causes = _causes(error)
         if os.environ.get("DPHRL_DEBUG") == "1":

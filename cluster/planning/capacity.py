@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dphrl.config import Config
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 from dphrl.tracking import METRICS_FILE
 
 GIB = 2**30
@@ -178,7 +178,7 @@ def measured_speed(folder: Path) -> Speed:
 
     Raises InputError when the folder holds no steps.
     """
-    from dphrl.config_loading import load_config
+    from dphrl.config.loading import load_config
 
     path = folder / METRICS_FILE
     try:

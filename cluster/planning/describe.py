@@ -19,8 +19,8 @@ from cluster.planning.capacity import (
     step_time,
 )
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_placement
-from dphrl.config import Config
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 from dphrl.console import format_table
 
 ROLES = ("learner", "rollout", "reward")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dphrl.config import Config
+from dphrl.config.schema import Config
 
 # Shares are decimal fractions; sums of them are not.
 EPSILON = 1e-6

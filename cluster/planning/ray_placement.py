@@ -11,8 +11,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
-from dphrl.config import Config
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 
 # Ray gives every node this label by itself.
 NODE_ID_LABEL = "ray.io/node-id"

@@ -9,8 +9,8 @@ from typing import Any
 
 from cluster.planning.describe import describe_plan
 from cluster.planning.placement import plan_bundles
-from dphrl.config import Config
-from dphrl.config_loading import ConfigError, list_presets, parse_yaml
+from dphrl.config.loading import ConfigError, list_presets, parse_yaml
+from dphrl.config.schema import Config
 from dphrl.console import format_table
 from dphrl.experiment import Suite, list_suites, load_suite
 from dphrl.suite_results import BASE_ARM

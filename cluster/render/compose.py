@@ -31,8 +31,8 @@ from cluster.render.nodes import (
     wanted_gpus,
     with_settings,
 )
-from dphrl.config import Config
-from dphrl.config_loading import config_to_yaml
+from dphrl.config.loading import config_to_yaml
+from dphrl.config.schema import Config
 
 MIN_WORKERS = 2
 # The images have this folder, owned by their user, which a new volume inherits.

@@ -35,8 +35,8 @@ from cluster.render.nodes import (
     to_yaml,
     with_settings,
 )
-from dphrl.config import Config
-from dphrl.config_loading import InputError, config_to_yaml
+from dphrl.config.loading import InputError, config_to_yaml
+from dphrl.config.schema import Config
 
 # What the images hold at least; the operator decides by it how to start and authenticate.
 RAY_VERSION = "2.60.0"

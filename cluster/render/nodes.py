@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from cluster.planning.placement import Node, PlacementError, num_nodes_needed, plan_bundles
-from dphrl.config import Config
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
+from dphrl.config.schema import Config
 
 KINDS = ("kubernetes", "slurm", "compose")
 # The user that the images make: numbers, since Kubernetes can only tell of a number that it is not root.

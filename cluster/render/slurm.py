@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 
 from cluster.render.nodes import RenderOptions, as_comments, made_by, node_shape, nodes_for, object_name, with_settings
-from dphrl.config import Config
-from dphrl.config_loading import config_to_yaml
+from dphrl.config.loading import config_to_yaml
+from dphrl.config.schema import Config
 
 TIME_LIMIT = "24:00:00"
 # Before the end of the time limit; a job that is to go on elsewhere has to be put back in the queue by then.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dphrl.config_data import DataConfig
+from dphrl.config.data import DataConfig
 from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.schema_fitting import FittedSchema, SchemaFitter
 from dphrl.types import Prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.math_problems import load_math
 from dphrl.data.problems import Problem
 from dphrl.data.text_to_sql import load_text_to_sql

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.problems import Problem
 from dphrl.data.source import Row, as_text, find_field, load_rows
 from dphrl.rewards.extraction import extract_boxed

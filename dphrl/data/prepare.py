@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.source import Row, as_text, load_rows
 from dphrl.data.sql_archives import BIRD, SPIDER, unpack_benchmark
 from dphrl.rewards.extraction import extract_boxed

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.source import Row, as_text, expand_path, find_field, load_rows
 from dphrl.data.sql_schema import Schema, read_schema

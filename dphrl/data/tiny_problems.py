@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.problems import Problem
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.report.page import render_page
 from dphrl.report.runs import find_runs, group_arms
 

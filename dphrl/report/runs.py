@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dphrl.config_loading import ConfigError, InputError, parse_yaml
+from dphrl.config.loading import ConfigError, InputError, parse_yaml
 from dphrl.report.summaries import find_summary_fault
 from dphrl.tracking import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
 

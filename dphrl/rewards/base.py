@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dphrl.config_data import RewardConfig
+from dphrl.config.data import RewardConfig
 from dphrl.types import RewardResult, RewardStatus
 
 

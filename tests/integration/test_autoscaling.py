@@ -52,7 +52,7 @@ PLACE = """
 import sys, time, ray
 from ray.util.placement_group import remove_placement_group
 from cluster.planning.ray_placement import cluster_nodes, place_on_cluster
-from dphrl.config_loading import InputError, load_config
+from dphrl.config.loading import InputError, load_config
 
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dphrl.config_data import RewardConfig
+from dphrl.config.data import RewardConfig
 from dphrl.types import Completion, Prompt
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.launch import open_system, run_training
 from dphrl.buffer import ReferenceBuffer
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.console import Console
 from dphrl.loop import Parts
 from dphrl.metrics import step_problems

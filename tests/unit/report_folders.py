@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dphrl.config import Config
-from dphrl.config_loading import config_to_yaml
+from dphrl.config.loading import config_to_yaml
+from dphrl.config.schema import Config
 from dphrl.evaluation import summarize
 from dphrl.report import write_report
 from dphrl.types import RewardStatus

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dphrl.config_data import DatasetConfig, RewardConfig
+from dphrl.config.data import DatasetConfig, RewardConfig
 from dphrl.data.loading import load_problems
 from dphrl.rewards.base import build_grader
 from dphrl.tiny.arithmetic import MAX_PROBLEMS, SPLITS, is_held_out, make_problems

@@ -16,7 +16,7 @@ import cluster.doctor
 from cluster.cli import app
 from cluster.doctor import Check
 from dphrl import __version__
-from dphrl.config_loading import InputError, list_presets
+from dphrl.config.loading import InputError, list_presets
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")

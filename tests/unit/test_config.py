@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dphrl.config import Config
-from dphrl.config_loading import ConfigError, config_to_yaml, dump_config, list_presets, load_config
+from dphrl.config.loading import ConfigError, config_to_yaml, dump_config, list_presets, load_config
+from dphrl.config.schema import Config
 
 MINIMAL = "data: {train: {name: tiny, kind: tiny}}\n"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dphrl.config_data import RewardConfig
-from dphrl.config_loading import ConfigError, load_config
+from dphrl.config.data import RewardConfig
+from dphrl.config.loading import ConfigError, load_config
 from dphrl.rewards.base import build_grader
 from dphrl.types import RewardResult, RewardStatus
 

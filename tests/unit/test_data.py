@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
 from dphrl.data.source import expand_path, load_rows

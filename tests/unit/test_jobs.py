@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.jobs import Job, JobClient, exit_status_of, next_id, plan_submission
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 
 
 def invoke(*arguments: str) -> Result:

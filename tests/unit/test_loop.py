@@ -9,7 +9,7 @@ import pytest
 
 from dphrl import collect
 from dphrl.collect import collect_groups
-from dphrl.config import LearnerConfig
+from dphrl.config.schema import LearnerConfig
 from dphrl.loop import Parts, check_staleness, collect_step, learning_rate, make_batch, rollout_metrics
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind
 

@@ -26,7 +26,7 @@ from cluster.planning.capacity import (
     step_time,
 )
 from cluster.planning.describe import describe_plan, parse_cluster
-from dphrl.config_loading import InputError, config_to_yaml, load_config
+from dphrl.config.loading import InputError, config_to_yaml, load_config
 
 PAPER = "paper/sql-dph-js"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dphrl.config_data import DatasetConfig
-from dphrl.config_loading import load_config
+from dphrl.config.data import DatasetConfig
+from dphrl.config.loading import load_config
 from dphrl.data import prepare
 from dphrl.data.loading import load_problems
 from dphrl.data.source import Row

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dphrl.config import Config
-from dphrl.config_data import DataConfig, DatasetConfig
+from dphrl.config.data import DataConfig, DatasetConfig
+from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.data.chat import build_prompts, fill_template
 from dphrl.data.problems import Problem, SqlContext

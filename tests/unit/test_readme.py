@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dphrl.config_loading import list_presets, load_config
+from dphrl.config.loading import list_presets, load_config
 from dphrl.experiment import committed_results
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

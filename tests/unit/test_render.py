@@ -18,8 +18,8 @@ import yaml
 from cluster.planning.placement import Node, plan_placement
 from cluster.render.kubernetes import RAY_VERSION, worker_groups
 from cluster.render.nodes import KINDS, MAX_NAME_CHARS, RenderOptions, object_name, render
-from dphrl.config import Config
-from dphrl.config_loading import InputError, list_presets, load_config
+from dphrl.config.loading import InputError, list_presets, load_config
+from dphrl.config.schema import Config
 from tests.unit.render_schemas import COMPOSE, KUBERNETES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.render.nodes import RenderOptions, render
-from dphrl.config_loading import config_to_yaml, load_config
+from dphrl.config.loading import config_to_yaml, load_config
 
 # What a shell, a template or a here-document could stumble over.
 AWKWARD = "data.prompt_template=\"Solve {question}\n\n$HOME ${HOME} `id` @END@ 'x' \\boxed{}  \nEND_OF_CONFIG\""

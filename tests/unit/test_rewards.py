@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dphrl.config_data import RewardConfig
+from dphrl.config.data import RewardConfig
 from dphrl.rewards.base import FactorizationGrader, build_grader
 from dphrl.types import RewardStatus
 

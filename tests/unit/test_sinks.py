@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import dphrl.sinks
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.sinks import Background, MlflowSink, SinkGroup, WandbSink, evaluation_record, external_sinks
 
 CONFIG = {"run_name": "r", "learner": {"lr": 1e-6, "num_steps": 3}, "data": {"evaluation": [], "params": {}}}

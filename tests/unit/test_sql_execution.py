@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dphrl.config_data import RewardConfig
+from dphrl.config.data import RewardConfig
 from dphrl.rewards.base import build_grader
 from dphrl.rewards.sql_execution import CONVENTIONS, SqlExecutionGrader, validate_golds
 from dphrl.types import RewardStatus

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dphrl.config_loading import InputError
+from dphrl.config.loading import InputError
 from dphrl.structured_log import JsonFormatter, current_step, install_json_log
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from cluster.cli import app
 from cluster.planning.placement import plan_bundles
 from cluster.planning.suites import describe_suite, is_suite
-from dphrl.config import Config
-from dphrl.config_loading import list_presets, load_config
+from dphrl.config.loading import list_presets, load_config
+from dphrl.config.schema import Config
 from dphrl.experiment import list_suites, load_suite
 
 SUITE = """

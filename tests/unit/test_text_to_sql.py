@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dphrl.config_data import DatasetConfig
+from dphrl.config.data import DatasetConfig
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
 from dphrl.data.sql_schema import ForeignKey, Schema, TableView, quote_name, read_schema, render_lines, render_schema

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dphrl.config import Config
+from dphrl.config.schema import Config
 
 Loc = tuple[str | int, ...]
 

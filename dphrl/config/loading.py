@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dphrl.config import Config
-from dphrl.config_errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
+from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
+from dphrl.config.schema import Config
 
 YAML_SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "command line"

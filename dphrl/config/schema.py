@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dphrl.config_algorithm import (
+from dphrl.config.algorithm import (
     AlgorithmConfig,
     Fraction,
     NonNegativeInt,
@@ -20,7 +20,7 @@ from dphrl.config_algorithm import (
     Section,
     import_plugins,
 )
-from dphrl.config_data import DataConfig, RewardConfig
+from dphrl.config.data import DataConfig, RewardConfig
 
 
 class ModelConfig(Section):
