@@ -14,7 +14,7 @@ from typing import Any
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
 from dphrl.console import Console
-from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare
 from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
 from dphrl.sinks import Sink, SinkGroup, external_sinks

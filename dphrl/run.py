@@ -13,7 +13,7 @@ from dphrl.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, rea
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.console import Console, format_table
-from dphrl.evaluation_stage import PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore

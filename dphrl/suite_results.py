@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dphrl.evaluation import bootstrap_interval, pass_at_k, retention
+from dphrl.evaluation.estimators import bootstrap_interval, pass_at_k, retention
 
 BASE_ARM = "base"
 # Algorithms by what they do for diversity. Claims compare the last with the others.

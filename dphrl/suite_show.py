@@ -12,7 +12,7 @@ import numpy as np
 
 from dphrl.config.loading import InputError
 from dphrl.console import Console
-from dphrl.evaluation import pass_curve
+from dphrl.evaluation.estimators import pass_curve
 from dphrl.experiment import committed_results
 from dphrl.suite_results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 

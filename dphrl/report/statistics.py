@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphrl.evaluation import pass_at_k
+from dphrl.evaluation.estimators import pass_at_k
 from dphrl.report.runs import Arm, DatasetKey, Run, Summary
 from dphrl.suite_results import interval_over_seeds
 

@@ -24,7 +24,7 @@ DEADLINE_S = 200.0
 # The chunk size is no setting: a user's results must not depend on it.
 PROGRAM = f"""
 from cluster.cli import main
-from dphrl import evaluation_stage
+from dphrl.evaluation import stage as evaluation_stage
 
 evaluation_stage.PROMPTS_PER_CHUNK = {PROMPTS_PER_CHUNK}
 main()

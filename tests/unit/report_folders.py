@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dphrl.config.loading import config_to_yaml
 from dphrl.config.schema import Config
-from dphrl.evaluation import summarize
+from dphrl.evaluation.estimators import summarize
 from dphrl.report import write_report
 from dphrl.types import RewardStatus
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dphrl.evaluation import (
+from dphrl.evaluation.estimators import (
     Count,
     bootstrap_interval,
     count_groups,

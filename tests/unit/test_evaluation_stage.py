@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from dphrl import evaluation_stage
 from dphrl.buffer import hash_model
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
-from dphrl.evaluation_stage import PartialResult, evaluate_sets
+from dphrl.evaluation import stage as evaluation_stage
+from dphrl.evaluation.stage import PartialResult, evaluate_sets
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
 from dphrl.run import training_run

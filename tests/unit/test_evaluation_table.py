@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dphrl.console import Console
-from dphrl.evaluation import summarize
+from dphrl.evaluation.estimators import summarize
 from dphrl.run import report_evaluations
 
 

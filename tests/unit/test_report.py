@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dphrl.config.loading import InputError
-from dphrl.evaluation import bootstrap_interval, pass_at_k
+from dphrl.evaluation.estimators import bootstrap_interval, pass_at_k
 from dphrl.report import write_report
 from tests.unit.report_folders import NUM_SAMPLES, points, record, render, write_reference, write_run
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dphrl.evaluation import summarize
+from dphrl.evaluation.estimators import summarize
 from dphrl.report.axes import k_axis, linear_axis, log_axis, show_number, thin_out
 from dphrl.report.charts import spread
 from dphrl.report.runs import find_runs, group_arms, group_bases

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import dphrl
 from cluster.cli import app
-from dphrl.evaluation import summarize
+from dphrl.evaluation.estimators import summarize
 from dphrl.experiment import committed_results, load_suite
 from dphrl.suite_results import (
     add_up,

@@ -20,7 +20,7 @@ from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
-from dphrl.evaluation import count_groups, describe_samples, summarize
+from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
 from dphrl.tracking import write_samples
