@@ -212,13 +212,13 @@ def experiment(
 ) -> None:
     with exit_status() as run:
         if show:
-            from dphrl.suite_show import show_results
+            from dphrl.experiments.show import show_results
 
             show_results(suite, as_json=as_json, picture=picture)
             return
         if as_json or picture is not None:
             raise run.refuse(f"{'--json' if as_json else '--picture'}: goes with --show; add it")
-        from dphrl.experiment import choose_runs, load_suite
+        from dphrl.experiments.suite import choose_runs, load_suite
 
         runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
         from cluster.experiments import run_experiment

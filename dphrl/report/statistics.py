@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphrl.evaluation.estimators import pass_at_k
+from dphrl.experiments.results import interval_over_seeds
 from dphrl.report.runs import Arm, DatasetKey, Run, Summary
-from dphrl.suite_results import interval_over_seeds
 
 Floats = NDArray[np.float64]
 # A curve over k is drawn at every k up to here, beyond at this many, evenly on the log axis.

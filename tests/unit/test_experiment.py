@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.experiments import share
 from dphrl.config.loading import InputError, list_presets
-from dphrl.experiment import choose_runs, kind_of, list_suites, load_suite
+from dphrl.experiments.suite import choose_runs, kind_of, list_suites, load_suite
 
 SUITE = """
 name: mine

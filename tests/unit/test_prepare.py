@@ -18,7 +18,7 @@ from dphrl.config.loading import load_config
 from dphrl.data import prepare
 from dphrl.data.loading import load_problems
 from dphrl.data.source import Row
-from dphrl.experiment import load_suite
+from dphrl.experiments.suite import load_suite
 
 CC_BY = "Creative Commons Attribution 3.0 Unported License (CC BY 3.0)"
 # Every spelling that the data set has for it.

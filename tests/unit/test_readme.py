@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dphrl.config.loading import list_presets, load_config
-from dphrl.experiment import committed_results
+from dphrl.experiments.suite import committed_results
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

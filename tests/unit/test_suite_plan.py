@@ -13,7 +13,7 @@ from cluster.planning.placement import plan_bundles
 from cluster.planning.suites import describe_suite, is_suite
 from dphrl.config.loading import list_presets, load_config
 from dphrl.config.schema import Config
-from dphrl.experiment import list_suites, load_suite
+from dphrl.experiments.suite import list_suites, load_suite
 
 SUITE = """
 name: mine

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 import dphrl
 from cluster.cli import app
 from dphrl.evaluation.estimators import summarize
-from dphrl.experiment import committed_results, load_suite
-from dphrl.suite_results import (
+from dphrl.experiments.results import (
     add_up,
     claims,
     compared,
@@ -27,7 +26,8 @@ from dphrl.suite_results import (
     rows_of,
     write_results,
 )
-from dphrl.suite_show import claims_table, curve_over_seeds, plot, prediction_table, results_table
+from dphrl.experiments.show import claims_table, curve_over_seeds, plot, prediction_table, results_table
+from dphrl.experiments.suite import committed_results, load_suite
 
 KINDS = {"grpo": "plain", "rkl": "penalised", "dph-js": "rehearsing"}
 
