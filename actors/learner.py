@@ -15,12 +15,12 @@ from torch import Tensor
 
 from actors.weight_sync import PackedTensor, packed_chunks
 from dphrl.config.schema import Config
-from dphrl.data.batching import MicroBatch
+from dphrl.learner.batching import MicroBatch
+from dphrl.learner.policy import PolicyModel, dtype_name, load_policy, load_reference
+from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.models import load_tokenizer
-from dphrl.policy import PolicyModel, dtype_name, load_policy, load_reference
 from dphrl.structured_log import install_json_log
 from dphrl.types import TrainBatch
-from dphrl.update import UpdateSettings, run_update, score_sequences
 
 
 class DeepSpeedEngine:

@@ -16,9 +16,9 @@ from actors.waiting import Actor, within
 from dphrl.algo.partition import Split
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
+from dphrl.learner.update import combine_rank_metrics
 from dphrl.protocols import Learner
 from dphrl.types import Completion, Prompt, ReferenceSample, TrainBatch
-from dphrl.update import combine_rank_metrics
 
 # Largest |engine - learner| log-prob after a sync, by the learner's dtype, where the config gives none.
 DEFAULT_MAX_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 0.5}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dphrl.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
-from dphrl.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.console import Console, format_table
 from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
+from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore

@@ -26,7 +26,7 @@ def engine(ray_cluster: None, make_config: Any, tiny_dir: str) -> Iterator[Any]:
 
 
 def perturbed_policy(tiny_dir: str, config: Any, scale: float) -> Any:
-    from dphrl.policy import load_policy
+    from dphrl.learner.policy import load_policy
 
     policy = load_policy(tiny_dir, config.model, temperature=config.rollout.temperature)
     generator = torch.Generator().manual_seed(1)
@@ -40,7 +40,7 @@ class LocalLearner:
     """A learner without optimizer or ranks: what `refit` needs, with the real forward pass."""
 
     def __init__(self, policy: Any, config: Any, version: int) -> None:
-        from dphrl.update import UpdateSettings
+        from dphrl.learner.update import UpdateSettings
 
         self.policy_version = version
         self.policy, self.settings = policy, UpdateSettings.from_config(config)
@@ -54,7 +54,7 @@ class LocalLearner:
         return [ray.put(chunk) for chunk in packed_chunks(self.policy.lm.named_parameters())]
 
     async def score(self, sequences: Any) -> list[Any]:
-        from dphrl.update import score_sequences
+        from dphrl.learner.update import score_sequences
 
         scored = score_sequences(sequences, self.engine, self.settings)
         return [scored[i] for i in range(len(sequences))]

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dphrl.data.batching import collate, cut_micro_batches, plan_micro_batches
 from dphrl.data.schedule import step_indices
-from dphrl.policy import PolicyModel
+from dphrl.learner.batching import collate, cut_micro_batches, plan_micro_batches
+from dphrl.learner.policy import PolicyModel
+from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
-from dphrl.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 
 
 def make_rows(num_rows: int, seed: int = 0) -> list[TrainRow]:

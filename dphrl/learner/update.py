@@ -18,8 +18,8 @@ from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, Metrics, PolicyLossSettings, hybrid_loss
 from dphrl.config.algorithm import import_plugins
 from dphrl.config.schema import Config
-from dphrl.data.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
-from dphrl.policy import use_packing
+from dphrl.learner.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
+from dphrl.learner.policy import use_packing
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dphrl.algo.logprobs import token_logprobs
 from dphrl.config.schema import Config, ModelConfig
-from dphrl.data.batching import MicroBatch
+from dphrl.learner.batching import MicroBatch
 
 
 class PolicyModel(nn.Module):
