@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import ray
 
-from dphrl.algo.partition import Split
-from dphrl.buffer import ReferenceBuffer
 from dphrl.data.schedule import step_indices
+from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.split import Split
 from dphrl.types import ReferenceSample
 
 # Samples per object: a step reads a few objects, not the whole buffer.

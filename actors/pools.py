@@ -13,11 +13,11 @@ import ray
 
 from actors.engine_load import EngineLoad
 from actors.waiting import Actor, within
-from dphrl.algo.partition import Split
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.update import combine_rank_metrics
 from dphrl.protocols import Learner
+from dphrl.reference.split import Split
 from dphrl.types import Completion, Prompt, ReferenceSample, TrainBatch
 
 # Largest |engine - learner| log-prob after a sync, by the learner's dtype, where the config gives none.

@@ -10,9 +10,9 @@ import ray
 
 from actors.pools import RayLearner, RayRolloutPool
 from actors.reward_pool import RayRewardPool
-from dphrl.algo.partition import Split
 from dphrl.config.schema import Config
-from dphrl.reference_stage import fill_reference
+from dphrl.reference.split import Split
+from dphrl.reference.stage import fill_reference
 from dphrl.structured_log import install_json_log
 from dphrl.types import Prompt
 

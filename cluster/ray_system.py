@@ -25,10 +25,10 @@ from actors.rollout import RolloutEngine
 from actors.waiting import within
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
-from dphrl.buffer import ReferenceBuffer
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.loop import Parts
+from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.sinks import Sink
 from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.types import Prompt

@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dphrl.buffer import ReferenceBuffer
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
@@ -25,7 +24,8 @@ from dphrl.learner.policy import PolicyModel, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.loop import Parts
 from dphrl.protocols import Learner
-from dphrl.reference_stage import fill_reference
+from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader
 from dphrl.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch

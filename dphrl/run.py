@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dphrl.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.console import Console, format_table
@@ -17,7 +16,8 @@ from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoi
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore
-from dphrl.reference_stage import GradedResponses
+from dphrl.reference.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
+from dphrl.reference.stage import GradedResponses
 from dphrl.tracking import Tracker
 from dphrl.types import Prompt, RolloutGroup
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from dphrl.buffer import Fingerprint, fingerprint, hash_value
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
@@ -23,6 +22,7 @@ from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
+from dphrl.reference.buffer import Fingerprint, fingerprint, hash_value
 from dphrl.tracking import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
 

@@ -10,8 +10,8 @@ import torch
 from dphrl.algo.advantages import group_advantages
 from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, PolicyLossSettings, hybrid_loss, policy_loss
-from dphrl.algo.partition import split_prompts
 from dphrl.algo.reduce import row_weights
+from dphrl.reference.split import split_prompts
 
 SETTINGS = PolicyLossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, importance_cap=2.0)
 

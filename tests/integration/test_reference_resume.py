@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dphrl.buffer import ReferenceBuffer
+from dphrl.reference.buffer import ReferenceBuffer
 
 pytestmark = pytest.mark.integration
 

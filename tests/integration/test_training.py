@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from cluster.launch import open_system, run_training
-from dphrl.buffer import ReferenceBuffer
 from dphrl.config.loading import InputError
 from dphrl.console import Console
 from dphrl.loop import Parts
 from dphrl.metrics import step_problems
 from dphrl.prepare import prepare
+from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.run import training_run
 from dphrl.tracking import Tracker, read_metrics
 from dphrl.types import Completion, Prompt

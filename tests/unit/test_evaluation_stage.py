@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from dphrl.buffer import hash_model
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.console import Console
@@ -21,6 +20,7 @@ from dphrl.evaluation import stage as evaluation_stage
 from dphrl.evaluation.stage import PartialResult, evaluate_sets
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
+from dphrl.reference.buffer import hash_model
 from dphrl.run import training_run
 from dphrl.tracking import Tracker
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dphrl.algo.partition import Split
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config, ReferenceConfig
 from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.reference.split import Split
 from dphrl.types import Prompt, ReferenceSample
 
 Fingerprint = Mapping[str, str]

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dphrl.algo.partition import split_prompts
-from dphrl.buffer import SELECTION, Fingerprint, ReferenceBuffer, check_size, sample_bytes
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import Learner, RewardPool, RolloutPool
+from dphrl.reference.buffer import SELECTION, Fingerprint, ReferenceBuffer, check_size, sample_bytes
+from dphrl.reference.split import split_prompts
 from dphrl.types import Prompt, ReferenceSample, RolloutGroup
 
 # Tokens handed to the learner in one call: many micro-batches' worth, so that rows of like length find each other,
