@@ -165,7 +165,7 @@ def score(
         if kind == "sql" and extraction == "boxed":
             raise run.refuse("--extraction boxed is for math; leave it out")
         from dphrl.config.data import RewardConfig
-        from dphrl.scoring import score_file
+        from dphrl.rewards.score_file import score_file
 
         name = {"math": "math_answer", "sql": "sql_execution"}[kind]
         score_file(source, output, RewardConfig(name=name, extraction=extraction, timeout_s=timeout_s), workers)

@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from dphrl.config.data import RewardConfig\n"
-        "from dphrl.scoring import score_file\n"
+        "from dphrl.rewards.score_file import score_file\n"
         "score_file(sys.argv[1], Path(sys.argv[2]), RewardConfig(name='math_answer', extraction='auto'), 1)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )
