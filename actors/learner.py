@@ -19,7 +19,7 @@ from dphrl.learner.batching import MicroBatch
 from dphrl.learner.policy import PolicyModel, dtype_name, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.models import load_tokenizer
-from dphrl.structured_log import install_json_log
+from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from ray.util import metrics as ray_metrics
 
-from dphrl.metrics import BY_NAME
-from dphrl.sinks import Policy, Status, Summaries, evaluation_record, finite_numbers
+from dphrl.tracking.metrics import BY_NAME
+from dphrl.tracking.sinks import Policy, Status, Summaries, evaluation_record, finite_numbers
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Family:
 
 
 def _step(key: str, name: str, kind: Literal["gauge", "counter", "histogram"] = "gauge") -> Family:
-    """Of an entry that dphrl.metrics explains."""
+    """Of an entry that dphrl.tracking.metrics explains."""
     return Family(key, name, kind, BY_NAME[key].unit, BY_NAME[key].meaning)
 
 

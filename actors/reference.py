@@ -13,7 +13,7 @@ from actors.reward_pool import RayRewardPool
 from dphrl.config.schema import Config
 from dphrl.reference.split import Split
 from dphrl.reference.stage import fill_reference
-from dphrl.structured_log import install_json_log
+from dphrl.tracking.log import install_json_log
 from dphrl.types import Prompt
 
 

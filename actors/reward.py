@@ -8,7 +8,7 @@ import ray
 
 from dphrl.config.data import RewardConfig
 from dphrl.rewards.base import build_grader
-from dphrl.structured_log import install_json_log
+from dphrl.tracking.log import install_json_log
 from dphrl.types import RewardResult
 
 

@@ -14,7 +14,7 @@ from actors.weight_sync import PackedTensor
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.policy import dtype_name
-from dphrl.structured_log import install_json_log
+from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
 
 

@@ -16,11 +16,11 @@ from typing import Any
 from cluster.launch import open_system, quiet_libraries, train_on
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
-from dphrl.console import Console
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
 from dphrl.prepare import prepare
+from dphrl.tracking.console import Console
 
 Run = tuple[str, int]  # (arm, seed)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
-from dphrl.console import Console
 from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
 from dphrl.prepare import Prepared, prepare
 from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
-from dphrl.sinks import Sink, SinkGroup, external_sinks
-from dphrl.tracking import Tracker, write_versions
+from dphrl.tracking.console import Console
+from dphrl.tracking.sinks import Sink, SinkGroup, external_sinks
+from dphrl.tracking.tracker import Tracker, write_versions
 
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:

@@ -29,8 +29,8 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.loop import Parts
 from dphrl.reference.buffer import ReferenceBuffer
-from dphrl.sinks import Sink
-from dphrl.structured_log import ENVIRONMENT as LOG_ENVIRONMENT
+from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
+from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5

@@ -27,7 +27,7 @@ from dphrl.protocols import Learner
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader
-from dphrl.sinks import Sink
+from dphrl.tracking.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
 
 

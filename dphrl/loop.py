@@ -19,7 +19,7 @@ from dphrl.collect import Collected, collect_groups
 from dphrl.config.schema import Config, LearnerConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Learner, ReferenceStore, RewardPool, RolloutPool
-from dphrl.structured_log import current_step
+from dphrl.tracking.log import current_step
 from dphrl.types import (
     Completion,
     Prompt,

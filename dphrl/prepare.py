@@ -9,11 +9,11 @@ from typing import Any
 from dphrl.config.data import DatasetConfig
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.console import Console
 from dphrl.data.chat import build_prompts
 from dphrl.data.loading import load_problems
 from dphrl.data.text_to_sql import check_golds
 from dphrl.models import load_tokenizer, resolve_model
+from dphrl.tracking.console import Console
 from dphrl.types import Prompt
 
 

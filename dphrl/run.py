@@ -10,7 +10,6 @@ from typing import Protocol
 
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.console import Console, format_table
 from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
 from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.loop import Metrics, Parts, train
@@ -18,7 +17,8 @@ from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore
 from dphrl.reference.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
 from dphrl.reference.stage import GradedResponses
-from dphrl.tracking import Tracker
+from dphrl.tracking.console import Console, format_table
+from dphrl.tracking.tracker import Tracker
 from dphrl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)

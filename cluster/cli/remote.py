@@ -258,7 +258,7 @@ def list_jobs(address: AddressOption = None) -> None:
     """What was submitted to the cluster, oldest first."""
     with exit_status():
         from cluster.jobs import JobClient
-        from dphrl.console import format_table
+        from dphrl.tracking.console import format_table
 
         rows = []
         for job in JobClient(address).list():

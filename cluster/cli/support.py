@@ -116,9 +116,9 @@ def _show_warnings() -> None:
     """Our packages' warnings reach the terminal as they come, not only run.log."""
     import logging
 
-    from dphrl.console import WarningHandler
-    from dphrl.structured_log import install_json_log
-    from dphrl.tracking import OWN_PACKAGES
+    from dphrl.tracking.console import WarningHandler
+    from dphrl.tracking.log import install_json_log
+    from dphrl.tracking.tracker import OWN_PACKAGES
 
     if install_json_log("driver") is not None:
         return  # warnings are among its lines

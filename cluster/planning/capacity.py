@@ -14,7 +14,7 @@ from typing import Any
 
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.tracking import METRICS_FILE
+from dphrl.tracking.tracker import METRICS_FILE
 
 GIB = 2**30
 # Of a GPU's memory, for CUDA contexts, collectives' buffers and fragmentation.

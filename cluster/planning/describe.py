@@ -21,7 +21,7 @@ from cluster.planning.capacity import (
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_placement
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.console import format_table
+from dphrl.tracking.console import format_table
 
 ROLES = ("learner", "rollout", "reward")
 HEADINGS = ["what", "how much"]

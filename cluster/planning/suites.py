@@ -11,9 +11,9 @@ from cluster.planning.describe import describe_plan
 from cluster.planning.placement import plan_bundles
 from dphrl.config.loading import ConfigError, list_presets, parse_yaml
 from dphrl.config.schema import Config
-from dphrl.console import format_table
 from dphrl.experiments.results import BASE_ARM
 from dphrl.experiments.suite import Suite, list_suites, load_suite
+from dphrl.tracking.console import format_table
 
 
 def is_suite(source: str) -> bool:

@@ -17,13 +17,13 @@ import pyarrow as pa
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
-from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
 from dphrl.reference.buffer import Fingerprint, fingerprint, hash_value
-from dphrl.tracking import write_samples
+from dphrl.tracking.console import Console
+from dphrl.tracking.tracker import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
 
 Summary = dict[str, Any]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dphrl.config.loading import InputError
-from dphrl.console import Console
 from dphrl.evaluation.estimators import pass_curve
 from dphrl.experiments.results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 from dphrl.experiments.suite import committed_results
+from dphrl.tracking.console import Console
 
 Table = tuple[list[str], list[list[object]]]
 # By colour-blind readers told apart, and by line style in a black and white print.

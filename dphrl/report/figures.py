@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from dphrl.metrics import BY_NAME
 from dphrl.report.axes import k_axis, linear_axis, log_axis, show_number, step_axis
 from dphrl.report.charts import Line, line_chart
 from dphrl.report.runs import Arm, DatasetKey, Run
@@ -21,6 +20,7 @@ from dphrl.report.statistics import (
 )
 from dphrl.report.svg import Style
 from dphrl.report.text import escape
+from dphrl.tracking.metrics import BY_NAME
 
 # A run of fewer steps is drawn as it is; a longer one smoothed over this share of its steps.
 MIN_STEPS_TO_SMOOTH = 50

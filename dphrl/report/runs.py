@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dphrl.config.loading import ConfigError, InputError, parse_yaml
 from dphrl.report.summaries import find_summary_fault
-from dphrl.tracking import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
+from dphrl.tracking.tracker import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
 ARM_FILE = "arm.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dphrl.report.runs import Arm, Run
 from dphrl.report.text import clean
-from dphrl.tracking import SAMPLES_FOLDER
+from dphrl.tracking.tracker import SAMPLES_FOLDER
 
 MAX_TOTAL_BYTES = 700_000
 MAX_TEXT_CHARS = 4_000

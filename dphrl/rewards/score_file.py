@@ -19,8 +19,8 @@ from typing import IO
 
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import InputError
-from dphrl.console import Console
 from dphrl.rewards.base import Grader, build_grader
+from dphrl.tracking.console import Console
 from dphrl.types import RewardResult, RewardStatus
 
 Pair = tuple[str, str]

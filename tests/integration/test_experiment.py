@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from dphrl.tracking import read_metrics
+from dphrl.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 

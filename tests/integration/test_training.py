@@ -12,13 +12,13 @@ import pytest
 
 from cluster.launch import open_system, run_training
 from dphrl.config.loading import InputError
-from dphrl.console import Console
 from dphrl.loop import Parts
-from dphrl.metrics import step_problems
 from dphrl.prepare import prepare
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.run import training_run
-from dphrl.tracking import Tracker, read_metrics
+from dphrl.tracking.console import Console
+from dphrl.tracking.metrics import step_problems
+from dphrl.tracking.tracker import Tracker, read_metrics
 from dphrl.types import Completion, Prompt
 
 pytestmark = pytest.mark.integration

@@ -55,7 +55,7 @@ def write_run(
     if arm:
         (folder / "arm.json").write_text(json.dumps({"suite": arm[0], "arm": arm[1], "seed": seed}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record(i)) + "\n" for i in range(1, num_steps + 1)))
-    (folder / "run.log").write_text("2026-01-02T03:04:05.678Z INFO dphrl.console: step\n")
+    (folder / "run.log").write_text("2026-01-02T03:04:05.678Z INFO dphrl.tracking.console: step\n")
     base = write_evaluation(folder / "eval" / "base.json", [6, 2, 1, 0])
     write_evaluation(folder / "eval" / f"step_{num_steps}.json", correct, base)
     samples = folder / "samples"

@@ -14,7 +14,6 @@ import pytest
 
 from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
-from dphrl.console import Console
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import stage as evaluation_stage
 from dphrl.evaluation.stage import PartialResult, evaluate_sets
@@ -22,7 +21,8 @@ from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
 from dphrl.reference.buffer import hash_model
 from dphrl.run import training_run
-from dphrl.tracking import Tracker
+from dphrl.tracking.console import Console
+from dphrl.tracking.tracker import Tracker
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 STATUSES = tuple(RewardStatus)

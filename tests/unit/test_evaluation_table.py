@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dphrl.console import Console
 from dphrl.evaluation.estimators import summarize
 from dphrl.run import report_evaluations
+from dphrl.tracking.console import Console
 
 
 def summary(name: str, ks: Sequence[int], base: Any = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 import actors.prometheus
 from actors.prometheus import FAMILIES, RAY_PREFIX, PrometheusSink
-from dphrl.metrics import BY_NAME
+from dphrl.tracking.metrics import BY_NAME
 from dphrl.types import RewardStatus
 
 # Entries of metrics.jsonl whose names hold a part that varies or that only a run on Ray has; queue depths and

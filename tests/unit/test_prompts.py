@@ -14,13 +14,13 @@ import pytest
 
 from dphrl.config.data import DataConfig, DatasetConfig
 from dphrl.config.schema import Config
-from dphrl.console import Console
 from dphrl.data.chat import build_prompts, fill_template
 from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.schema_fitting import SchemaFitter
 from dphrl.data.schema_relevance import SchemaIndex, name_stems, stem
 from dphrl.data.sql_schema import read_schema
 from dphrl.prepare import load_prompts
+from dphrl.tracking.console import Console
 
 
 @pytest.fixture(scope="module")

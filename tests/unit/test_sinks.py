@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import dphrl.sinks
+import dphrl.tracking.sinks
 from dphrl.config.loading import InputError
-from dphrl.sinks import Background, MlflowSink, SinkGroup, WandbSink, evaluation_record, external_sinks
+from dphrl.tracking.sinks import Background, MlflowSink, SinkGroup, WandbSink, evaluation_record, external_sinks
 
 CONFIG = {"run_name": "r", "learner": {"lr": 1e-6, "num_steps": 3}, "data": {"evaluation": [], "params": {}}}
 SUMMARY = {
@@ -105,7 +105,7 @@ def test_a_failing_sink_is_warned_about_and_the_other_goes_on(tmp_path: Path, ca
 def test_a_sink_that_hangs_holds_up_neither_a_step_nor_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dphrl.sinks, "FINISH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(dphrl.tracking.sinks, "FINISH_TIMEOUT_S", 0.05)
     released = threading.Event()
 
     class Hanging(Recording):
@@ -361,7 +361,7 @@ def test_many_and_long_settings_go_in_several_calls(mlflow: FakeMlflow, tmp_path
     run_mlflow(tmp_path, "finished", config={f"key{i}": "x" * 1000 for i in range(250)})
     ((_, run),) = mlflow.runs.items()
     assert len(run.params) == 250
-    assert {len(value) for _, value in run.params} == {dphrl.sinks.MAX_PARAM_CHARS}
+    assert {len(value) for _, value in run.params} == {dphrl.tracking.sinks.MAX_PARAM_CHARS}
 
 
 def test_the_real_mlflow_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

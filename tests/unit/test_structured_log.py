@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dphrl.config.loading import InputError
-from dphrl.structured_log import JsonFormatter, current_step, install_json_log
+from dphrl.tracking.log import JsonFormatter, current_step, install_json_log
 
 
 @pytest.fixture

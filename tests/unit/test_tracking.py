@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import dphrl.console
-from dphrl.console import Console, format_step, format_table
-from dphrl.metrics import BY_NAME, METRICS, REQUIRED, complete_step, validate_step
-from dphrl.tracking import Tracker, read_metrics
+import dphrl.tracking.console
+from dphrl.tracking.console import Console, format_step, format_table
+from dphrl.tracking.metrics import BY_NAME, METRICS, REQUIRED, complete_step, validate_step
+from dphrl.tracking.tracker import Tracker, read_metrics
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
 
 
@@ -86,7 +86,7 @@ def test_a_number_that_is_not_finite_is_null_and_warned_about(tmp_path: Path) ->
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert json.loads(text)["policy/loss"] is None
-    assert "WARNING dphrl.tracking: metrics of step 1: policy/loss is nan" in (tmp_path / "run.log").read_text()
+    assert "WARNING dphrl.tracking.tracker: metrics of step 1: policy/loss is nan" in (tmp_path / "run.log").read_text()
 
 
 def test_resume_forgets_later_steps_and_goes_on(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(dphrl.console.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(dphrl.tracking.console.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

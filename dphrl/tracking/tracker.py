@@ -16,8 +16,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from dphrl.metrics import complete_step, step_problems
-from dphrl.sinks import Policy, Sink, SinkGroup, Status, Summaries
+from dphrl.tracking.metrics import complete_step, step_problems
+from dphrl.tracking.sinks import Policy, Sink, SinkGroup, Status, Summaries
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
 log = logging.getLogger(__name__)

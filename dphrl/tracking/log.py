@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import IO
 
 from dphrl.config.loading import InputError
-from dphrl.tracking import OWN_PACKAGES
+from dphrl.tracking.tracker import OWN_PACKAGES
 
 ENVIRONMENT = "DPHRL_LOG"
 
