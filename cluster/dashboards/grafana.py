@@ -1,7 +1,7 @@
 """The Grafana dashboard of a run, made from the families that actors.prometheus exports.
 
-`python -m cluster.dashboards.grafana` writes cluster/dashboards/dphrl.json; a test keeps the two equal. Import that file into
-Grafana, or provision it, beside a Prometheus that scrapes the Ray cluster.
+`python -m cluster.dashboards.grafana` writes `dphrl.json` beside this file; a test keeps the two equal. Import that
+file into Grafana, or provision it, beside a Prometheus that scrapes the Ray cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.prometheus import FAMILIES, RAY_PREFIX, Family
 
-DASHBOARD = Path(__file__).parent / "dashboards" / "dphrl.json"
+DASHBOARD = Path(__file__).with_name("dphrl.json")
 # Grafana 12.2 and later; older ones read it too, as they ignore what they do not know.
 SCHEMA_VERSION = 42
 BY_NAME = {family.name: family for family in FAMILIES}

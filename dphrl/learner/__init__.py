@@ -1,1 +1,1 @@
-"""The learner on one rank: the policy model, micro-batches, the update, checkpoints. Plain torch and DeepSpeed share it."""
+"""The learner on one rank: policy model, micro-batches, update, checkpoints. Plain torch and DeepSpeed share it."""
