@@ -13,6 +13,7 @@ from dphrl.data.chat import build_prompts
 from dphrl.data.loading import load_problems
 from dphrl.data.text_to_sql import check_golds
 from dphrl.models import load_tokenizer, resolve_model
+from dphrl.rewards.base import check_reward
 from dphrl.tracking.console import Console
 from dphrl.types import Prompt
 
@@ -40,6 +41,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
     Raises InputError, one line each, for what the user can mend: a missing path, a bad row, a model too short.
     """
     try:
+        check_reward(config.reward)
         model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         _check_length(config, model_dir)

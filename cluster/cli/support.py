@@ -31,10 +31,16 @@ class Command:
         self.folder: Path | None = None
 
     def load(self, source: str, overrides: list[str] | None) -> Config:
-        from dphrl.config.loading import load_config
+        from dphrl.config.loading import InputError, load_config
+        from dphrl.rewards.base import check_reward
 
         _show_warnings()
         config = load_config(source, overrides or [])
+        try:
+            # Now, so that commands which prepare nothing, such as `plan` and `submit`, refuse it too.
+            check_reward(config.reward)
+        except ValueError as error:
+            raise InputError(f"{source}: reward: {error}") from None
         self.folder = config.folder
         return config
 

@@ -1,4 +1,4 @@
-"""The algorithm's part of the configuration, and what every section of it is made of."""
+"""The algorithm's part of the configuration."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import importlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class DivergenceConfig(Section):
     # A registered generator, or none for plain RLVR (no reference stage at all).
     name: str = "forward_kl"
     # Parameters of the generator, for instance alpha of the alpha divergence.
-    params: dict[str, float] = {}
+    params: dict[str, float] = {}  # noqa: RUF012  (pydantic copies it)
 
 
 def import_plugins(plugins: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dphrl.config.algorithm import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 def _values_by_field(filters: dict[str, Any]) -> dict[str, Any]:

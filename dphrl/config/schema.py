@@ -1,7 +1,7 @@
 """The configuration: one YAML file (or preset), dotted overrides on the command line, validated before anything starts.
 
 Every model is frozen and refuses unknown keys; a bad value becomes one line that names the field, the value
-and the remedy. What needs the model or the data to be checked is checked in `cluster.launch`.
+and the remedy. What needs the model, the data or the user's reward to be checked is checked in `dphrl.prepare`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dphrl.config.algorithm import (
-    AlgorithmConfig,
-    Fraction,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    import_plugins,
-)
+from dphrl.config.algorithm import AlgorithmConfig, import_plugins
 from dphrl.config.data import DataConfig, RewardConfig
+from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class ModelConfig(Section):
@@ -250,10 +243,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _reward_fits_the_data(self) -> Self:
-        from dphrl.rewards.base import check_reward
-
-        if self.reward.name != "auto":
-            check_reward(self.reward)
         reward = self.reward.for_kind(self.data.train.kind)
         for dataset in self.data.evaluation:
             reward.for_kind(dataset.kind)

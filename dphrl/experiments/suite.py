@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from dphrl.config.algorithm import NonNegativeInt, Section
 from dphrl.config.loading import ConfigError, InputError, load_config, parse_yaml
 from dphrl.config.schema import Config
+from dphrl.config.section import NonNegativeInt, Section
 from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
 
 Settings = dict[str, Any]

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from cluster.cli.support import Command
 from dphrl.config.data import RewardConfig
-from dphrl.config.loading import ConfigError, load_config
+from dphrl.config.loading import ConfigError, InputError, load_config
+from dphrl.prepare import prepare
 from dphrl.rewards.base import build_grader
+from dphrl.tracking.console import Console
 from dphrl.types import RewardResult, RewardStatus
 
 
@@ -89,13 +92,16 @@ def test_coroutines_of_a_batch_wait_together_each_with_a_deadline() -> None:
         ("user_rewards:absent", "no attribute"),
         ("user_rewards:NOT_CALLABLE", "cannot be called"),
         ("user_rewards:Counting", "target"),
-        ("maths", "choose one of math_answer"),
     ],
 )
 def test_a_config_that_names_no_reward_is_refused_with_the_reason(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words) as refused:
-        load_config("demo-math", [f"reward.name={name}"])
-    assert len(refused.value.lines) == 1
+    """By every command as it loads its configuration, and by whoever prepares a run without one."""
+    with pytest.raises(InputError, match=words) as refused:
+        Command().load("demo-math", [f"reward.name={name}"])
+    assert str(refused.value).startswith("demo-math: reward: ")
+    assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(InputError, match=words):
+        prepare(load_config("demo-math", [f"reward.name={name}"]), Console())
 
 
 def test_a_config_takes_a_users_reward_for_any_data() -> None:
@@ -107,6 +113,7 @@ def test_a_config_takes_a_users_reward_for_any_data() -> None:
     ("settings", "words"),
     [
         ("reward.name=math_answer", "cannot grade data of kind tiny"),
+        ("reward.name=maths", "cannot grade data of kind tiny; set reward.name: factorization"),
         ("reward.params={a: 1}", "takes none"),
         ("reward.shaping=column_overlap", "is for sql_execution"),
     ],
