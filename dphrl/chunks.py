@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dphrl.reference.buffer import Fingerprint, changed_parts
+from dphrl.fingerprint import Fingerprint, changed_parts
 from dphrl.types import Prompt
 
 

@@ -11,11 +11,12 @@ from typing import Protocol
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
+from dphrl.fingerprint import changed_parts, fingerprint, hash_model, hash_value
 from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.loop import Metrics, Parts, train
 from dphrl.prepare import Prepared
 from dphrl.protocols import ReferenceStore
-from dphrl.reference.buffer import ReferenceBuffer, changed_parts, check_size, fingerprint, hash_model, hash_value
+from dphrl.reference.buffer import ReferenceBuffer, check_size
 from dphrl.reference.stage import GradedResponses
 from dphrl.tracking.console import Console, format_table
 from dphrl.tracking.tracker import Tracker

@@ -19,9 +19,9 @@ from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
+from dphrl.fingerprint import Fingerprint, fingerprint, hash_value
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
-from dphrl.reference.buffer import Fingerprint, fingerprint, hash_value
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup

@@ -19,8 +19,9 @@ from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
+from dphrl.fingerprint import SELECTION, Fingerprint
 from dphrl.protocols import Learner, RewardPool, RolloutPool
-from dphrl.reference.buffer import SELECTION, Fingerprint, ReferenceBuffer, check_size, sample_bytes
+from dphrl.reference.buffer import ReferenceBuffer, check_size, sample_bytes
 from dphrl.reference.split import split_prompts
 from dphrl.types import Prompt, ReferenceSample, RolloutGroup
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from dphrl.config.loading import InputError
+from dphrl.fingerprint import changed_parts, fingerprint, hash_model
 from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.reference import stage as reference_stage
-from dphrl.reference.buffer import ReferenceBuffer, changed_parts, fingerprint, hash_model
+from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.split import Split
 from dphrl.reference.stage import GradedResponses, fill_reference
 from dphrl.run import prepare_reference

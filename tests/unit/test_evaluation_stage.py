@@ -17,9 +17,9 @@ from dphrl.collect import collect_groups
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import stage as evaluation_stage
 from dphrl.evaluation.stage import PartialResult, evaluate_sets
+from dphrl.fingerprint import hash_model
 from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
-from dphrl.reference.buffer import hash_model
 from dphrl.run import training_run
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
