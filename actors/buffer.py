@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import ray
 
+from actors.waiting import Actor
 from dphrl.data.schedule import step_indices
-from dphrl.reference.buffer import ReferenceBuffer
-from dphrl.reference.split import Split
+from dphrl.protocols import WholeReference
 from dphrl.types import ReferenceSample
 
 # Samples per object: a step reads a few objects, not the whole buffer.
@@ -24,13 +24,12 @@ class BufferActor:
         self._num_samples = 0
         self._schedule = 0
 
-    def put(self, buffer: ReferenceBuffer) -> tuple[Split, dict[str, float]]:
-        """Take over a filled buffer; returns the split and its counts."""
+    def put(self, buffer: WholeReference) -> None:
+        """Take over a filled buffer."""
         samples = buffer.samples
         starts = range(0, len(samples), SAMPLES_PER_OBJECT)
         self._shards = [ray.put(list(samples[start : start + SAMPLES_PER_OBJECT])) for start in starts]
         self._num_samples, self._schedule = len(samples), buffer.schedule_seed
-        return buffer.split, buffer.counts()
 
     def sample(self, step: int, num_rows: int) -> Sequence[ReferenceSample]:
         """The rows of `step`, as `ReferenceBuffer.sample` would choose them."""
@@ -38,3 +37,14 @@ class BufferActor:
         wanted = sorted({i // SAMPLES_PER_OBJECT for i in indices})
         shards = dict(zip(wanted, ray.get([self._shards[shard] for shard in wanted]), strict=True))
         return [shards[i // SAMPLES_PER_OBJECT][i % SAMPLES_PER_OBJECT] for i in indices]
+
+
+class RayReferenceStore:
+    """`protocols.ReferenceStore` over the buffer actor."""
+
+    def __init__(self, actor: Actor, near_perfect: frozenset[str], exploration: frozenset[str]) -> None:
+        """near_perfect, exploration: prompt_ids of D_pef and D_exp."""
+        self.actor, self.near_perfect, self.exploration = actor, near_perfect, exploration
+
+    async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
+        return list(await self.actor.sample.remote(step, num_rows))

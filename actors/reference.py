@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from actors.pools import RayLearner, RayRolloutPool
+from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
+from actors.rollout_pool import RayRolloutPool
 from dphrl.config.schema import Config
-from dphrl.reference.split import Split
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Prompt
@@ -39,8 +39,10 @@ class ReferenceSampler:
 
     async def fill(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], buffer_actor: Any, folder: str
-    ) -> tuple[Split, dict[str, float]]:
+    ) -> tuple[frozenset[str], frozenset[str], dict[str, float]]:
         """Sample, grade, split and score; the buffer goes to disk in `folder` and into the buffer actor.
+
+        Returns the prompt_ids of D_pef and of D_exp, and the split's counts.
 
         Continues what an earlier fill left beside `folder`, which must be a path that this actor's node shares
         with the next one's.
@@ -48,7 +50,8 @@ class ReferenceSampler:
         buffer = await fill_reference(
             self._config, prompts, self._rollouts, self._rewards, self._learner, identity, Path(folder), self._count
         )
-        return await buffer_actor.put.remote(buffer)
+        await buffer_actor.put.remote(buffer)
+        return buffer.near_perfect, buffer.exploration, buffer.counts()
 
     def _count(self, num_completions: int) -> None:
         self._num_graded += num_completions

@@ -19,7 +19,8 @@ from dphrl.config.schema import Config
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
-from dphrl.prepare import prepare
+from dphrl.prepare import Prepared, prepare
+from dphrl.protocols import System
 from dphrl.tracking.console import Console
 
 Run = tuple[str, int]  # (arm, seed)
@@ -106,7 +107,7 @@ class _Systems:
     def __init__(self, *, inline: bool) -> None:
         self._inline = inline
         self._stack = ExitStack()
-        self._system: Any = None
+        self._system: System | None = None
 
     def __enter__(self) -> _Systems:
         return self
@@ -114,8 +115,8 @@ class _Systems:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def get(self, config: Config, prepared: Any) -> Any:
-        if self._system is not None and not self._inline and self._system.renew_learner(config):
+    def get(self, config: Config, prepared: Prepared) -> System:
+        if self._system is not None and self._system.renew_learner(config):
             return self._system
         self._stack.close()
         self._system = self._stack.enter_context(open_system(config, prepared, inline=self._inline))

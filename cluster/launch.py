@@ -6,19 +6,25 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Never, TypeVar
 
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
-from dphrl.evaluation.stage import PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.base import write_summaries
+from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.table import report_evaluations
 from dphrl.prepare import Prepared, prepare
-from dphrl.run import prepare_reference, report_evaluations, training_run, write_summaries
+from dphrl.protocols import System
+from dphrl.reference.reuse import prepare_reference
+from dphrl.run import training_run
 from dphrl.tracking.console import Console
 from dphrl.tracking.sinks import Sink, SinkGroup, external_sinks
 from dphrl.tracking.tracker import Tracker, write_versions
+
+Result = TypeVar("Result")
 
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
@@ -35,7 +41,7 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
         train_on(system, config, prepared, console, resume=resume)
 
 
-def train_on(system: Any, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
+def train_on(system: System, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
     """A run on a system that is there already."""
     folder = config.folder
     sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
@@ -60,7 +66,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
     prepared = prepare(config, console)
 
-    async def run(system: Any) -> None:
+    async def run(system: System) -> None:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
         await prepare_reference(config, prepared, system, parts, folder, console)
@@ -85,8 +91,8 @@ def run_evaluation(
     """
     if not config.data.evaluation:
         raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")
-    evaluation = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
-    config = config.model_copy(update={"evaluation": evaluation})
+    settings = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
+    config = config.model_copy(update={"evaluation": settings})
     quiet_libraries()
     console = Console()
     results: dict[str, list[Summary]] = {}
@@ -98,8 +104,9 @@ def run_evaluation(
         if path is not None:
             prepared = prepare(config, console, model=path)
             stored = PartialResult(partial / label, prepared.model_dir)
-            known, folder = results.get("base", []), samples / label
-            results[label] = _evaluate_one(config, prepared, label, known, console, inline, stored, folder)
+            known = results.get("base", [])
+            evaluation = Evaluation(config, prepared.evaluations, label, known, stored, samples / label)
+            results[label] = _evaluate_one(evaluation, prepared, console, inline=inline)
     report_evaluations(console, results)
     for summary in results["model"]:
         counts = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
@@ -113,27 +120,15 @@ def _slug(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", path).strip("-")
 
 
-def _evaluate_one(
-    config: Config,
-    prepared: Prepared,
-    label: str,
-    base: Sequence[Summary],
-    console: Console,
-    inline: bool,
-    partial: PartialResult,
-    samples_folder: Path,
-) -> list[Summary]:
-    async def run(system: Any) -> list[Summary]:
+def _evaluate_one(evaluation: Evaluation, prepared: Prepared, console: Console, *, inline: bool) -> list[Summary]:
+    """Start a system for one model, evaluate it, end the system."""
+
+    async def run(system: System) -> list[Summary]:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
-        return await evaluate_sets(
-            *(config, prepared.evaluations, parts, console, label),
-            base=base,
-            partial=partial,
-            samples_folder=samples_folder,
-        )
+        return await evaluate_sets(evaluation, parts, console)
 
-    with open_system(config, prepared, inline=inline) as system:
+    with open_system(evaluation.config, prepared, inline=inline) as system:
         return run_async(run(system))
 
 
@@ -147,8 +142,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[Any]:
-    """One process, or actors on a Ray cluster: whichever, behind `run.System`."""
+def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[System]:
+    """One process, or actors on a Ray cluster: whichever, behind `protocols.System`."""
     if inline:
         from dphrl.inline import InlineSystem
 
@@ -172,7 +167,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def run_async(coroutine: Any) -> Any:
+def run_async(coroutine: Coroutine[object, Never, Result]) -> Result:
     """asyncio.run, with a task group's single failure as itself: users should read the cause, not its wrapping."""
     try:
         return asyncio.run(coroutine)

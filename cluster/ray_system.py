@@ -14,21 +14,21 @@ from ray.exceptions import ActorDiedError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.buffer import BufferActor
-from actors.learner import LearnerRank
-from actors.pools import RayLearner, RayReferenceStore, RayRolloutPool
+from actors.buffer import BufferActor, RayReferenceStore
+from actors.learner_group import RayLearner
+from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink
 from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
-from actors.rollout import RolloutEngine
+from actors.rollout_engine import RolloutEngine
+from actors.rollout_pool import RayRolloutPool
 from actors.waiting import within
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.loop import Parts
-from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.protocols import Parts, WholeReference
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
@@ -175,15 +175,15 @@ class RaySystem:
                 graded = await sampler.num_graded.remote()
                 on_graded(graded - seen)
                 seen = graded
-        split, counts = filling.result()
+        near_perfect, exploration, counts = filling.result()
         on_graded(await sampler.num_graded.remote() - seen)
         ray.kill(sampler)
-        return RayReferenceStore(self._buffer, split), counts
+        return RayReferenceStore(self._buffer, near_perfect, exploration), counts
 
-    async def adopt_reference(self, buffer: ReferenceBuffer) -> RayReferenceStore:
+    async def adopt_reference(self, buffer: WholeReference) -> RayReferenceStore:
         """Put a buffer read from disk into the buffer actor."""
-        split, _ = await self._buffer.put.remote(buffer)
-        return RayReferenceStore(self._buffer, split)
+        await self._buffer.put.remote(buffer)
+        return RayReferenceStore(self._buffer, buffer.near_perfect, buffer.exploration)
 
 
 def _metrics_url() -> str:

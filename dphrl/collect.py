@@ -1,6 +1,7 @@
 """Sampling and grading in one stream: completions are graded while others still decode.
 
-Training steps, the reference stage and evaluation all collect their groups here.
+Training steps, the reference stage and evaluation all collect their groups here. A training step asks for its own
+through `StepCollector`, which may run one step ahead of the learner.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dphrl.protocols import RewardPool, RolloutPool
+from dphrl.config.schema import Config
+from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.protocols import Parts, RewardPool, RolloutPool
+from dphrl.tracking.log import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
 # Deliveries that wait for their verdicts. A reward slower than the engines then holds up the stream of completions,
@@ -79,3 +83,68 @@ def _group(prompt: Prompt, pairs: list[tuple[Completion, RewardResult]], num_sam
         raise RuntimeError(f"prompt {prompt.prompt_id}: {len(pairs)} completions came back, {num_samples} were asked")
     pairs.sort(key=lambda pair: pair[0].sample_index)
     return RolloutGroup(prompt, tuple(c for c, _ in pairs), tuple(r for _, r in pairs))
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """What a step sampled, and which groups of it train: the same ones, unless dynamic sampling left some out.
+
+    metrics: the number of rounds, and where the time went.
+    """
+
+    groups: Sequence[RolloutGroup]
+    sampled: Sequence[RolloutGroup]
+    metrics: dict[str, float]
+
+
+class StepCollector:
+    """Collects the groups of one step after another.
+
+    With rollout.max_staleness 0 a step's rollouts begin when they are asked for. Above it the engines decode the next
+    step's prompts, with the weights they have, while the learner updates on this step's.
+    """
+
+    def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
+        """prompts: those to explore, in the order of the training data."""
+        self._config, self._prompts, self._parts = config, prompts, parts
+        self._ahead: asyncio.Task[StepRollouts] | None = None
+
+    async def collect(self, step: int) -> StepRollouts:
+        """The groups of `step` (from 0); call it for each step in turn."""
+        rollouts = await (self._ahead or self._start(step))
+        overlaps = self._config.rollout.max_staleness > 0 and step + 1 < self._config.learner.num_steps
+        self._ahead = self._start(step + 1) if overlaps else None
+        return rollouts
+
+    def _start(self, step: int) -> asyncio.Task[StepRollouts]:
+        return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step))
+
+
+async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> StepRollouts:
+    """A step's groups. With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups without signal, all of
+    whose scores are equal, make room for further prompts, for dynamic_sampling_rounds at most; then the step trains
+    on what it has. Prompts and seeds are a pure function of (seed, step, round)."""
+    current_step.set(step + 1)  # this task's own: the loop may be at the step before
+    max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
+    rounds: list[Collected] = []
+    groups: list[RolloutGroup] = []
+    while len(rounds) < max_rounds and len(groups) < num_prompts:
+        place = step * max_rounds + len(rounds)
+        chosen = [prompts[i] for i in step_indices(len(prompts), place, num_prompts, config.seed)]
+        seed = derive_seed(config.seed, "rollout", place)
+        collected = await collect_groups(parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed)
+        rounds.append(collected)
+        if not chosen:
+            break
+        groups += collected.groups if max_rounds == 1 else [group for group in collected.groups if group.has_signal]
+    sampled = [group for collected in rounds for group in collected.groups]
+    return StepRollouts(
+        # All equal everywhere: the flat groups train nothing, but the step stays well defined.
+        groups[:num_prompts] or sampled[:num_prompts],
+        sampled,
+        {
+            "rollout/num_rounds": float(len(rounds)),
+            "time/rollout_s": sum(collected.rollout_s for collected in rounds),
+            "time/reward_s": sum(collected.reward_s for collected in rounds),
+        },
+    )

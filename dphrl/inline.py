@@ -22,9 +22,7 @@ from dphrl.data.schedule import derive_seed
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.policy import PolicyModel, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
-from dphrl.loop import Parts
-from dphrl.protocols import Learner
-from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader
 from dphrl.tracking.sinks import Sink
@@ -101,6 +99,9 @@ class InlineLearner:
         self._policy_version += 1
         return metrics
 
+    async def publish(self) -> list[WeightChunk]:
+        return []  # the rollouts sample from this very module
+
     async def save(self, folder: Path) -> None:
         cast(Any, self.policy.lm).save_pretrained(folder / "hf")
         self.tokenizer.save_pretrained(folder / "hf")
@@ -121,7 +122,7 @@ class InlineRollouts:
         self.learner, self.tokenizer, self.config = learner, tokenizer, config
         self._version: int | None = None  # serves nothing before its first refit, like any engine
 
-    async def refit(self, learner: Learner) -> Mapping[str, float]:
+    async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         assert learner is self.learner, "inline rollouts share the learner's module"
         self._version = learner.policy_version
         return {"sync/logprob_gap_max": 0.0}
@@ -241,7 +242,7 @@ class InlineRewards:
 
 
 class InlineSystem:
-    """`run.System` in this process."""
+    """`protocols.System` in this process."""
 
     def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
         self.config = config
@@ -258,12 +259,15 @@ class InlineSystem:
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
-    ) -> tuple[ReferenceBuffer, dict[str, float]]:
+    ) -> tuple[ReferenceStore, Mapping[str, float]]:
         rollouts, rewards = self.parts.rollouts, self.parts.rewards
         buffer = await fill_reference(
             self.config, prompts, rollouts, rewards, self.learner, identity, folder, on_graded
         )
         return buffer, buffer.counts()
 
-    async def adopt_reference(self, buffer: ReferenceBuffer) -> ReferenceBuffer:
+    async def adopt_reference(self, buffer: WholeReference) -> ReferenceStore:
         return buffer
+
+    def renew_learner(self, config: Config) -> bool:
+        return False  # there is no engine to keep

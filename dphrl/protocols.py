@@ -1,24 +1,43 @@
 """What the training loop needs from the world, and nothing more.
 
-`dphrl.inline` implements these in one process; `actors.pools` implements them over Ray. The loop cannot tell.
+`dphrl.inline` implements these in one process; `actors` and `cluster.ray_system` implement them over Ray. The loop
+cannot tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, TrainBatch
+from dphrl.config.schema import Config
+from dphrl.tracking.sinks import Sink
+from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RolloutGroup, TrainBatch
+
+# Some of a learner's weights, as something that the engines beside it can read: of no meaning to anybody else.
+WeightChunk = object
 
 
-class Learner(Protocol):
-    """Owns the trainable policy. Every call is a collective over its ranks."""
+class WeightPublisher(Protocol):
+    """What a refit needs of a learner: its weights, their version, and its word on what engines sample from them."""
 
     @property
     def policy_version(self) -> int:
         """Number of `update` calls behind the present weights; 0 is the initial policy."""
         ...
+
+    async def publish(self) -> Sequence[WeightChunk]:
+        """The present weights in chunks, valid until the next call; none where engines share the learner's memory."""
+        ...
+
+    async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
+        """Log-probs of completion tokens of (token_ids, num_prompt_tokens) at the sampling temperature."""
+        ...
+
+
+class Learner(WeightPublisher, Protocol):
+    """Owns the trainable policy. Every call is a collective over its ranks."""
 
     @property
     def dtype(self) -> str:
@@ -28,10 +47,6 @@ class Learner(Protocol):
     @property
     def layout(self) -> str:
         """What a checkpoint must be restored into: kind, ranks, sharding."""
-        ...
-
-    async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
-        """Log-probs of completion tokens of (token_ids, num_prompt_tokens) at the sampling temperature."""
         ...
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
@@ -50,8 +65,11 @@ class Learner(Protocol):
 class RolloutPool(Protocol):
     """Engines that sample. An engine that was never refit, or was restarted, serves nothing until it is."""
 
-    async def refit(self, learner: Learner) -> Mapping[str, float]:
-        """Bring every engine to the learner's weights and version; returns sync metrics."""
+    async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
+        """Bring every engine to the learner's weights and version; returns sync metrics.
+
+        Raises RuntimeError when an engine does not agree with the learner afterwards.
+        """
         ...
 
     def generate(
@@ -92,4 +110,72 @@ class ReferenceStore(Protocol):
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
         """The rows of a step: a pure function of (seed, step), so that a resumed run sees the same ones."""
+        ...
+
+
+class WholeReference(ReferenceStore, Protocol):
+    """A reference buffer in this process's memory, from which another store can be filled."""
+
+    @property
+    def samples(self) -> Sequence[ReferenceSample]:
+        """Every stored sample, in the order that `schedule_seed` permutes."""
+        ...
+
+    @property
+    def schedule_seed(self) -> int:
+        """Seeds the order in which steps see the samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The running system, behind its protocols."""
+
+    learner: Learner
+    rollouts: RolloutPool
+    rewards: RewardPool
+
+    def drain_metrics(self) -> dict[str, float]:
+        """The learner's version now, and what engines and graders measured since the last call."""
+        version = {"policy_version": self.learner.policy_version}
+        return {**version, **self.rollouts.drain_metrics(), **self.rewards.drain_metrics()}
+
+
+class System(Protocol):
+    """A place to run: one process, or a Ray cluster. `start` first; the others need what it returns to be up."""
+
+    async def start(self, on_ready: Callable[[str], None]) -> Parts:
+        """Wait until every part is up, telling on_ready of each. The engines are not refit yet."""
+        ...
+
+    async def fill_reference(
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+    ) -> tuple[ReferenceStore, Mapping[str, float]]:
+        """Run the reference stage, or the rest of it, into `folder`; returns the filled store and the split's counts.
+
+        The engines must hold the initial policy. on_graded is called with the number of completions newly graded.
+        """
+        ...
+
+    async def adopt_reference(self, buffer: WholeReference) -> ReferenceStore:
+        """Serve a buffer that an earlier stage filled."""
+        ...
+
+    def sinks(self) -> list[Sink]:
+        """Where a run's numbers go because of where it runs."""
+        ...
+
+    def renew_learner(self, config: Config) -> bool:
+        """Go on with another configuration: a fresh learner, the same engines and graders.
+
+        False, with nothing done, where the configurations differ in what engines and graders were made of.
+        """
+        ...
+
+
+class StepObserver(Protocol):
+    """What happens around the steps: tracking, checkpoints, evaluation."""
+
+    async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
+        """step: from 1. metrics: the step's record. groups: every group it sampled."""
         ...

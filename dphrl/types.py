@@ -110,6 +110,11 @@ class RolloutGroup:
     def num_correct(self) -> int:
         return sum(result.status is RewardStatus.CORRECT for result in self.results)
 
+    @property
+    def has_signal(self) -> bool:
+        """Whether the scores differ: otherwise every advantage is 0."""
+        return len({r.training_score for r in self.results if r.training_score is not None}) > 1
+
 
 @dataclass(frozen=True, slots=True)
 class ReferenceSample:

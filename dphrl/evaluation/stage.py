@@ -20,8 +20,8 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.fingerprint import Fingerprint, fingerprint, hash_value
-from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
+from dphrl.protocols import Parts
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
@@ -83,34 +83,36 @@ class PartialResult:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-async def evaluate_sets(
-    config: Config,
-    sets: Sequence[EvaluationSet],
-    parts: Parts,
-    console: Console,
-    label: str,
-    *,
-    base: Sequence[Summary] = (),
-    partial: PartialResult | None = None,
-    samples_folder: Path | None = None,
-) -> list[Summary]:
-    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy.
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of a policy, and what is kept of it.
 
-    base: the base model's summaries, to measure retention on. partial: where to continue a killed evaluation and
-    keep this one's chunks; the caller removes it when the result is in place. samples_folder: where all the graded
-    completions are to go, a .jsonl file a set.
+    label: the policy's name on the console. base: the base model's summaries, to measure retention on. partial: where
+    to continue a killed evaluation and keep this one's chunks; whoever writes the result removes it afterwards.
+    samples_folder: where all the graded completions go, a .jsonl file a set.
     """
+
+    config: Config
+    sets: Sequence[EvaluationSet]
+    label: str
+    base: Sequence[Summary] = ()
+    partial: PartialResult | None = None
+    samples_folder: Path | None = None
+
+
+async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) -> list[Summary]:
+    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy."""
     summaries = []
-    known = {summary["dataset"]: summary for summary in base}
-    for chosen in sets:
-        sampled, greedy = await _grade_set(config, chosen, parts, console, label, partial)
-        if samples_folder is not None:
-            write_samples(samples_folder / f"{chosen.name}.jsonl", sampled)
+    known = {summary["dataset"]: summary for summary in evaluation.base}
+    for chosen in evaluation.sets:
+        sampled, greedy = await _grade_set(evaluation, chosen, parts, console)
+        if evaluation.samples_folder is not None:
+            write_samples(evaluation.samples_folder / f"{chosen.name}.jsonl", sampled)
         base_counts = None
         if chosen.name in known:
             rows = known[chosen.name]["per_prompt"]
             base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
-        counts, ks = count_groups(sampled), config.evaluation.k
+        counts, ks = count_groups(sampled), evaluation.config.evaluation.k
         graded = [num_correct for _, num_graded, num_correct in count_groups(greedy) if num_graded]
         share = sum(graded) / len(graded) if graded else None
         summary = summarize(chosen.name, chosen.split, counts, ks, share, base_counts)
@@ -119,24 +121,20 @@ async def evaluate_sets(
 
 
 async def _grade_set(
-    config: Config,
-    chosen: EvaluationSet,
-    parts: Parts,
-    console: Console,
-    label: str,
-    partial: PartialResult | None,
+    evaluation: Evaluation, chosen: EvaluationSet, parts: Parts, console: Console
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
     """Groups of num_samples and groups of one greedy completion, in the order of the prompts."""
+    config, partial, what = evaluation.config, evaluation.partial, f"{evaluation.label} on {chosen.name}"
     prompts, size = chosen.prompts, PROMPTS_PER_CHUNK
     stored, done = None, 0
     if partial is not None:
         identity = partial.identity(config, prompts, parts.learner.dtype)
         stored = ChunkFolder(partial.folder / chosen.name, prompts, identity, size, CHUNK_SCHEMA)
-        done = _claim(stored, len(prompts), f"{label} on {chosen.name}", console)
+        done = _claim(stored, len(prompts), what, console)
     sampled: list[RolloutGroup] = []
     greedy: list[RolloutGroup] = []
     left = (len(prompts) - done) * (config.evaluation.num_samples + 1)
-    with console.task(f"evaluating {label} on {chosen.name}", left) as advance:
+    with console.task(f"evaluating {what}", left) as advance:
         for start in range(0, len(prompts), size):
             chunk = prompts[start : start + size]
             if stored is not None and start < done:

@@ -55,8 +55,8 @@ def test_deepspeed_ranks_train_as_plain_torch(
 ) -> None:
     import ray
 
-    from actors.learner import LearnerRank
-    from actors.pools import RayLearner
+    from actors.learner_group import RayLearner
+    from actors.learner_rank import LearnerRank
     from actors.weight_sync import unpack_tensor
 
     learner_config = {"num_ranks": num_ranks, "zero_stage": zero_stage, "micro_batch_tokens": 96}
@@ -108,8 +108,8 @@ def test_zero3_ranks_call_the_head_equally_often(
     import ray
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from actors.learner import LearnerRank
-    from actors.pools import RayLearner
+    from actors.learner_group import RayLearner
+    from actors.learner_rank import LearnerRank
 
     torch.manual_seed(0)
     # 2048 x 64 is above the size below which DeepSpeed leaves a parameter whole.

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def engine(ray_cluster: None, make_config: Any, tiny_dir: str) -> Iterator[Any]:
     import ray
 
-    from actors.rollout import RolloutEngine
+    from actors.rollout_engine import RolloutEngine
 
     actor = RolloutEngine.options(num_cpus=0.5).remote(make_config(), tiny_dir, 0)
     ray.get(actor.ready.remote(), timeout=120)
@@ -61,11 +61,10 @@ class LocalLearner:
 
 
 @pytest.fixture
-def refit(engine: Any, make_config: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    from actors import pools
+def refit(engine: Any, make_config: Any, prompts: list[Any]) -> Any:
+    from actors.rollout_pool import RayRolloutPool
 
-    monkeypatch.setattr(pools, "RayLearner", LocalLearner)
-    pool = pools.RayRolloutPool([engine], make_config(), prompts[:8])
+    pool = RayRolloutPool([engine], make_config(), prompts[:8])
 
     def run(learner: LocalLearner) -> float:
         return asyncio.run(_call(pool, learner))

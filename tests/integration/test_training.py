@@ -12,8 +12,8 @@ import pytest
 
 from cluster.launch import open_system, run_training
 from dphrl.config.loading import InputError
-from dphrl.loop import Parts
 from dphrl.prepare import prepare
+from dphrl.protocols import Parts
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.run import training_run
 from dphrl.tracking.console import Console

@@ -16,9 +16,9 @@ from dphrl.fingerprint import changed_parts, fingerprint, hash_model
 from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.reference import stage as reference_stage
 from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.reuse import prepare_reference
 from dphrl.reference.split import Split
 from dphrl.reference.stage import GradedResponses, fill_reference
-from dphrl.run import prepare_reference
 from dphrl.tracking.console import Console
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from actors.engine_load import EngineLoad
-from actors.pools import RayRolloutPool
 from actors.reward_pool import RayRewardPool
+from actors.rollout_pool import RayRolloutPool
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 

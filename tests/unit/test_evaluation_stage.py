@@ -16,10 +16,10 @@ from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import stage as evaluation_stage
-from dphrl.evaluation.stage import PartialResult, evaluate_sets
+from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.fingerprint import hash_model
-from dphrl.loop import Parts
 from dphrl.prepare import EvaluationSet
+from dphrl.protocols import Parts
 from dphrl.run import training_run
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
@@ -126,11 +126,8 @@ def evaluate(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         partial = None if name is None else PartialResult(tmp_path / f"{name}.partial", str(tmp_path / "hf"), policy)
         said = io.StringIO()
         samples = tmp_path / f"{name}.samples"
-        running = evaluate_sets(
-            *(config, sets, make_parts(rollouts, dtype), Console(said, interactive=False), "model"),
-            partial=partial,
-            samples_folder=samples,
-        )
+        evaluation = Evaluation(config, sets, "model", partial=partial, samples_folder=samples)
+        running = evaluate_sets(evaluation, make_parts(rollouts, dtype), Console(said, interactive=False))
         return asyncio.run(running), said.getvalue()
 
     return run

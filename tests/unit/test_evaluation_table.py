@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dphrl.evaluation.estimators import summarize
-from dphrl.run import report_evaluations
+from dphrl.evaluation.table import report_evaluations
 from dphrl.tracking.console import Console
 
 

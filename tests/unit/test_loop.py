@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from dphrl import collect
-from dphrl.collect import collect_groups
+from dphrl.batch import check_staleness, learning_rate, make_batch
+from dphrl.collect import collect_groups, collect_step
 from dphrl.config.schema import LearnerConfig
-from dphrl.loop import Parts, check_staleness, collect_step, learning_rate, make_batch, rollout_metrics
+from dphrl.protocols import Parts
+from dphrl.tracking.step_metrics import rollout_metrics
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind
 
 CORRECT, WRONG = RewardResult(RewardStatus.CORRECT), RewardResult(RewardStatus.WRONG)
@@ -151,17 +153,17 @@ def dynamic_step(make_config: Any, rounds: int, names: list[str]) -> Any:
 def test_dynamic_sampling_refills_until_enough_groups_have_signal(make_config: Any) -> None:
     names = [f"p{i}" for i in range(10)]
     plain = dynamic_step(make_config, 1, names)
-    assert (len(plain.groups), len(plain.sampled), plain.num_rounds) == (4, 4, 1)
+    assert (len(plain.groups), len(plain.sampled), plain.metrics["rollout/num_rounds"]) == (4, 4, 1)
     refilled = dynamic_step(make_config, 5, names)
     assert len(refilled.groups) == 4
     assert all(int(g.prompt.prompt_id[-1]) % 2 for g in refilled.groups)
-    assert 1 < refilled.num_rounds <= 5
-    assert len(refilled.sampled) == 4 * refilled.num_rounds
+    assert 1 < refilled.metrics["rollout/num_rounds"] <= 5
+    assert len(refilled.sampled) == 4 * refilled.metrics["rollout/num_rounds"]
 
 
 def test_dynamic_sampling_stops_at_its_bound_with_what_it_has(make_config: Any) -> None:
     hopeless = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
-    assert (hopeless.num_rounds, len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
+    assert (hopeless.metrics["rollout/num_rounds"], len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
 
 
 def test_length_penalty_shapes_the_advantage_and_nothing_else(make_config: Any) -> None:

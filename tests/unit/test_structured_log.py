@@ -45,7 +45,7 @@ def test_a_line_holds_all_one_looks_for(stream: io.StringIO) -> None:
 
 
 def test_text_of_any_kind_stays_one_line(stream: io.StringIO) -> None:
-    logging.getLogger("actors.pools").warning("two\nlines \ud800 é")
+    logging.getLogger("actors.rollout_pool").warning("two\nlines \ud800 é")
     (line,) = lines(stream)
     assert line["message"] == "two\nlines \ud800 é"
     assert line["step"] is None
@@ -87,7 +87,7 @@ def test_tasks_keep_steps_of_their_own(stream: io.StringIO) -> None:
 
 def test_a_second_call_renames_and_adds_no_line(stream: io.StringIO) -> None:
     install_json_log("learner-0")
-    logging.getLogger("actors.learner").info("up")
+    logging.getLogger("actors.learner_rank").info("up")
     assert [line["actor"] for line in lines(stream)] == ["learner-0"]
 
 

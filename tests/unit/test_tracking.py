@@ -149,13 +149,13 @@ def test_a_missing_tensorboard_is_one_warning(tmp_path: Path, monkeypatch: pytes
 
 def test_the_log_has_our_news_and_others_warnings_only_while_open(tmp_path: Path) -> None:
     with Tracker(tmp_path, tensorboard=False):
-        logging.getLogger("actors.pools").info("engine 1 restarted")
+        logging.getLogger("actors.rollout_pool").info("engine 1 restarted")
         logging.getLogger("somebody").info("chatter")
         logging.getLogger("somebody").warning("trouble \udc80")
     logging.getLogger("dphrl.loop").warning("after the end")
     lines = (tmp_path / "run.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == [
-        "INFO actors.pools: engine 1 restarted",
+        "INFO actors.rollout_pool: engine 1 restarted",
         "WARNING somebody: trouble \\udc80",
     ]
     assert lines[0][10] == "T"

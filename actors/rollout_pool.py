@@ -1,0 +1,97 @@
+"""The rollout engines as one pool: prompts go to whichever engine is free, weights to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from actors.engine_load import EngineLoad
+from actors.waiting import Actor, within
+from actors.weight_proof import WeightProof, max_logprob_gap
+from dphrl.config.schema import Config
+from dphrl.data.schedule import derive_seed
+from dphrl.protocols import WeightChunk, WeightPublisher
+from dphrl.types import Completion, Prompt
+
+
+class RayRolloutPool:
+    """`protocols.RolloutPool` over vLLM engines: work goes to whichever engine is free."""
+
+    def __init__(
+        self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt] = (), dtype: str = "float32"
+    ) -> None:
+        self.engines, self.config = engines, config
+        self._loads = [EngineLoad() for _ in engines]
+        self._num_waiting = 0  # prompts that no engine has been handed yet
+        self._proof = WeightProof(engines, probes, max_logprob_gap(config.sync, dtype))
+
+    async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
+        version, limit = learner.policy_version, self.config.sync.timeout_s
+        chunks = await learner.publish()
+        pushed = asyncio.gather(*[_push_weights(engine, chunks, version) for engine in self.engines])
+        acknowledged = await within(pushed, limit, "sync.timeout_s", "engines to take new weights")
+        if set(acknowledged) != {version}:
+            raise RuntimeError(f"engines acknowledged versions {sorted(set(acknowledged))} after a sync to {version}")
+        gap = await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
+        return {"sync/logprob_gap_max": gap}
+
+    async def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
+    ) -> AsyncIterator[Sequence[Completion]]:
+        # One engine takes all at once: its scheduler batches best. Several take two helpings each, so that a
+        # slow one holds back the step by half a share at most.
+        share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
+        waiting = [(i, prompts[i : i + share]) for i in range(0, len(prompts), max(1, share))]
+        waiting.reverse()
+        self._num_waiting += len(prompts)
+        finished: asyncio.Queue[Sequence[Completion] | None] = asyncio.Queue()
+
+        async def serve(engine: Actor, load: EngineLoad) -> None:
+            while waiting:
+                start, mine = waiting.pop()
+                self._num_waiting -= len(mine)
+                with load.helping(len(mine) * num_samples) as deliver:
+                    async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
+                        completions = await ref
+                        deliver(completions)
+                        finished.put_nowait(completions)
+
+        async def serve_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for engine, load in zip(self.engines, self._loads, strict=True):
+                        group.create_task(serve(engine, load))
+            finally:
+                finished.put_nowait(None)
+
+        serving = asyncio.create_task(serve_all())
+        limit = self.config.rollout.timeout_s
+        try:
+            # The clock starts again with every completion: how long a whole collection takes depends on its size.
+            while (completions := await within(finished.get(), limit, "rollout.timeout_s", "a completion")) is not None:
+                yield completions
+            await serving
+        finally:
+            serving.cancel()
+            # Empty unless something failed.
+            self._num_waiting -= sum(len(mine) for _, mine in waiting)
+            waiting.clear()
+
+    def drain_metrics(self) -> Mapping[str, float]:
+        rates = {f"rollout/engine/{i}/tokens_per_s": load.drain() for i, load in enumerate(self._loads)}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    def live_metrics(self) -> Mapping[str, float]:
+        """Queue depths at this moment, from any thread."""
+        pending = {f"queue/engine/{i}/completions_pending": load.num_pending for i, load in enumerate(self._loads)}
+        return {"queue/prompts_waiting": self._num_waiting, **pending}
+
+
+async def _push_weights(engine: Actor, chunks: Sequence[WeightChunk], version: int) -> int:
+    # One engine runs calls in order, so nothing is awaited until its acknowledgement; failures surface there
+    # too, because an update that failed leaves the session closed.
+    calls = [engine.start_weight_update.remote()]
+    calls += [engine.update_weights.remote(chunk) for chunk in chunks]
+    calls += [engine.finish_weight_update.remote(version)]
+    return int((await asyncio.gather(*calls))[-1])

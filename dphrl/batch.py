@@ -1,0 +1,126 @@
+"""From graded groups and rehearsal rows to a training batch: advantages, denominators, the rate of the step.
+
+Everything here is a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dphrl.algo.advantages import group_advantages, overlong_penalty
+from dphrl.algo.reduce import row_weights
+from dphrl.config.schema import Config, LearnerConfig
+from dphrl.types import (
+    Completion,
+    Prompt,
+    ReferenceSample,
+    RewardResult,
+    RolloutGroup,
+    RowKind,
+    TrainBatch,
+    TrainRow,
+)
+
+
+def make_batch(
+    config: Config,
+    step: int,
+    policy_version: int,
+    groups: Sequence[RolloutGroup],
+    rehearsal: Sequence[ReferenceSample],
+) -> TrainBatch:
+    """Rows of both kinds, cut into mini-batches that each carry their own global denominators.
+
+    Raises RuntimeError when nothing can be trained on, or a completion is staler than the config allows.
+    """
+    check_staleness(groups, policy_version, config.rollout.max_staleness)
+    num_parts = config.algorithm.num_minibatches
+    minibatches = []
+    for i in range(num_parts):
+        mine = groups[i * len(groups) // num_parts : (i + 1) * len(groups) // num_parts]
+        rows = rehearsal[i * len(rehearsal) // num_parts : (i + 1) * len(rehearsal) // num_parts]
+        minibatch = policy_rows(mine, config) + reference_rows(rows, config)
+        if minibatch:
+            minibatches.append(tuple(minibatch))
+    if not minibatches:
+        raise RuntimeError(
+            f"step {step + 1}: nothing to train on: no rehearsal rows, and none of {len(groups)} groups has a usable "
+            "completion (reward failures and masked truncations are left out; see samples/ and run.log)"
+        )
+    lr = learning_rate(config.learner, step)
+    num_tokens = sum(len(row.token_ids) for minibatch in minibatches for row in minibatch)
+    metrics = {
+        "divergence/num_rows": float(len(rehearsal)),
+        "learner/lr": lr,
+        "learner/num_tokens": float(num_tokens),
+    }
+    return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics)
+
+
+def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow]:
+    """Exploration rows of one mini-batch: graded completions with their group-relative advantages."""
+    chosen: list[tuple[Prompt, Completion, float]] = []
+    for group in groups:
+        advantages = group_advantages(shaped_scores(group, config), config.algorithm.advantage)
+        for completion, advantage in zip(group.completions, advantages, strict=True):
+            masked = completion.truncated and config.rollout.truncated == "mask"
+            if advantage is not None and completion.token_ids and not masked:
+                chosen.append((group.prompt, completion, advantage))
+    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    weights = row_weights(lengths, config.algorithm.aggregation, config.rollout.max_tokens)
+    return [
+        TrainRow(
+            RowKind.POLICY,
+            prompt.token_ids + completion.token_ids,
+            len(prompt.token_ids),
+            completion.logprobs,
+            weight,
+            advantage,
+            completion.policy_version,
+        )
+        for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
+    ]
+
+
+def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:
+    """The group's training scores less the length penalty; what metrics and accuracy report stays unshaped."""
+    max_tokens, buffer_tokens = config.rollout.max_tokens, config.algorithm.overlong_buffer_tokens
+
+    def shaped(completion: Completion, result: RewardResult) -> float | None:
+        penalty = overlong_penalty(len(completion.token_ids), max_tokens, buffer_tokens)
+        return None if result.training_score is None else result.training_score + penalty
+
+    return [shaped(c, result) for c, result in zip(group.completions, group.results, strict=True)]
+
+
+def reference_rows(samples: Sequence[ReferenceSample], config: Config) -> list[TrainRow]:
+    """Rehearsal rows of one mini-batch, with a denominator of their own."""
+    lengths = [len(sample.token_ids) for sample in samples]
+    weights = row_weights(lengths, config.algorithm.aggregation, config.rollout.max_tokens)
+    return [
+        TrainRow(RowKind.REFERENCE, s.prompt_token_ids + s.token_ids, len(s.prompt_token_ids), s.logprobs, weight)
+        for s, weight in zip(samples, weights, strict=True)
+    ]
+
+
+def check_staleness(groups: Sequence[RolloutGroup], policy_version: int, bound: int) -> None:
+    """Raises RuntimeError when a completion lags the learner by more than `bound` updates."""
+    for group in groups:
+        for completion in group.completions:
+            staleness = policy_version - completion.policy_version
+            if not 0 <= staleness <= bound:
+                raise RuntimeError(
+                    f"a completion of prompt {completion.prompt_id} came from policy version "
+                    f"{completion.policy_version}, the learner is at {policy_version}: outside "
+                    f"rollout.max_staleness={bound}"
+                )
+
+
+def learning_rate(config: LearnerConfig, step: int) -> float:
+    """Rate of `step` (from 0): linear warm-up, then constant or a line down to lr_final_fraction."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, config.num_steps - 1 - config.warmup_steps)
+    return config.lr * (1 - (1 - config.lr_final_fraction) * min(1.0, done))

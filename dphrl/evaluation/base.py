@@ -1,0 +1,53 @@
+"""The evaluation of the model that a run starts from: once, and found again when the run resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dphrl.config.schema import Config
+from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.fingerprint import hash_model, hash_value
+from dphrl.prepare import Prepared
+from dphrl.protocols import Parts
+from dphrl.tracking.console import Console
+
+
+async def base_evaluation(
+    config: Config, prepared: Prepared, parts: Parts, run_folder: Path, console: Console
+) -> list[Summary]:
+    """Once per run: a resumed one finds its base results, unless what they were measured on has changed."""
+    if not config.evaluation.num_samples:
+        return []
+    path, stamp = run_folder / "eval" / "base.json", run_folder / "eval" / ".base-identity"
+    rollout = config.rollout
+    sampling = (
+        config.evaluation.num_samples,
+        config.evaluation.k,
+        rollout.temperature,
+        rollout.max_tokens,
+        config.seed,
+    )
+    asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
+    reward = config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})
+    identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
+    partial = PartialResult.beside(path, prepared.model_dir)
+    if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
+        partial.remove()  # if a kill came between the stamp and this
+        return list(json.loads(path.read_text()))
+    evaluation = Evaluation(config, prepared.evaluations, "base", partial=partial)
+    summaries = await evaluate_sets(evaluation, parts, console)
+    stamp.unlink(missing_ok=True)
+    write_summaries(path, summaries)
+    stamp.write_text(identity)
+    partial.remove()
+    return summaries
+
+
+def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
+    """As JSON, made whole before it is put in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(json.dumps(list(summaries), indent=2) + "\n")
+    staging.replace(path)

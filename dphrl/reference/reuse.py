@@ -1,0 +1,84 @@
+"""The reference buffer of a run: the one that is there, if nothing it depends on has changed, else a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dphrl.config.schema import Config
+from dphrl.fingerprint import changed_parts, fingerprint
+from dphrl.prepare import Prepared
+from dphrl.protocols import Parts, ReferenceStore, System
+from dphrl.reference.buffer import ReferenceBuffer, check_size
+from dphrl.reference.stage import GradedResponses
+from dphrl.tracking.console import Console
+from dphrl.types import Prompt
+
+
+async def prepare_reference(
+    config: Config, prepared: Prepared, system: System, parts: Parts, run_folder: Path, console: Console
+) -> ReferenceStore | None:
+    """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR.
+
+    Raises InputError when the buffer exceeds reference.max_bytes.
+    """
+    if not config.uses_reference_samples:
+        console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
+        return None
+    identity = fingerprint(config, prepared.model_dir, prepared.prompts, parts.learner.dtype)
+    folder = run_folder / "reference"
+    store: ReferenceStore | None = None
+    counts: Mapping[str, float]
+    if (folder / "manifest.json").is_file():
+        buffer = ReferenceBuffer.load(folder)
+        changed = changed_parts(buffer.fingerprint, identity)
+        if changed:
+            console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
+        else:
+            check_size(buffer.num_bytes, config.reference)
+            store, counts = await system.adopt_reference(buffer), buffer.counts()
+            console.info(f"reference buffer reused from {folder}")
+    if store is None:
+        num_done = _say_sampled(config, prepared.prompts, identity, folder, console)
+        total = (len(prepared.prompts) - num_done) * config.reference.num_samples
+        with console.task("reference stage: completions of the initial policy", total) as advance:
+            store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
+    _say_split(config, counts, console)
+    return store
+
+
+def _say_sampled(
+    config: Config, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, console: Console
+) -> int:
+    """Tell whether graded responses beside `folder` will be used; returns the number of prompts they are of."""
+    graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
+    if changed := graded.changed():
+        console.info(f"graded responses in {graded.folder} are not used, starting over: {', '.join(changed)} changed")
+    num_done = graded.num_done()
+    if num_done == len(prompts):
+        console.info("reference stage: every prompt is sampled already, selecting from its graded responses")
+    elif num_done:
+        console.info(f"reference stage: continuing, {num_done} of {len(prompts)} prompts done")
+    return num_done
+
+
+def _say_split(config: Config, counts: Mapping[str, float], console: Console) -> None:
+    reference = config.reference
+    console.info(
+        f"reference split: {counts['num_near_perfect']:.0f} near-perfect prompts (>= {reference.threshold} of "
+        f"{reference.num_samples} correct), {counts['num_exploration']:.0f} to explore, "
+        f"{counts['num_dropped']:.0f} dropped; {counts['num_stored_samples']:.0f} samples stored "
+        f"({counts['num_stored_tokens']:.0f} tokens, {counts['num_bytes']:.0f} bytes); "
+        f"mean score {counts['mean_correct']:.3f}"
+    )
+    if not counts["num_stored_samples"]:
+        console.info(
+            "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and "
+            f"this run is plain RLVR. Lower reference.threshold={reference.threshold} (samples nothing anew), or start "
+            "from a stronger model"
+        )
+    if not counts["num_exploration"]:
+        console.info(
+            "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. "
+            "Use harder problems, or raise reference.threshold"
+        )

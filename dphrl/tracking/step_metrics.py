@@ -1,0 +1,64 @@
+"""The numbers of one step, for metrics.jsonl: what the completions tell, where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from dphrl.types import RewardStatus, RolloutGroup, TrainBatch
+
+Metrics = dict[str, float]
+
+
+class StepClock:
+    """Starts with its step. Measures the whole of it and, by `lap`, the parts that the loop waits for."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._laps: Metrics = {}
+
+    @contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """Measure what runs inside as `time/<name>_s`."""
+        started = time.perf_counter()
+        yield
+        self._laps[f"time/{name}_s"] = time.perf_counter() - started
+
+    def stop(self) -> Metrics:
+        """Seconds of every lap, and of the step until now."""
+        return {**self._laps, "time/step_s": time.perf_counter() - self._started}
+
+
+def step_metrics(batch: TrainBatch, sampled: Sequence[RolloutGroup], *told: Mapping[str, float]) -> Metrics:
+    """One record of metrics.jsonl.
+
+    sampled: every group of the step, those that do not train included. told: what the parts of the system and the
+    clock have to say, `time/step_s` and the policy version after the update among it.
+    """
+    record = {"step": batch.step + 1, **rollout_metrics(sampled, batch.policy_version), **batch.metrics}
+    for metrics in told:
+        record |= metrics
+    return {**record, "rollout/tokens_per_s": record["rollout/num_tokens"] / record["time/step_s"]}
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
+    """What the completions themselves tell: scores by status, lengths, staleness, groups without signal."""
+    completions = [completion for group in groups for completion in group.completions]
+    results = [result for group in groups for result in group.results]
+    scores = [result.score for result in results if result.score is not None]
+    signals = [result.training_score for result in results if result.training_score is not None]
+    statuses = Counter(result.status for result in results)
+    flat_groups = sum(not group.has_signal for group in groups)
+    count = max(1, len(completions))
+    return {
+        "reward/mean": sum(scores) / max(1, len(scores)),
+        "reward/signal_mean": sum(signals) / max(1, len(signals)),
+        **{f"reward/status/{status}": float(statuses[status]) for status in RewardStatus},
+        "reward/zero_variance_fraction": flat_groups / max(1, len(groups)),
+        "rollout/num_tokens": float(sum(len(completion.token_ids) for completion in completions)),
+        "rollout/completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
+        "rollout/truncated_fraction": sum(completion.truncated for completion in completions) / count,
+        "rollout/staleness_max": float(max((policy_version - c.policy_version for c in completions), default=0)),
+    }
