@@ -1,11 +1,13 @@
 """The rules of the house, checked on the source itself.
 
 Imports point one way, `dphrl` <- `actors` <- `cluster`, wherever in a file they stand: inside a function and
-under TYPE_CHECKING too. The algorithm loads no Ray, vLLM or DeepSpeed; the command line loads nothing heavy
-before it knows what is asked of it. Files and functions stay short enough to read. `dphrl` unpickles nothing.
+under TYPE_CHECKING too. Within the packages every room imports only the rooms that ROOMS names, which stand above it
+in that table, so that there is no circle. The algorithm loads no Ray, vLLM or DeepSpeed; the command line loads
+nothing heavy before it knows what is asked of it. Files and functions stay short enough to read. `dphrl` unpickles
+nothing.
 
 Each rule is a function from a file to its offences, written `path:line: what`, so that the tests at the end
-can show every rule an offender and see it caught.
+can show every rule an offender and see it caught. `python -m tests.test_architecture` prints the table of rooms.
 """
 
 from __future__ import annotations
@@ -29,6 +31,49 @@ FORBIDDEN_IMPORTS = {
     "cluster": set[str](),
 }
 PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "pickle5", "cloudpickle", "dill", "shelve", "joblib"}
+
+# Room -> the rooms it may import, all of them further up. A room is a folder or a module right below `dphrl` or
+# `cluster`; `actors` is one room, and so is each package's own __init__.
+ROOMS = {
+    "algo": "",
+    "cluster": "",
+    "cluster.doctor": "",
+    "dphrl": "",
+    "tiny": "",
+    "types": "",
+    "config": "algo",
+    "models": "tiny",
+    "sandbox": "types",
+    "batch": "algo types config",
+    "cluster.jobs": "config",
+    "fingerprint": "types config",
+    "learner": "algo types config",
+    "tracking": "types config",
+    "chunks": "types fingerprint",
+    "protocols": "types config tracking",
+    "rewards": "tiny types config sandbox tracking",
+    "data": "tiny types config rewards",
+    "collect": "types config tracking protocols data",
+    "prepare": "types config models tracking rewards data",
+    "evaluation": "types config fingerprint tracking chunks protocols data collect prepare",
+    "loop": "types config batch tracking protocols collect",
+    "reference": "types config fingerprint tracking chunks protocols data collect prepare",
+    "actors": "types config models learner tracking protocols rewards data reference",
+    "experiments": "config tracking evaluation",
+    "inline": "types config learner tracking protocols rewards data reference",
+    "run": "types config fingerprint learner tracking protocols prepare evaluation loop reference",
+    "cluster.dashboards": "actors",
+    "cluster.planning": "config tracking experiments",
+    "report": "dphrl types config tracking evaluation experiments",
+    "cluster.ray_system": "types config tracking protocols actors cluster.planning",
+    "cluster.render": "config cluster.planning",
+    "cluster.launch": "config tracking protocols prepare evaluation reference inline run cluster.ray_system",
+    "cluster.experiments": "config tracking protocols prepare experiments cluster.launch",
+    "cluster.cli": (
+        "cluster.doctor dphrl config cluster.jobs tracking rewards experiments cluster.planning report "
+        "cluster.render cluster.launch cluster.experiments"
+    ),
+}
 
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 80
@@ -102,6 +147,103 @@ def imports_of(path: Path, modules: set[str]) -> list[str]:
 
 def import_direction(path: Path, root: Path) -> list[str]:
     return imports_of(path, FORBIDDEN_IMPORTS[path.relative_to(root).parts[0]])
+
+
+def room_of(module: str) -> str:
+    """`dphrl.learner.update` -> "learner"; `cluster.cli.remote` -> "cluster.cli"; `actors.buffer` -> "actors"."""
+    package, *rest = module.split(".")
+    if package == "actors" or not rest:
+        return package
+    return rest[0] if package == "dphrl" else f"{package}.{rest[0]}"
+
+
+def module_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of our own code; `from dphrl import loop` imports the module `dphrl.loop`."""
+    tree = parse(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                inner = root.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
+                yield node.lineno, f"{node.module}.{alias.name}" if is_module else node.module
+    # `import a.b` and the dynamic imports, which name modules in full; from-imports were told better above.
+    from_lines = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    yield from ((line, module) for line, module in imports(tree) if line not in from_lines)
+
+
+def room_arrows(root: Path) -> dict[tuple[str, str], list[str]]:
+    """(room, room it imports) -> where, for every arrow between two rooms of the packages below `root`."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for path in source_files(root):
+        room = room_of(module_of(path, root))
+        for line, module in imported_modules(path, root):
+            if module.partition(".")[0] in PACKAGES and (other := room_of(module)) != room:
+                arrows.setdefault((room, other), []).append(f"{path}:{line}: {room} imports {other}")
+    return arrows
+
+
+def room_offences(root: Path, rooms: dict[str, str]) -> list[str]:
+    """Arrows that are not in the table, entries of the table that no import needs, and entries that point upwards."""
+    arrows = room_arrows(root)
+    allowed = {(room, other) for room, others in rooms.items() for other in others.split()}
+    order = list(rooms)
+    offences = [where for arrow, places in arrows.items() if arrow not in allowed for where in places]
+    offences += [
+        f"ROOMS: nothing in {room} imports {other}: remove it" for room, other in sorted(allowed - set(arrows))
+    ]
+    offences += [
+        f"ROOMS: {room} imports {other}, which does not stand above it"
+        for room, other in sorted(allowed)
+        if other not in order[: order.index(room)]
+    ]
+    known = {room_of(module_of(path, root)) for path in source_files(root)}
+    return offences + [f"ROOMS: {room} is missing" for room in sorted(known - set(rooms))]
+
+
+def import_circles(root: Path) -> list[str]:
+    """Modules that import each other in a circle when they load, within a room as well."""
+    graph: dict[str, set[str]] = {}
+    for path in source_files(root):
+        inside = {
+            child.lineno
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for child in ast.walk(node)
+            if isinstance(child, ast.Import | ast.ImportFrom)
+        }
+        graph[module_of(path, root)] = {name for line, name in imported_modules(path, root) if line not in inside}
+    circles: list[str] = []
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        if module in trail:
+            circles.append(" -> ".join((*trail[trail.index(module) :], module)))
+        elif module in graph and module not in done:
+            for other in sorted(graph[module]):
+                walk(other, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, ())
+    return circles
+
+
+def room_table(root: Path, rooms: dict[str, str]) -> str:
+    """For people: each room, what it is for, and the rooms it imports, from the ground up."""
+    lines = []
+    for room, others in rooms.items():
+        package = room.partition(".")[0]
+        folder = root / room.replace(".", "/") if package in PACKAGES else root / "dphrl" / room
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        about = (ast.get_docstring(parse(file)) or "").partition("\n")[0]
+        lines += [f"{room:<20} {about}", f"{'':<20} imports {', '.join(others.split()) or 'nothing of ours'}"]
+    num_arrows = sum(len(others.split()) for others in rooms.values())
+    return "\n".join([*lines, f"{len(rooms)} rooms, {num_arrows} arrows, all upwards in this table"])
 
 
 def long_file(path: Path) -> list[str]:
@@ -198,6 +340,21 @@ def test_imports_point_one_way() -> None:
     assert not every_offence(lambda path: import_direction(path, ROOT))
 
 
+def test_rooms_import_only_what_the_table_says() -> None:
+    assert room_offences(ROOT, ROOMS) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert import_circles(ROOT) == []
+
+
+def test_the_table_of_rooms_names_each_and_says_what_it_is_for() -> None:
+    lines = room_table(ROOT, ROOMS).splitlines()
+    for room in ROOMS:
+        (line,) = (line for line in lines if line.split(" ")[0] == room and "imports" not in line[:28])
+        assert len(line) > 30, f"{room}: its docstring should say what it is for"
+
+
 def test_no_file_is_too_long() -> None:
     assert not every_offence(long_file)
 
@@ -273,6 +430,54 @@ def test_actors_importing_cluster_is_caught(tmp_path: Path) -> None:
     assert import_direction(write(tmp_path, "actors/x.py", "from cluster.planning import placement"), tmp_path)
 
 
+SMALL_HOUSE = {"types": "", "algo": "types", "loop": "algo", "actors": "loop", "cluster.cli": "actors types"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, []),
+        ({"dphrl/algo/x.py": "from dphrl.loop import train"}, ["dphrl/algo/x.py:1: algo imports loop"]),
+        ({"dphrl/algo/x.py": "def f():\n    from dphrl import loop"}, ["dphrl/algo/x.py:2: algo imports loop"]),
+        ({"dphrl/algo/x.py": "import importlib\nimportlib.import_module('dphrl.loop')"}, ["algo imports loop"]),
+        ({"dphrl/algo/x.py": "from dphrl.algo.y import z"}, []),
+        ({"dphrl/loop.py": ""}, ["nothing in loop imports algo"]),
+        ({"dphrl/new/x.py": ""}, ["new is missing"]),
+    ],
+)
+def test_an_arrow_outside_the_table_is_caught(tmp_path: Path, change: dict[str, str], words: list[str]) -> None:
+    house = {
+        "dphrl/types.py": "",
+        "dphrl/algo/x.py": "from dphrl.types import Row",
+        "dphrl/algo/y.py": "from dphrl import types",
+        "dphrl/loop.py": "import dphrl.algo.x",
+        "actors/pool.py": "from dphrl.loop import train",
+        "cluster/cli/__init__.py": "from actors import pool\nif TYPE_CHECKING:\n    from dphrl.types import Row",
+    }
+    for name, text in (house | change).items():
+        write(tmp_path, name, text)
+    offences = room_offences(tmp_path, SMALL_HOUSE)
+    assert len(offences) == len(words)
+    for offence, expected in zip(offences, words, strict=True):
+        assert expected in offence
+
+
+def test_a_table_that_points_upwards_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, "dphrl/a.py", "import dphrl.b")
+    write(tmp_path, "dphrl/b.py", "")
+    assert room_offences(tmp_path, {"b": "", "a": "b"}) == []
+    assert room_offences(tmp_path, {"a": "b", "b": ""}) == ["ROOMS: a imports b, which does not stand above it"]
+
+
+def test_a_circle_within_a_room_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, "dphrl/room/a.py", "from dphrl.room import b")
+    write(tmp_path, "dphrl/room/b.py", "from dphrl.room.c import x")
+    write(tmp_path, "dphrl/room/c.py", "def f():\n    from dphrl.room.a import y")
+    assert import_circles(tmp_path) == [], "inside a function it is no circle of loading"
+    write(tmp_path, "dphrl/room/c.py", "from dphrl.room.a import y")
+    assert import_circles(tmp_path) == ["dphrl.room.a -> dphrl.room.b -> dphrl.room.c -> dphrl.room.a"]
+
+
 @pytest.mark.parametrize(("lines", "caught"), [(MAX_FILE_LINES, False), (MAX_FILE_LINES + 1, True)])
 def test_a_long_file_is_caught(tmp_path: Path, lines: int, caught: bool) -> None:
     assert bool(long_file(write(tmp_path, "x.py", "x = 1\n" * lines))) is caught
@@ -332,3 +537,7 @@ def test_a_module_that_does_not_import_is_caught(tmp_path: Path) -> None:
     write(tmp_path, "dphrl/__init__.py", "import no_such_module_anywhere")
     with pytest.raises(AssertionError, match="no_such_module_anywhere"):
         loaded_by_importing(["dphrl"], {"ray"}, tmp_path)
+
+
+if __name__ == "__main__":
+    print(room_table(ROOT, ROOMS))
