@@ -2,7 +2,7 @@
 
 A suite is one YAML file: a base configuration, settings that all arms share, and for each arm what is different. The
 base model is an arm of its own, measured before training. This module reads suites, `cluster.experiments` runs them,
-`suite_results` adds up what they found.
+`results` adds up what they found.
 """
 
 from __future__ import annotations
