@@ -1,0 +1,233 @@
+"""What the documentation shows must be what the program has: links, settings, presets, messages, figures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+
+from cluster.cli import app
+from dphrl.config.errors import ConfigSchema
+from dphrl.config.loading import list_presets, load_config
+from dphrl.experiments.suite import committed_results, list_suites
+from dphrl.tracking.metrics import BY_NAME
+from tests.documentation import (
+    PAGES,
+    ROOT,
+    Block,
+    anchors_of,
+    blocks_of,
+    command_blocks,
+    files_of,
+    inline_code,
+    links_of,
+    prose_of,
+)
+
+README, RESULTS, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "operations.md"
+LANGUAGES = {"sh", "yaml", "python", "json", "text"}
+# What keeps a command from being run by the tests.
+NEEDS = {"cluster", "data", "docker", "download", "gpu", "kubernetes", "setup", "slurm"}
+# Programs that tests/integration/test_documented_commands.py runs.
+RUN = {"dphrl", "python"}
+SECTIONS = set(ConfigSchema().keys(()))
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+# ------------------------------------------------------------ form
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 180
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in links_of(page):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    assert links_of(page)
+    assert broken == []
+
+
+@pages
+def test_every_page_is_linked_from_the_readme(page: Path) -> None:
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in links_of(README) if "://" not in target}
+    assert page == README or page in linked
+
+
+@pages
+def test_blocks_say_what_they_are(page: Path) -> None:
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, block.place
+        assert block.needs <= NEEDS, block.place
+
+
+# ------------------------------------------------------------ commands
+
+
+@pytest.mark.parametrize("block", command_blocks(), ids=lambda block: block.place)
+def test_commands_are_run_or_say_what_they_need(block: Block) -> None:
+    programs = {next(word for word in words if not re.match(r"\w+=", word)) for words in block.commands}
+    assert block.commands
+    assert block.needs or programs <= RUN, f"{block.place}: nothing runs {programs - RUN}; mark what it needs"
+
+
+@pages
+def test_commands_exist(page: Path) -> None:
+    group = typer.main.get_command(app)
+    known = set(group.list_commands(None))  # type: ignore[attr-defined, arg-type]
+    shown = [" ".join(words) for block in blocks_of(page) if block.language == "sh" for words in block.commands]
+    named = re.findall(r"\bdphrl ([a-z]+)", "\n".join([*inline_code(page), *shown]))
+    assert set(named) <= known
+
+
+@pages
+def test_presets_and_suites_exist(page: Path) -> None:
+    known = {*list_presets(), *list_suites()}
+    text = "\n".join([*inline_code(page), *(block.text for block in blocks_of(page))])
+    named = set(re.findall(r"(?<![\w./-])(?:demo-(?:math|sql)|paper/|paper-(?:llama8b|qwen)|passk-|tune-|smollm2-)[\w./-]*", text))
+    # demo-math-* means all of them; so does a name in a path or a file's.
+    named = {name for name in named if not name.endswith(("-", "/", ".svg", ".yaml")) and "/step_" not in name}
+    assert {name for name in named - known if name != "smollm2-135m-instruct"} == set()
+
+
+def test_examples_of_configurations_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = 0
+    for page in PAGES:
+        for block in blocks_of(page):
+            # A file with code of its own beside it is loaded by the commands that are shown for it.
+            if block.language == "yaml" and not ("plugins" in block.text or ":brevity" in block.text):
+                (tmp_path / "example.yaml").write_text(block.text)
+                load_config("example.yaml")
+                loaded += 1
+    assert loaded >= 4
+
+
+def test_the_readmes_example_is_what_it_says(tmp_path: Path) -> None:
+    source = tmp_path / "mine.yaml"
+    source.write_text(files_of(README)["mine.yaml"])
+    config = load_config(str(source))
+    assert config.algorithm.divergence.name == "js"
+    assert config.data.prompt_template is not None
+    assert config.data.prompt_template.endswith(r"\boxed{}.")
+    assert "\n\n" in config.data.prompt_template
+
+
+# ------------------------------------------------------------ names
+
+
+@pages
+def test_settings_exist(page: Path) -> None:
+    schema = ConfigSchema()
+    unknown = []
+    for code in inline_code(page):
+        match = re.fullmatch(r"([a-z]+(?:\.[a-z_]+)+)(?:[:=].*)?", code)
+        if match and match[1].partition(".")[0] in SECTIONS and schema.at(tuple(match[1].split("."))) is None:
+            unknown.append(code)
+    assert unknown == []
+
+
+@pages
+def test_metrics_exist(page: Path) -> None:
+    prefixes = {name.partition("/")[0] for name in BY_NAME if "/" in name}
+    named = {code for code in inline_code(page) if re.fullmatch(r"[a-z]+/[a-z_/]+[a-z]", code)}
+    named = {name for name in named if name.partition("/")[0] in prefixes}
+    assert named - set(BY_NAME) == set()
+
+
+@cache
+def messages() -> list[str]:
+    """Every text in the source; what is filled in stands as "\\0"."""
+    found: list[str] = []
+    for package in ("dphrl", "actors", "cluster"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                    found.append("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return found
+
+
+def troubles() -> list[str]:
+    """The first cells of the table of messages."""
+    section = prose_of(OPERATIONS).partition("## Troubleshooting")[2]
+    return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", troubles())
+def test_the_messages_explained_are_the_programs(message: str) -> None:
+    # Between two fillings a message may quote values of its own, so each piece is looked for by itself.
+    for piece in (piece.strip(" .") for piece in message.split("...")):
+        assert len(piece) < 4 or any(piece in text for text in messages()), piece
+
+
+def test_the_messages_are_looked_for_in_the_source() -> None:
+    assert len(troubles()) > 20
+    assert not any("a message that nothing prints" in text for text in messages())
+
+
+# ------------------------------------------------------------ figures
+
+
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql"])
+def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
+    results = committed_results(suite)
+    text = RESULTS.read_text()
+    after = text[text.index(f"results/{suite}.svg") :]
+    table = after[after.index("| | Pass@1 | Pass@8 |") :].partition("\n\n")[0].splitlines()[2:]
+    shown = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in table)}
+    assert list(shown) == list(results["arms"])
+    columns = [("in_domain", key) for key in ("pass@1", "pass@8", "pass@16", "retention")]
+    columns += [("out_of_domain", key) for key in ("pass@1", "pass@16")]
+    for arm, cells in shown.items():
+        found = [results["arms"][arm][domain].get(key) for domain, key in columns]
+        wanted = ["-" if c is None else f"{c['mean']:.3f} ±{(c['high'] - c['low']) / 2:.3f}" for c in found]
+        assert cells == wanted, arm
+
+
+def in_domain(suite: str, arm: str) -> tuple[str, str]:
+    """Pass@1 and Pass@16 as the text writes them."""
+    rates = committed_results(suite)["arms"][arm]["in_domain"]
+    pass_1, pass_16 = (f"{rates[key]['mean']:.3f}".removeprefix("0") for key in ("pass@1", "pass@16"))
+    return pass_1, pass_16
+
+
+def test_the_threshold_s_table_is_the_committed_one() -> None:
+    text = RESULTS.read_text()
+    rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| (Threshold|Pass@1 |Pass@16 )", line)]
+    header, *shown = [[cell.strip() for cell in row] for row in rows[-3:]]
+    arms = ["base", *(f"threshold-{value}" for value in header[2:])]
+    wanted = [in_domain("tune-threshold", arm) for arm in arms]
+    assert [row[1:] for row in shown] == [[rates[i] for rates in wanted] for i in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("shown", "suite", "arm"),
+    [
+        ("base", "tune-long", "base"),
+        ("GRPO", "tune-long", "grpo"),
+        ("forward KL, eta 0.05", "tune-long", "dph-f-0.05"),
+        ("forward KL, eta 0.1", "tune-long", "dph-f-0.1"),
+        ("forward KL, eta 0.35", "tune-long", "dph-f-0.35"),
+        ("forward KL, eta 0.35, two updates a step", "tune-updates", "dph-f"),
+        ("Jensen-Shannon, eta 0.1", "tune-long", "dph-js-0.1"),
+        ("Jensen-Shannon, eta 1.0", "tune-long", "dph-js-1.0"),
+    ],
+)
+def test_the_longer_runs_table_is_the_committed_one(shown: str, suite: str, arm: str) -> None:
+    table = RESULTS.read_text().partition("| 240 steps, seed 0 |")[2].partition("\n\n")[0]
+    assert f"| {shown} | {' | '.join(in_domain(suite, arm))} |" in table
