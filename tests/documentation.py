@@ -102,7 +102,9 @@ def anchors_of(page: Path) -> set[str]:
         if heading := _HEADING.match(line):
             text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).replace("`", "").strip().lower()
             slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
-            number = sum(slug == known or re.fullmatch(rf"{re.escape(slug)}-\d+", known) is not None for known in anchors)
+            number = sum(
+                slug == known or re.fullmatch(rf"{re.escape(slug)}-\d+", known) is not None for known in anchors
+            )
             anchors.add(f"{slug}-{number}" if number else slug)
     return anchors
 

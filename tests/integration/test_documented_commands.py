@@ -109,10 +109,8 @@ def test_documented_commands_run(block: Block, tmp_path: Path, monkeypatch: pyte
     for name, text in files_of(block.page).items():
         (tmp_path / name).write_text(text)
     for words, target in map(redirected, block.commands):
-        if words[0] == "dphrl":
-            printed = run_dphrl(words[1:], block.place)
-        else:
-            printed = run_process(words, block.place)
+        in_process = words[0] == "dphrl"
+        printed = run_dphrl(words[1:], block.place) if in_process else run_process(words, block.place)
         if target is not None:
             assert printed, block.place
             target.write_text(printed)

@@ -73,6 +73,15 @@ def test_blocks_say_what_they_are(page: Path) -> None:
         assert block.needs <= NEEDS, block.place
 
 
+def test_the_three_ways_to_run_are_shown_briefly() -> None:
+    text = README.read_text()
+    start = text.index("## From a laptop to a cluster")
+    section = text[start : text.index("\n## ", start + 1)]
+    assert len(section.splitlines()) < 60
+    for words in ("dphrl train", "ray start --head", "dphrl submit", "dphrl render kubernetes"):
+        assert words in section
+
+
 # ------------------------------------------------------------ commands
 
 
@@ -96,7 +105,11 @@ def test_commands_exist(page: Path) -> None:
 def test_presets_and_suites_exist(page: Path) -> None:
     known = {*list_presets(), *list_suites()}
     text = "\n".join([*inline_code(page), *(block.text for block in blocks_of(page))])
-    named = set(re.findall(r"(?<![\w./-])(?:demo-(?:math|sql)|paper/|paper-(?:llama8b|qwen)|passk-|tune-|smollm2-)[\w./-]*", text))
+    named = set(
+        re.findall(
+            r"(?<![\w./-])(?:demo-(?:math|sql)|paper/|paper-(?:llama8b|qwen)|passk-|tune-|smollm2-)[\w./-]*", text
+        )
+    )
     # demo-math-* means all of them; so does a name in a path or a file's.
     named = {name for name in named if not name.endswith(("-", "/", ".svg", ".yaml")) and "/step_" not in name}
     assert {name for name in named - known if name != "smollm2-135m-instruct"} == set()
@@ -208,7 +221,9 @@ def in_domain(suite: str, arm: str) -> tuple[str, str]:
 
 def test_the_threshold_s_table_is_the_committed_one() -> None:
     text = RESULTS.read_text()
-    rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| (Threshold|Pass@1 |Pass@16 )", line)]
+    rows = [
+        line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| (Threshold|Pass@1 |Pass@16 )", line)
+    ]
     header, *shown = [[cell.strip() for cell in row] for row in rows[-3:]]
     arms = ["base", *(f"threshold-{value}" for value in header[2:])]
     wanted = [in_domain("tune-threshold", arm) for arm in arms]
