@@ -60,8 +60,9 @@ def make_batch(
 def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow]:
     """Exploration rows of one mini-batch: graded completions with their group-relative advantages."""
     chosen: list[tuple[Prompt, Completion, float]] = []
+    method = config.algorithm.advantage
     for group in groups:
-        advantages = group_advantages(shaped_scores(group, config), config.algorithm.advantage)
+        advantages = group_advantages(shaped_scores(group, config), method.name, **method.params)
         for completion, advantage in zip(group.completions, advantages, strict=True):
             masked = completion.truncated and config.rollout.truncated == "mask"
             if advantage is not None and completion.token_ids and not masked:

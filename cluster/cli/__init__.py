@@ -290,16 +290,42 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-@app.command(short_help="List the presets.")
-def presets() -> None:
-    """List the configurations that come with dphrl, and what each one shows."""
-    from dphrl.config.loading import list_presets
+@app.command(short_help="List the presets, or the algorithms.")
+def presets(
+    algorithms: Annotated[
+        bool, typer.Option("--algorithms", help="The divergences, advantages and policy losses instead.")
+    ] = False,
+    plugins: Annotated[
+        list[str] | None, typer.Option("--plugin", metavar="MODULE", help="With --algorithms: your module's as well.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+) -> None:
+    """List the configurations that come with dphrl, and what each one shows.
 
-    found = list_presets()
-    width = max(map(len, found), default=0)
-    for name, text in found.items():
-        first = text.partition("\n")[0]
-        typer.echo(f"{name:<{width}}  {first.removeprefix('#').strip() if first.startswith('#') else ''}".rstrip())
+    \b
+    Examples:
+      dphrl presets
+      dphrl presets --algorithms
+      dphrl presets --algorithms --plugin my_module
+    """
+    with exit_status() as run:
+        if algorithms:
+            from dphrl.config.methods import list_methods, method_table
+
+            found = list_methods(plugins or [])
+            typer.echo(json.dumps(found, indent=2) if as_json else method_table(found))
+            return
+        if plugins:
+            raise run.refuse("--plugin: lists a module's algorithms; add --algorithms")
+        from dphrl.config.loading import list_presets
+
+        texts = {name: text.partition("\n")[0] for name, text in list_presets().items()}
+        lines = {
+            name: first.removeprefix("#").strip() if first.startswith("#") else "" for name, first in texts.items()
+        }
+        width = max(map(len, lines), default=0)
+        table = "\n".join(f"{name:<{width}}  {line}".rstrip() for name, line in lines.items())
+        typer.echo(json.dumps(lines, indent=2) if as_json else table)
 
 
 @app.command()

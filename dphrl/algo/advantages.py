@@ -4,42 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from dphrl.algo.registry import ADVANTAGES
+
+# From the graded scores of one group, two at least, to their advantages in the same order.
+AdvantageFn = Callable[[Sequence[float]], Sequence[float]]
 
 # Added to the standard deviation, as GRPO implementations do; matters only for spreads that are numerical noise.
 STD_EPSILON = 1e-6
 
+# Decorator: register_advantage("mine") makes `factory(**params) -> AdvantageFn` available to configurations.
+register_advantage = ADVANTAGES.register
 
-def group_advantages(scores: Sequence[float | None], mode: str) -> list[float | None]:
-    """Advantage of each completion of one group; None (an infrastructure error) stays None and counts nowhere.
 
-    group_normalized: (s - mean) / (std + eps), sample standard deviation (GRPO). mean_only: s - mean (Dr.GRPO,
-    arXiv 2503.20783). leave_one_out: s - mean of the others (RLOO, arXiv 2402.14740). A group with fewer than
-    two graded completions, or without variance, gets zeros.
+def get_advantage(name: str, **params: Any) -> AdvantageFn:
+    """The registered advantage `name` with its parameters.
+
+    Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
+    """
+    return ADVANTAGES.build(name, params)
+
+
+def group_advantages(scores: Sequence[float | None], name: str, /, **params: Any) -> list[float | None]:
+    """Advantage of each completion of one group by the registered method `name`.
+
+    None (an infrastructure error) stays None and counts nowhere. A group with fewer than two graded completions gets
+    zeros: there is nothing to compare with. Raises ValueError when the method breaks its contract.
     """
     graded = [score for score in scores if score is not None]
     if len(graded) < 2:
         return [None if score is None else 0.0 for score in scores]
-    advantage = _MODES[mode](graded)
-    return [None if score is None else advantage(score) for score in scores]
+    values = list(get_advantage(name, **params)(graded))
+    if len(values) != len(graded) or not all(map(math.isfinite, values)):
+        raise ValueError(f"advantage {name!r} made {values} of the scores {graded}; return one finite number for each")
+    given = iter(values)
+    return [None if score is None else next(given) for score in scores]
 
 
-def _group_normalized(graded: list[float]) -> Callable[[float], float]:
-    mean = sum(graded) / len(graded)
-    std = math.sqrt(sum((score - mean) ** 2 for score in graded) / (len(graded) - 1))
-    return lambda score: (score - mean) / (std + STD_EPSILON)
+@register_advantage("group_normalized")
+def _group_normalized() -> AdvantageFn:
+    """(score - mean) / standard deviation of the group (GRPO, arXiv 2402.03300)."""
+
+    def advantages(scores: Sequence[float]) -> list[float]:
+        mean = sum(scores) / len(scores)
+        std = math.sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
+        return [(score - mean) / (std + STD_EPSILON) for score in scores]
+
+    return advantages
 
 
-def _mean_only(graded: list[float]) -> Callable[[float], float]:
-    mean = sum(graded) / len(graded)
-    return lambda score: score - mean
+@register_advantage("mean_only")
+def _mean_only() -> AdvantageFn:
+    """score - mean of the group: hard and easy prompts keep their scale (Dr.GRPO, arXiv 2503.20783)."""
+
+    def advantages(scores: Sequence[float]) -> list[float]:
+        mean = sum(scores) / len(scores)
+        return [score - mean for score in scores]
+
+    return advantages
 
 
-def _leave_one_out(graded: list[float]) -> Callable[[float], float]:
-    total, others = sum(graded), len(graded) - 1
-    return lambda score: score - (total - score) / others
+@register_advantage("leave_one_out")
+def _leave_one_out() -> AdvantageFn:
+    """score - mean of the other completions: an unbiased baseline (RLOO, arXiv 2402.14740)."""
 
+    def advantages(scores: Sequence[float]) -> list[float]:
+        total, others = sum(scores), len(scores) - 1
+        return [score - (total - score) / others for score in scores]
 
-_MODES = {"group_normalized": _group_normalized, "mean_only": _mean_only, "leave_one_out": _leave_one_out}
+    return advantages
 
 
 def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:

@@ -20,10 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from dphrl.algo.registry import DIVERGENCES
 
 ElementwiseFn = Callable[[Tensor], Tensor]
 
@@ -54,51 +58,34 @@ class Divergence:
         return self.value(inside) + self.slope(inside).detach() * (log_u - inside)
 
 
-DivergenceFactory = Callable[..., Divergence]
-_REGISTRY: dict[str, DivergenceFactory] = {}
+# Decorator: register_divergence("mine") makes `factory(**params) -> Divergence` available to configurations.
+register_divergence = DIVERGENCES.register
 
 
-def register_divergence(name: str) -> Callable[[DivergenceFactory], DivergenceFactory]:
-    """Decorator that makes `factory(**params) -> Divergence` available to configs under `name`.
-
-    Raises ValueError when the name is taken.
-    """
-
-    def register(factory: DivergenceFactory) -> DivergenceFactory:
-        if name in _REGISTRY:
-            raise ValueError(f"divergence {name!r} is already registered; choose another name")
-        _REGISTRY[name] = factory
-        return factory
-
-    return register
-
-
-def get_divergence(name: str, **params: float) -> Divergence:
+def get_divergence(name: str, **params: Any) -> Divergence:
     """The registered generator `name` with its parameters, e.g. get_divergence("alpha", alpha=0.2).
 
-    Raises ValueError for an unknown name, an unknown parameter, or one out of range.
+    Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown divergence {name!r}; known: none, {', '.join(sorted(_REGISTRY))}")
-    try:
-        return _REGISTRY[name](**params)
-    except TypeError:
-        needs = "needs {alpha: A} with 0 < A < 1" if name == "alpha" else "takes no parameters"
-        raise ValueError(f"divergence {name!r} {needs}; got {params or 'none'}") from None
+    return DIVERGENCES.build(name, params)
 
 
 @register_divergence("forward_kl")
 def _forward_kl() -> Divergence:
+    """KL(pi_ref, pi_theta): covers all that the initial policy does."""
     return Divergence("forward_kl", lambda x: torch.expm1(x) - x, torch.expm1)
 
 
 @register_divergence("reverse_kl")
 def _reverse_kl() -> Divergence:
+    """KL(pi_theta, pi_ref): the penalty of most trainers; seeks one mode."""
     return Divergence("reverse_kl", lambda x: x.exp() * x - torch.expm1(x), lambda x: x.exp() * x)
 
 
 @register_divergence("js")
 def _js() -> Divergence:
+    """Twice the Jensen-Shannon divergence: symmetric, bounded."""
+
     # u log u - (u + 1) log((u + 1) / 2), regrouped so that no two large terms cancel.
     def slope(x: Tensor) -> Tensor:
         return x.exp() * (_LOG2 - softplus(-x))
@@ -107,12 +94,8 @@ def _js() -> Divergence:
 
 
 @register_divergence("alpha")
-def _alpha(alpha: float) -> Divergence:
-    if not 0 < alpha < 1:
-        raise ValueError(
-            f"divergence 'alpha' needs 0 < alpha < 1; got {alpha:g}; "
-            "its limits are forward_kl (alpha -> 1) and reverse_kl (alpha -> 0)"
-        )
+def _alpha(alpha: Annotated[float, Field(gt=0, lt=1)]) -> Divergence:
+    """Alpha divergence, between reverse KL (alpha -> 0) and forward KL (alpha -> 1)."""
 
     def value(x: Tensor) -> Tensor:
         return (torch.expm1((1 - alpha) * x) - (1 - alpha) * torch.expm1(x)) / (alpha * (alpha - 1))
@@ -125,6 +108,8 @@ def _alpha(alpha: float) -> Divergence:
 
 @register_divergence("squared_hellinger")
 def _squared_hellinger() -> Divergence:
+    """Squared Hellinger distance: symmetric, bounded."""
+
     def slope(x: Tensor) -> Tensor:
         return torch.expm1(x / 2) * (x / 2).exp()
 
@@ -133,9 +118,11 @@ def _squared_hellinger() -> Divergence:
 
 @register_divergence("chi_square")
 def _chi_square() -> Divergence:
+    """Chi-square of pi_theta from pi_ref: punishes what the initial policy hardly ever does."""
     return Divergence("chi_square", lambda x: torch.expm1(x).square(), lambda x: 2 * torch.expm1(x) * x.exp())
 
 
 @register_divergence("total_variation")
 def _total_variation() -> Divergence:
+    """Total variation: every excess counts by its probability alone."""
     return Divergence("total_variation", lambda x: torch.expm1(x).abs() / 2, lambda x: x.sign() * x.exp() / 2)

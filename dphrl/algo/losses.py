@@ -1,4 +1,4 @@
-"""The two terms of the hybrid loss, and their sum.
+"""The hybrid loss: a registered policy loss (see `policy_losses`) plus eta times a registered divergence.
 
 Tensors in, (loss, metrics) out. Everything is per selected completion token (axis N), whatever rows, padding or
 packing it came from, and `weights_N` already holds each term's global denominator (see `reduce`): all results
@@ -13,78 +13,13 @@ import torch
 from torch import Tensor
 
 from dphrl.algo.divergences import LINEAR_BEYOND, Divergence
+from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, PolicyTokens, clipped_surrogate
 from dphrl.algo.rollout_estimators import (
     KL_ESTIMATORS,
     js_definition_on_reference,
     js_definition_on_rollouts,
     on_rollouts,
 )
-
-Metrics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class PolicyLossSettings:
-    """clip_low, clip_high: the trust region of the ratio. dual_clip: bound on ratio x |advantage| when the
-    advantage is negative. importance_cap: truncation of the engine-to-learner importance weight.
-    ratio: of each "token", or one for the whole "sequence" (GSPO)."""
-
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    importance_cap: float
-    ratio: str = "token"
-
-
-def policy_loss(
-    logprobs_N: Tensor,
-    old_logprobs_N: Tensor,
-    rollout_logprobs_N: Tensor,
-    advantages_N: Tensor,
-    weights_N: Tensor,
-    row_index_N: Tensor,
-    settings: PolicyLossSettings,
-) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate with separate bounds (DAPO, arXiv 2503.14476, eq. 8) and dual clip (arXiv 1912.09729, eq. 5).
-
-    The ratio pi_theta / pi_old is against the learner at the start of the step. What lies between the engine
-    that sampled and that learner (numerics, staleness) is corrected by a truncated importance weight.
-    row_index_N says which tokens share a completion.
-    """
-    log_ratio = logprobs_N - old_logprobs_N
-    if settings.ratio == "sequence":
-        log_ratio = sequence_log_ratio(log_ratio, row_index_N)
-    ratio = log_ratio.exp()
-    unclipped = -advantages_N * ratio
-    clipped = -advantages_N * ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    surrogate = torch.maximum(unclipped, clipped)
-    bounded = torch.minimum(surrogate, -advantages_N * settings.dual_clip)
-    surrogate = torch.where(advantages_N < 0, bounded, surrogate)
-    importance = (old_logprobs_N - rollout_logprobs_N).exp().clamp(max=settings.importance_cap).detach()
-    loss = (weights_N * importance * surrogate).sum()
-    with torch.no_grad():
-        metrics = {
-            "policy/loss": loss.detach(),
-            "policy/clip_fraction": (weights_N * (clipped > unclipped)).sum(),
-            "policy/importance_mean": (weights_N * importance).sum(),
-        }
-    return loss, metrics
-
-
-def sequence_log_ratio(log_ratio_N: Tensor, row_index_N: Tensor) -> Tensor:
-    """Each completion's mean log-ratio, at every one of its tokens (GSPO, arXiv 2507.18071, eq. 7).
-
-    The gradient goes to each token's own log-prob (GSPO-token, eq. 14): summed over a completion with equal
-    weights it is the gradient of the sequence's ratio.
-    """
-    if not len(log_ratio_N):
-        return log_ratio_N
-    detached = log_ratio_N.detach()
-    totals = detached.new_zeros(int(row_index_N.max()) + 1)
-    sums = totals.index_add(0, row_index_N, detached)
-    counts = totals.index_add(0, row_index_N, torch.ones_like(detached))
-    mean = (sums / counts.clamp(min=1))[row_index_N]
-    return mean + log_ratio_N - detached
 
 
 @dataclass(frozen=True)
@@ -129,6 +64,7 @@ def hybrid_loss(
     row_index_N: Tensor,
     *,
     policy: PolicyLossSettings,
+    policy_loss: PolicyLoss = clipped_surrogate,
     term: DivergenceTerm | None,
     reference_logprobs_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
@@ -139,15 +75,17 @@ def hybrid_loss(
     that need it. A term without tokens is exactly 0.
     """
     chosen = is_policy_N
-    loss, metrics = policy_loss(
+    tokens = PolicyTokens(
         logprobs_N[chosen],
         old_logprobs_N[chosen],
         stored_logprobs_N[chosen],
         advantages_N[chosen],
         weights_N[chosen],
         row_index_N[chosen],
-        policy,
     )
+    loss, own_metrics = policy_loss(tokens, policy)
+    # Every step's record has these two; a loss without a trust region cuts no gradient.
+    metrics = {"policy/loss": loss.detach(), "policy/clip_fraction": torch.zeros_like(loss.detach()), **own_metrics}
     if term is None:
         return loss, metrics
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # log u, its per-token values, their weights

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
+from dphrl.algo.registry import METHODS, show
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
-class DivergenceConfig(Section):
-    # A registered generator, or none for plain RLVR (no reference stage at all).
-    name: str = "forward_kl"
-    # Parameters of the generator, for instance alpha of the alpha divergence.
-    params: dict[str, float] = {}  # noqa: RUF012  (pydantic copies it)
+class MethodConfig(Section):
+    """A registered method, written as its name or as `{name: NAME, PARAMETER: VALUE, ...}`."""
+
+    name: str
+    """Name under which the method is registered; `dphrl presets --algorithms` lists all of them."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the method by name. Those that are left out have the defaults that the list shows."""
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -25,52 +28,126 @@ def import_plugins(plugins: Sequence[str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise ValueError(
-                f"algorithm.plugins: {name!r} cannot be imported ({type(error).__name__}: {error}); install it or put "
-                "its folder on PYTHONPATH"
+                f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); install it or put its folder "
+                "on PYTHONPATH"
             ) from error
 
 
-def _parse_divergence(value: Any) -> Any:
+def _imported(plugins: tuple[str, ...]) -> tuple[str, ...]:
+    import_plugins(plugins)
+    return plugins
+
+
+def _parse_method(value: Any) -> Any:
     """`forward_kl`, or `{name: alpha, alpha: 0.5}`: the short form users write."""
-    if value is None:
-        return {"name": "none"}
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, dict) and "params" not in value:
-        return {"name": value.get("name"), "params": {k: v for k, v in value.items() if k != "name"}}
-    return value
+    if isinstance(value, dict):
+        params = {key: inner for key, inner in value.items() if key not in ("name", "params")}
+        given = value.get("params", {})
+        return {"name": value.get("name"), "params": {**given, **params} if isinstance(given, dict) else given}
+    if isinstance(value, MethodConfig):
+        return value
+    raise ValueError(f"expected a method's name, or {{name: NAME, PARAMETER: VALUE}} (got {show(value)})")
+
+
+def _parse_divergence(value: Any) -> Any:
+    return _parse_method("none" if value is None else value)
+
+
+def _registered(method: MethodConfig, info: ValidationInfo) -> MethodConfig:
+    """The method, its parameters as the registered factory receives them."""
+    registry = METHODS[str(info.field_name)]
+    # Without the user's modules nobody knows which names there are: their error is the one to tell.
+    if "plugins" not in info.data:
+        return method
+    if method.name in registry.reserved:
+        if method.params:
+            raise ValueError(f"{registry.kind} {method.name!r} has no parameters; remove {', '.join(method.params)}")
+        return method
+    # Built here and thrown away: factories may refuse what their signatures cannot.
+    registry.build(method.name, method.params)
+    return method.model_copy(update={"params": registry.check(method.name, method.params)})
+
+
+Method = Annotated[MethodConfig, BeforeValidator(_parse_method), AfterValidator(_registered)]
+DivergenceMethod = Annotated[MethodConfig, BeforeValidator(_parse_divergence), AfterValidator(_registered)]
 
 
 class AlgorithmConfig(Section):
-    # Your modules, imported before anything is looked up by name, in this process and in every actor: they may
-    # register divergences. They must be importable there (installed, or on PYTHONPATH).
-    plugins: tuple[str, ...] = ()
-    divergence: Annotated[DivergenceConfig, BeforeValidator(_parse_divergence)] = DivergenceConfig()
-    # Weight of the divergence term. At 8B the paper recommends 0.01-0.05 (forward KL, alpha), 0.05-0.2 (JS).
+    plugins: Annotated[tuple[str, ...], AfterValidator(_imported)] = ()
+    """Names of your own Python modules, which may register divergences, advantages and policy losses. They are
+    imported before any method is looked up, in this process and in every actor, so every node must be able to import
+    them: install them, or put their folder on PYTHONPATH."""
+    divergence: DivergenceMethod = MethodConfig(name="forward_kl")
+    """The divergence from the initial policy that the loss adds to the policy loss: a name such as forward_kl, or a
+    name with parameters such as {name: alpha, alpha: 0.5}. none is plain RL with verifiable rewards, without a
+    reference stage. The default, forward KL, holds on to everything that the initial policy could already do."""
     eta: Annotated[float, Field(ge=0)] = 0.05
-    # Where the divergence is estimated. reference: stored samples of the initial policy, nothing resident (DPH).
-    # rollout: the policy's own samples. definition: Jensen-Shannon by its two KL halves, one on each. The last two
-    # keep a frozen copy of the initial policy in every learner rank.
+    """Weight of the divergence in the loss, without unit. Larger keeps the policy closer to the initial one and more
+    diverse, smaller lets it follow the reward; 0 switches the divergence off. At 8B parameters the DPH-RL paper
+    recommends 0.01 to 0.05 for forward KL and alpha, and 0.05 to 0.2 for Jensen-Shannon."""
     estimator: Literal["reference", "rollout", "definition"] = "reference"
-    # Reverse KL on rollouts: which estimate. k3_as_loss has forward KL's gradient, as GRPO's penalty does.
+    """Where the divergence is estimated. reference: on stored samples of the initial policy, which needs no second
+    model in memory (DPH-RL, the default). rollout: on the policy's own samples. definition: Jensen-Shannon as the sum
+    of its two KL halves, one on each kind of sample. rollout and definition keep a frozen copy of the initial policy
+    in every learner rank."""
     kl_estimator: Literal["k1", "k2", "k3", "k3_as_loss"] | None = None
-    # Weight of the policy's token entropy, maximised.
+    """How reverse KL is estimated on rollouts; null is f(u) / u as for every other divergence. k1, k2 and k3 differ in
+    variance and all have the gradient of reverse KL. k3_as_loss has the gradient of forward KL, as the penalty of GRPO
+    and of most trainers does; use it to repeat their figures."""
     entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
-    # DAPO's soft length penalty: completions lose up to 1 over the last so many tokens before max_tokens; 0 is off.
+    """Weight of the mean token entropy (nats), which the loss then maximises. Larger makes the policy more random; the
+    default 0 leaves diversity to the divergence."""
     overlong_buffer_tokens: NonNegativeInt = 0
-    # Groups without signal (all scores equal) are replaced by fresh prompts, at most this many rounds a step.
+    """Length penalty of DAPO, in tokens: over the last so many tokens before rollout.max_tokens the score of a
+    completion falls along a line by up to 1. Larger begins earlier and is gentler; the default 0 is off."""
     dynamic_sampling_rounds: PositiveInt = 1
-    advantage: Literal["group_normalized", "mean_only", "leave_one_out"] = "group_normalized"
-    # What counts the same: every completion token (token_mean, DAPO), every completion (sequence_mean, GRPO), or
-    # every token against the full rollout.max_tokens (fixed_length, Dr.GRPO: no bias towards short answers).
+    """Rounds of prompts that a step may sample (dynamic sampling of DAPO). Groups whose scores are all equal teach
+    nothing and are replaced by fresh prompts in the next round. Larger fills the batch better and samples longer; the
+    default 1 replaces nothing."""
+    advantage: Method = MethodConfig(name="group_normalized")
+    """How the scores of a group of completions of one prompt become advantages: group_normalized (GRPO, the default),
+    mean_only (Dr.GRPO), leave_one_out (RLOO), or one that a plugin registers."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
-    # sequence: one ratio for the whole completion, the geometric mean of its tokens' (GSPO; clip bounds ~1e-4).
+    """What counts the same in the loss. token_mean: every completion token (DAPO, the default), so that long
+    completions weigh more. sequence_mean: every completion (GRPO). fixed_length: every token as one of
+    rollout.max_tokens (Dr.GRPO), so that a completion's length does not change the weight of its tokens."""
+    policy_loss: Method = MethodConfig(name="clipped")
+    """The loss on the completions of the step: clipped (the clipped surrogate of PPO, GRPO and DAPO, the default),
+    gspo (the same with one ratio for each completion), or one that a plugin registers. Each of them is given ratio,
+    clip_low, clip_high, dual_clip and importance_cap."""
     ratio: Literal["token", "sequence"] = "token"
+    """What the trust region looks at: the probability ratio of each token (the default), or one ratio for the whole
+    completion, the geometric mean of those of its tokens. sequence is GSPO and wants clip bounds of about 3e-4;
+    `policy_loss: gspo` implies it."""
     clip_low: PositiveFloat = 0.2
+    """How far below 1 the ratio of policy to old policy may fall before the gradient of a bad completion is cut.
+    Without unit. Larger allows longer steps. The default is that of PPO and DAPO."""
     clip_high: PositiveFloat = 0.28
-    # Bounds the loss of a bad action whose probability grew (ratio >> 1, advantage < 0).
+    """How far above 1 the ratio of policy to old policy may rise before the gradient of a good completion is cut.
+    Without unit. Larger allows longer steps and lets rare tokens grow. The default is that of DAPO, which found that a
+    bound above clip_low slows the loss of entropy."""
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    # Truncation of the engine-to-learner importance weight (numeric mismatch and staleness).
+    """Largest ratio at which a bad completion is still pushed down: above it the loss of a token with a negative
+    advantage is constant. Without unit. Smaller bounds rare large gradients more tightly; the default is that of the
+    paper on dual-clip PPO."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
-    # Optimizer steps per rollout batch; above 1 costs one extra forward pass for the old log-probs.
+    """Upper bound of the importance weight between the engine that sampled and the learner, which corrects their
+    numeric differences and staleness. Without unit. Larger has less bias and more variance; 1 never raises the
+    weight of a token."""
     num_minibatches: PositiveInt = 1
+    """Optimizer steps that a step's rollouts are divided into; it must divide rollout.num_prompts. Larger learns more
+    from each batch, further off-policy; above the default 1 the old log-probs cost a forward pass more."""
+
+    @model_validator(mode="after")
+    def _estimator_fits_the_divergence(self) -> Self:
+        name = self.divergence.name
+        if self.estimator == "definition" and name != "js":
+            raise ValueError(f"estimator=definition is Jensen-Shannon's; set algorithm.divergence: js, not {name}")
+        if self.kl_estimator and (self.estimator, name) != ("rollout", "reverse_kl"):
+            raise ValueError(
+                f"kl_estimator={self.kl_estimator} is for reverse_kl on rollouts; set "
+                "algorithm.divergence: reverse_kl and algorithm.estimator: rollout, or kl_estimator: null"
+            )
+        return self

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dphrl.config.schema import Config
+from dphrl.algo.wording import describe
 
 Loc = tuple[str | int, ...]
 
@@ -58,32 +59,7 @@ class ConfigSchema:
 
     def describe(self, node: Mapping[str, Any]) -> str:
         """What a value must be, e.g. "an integer >= 1 or null"."""
-        optional = any(option.get("type") == "null" for option in node.get("anyOf", ()))
-        inner = self.resolve(node)
-        kind = inner.get("type")
-        words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}
-        if "enum" in inner or "const" in inner:
-            choices = inner.get("enum") or [inner["const"]]
-            text = f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
-        elif kind == "array":
-            text = f"a list, each item {self.describe(inner['items'])}" if "items" in inner else "a list"
-        elif kind == "object":
-            keys = ", ".join(inner.get("properties", {}))
-            text = f"a section with the keys {keys}" if keys else "a mapping of names to values"
-        else:
-            bounds = [
-                f"{sign} {inner[name]:g}"
-                for name, sign in (
-                    ("exclusiveMinimum", ">"),
-                    ("minimum", ">="),
-                    ("exclusiveMaximum", "<"),
-                    ("maximum", "<="),
-                )
-                if name in inner
-            ]
-            pattern = f"matching {inner['pattern']}" if "pattern" in inner else ""
-            text = " ".join(filter(None, [words.get(str(kind), "another value"), " and ".join(bounds), pattern]))
-        return f"{text} or null" if optional else text
+        return describe(node, self.resolve)
 
 
 def show_value(value: Any) -> str:

@@ -20,11 +20,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from dphrl.algo.registry import METHODS
 from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
 from dphrl.config.schema import Config
 
 YAML_SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "command line"
+METHOD_PLACES = [("algorithm", key) for key in METHODS]
 
 
 class InputError(ValueError):
@@ -186,10 +188,10 @@ def _read_layers(source: str) -> list[_Layer]:
 
 
 def _merged(below: Any, above: Any, loc: Loc = ()) -> Any:
-    """Mappings merge key by key, anything else replaces; so does a named divergence, with its parameters."""
+    """Mappings merge key by key, anything else replaces; so does a named method, with its parameters."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if loc == ("algorithm", "divergence") and "name" in above:
+    if loc in METHOD_PLACES and "name" in above:
         return above
     both = {key: _merged(below[key], value, (*loc, key)) if key in below else value for key, value in above.items()}
     return {**below, **both}

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dphrl.config.algorithm import AlgorithmConfig, import_plugins
+from dphrl.config.algorithm import AlgorithmConfig
 from dphrl.config.data import DataConfig, RewardConfig
 from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -195,7 +195,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig
     reward: RewardConfig = RewardConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     rollout: RolloutConfig = RolloutConfig()
     reference: ReferenceConfig = ReferenceConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -229,19 +229,6 @@ class Config(Section):
         return self.data.max_prompt_tokens + self.rollout.max_tokens
 
     @model_validator(mode="after")
-    def _divergence_exists(self) -> Self:
-        import_plugins(self.algorithm.plugins)
-        if self.algorithm.divergence.name != "none":
-            # Here, not at the top: torch takes two seconds to import and only validation needs it.
-            from dphrl.algo.divergences import get_divergence
-
-            try:
-                get_divergence(self.algorithm.divergence.name, **self.algorithm.divergence.params)
-            except ValueError as error:
-                raise ValueError(f"algorithm.divergence: {error}") from None
-        return self
-
-    @model_validator(mode="after")
     def _reward_fits_the_data(self) -> Self:
         reward = self.reward.for_kind(self.data.train.kind)
         for dataset in self.data.evaluation:
@@ -251,20 +238,10 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _estimator_fits_the_divergence(self) -> Self:
-        algorithm, name = self.algorithm, self.algorithm.divergence.name
-        if algorithm.estimator == "definition" and name != "js":
+    def _length_penalty_fits_the_completion(self) -> Self:
+        if self.algorithm.overlong_buffer_tokens > self.rollout.max_tokens:
             raise ValueError(
-                f"algorithm.estimator=definition is Jensen-Shannon's; set algorithm.divergence: js, not {name}"
-            )
-        if algorithm.kl_estimator and (algorithm.estimator, name) != ("rollout", "reverse_kl"):
-            raise ValueError(
-                f"algorithm.kl_estimator={algorithm.kl_estimator} is for reverse_kl on rollouts; set "
-                "algorithm.divergence: reverse_kl and algorithm.estimator: rollout, or kl_estimator: null"
-            )
-        if algorithm.overlong_buffer_tokens > self.rollout.max_tokens:
-            raise ValueError(
-                f"algorithm.overlong_buffer_tokens={algorithm.overlong_buffer_tokens} exceeds "
+                f"algorithm.overlong_buffer_tokens={self.algorithm.overlong_buffer_tokens} exceeds "
                 f"rollout.max_tokens={self.rollout.max_tokens}; lower it"
             )
         return self

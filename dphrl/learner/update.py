@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dphrl.algo.divergences import get_divergence
-from dphrl.algo.losses import DivergenceTerm, Metrics, PolicyLossSettings, hybrid_loss
+from dphrl.algo.losses import DivergenceTerm, hybrid_loss
+from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, get_policy_loss
 from dphrl.config.algorithm import import_plugins
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
@@ -50,6 +51,7 @@ class UpdateSettings:
     """What an update needs of the config, resolved once."""
 
     policy: PolicyLossSettings
+    policy_loss: PolicyLoss
     term: DivergenceTerm | None
     entropy_bonus: float
     max_tokens: int
@@ -72,6 +74,7 @@ class UpdateSettings:
                 algorithm.importance_cap,
                 algorithm.ratio,
             ),
+            policy_loss=get_policy_loss(algorithm.policy_loss.name, **algorithm.policy_loss.params),
             term=term,
             entropy_bonus=algorithm.entropy_bonus,
             max_tokens=config.learner.micro_batch_tokens,
@@ -129,6 +132,7 @@ def _train_micro_batch(
         batch.is_policy_N,
         batch.row_index_N,
         policy=settings.policy,
+        policy_loss=settings.policy_loss,
         term=settings.term,
         reference_logprobs_N=_reference_logprobs(batch, engine, settings),
     )

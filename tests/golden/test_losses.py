@@ -9,7 +9,8 @@ import torch
 
 from dphrl.algo.advantages import group_advantages
 from dphrl.algo.divergences import get_divergence
-from dphrl.algo.losses import DivergenceTerm, PolicyLossSettings, hybrid_loss, policy_loss
+from dphrl.algo.losses import DivergenceTerm, hybrid_loss
+from dphrl.algo.policy_losses import PolicyLossSettings, PolicyTokens, clipped_surrogate
 from dphrl.algo.reduce import row_weights
 from dphrl.reference.split import split_prompts
 
@@ -59,9 +60,8 @@ def test_row_weights():
 def test_clipped_surrogate(ratio, advantage, loss, slope):
     old = torch.tensor([-2.0], dtype=torch.float64)
     logprobs = (old + math.log(ratio)).requires_grad_()
-    value, _ = policy_loss(
-        logprobs, old, old, torch.tensor([advantage]).double(), torch.ones(1).double(), torch.zeros(1).long(), SETTINGS
-    )
+    one, row = torch.ones(1).double(), torch.zeros(1).long()
+    value, _ = clipped_surrogate(PolicyTokens(logprobs, old, old, advantage * one, one, row), SETTINGS)
     value.backward()
     assert value.item() == pytest.approx(loss, abs=1e-9)
     assert logprobs.grad.item() == pytest.approx(slope, abs=1e-9)
@@ -71,9 +71,9 @@ def test_importance_weight_is_truncated_and_carries_no_gradient():
     old = torch.log(torch.tensor([0.4, 0.4])).double()
     rollout = torch.log(torch.tensor([0.5, 0.1])).double()  # weights 0.8 and 4 -> 2
     logprobs = old.clone().requires_grad_()
-    value, metrics = policy_loss(
-        logprobs, old, rollout, torch.ones(2).double(), torch.full((2,), 0.5).double(), torch.zeros(2).long(), SETTINGS
-    )
+    weights, rows = torch.full((2,), 0.5).double(), torch.zeros(2).long()
+    tokens = PolicyTokens(logprobs, old, rollout, torch.ones(2).double(), weights, rows)
+    value, metrics = clipped_surrogate(tokens, SETTINGS)
     value.backward()
     assert value.item() == pytest.approx(-(0.8 + 2.0) / 2)
     assert logprobs.grad.tolist() == pytest.approx([-0.4, -1.0])
@@ -87,7 +87,8 @@ def test_sequence_ratio_is_the_geometric_mean_with_a_token_gradient():
     old = torch.tensor([-1.0, -2.0, -3.0]).double()
     logprobs = (old + torch.tensor([0.2, 0.4, -0.1]).double()).requires_grad_()
     weights, advantages = torch.tensor([0.25, 0.25, 0.5]).double(), torch.tensor([1.0, 1.0, -1.0]).double()
-    value, _ = policy_loss(logprobs, old, old, advantages, weights, torch.tensor([0, 0, 1]), wide)
+    tokens = PolicyTokens(logprobs, old, old, advantages, weights, torch.tensor([0, 0, 1]))
+    value, _ = clipped_surrogate(tokens, wide)
     value.backward()
     up, down = math.exp(0.3), math.exp(-0.1)
     assert value.item() == pytest.approx(-0.5 * up + 0.5 * down)

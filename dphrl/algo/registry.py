@@ -1,0 +1,184 @@
+"""Methods by name: divergences, advantages and policy losses, those of this package and those of users.
+
+A method is registered as a factory, whose keyword parameters are the method's parameters in the configuration:
+
+    @register_advantage("above_quantile")
+    def above_quantile(q: Annotated[float, Field(gt=0, lt=1)] = 0.5) -> AdvantageFn:
+        '''The first line says in the list of methods what this one does.'''
+
+The annotations decide which values are accepted. Nothing here needs torch; the module that registers this package's
+own methods of a kind is imported when one of that kind is first asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from dphrl.algo.wording import describe
+
+if TYPE_CHECKING:
+    from dphrl.algo.advantages import AdvantageFn
+    from dphrl.algo.divergences import Divergence
+    from dphrl.algo.policy_losses import PolicyLoss
+
+T = TypeVar("T")
+
+# A short form in the configuration, {name: alpha, alpha: 0.5}, has these keys for itself.
+RESERVED_PARAMETERS = ("name", "params")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A method's parameter: `wants` says in words which values it takes; `default` only counts when not required."""
+
+    name: str
+    adapter: TypeAdapter[Any]
+    wants: str
+    required: bool
+    default: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.wants}" + ("" if self.required else f" (default {show(self.default)})")
+
+
+@dataclass(frozen=True)
+class Method(Generic[T]):
+    """A registered factory, its parameters, and the first line of its docstring."""
+
+    name: str
+    factory: Callable[..., T]
+    parameters: Mapping[str, Parameter]
+    summary: str
+
+    @property
+    def takes(self) -> str:
+        return ", ".join(map(str, self.parameters.values())) or "no parameters"
+
+
+class Registry(Generic[T]):
+    """The methods of one kind. kind: how messages call it. home: the module that registers this package's own.
+
+    reserved: names that are no method, and what they mean in a configuration.
+    """
+
+    def __init__(self, kind: str, home: str, *, reserved: Mapping[str, str] | None = None) -> None:
+        self.kind, self.home, self.reserved = kind, home, reserved or {}
+        self._methods: dict[str, Method[T]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Decorator that makes `factory(**params)` available to configurations under `name`.
+
+        Raises ValueError when the name is taken, or the factory's parameters cannot be written in a configuration.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a {self.kind} is registered under a name: write the decorator as (...)('my_method')")
+
+        def register(factory: Callable[..., T]) -> Callable[..., T]:
+            if name in self._methods or name in self.reserved:
+                raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
+            lines = (inspect.getdoc(factory) or "").splitlines()
+            parameters = _parameters(factory, f"{self.kind} {name!r}")
+            self._methods[name] = Method(name, factory, parameters, lines[0] if lines else "")
+            return factory
+
+        return register
+
+    def methods(self) -> dict[str, Method[T]]:
+        """Every method that is registered by now, sorted by name."""
+        importlib.import_module(self.home)
+        return dict(sorted(self._methods.items()))
+
+    def get(self, name: str) -> Method[T]:
+        """Raises ValueError, with the known names and a close one, for a name that is not registered."""
+        methods = self.methods()
+        if name in methods:
+            return methods[name]
+        known = [*self.reserved, *methods]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(known)}{hint}")
+
+    def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`params` as the factory receives them. Raises ValueError for an unknown name or what it does not take."""
+        method, label = self.get(name), f"{self.kind} {name!r}"
+        for key in params:
+            if key not in method.parameters:
+                close = difflib.get_close_matches(key, method.parameters, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"{label} has no parameter {key!r}; it takes {method.takes}{hint}")
+        checked = {}
+        for key, parameter in method.parameters.items():
+            if key in params:
+                try:
+                    checked[key] = parameter.adapter.validate_python(params[key], strict=True)
+                except ValidationError:
+                    got = show(params[key])
+                    raise ValueError(f"{label} takes {key}: {parameter.wants} (got {got})") from None
+            elif parameter.required:
+                raise ValueError(f"{label} needs {key}: {parameter.wants}; write {{name: {name}, {key}: ...}}")
+        return checked
+
+    def build(self, name: str, params: Mapping[str, Any]) -> T:
+        """The method itself. Raises ValueError as `check` does, and for what its factory refuses."""
+        checked = self.check(name, params)
+        try:
+            made = self.get(name).factory(**checked)
+        except ValueError as error:
+            raise ValueError(f"{self.kind} {name!r}: {error}") from error
+        if not callable(made):
+            raise ValueError(f"{self.kind} {name!r}: its factory returned {made!r}, not a function; add the return")
+        return made
+
+
+def show(value: Any) -> str:
+    """As a configuration would write it."""
+    return json.dumps(value, ensure_ascii=False, default=repr)
+
+
+def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]:
+    signature = inspect.signature(factory)
+    given = {p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty}
+    # The return type may be imported under TYPE_CHECKING alone, so only the parameters' annotations are evaluated.
+    holder = type("holder", (), {"__annotations__": given})
+    namespace = getattr(factory, "__globals__", None) or vars(sys.modules[factory.__module__])
+    hints = get_type_hints(holder, globalns=namespace, include_extras=True)
+    found = {}
+    for parameter in signature.parameters.values():
+        name, empty = parameter.name, inspect.Parameter.empty
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ValueError(f"{label}: {parameter} cannot be given by name; list the parameters one by one")
+        if name in RESERVED_PARAMETERS:
+            raise ValueError(f"{label}: a parameter cannot be called {name!r}; choose another name")
+        typed = parameter.annotation is not empty
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(
+                hints[name] if typed else Any, config=ConfigDict(allow_inf_nan=False)
+            )
+            wants = describe(adapter.json_schema()) if typed else "any value"
+        except PydanticUserError:
+            raise ValueError(f"{label}: a configuration has no values for {parameter}; use plain types") from None
+        required = parameter.default is empty
+        found[name] = Parameter(name, adapter, wants, required, None if required else parameter.default)
+    return found
+
+
+NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable rewards."
+DIVERGENCES: Registry[Divergence] = Registry("divergence", "dphrl.algo.divergences", reserved={"none": NO_DIVERGENCE})
+ADVANTAGES: Registry[AdvantageFn] = Registry("advantage", "dphrl.algo.advantages")
+POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss", "dphrl.algo.policy_losses")
+
+# By their place in the configuration, algorithm.KEY.
+METHODS: dict[str, Registry[Any]] = {
+    "divergence": DIVERGENCES,
+    "advantage": ADVANTAGES,
+    "policy_loss": POLICY_LOSSES,
+}

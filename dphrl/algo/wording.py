@@ -1,0 +1,36 @@
+"""A JSON schema's wants in plain words: "an integer >= 1 or null"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+JsonSchema = Mapping[str, Any]
+
+_KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}
+_BOUNDS = (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
+
+
+def without_null(node: JsonSchema) -> JsonSchema:
+    """X of an optional X."""
+    return next((option for option in node.get("anyOf", ()) if option.get("type") != "null"), node)
+
+
+def describe(node: JsonSchema, resolve: Callable[[JsonSchema], JsonSchema] = without_null) -> str:
+    """What a value must be. `resolve` follows references, and X of an optional X."""
+    optional = any(option.get("type") == "null" for option in node.get("anyOf", ()))
+    inner = resolve(node)
+    kind = inner.get("type")
+    if "enum" in inner or "const" in inner:
+        choices = inner.get("enum") or [inner["const"]]
+        text = f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
+    elif kind == "array":
+        text = f"a list, each item {describe(inner['items'], resolve)}" if inner.get("items") else "a list"
+    elif kind == "object":
+        keys = ", ".join(inner.get("properties", {}))
+        text = f"a section with the keys {keys}" if keys else "a mapping of names to values"
+    else:
+        bounds = " and ".join(f"{sign} {inner[name]:g}" for name, sign in _BOUNDS if name in inner)
+        pattern = f"matching {inner['pattern']}" if "pattern" in inner else ""
+        text = " ".join(filter(None, [_KINDS.get(str(kind), "another value"), bounds, pattern]))
+    return f"{text} or null" if optional else text
