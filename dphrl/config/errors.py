@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dphrl.config.schema import Config
 from dphrl.algo.wording import describe
+from dphrl.config.schema import Config
 
 Loc = tuple[str | int, ...]
 

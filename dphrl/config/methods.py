@@ -15,20 +15,12 @@ def list_methods(plugins: Sequence[str]) -> dict[str, list[dict[str, str]]]:
         import_plugins(plugins)
     except ValueError as error:
         raise InputError(f"--plugin: {error}") from None
-    return {
-        f"algorithm.{key}": [
-            *({"name": name, "parameters": "", "summary": meaning} for name, meaning in registry.reserved.items()),
-            *(
-                {
-                    "name": method.name,
-                    "parameters": method.takes if method.parameters else "",
-                    "summary": method.summary,
-                }
-                for method in registry.methods().values()
-            ),
-        ]
-        for key, registry in METHODS.items()
-    }
+    found = {}
+    for key, registry in METHODS.items():
+        rows = [(name, "", meaning) for name, meaning in registry.reserved.items()]
+        rows += [(m.name, m.takes if m.parameters else "", m.summary) for m in registry.methods().values()]
+        found[f"algorithm.{key}"] = [dict(zip(("name", "parameters", "summary"), row, strict=True)) for row in rows]
+    return found
 
 
 def method_table(found: dict[str, list[dict[str, str]]]) -> str:

@@ -1,0 +1,508 @@
+"""Methods by name: what can be registered, what a configuration accepts, what an update makes of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from dphrl.algo.advantages import get_advantage, group_advantages, overlong_penalty, register_advantage
+from dphrl.algo.divergences import Divergence, get_divergence, register_divergence
+from dphrl.algo.losses import DivergenceTerm, hybrid_loss
+from dphrl.algo.policy_losses import (
+    PolicyLossSettings,
+    PolicyTokens,
+    get_policy_loss,
+    importance,
+    register_policy_loss,
+    sequence_log_ratio,
+)
+from dphrl.algo.reduce import row_weights
+from dphrl.algo.registry import METHODS, Registry
+from dphrl.batch import make_batch
+from dphrl.config.algorithm import import_plugins
+from dphrl.config.loading import ConfigError, config_to_yaml, load_config
+from dphrl.learner.update import UpdateSettings, run_update
+from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup
+
+SETTINGS = PolicyLossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, importance_cap=2.0)
+
+
+BUILTIN = {key: registry.methods() for key, registry in METHODS.items()}
+
+
+def forget_user_methods() -> None:
+    """As in a process that has not met the user's module."""
+    sys.modules.pop("user_methods", None)
+    for key, registry in METHODS.items():
+        registry._methods = dict(BUILTIN[key])
+
+
+@pytest.fixture
+def user_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module that registers one method of each kind."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    yield "user_methods"
+    forget_user_methods()
+
+
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def tokens(ratios: list[float], advantages: list[float], **given: torch.Tensor) -> PolicyTokens:
+    """One token a completion, of weight 1, sampled by the learner itself, unless given otherwise."""
+    old = double(*[-2.0] * len(ratios))
+    inputs = {
+        "logprobs_N": (old + double(*map(math.log, ratios))).requires_grad_(),
+        "old_logprobs_N": old,
+        "rollout_logprobs_N": old,
+        "advantages_N": double(*advantages),
+        "weights_N": torch.ones_like(old),
+        "row_index_N": torch.arange(len(ratios)),
+    }
+    return PolicyTokens(**inputs | given)
+
+
+# ------------------------------------------------------------ registering
+
+
+def refused(registry: Registry[Any], name: Any, factory: Any) -> str:
+    with pytest.raises(ValueError, match=r"method") as caught:
+        registry.register(name)(factory)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("register", "taken"),
+    [(register_divergence, "js"), (register_advantage, "mean_only"), (register_policy_loss, "clipped")],
+)
+def test_a_taken_name_is_refused(register: Any, taken: str) -> None:
+    with pytest.raises(ValueError, match=rf"{taken}' is already registered; choose another name"):
+        register(taken)(lambda: print)
+
+
+def test_a_factory_that_no_configuration_can_call_is_refused() -> None:
+    registry: Registry[Any] = Registry("method", "math", reserved={"none": "nothing"})
+    assert "'none' is already registered" in refused(registry, "none", lambda: print)
+    assert "'m': *rest cannot be given by name" in refused(registry, "m", lambda *rest: print)
+    assert "'m': **rest cannot be given by name" in refused(registry, "m", lambda **rest: print)
+    assert "cannot be called 'name'" in refused(registry, "m", lambda name: print)
+    assert "cannot be called 'params'" in refused(registry, "m", lambda params: print)
+
+    def odd(x: torch.Tensor) -> Any: ...
+
+    assert "a configuration has no values for x: 'torch.Tensor'" in refused(registry, "m", odd)
+    assert "write the decorator as (...)('my_method')" in refused(registry, odd, odd)
+    assert registry.methods() == {}
+
+
+def test_a_factory_may_be_a_class_and_leave_types_out() -> None:
+    registry: Registry[Any] = Registry("method", "math")
+
+    @registry.register("m")
+    class Added:
+        """Adds."""
+
+        def __init__(self, to, more: int = 2) -> None:
+            self.to, self.more = to, more
+
+        def __call__(self, value: float) -> float:
+            return value + self.to + self.more
+
+    assert registry.build("m", {"to": 1})(10.0) == 13.0
+    assert registry.get("m").takes == "to: any value, more: an integer (default 2)"
+    assert registry.get("m").summary == "Adds."
+
+
+def test_a_factory_that_forgets_its_return_is_named() -> None:
+    registry: Registry[Any] = Registry("method", "math")
+    registry.register("m")(lambda: None)
+    with pytest.raises(ValueError, match=r"method 'm': its factory returned None, not a function; add the return"):
+        registry.build("m", {})
+
+
+@pytest.mark.parametrize("get", [get_divergence, get_advantage, get_policy_loss])
+def test_an_unknown_name_lists_the_known_ones(get: Any) -> None:
+    with pytest.raises(ValueError, match=r"^unknown (divergence|advantage|policy loss) 'zzz'; known: \w+, \w+[^;]*$"):
+        get("zzz")
+
+
+# ------------------------------------------------------------ in the configuration
+
+CL = "command line: algorithm."
+MISTAKES = {
+    "divergence=scaled-kl": "divergence: unknown divergence 'scaled-kl'; known: none, alpha, chi_square, forward_kl, "
+    "js, reverse_kl, scaled_kl, squared_hellinger, total_variation; did you mean scaled_kl?",
+    "divergence={name: scaled_kl, scael: 2}": "divergence: divergence 'scaled_kl' has no parameter 'scael'; it takes "
+    "scale: a number > 0 and <= 8 (default 1.0); did you mean scale?",
+    "divergence={name: scaled_kl, scale: 9}": "divergence: divergence 'scaled_kl' takes scale: a number > 0 and <= 8 "
+    "(got 9)",
+    "divergence={name: scaled_kl, scale: true}": "divergence: divergence 'scaled_kl' takes scale: a number > 0 and "
+    "<= 8 (got true)",
+    "divergence={name: scaled_kl, scale: .nan}": "divergence: divergence 'scaled_kl' takes scale: a number > 0 and "
+    "<= 8 (got NaN)",
+    "divergence={name: js, alpha: 1}": "divergence: divergence 'js' has no parameter 'alpha'; it takes no parameters",
+    "divergence={name: none, alpha: 1}": "divergence: divergence 'none' has no parameters; remove alpha",
+    "advantage=mean-only": "advantage: unknown advantage 'mean-only'; known: above, group_normalized, leave_one_out, "
+    "mean_only; did you mean mean_only?",
+    "advantage=none": "advantage: unknown advantage 'none'; known: above, group_normalized, leave_one_out, mean_only",
+    "advantage=above": "advantage: advantage 'above' needs threshold: a number; write {name: above, threshold: ...}",
+    "advantage={name: above, threshold: high}": "advantage: advantage 'above' takes threshold: a number (got \"high\")",
+    "advantage={name: above, threshold: 1, times: 1.5}": "advantage: advantage 'above' takes times: an integer >= 1 "
+    "(got 1.5)",
+    "advantage={name: above, threshold: 1, shape: round}": "advantage: advantage 'above' takes shape: one of step, "
+    'linear (got "round")',
+    "advantage={name: above, threshold: 13}": "advantage: advantage 'above': threshold=13 brings bad luck; take 12",
+    "advantage=3": "advantage: expected a method's name, or {name: NAME, PARAMETER: VALUE} (got 3)",
+    "advantage=null": "advantage: expected a method's name, or {name: NAME, PARAMETER: VALUE} (got null)",
+    "policy_loss=cliped": "policy_loss: unknown policy loss 'cliped'; known: clipped, gspo, reinforce; did you mean "
+    "clipped?",
+    "policy_loss={name: gspo, params: 3}": "policy_loss.params: expected a mapping of names to values (got 3)",
+    "policy_loss={scale: 3}": "policy_loss.name: expected text (got null)",
+    "plugins=[no_such_module]": "plugins: plugin 'no_such_module' cannot be imported (ModuleNotFoundError: No module "
+    "named 'no_such_module'); install it or put its folder on PYTHONPATH",
+}
+
+
+@pytest.mark.parametrize(("override", "line"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_is_one_line_with_its_remedy(user_module: str, override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo-math", [f"algorithm.plugins=[{user_module}]", f"algorithm.{override}"])
+    assert caught.value.lines == (CL + line,)
+
+
+def test_every_mistaken_method_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo-math", [f"algorithm.{key}=zzz" for key in METHODS])
+    assert [line.split(";")[0] for line in caught.value.lines] == [
+        f"{CL}divergence: unknown divergence 'zzz'",
+        f"{CL}advantage: unknown advantage 'zzz'",
+        f"{CL}policy_loss: unknown policy loss 'zzz'",
+    ]
+
+
+def test_a_plugin_that_cannot_be_imported_is_the_only_error_its_names_give() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo-math", ["algorithm.plugins=[no_such_module]", "algorithm.advantage=mine"])
+    assert len(caught.value.lines) == 1
+
+
+def test_a_method_merges_and_reads_back_like_any_other(user_module: str, tmp_path: Path) -> None:
+    def load(name: str, text: str, *overrides: str) -> Any:
+        (tmp_path / name).write_text(text)
+        return load_config(str(tmp_path / name), overrides).algorithm
+
+    plugins = f"  plugins: [{user_module}]\n"
+    below = "  advantage: {name: above, threshold: 1, times: 2}\n  policy_loss: {name: reinforce, scale: 3}\n"
+    load("a.yaml", f"base: demo-math\nalgorithm:\n{plugins}{below}")
+    same = load("b.yaml", "base: a.yaml\nalgorithm: {advantage: {threshold: 0.5}}")
+    assert (same.advantage.name, same.advantage.params) == ("above", {"threshold": 0.5, "times": 2})
+    other = load("c.yaml", "base: a.yaml\nalgorithm: {advantage: {name: mean_only}, policy_loss: clipped}")
+    assert (other.advantage.params, other.policy_loss.name, other.policy_loss.params) == ({}, "clipped", {})
+    changed = load("d.yaml", "base: a.yaml", "algorithm.policy_loss.scale=4")
+    assert changed.policy_loss.params == {"scale": 4.0}
+
+    config = load_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    stored = load_config(str(tmp_path / "config.yaml"), ["algorithm.policy_loss.scale=5"])
+    assert stored.algorithm.policy_loss.params == {"scale": 5.0}
+    # Names and numbers alone: any process can be sent them.
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_the_config_of_an_earlier_run_loads(tmp_path: Path) -> None:
+    tree = "base: demo-math\nalgorithm:\n  divergence: {name: alpha, params: {alpha: 0.5}}\n"
+    tree += "  advantage: leave_one_out\n  ratio: sequence\n  clip_low: 0.0003\n  clip_high: 0.0004\n  dual_clip: 3.0\n"
+    (tmp_path / "config.yaml").write_text(tree + "  importance_cap: 2.0\n")
+    algorithm = load_config(str(tmp_path / "config.yaml")).algorithm
+    assert (algorithm.advantage.name, algorithm.policy_loss.name, algorithm.ratio) == (
+        "leave_one_out",
+        "clipped",
+        "sequence",
+    )
+    assert algorithm.divergence.params == {"alpha": 0.5}
+
+
+# ------------------------------------------------------------ the list
+
+
+def listed(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["presets", "--algorithms", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_every_method_is_listed_with_its_parameters(user_module: str) -> None:
+    lines = listed().splitlines()
+    assert lines[:3] == [
+        "algorithm.divergence: NAME, or {name: NAME, PARAMETER: VALUE}",
+        "  none               No divergence and no reference stage: plain RL with verifiable rewards.",
+        "  alpha              Alpha divergence, between reverse KL (alpha -> 0) and forward KL (alpha -> 1).",
+    ]
+    assert lines[3] == "                     takes alpha: a number > 0 and < 1"
+    names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    builtin = "none alpha chi_square forward_kl js reverse_kl squared_hellinger total_variation "
+    assert names == f"{builtin}group_normalized leave_one_out mean_only clipped gspo".split()
+    assert all(method.summary for registry in METHODS.values() for method in registry.methods().values())
+
+    mine = listed("--plugin", user_module, "--json")
+    assert json.loads(mine)["algorithm.advantage"][0] == {
+        "name": "above",
+        "parameters": 'threshold: a number, shape: one of step, linear (default "linear"), '
+        "times: an integer >= 1 (default 1)",
+        "summary": "How far a score lies above a threshold.",
+    }
+    assert "Forward KL times a number." in mine
+    assert "More that no list shows" not in mine
+
+
+def test_the_list_refuses_what_makes_no_sense() -> None:
+    for arguments, line in [
+        (["presets", "--plugin", "x"], "--plugin: lists a module's algorithms; add --algorithms"),
+        (["presets", "--algorithms", "--plugin", "no_such_module"], "--plugin: plugin 'no_such_module' cannot be"),
+    ]:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert line in result.stderr
+
+
+# ------------------------------------------------------------ one update with a user's methods
+
+
+class OneLogprob:
+    """A policy whose every token has the same log-prob, its only weight; never stepped."""
+
+    def __init__(self, logprob: float) -> None:
+        self.device, self.weight = torch.device("cpu"), torch.tensor(logprob, requires_grad=True)
+
+    def forward(self, batch: Any) -> Any:
+        every = torch.zeros(len(batch.target_ids_N))
+        return every + self.weight, every
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        return 0.0
+
+
+def test_one_update_with_a_users_methods(user_module: str) -> None:
+    settings = {
+        "plugins": f"[{user_module}]",
+        "divergence": "{name: scaled_kl, scale: 2}",
+        "advantage": "{name: above, threshold: 0.25, times: 4}",
+        "policy_loss": "{name: reinforce, scale: 3}",
+        "eta": "0.5",
+        "importance_cap": "1.5",
+    }
+    config = load_config("demo-math", [f"algorithm.{key}={value}" for key, value in settings.items()])
+    statuses = [RewardStatus.CORRECT, RewardStatus.WRONG, RewardStatus.INFRASTRUCTURE_ERROR]
+    completions = tuple(
+        Completion("p", i, (7,) * length, "text", (-2.0,) * length, "stop", 0) for i, length in enumerate((3, 1, 2))
+    )
+    group = RolloutGroup(Prompt("p", "p", (1, 2), "a", "data"), completions, tuple(map(RewardResult, statuses)))
+    batch = make_batch(config, 0, 0, [group], [ReferenceSample("p", (1,), (5, 5), (-1.0, -1.5))])
+    # 4 (1 - 1/4) and 4 (0 - 1/4); the completion without a grade is no row.
+    assert [row.advantage for row in batch.minibatches[0]] == [3.0, -1.0, 0.0]
+
+    forget_user_methods()  # the learner may be another process, which gets the configuration alone
+    engine = OneLogprob(-1.0)
+    metrics = run_update(batch, engine, UpdateSettings.from_config(config))
+    # 4 tokens of weight 1/4, importance e^1 cut to 1.5: -3 x 1/4 x 1.5 x (3 x 3 - 1) x (-1) = 9, gradient -9.
+    assert metrics["policy/loss"] == pytest.approx(9.0)
+    assert metrics["policy/logprob_sum"] == pytest.approx(-1.0)
+    assert metrics["policy/clip_fraction"] == 0.0
+    # log u is 0 and 1/2 at the two rehearsal tokens: 2 x (e^(1/2) - 1 - 1/2) / 2, gradient 2 x (e^(1/2) - 1) / 2.
+    assert metrics["divergence/loss"] == pytest.approx(math.exp(0.5) - 1.5)
+    assert engine.weight.grad is not None
+    assert engine.weight.grad.item() == pytest.approx(-9.0 + 0.5 * (math.exp(0.5) - 1))
+
+
+def test_the_settings_of_the_configuration_reach_the_loss() -> None:
+    trust_region = {"clip_low": 0.1, "clip_high": 0.3, "dual_clip": 4.0, "importance_cap": 5.0, "ratio": "sequence"}
+    others = {"entropy_bonus": 0.5, "eta": 0.125}
+    overrides = [f"algorithm.{key}={value}" for key, value in (trust_region | others).items()]
+    settings = UpdateSettings.from_config(load_config("demo-math", overrides))
+    assert settings.policy == PolicyLossSettings(**trust_region)
+    assert settings.term is not None
+    assert (settings.term.eta, settings.term.divergence.name, settings.entropy_bonus) == (0.125, "forward_kl", 0.5)
+    assert UpdateSettings.from_config(load_config("demo-math", ["algorithm.divergence=none"])).term is None
+
+
+# ------------------------------------------------------------ advantages, to the last digit
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Mean 1/2, squared deviations 1/4 + 0 + 1/16 + 1/16 = 3/8, / 3 = 1/8.
+        ("group_normalized", [d / (math.sqrt(0.125) + 1e-6) for d in (0.5, -0.5 + 0.5, -0.25, -0.25)]),
+        ("mean_only", [0.5, 0.0, -0.25, -0.25]),
+        # The others' means: 1/3, 1/2, 7/12, 7/12.
+        ("leave_one_out", [2 / 3, 0.0, -1 / 3, -1 / 3]),
+    ],
+)
+def test_advantages_of_a_group(name: str, expected: list[float]) -> None:
+    assert group_advantages([1.0, 0.5, 0.25, 0.25], name) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_ungraded_completions_and_lone_ones_reach_no_method(user_module: str) -> None:
+    import_plugins([user_module])
+    assert group_advantages([None, 3.0, None], "above", threshold=1) == [None, 0.0, None]
+    assert group_advantages([None], "above", threshold=1) == [None]
+    assert group_advantages([2.0, None, 3.0], "above", threshold=1) == [1.0, None, 2.0]
+    # Equal scores are the method's own business: a fixed threshold has an opinion on them.
+    assert group_advantages([2.0, 2.0], "above", threshold=1) == [1.0, 1.0]
+    assert group_advantages([2.0, 2.0], "group_normalized") == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("made", [[1.0], [1.0, 2.0, 3.0], [1.0, math.nan], [math.inf, 0.0]])
+def test_an_advantage_that_breaks_its_contract_is_named(user_module: str, made: list[float]) -> None:
+    register_advantage("broken")(lambda: lambda scores: made)
+    with pytest.raises(ValueError, match=r"advantage 'broken' made \[.*\] of the scores \[1.0, 0.0\]; return one"):
+        group_advantages([1.0, 0.0], "broken")
+
+
+def test_the_length_penalty_falls_along_a_line() -> None:
+    # A buffer of 4 before 10: free up to 6, then a quarter a token.
+    assert [overlong_penalty(n, 10, 4) for n in (0, 6, 7, 9, 10, 12)] == [0.0, 0.0, -0.25, -0.75, -1.0, -1.0]
+    assert overlong_penalty(10, 10, 0) == 0.0
+
+
+# ------------------------------------------------------------ policy losses
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.2799, 2.0, -2.5598, False),  # A > 0: the upper bound is 1.28
+        (1.2801, 2.0, -2.56, True),
+        (0.7999, 2.0, -1.5998, False),  # and there is no lower one
+        (0.8001, -2.0, 1.6002, False),  # A < 0: the lower bound is 0.8
+        (0.7999, -2.0, 1.6, True),
+        (1.2801, -2.0, 2.5602, False),  # and no upper one,
+        (2.9999, -2.0, 5.9998, False),  # up to the dual clip at 3
+        (3.0001, -2.0, 6.0, False),
+        (3.0001, 2.0, -2.56, True),  # which A > 0 never meets
+    ],
+)
+def test_the_bounds_on_both_signs(ratio: float, advantage: float, loss: float, clipped: bool) -> None:
+    batch = tokens([ratio], [advantage])
+    value, metrics = get_policy_loss("clipped")(batch, SETTINGS)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert metrics["policy/clip_fraction"].item() == float(clipped)
+    flat = clipped or (advantage < 0 and ratio > 3)
+    assert batch.logprobs_N.grad is not None
+    assert batch.logprobs_N.grad.item() == pytest.approx(0.0 if flat else -advantage * ratio, abs=1e-12)
+
+
+def test_metrics_are_weighted_by_the_tokens_share() -> None:
+    # Two of three are clipped, of weights 1/2 and 1/8; importance e^-1, e^0, e^5 -> 2.
+    weights, rollout = double(0.5, 0.375, 0.125), double(-1.0, -2.0, -7.0)
+    batch = tokens([2.0, 1.0, 0.5], [1.0, 1.0, -1.0], weights_N=weights, rollout_logprobs_N=rollout)
+    loss, metrics = get_policy_loss("clipped")(batch, SETTINGS)
+    assert metrics["policy/clip_fraction"].item() == 0.625
+    assert metrics["policy/importance_mean"].item() == pytest.approx(0.5 * math.exp(-1) + 0.375 + 0.25)
+    assert loss.item() == pytest.approx(0.5 * math.exp(-1) * -1.28 + 0.375 * -1.0 + 0.25 * 0.8)
+
+
+@pytest.mark.parametrize(("gap", "weight"), [(0.0, 1.0), (-2.0, math.exp(-2)), (0.69, math.exp(0.69)), (0.7, 2.0)])
+def test_importance_is_cut_above_and_never_below(gap: float, weight: float) -> None:
+    batch = tokens([1.0], [1.0], rollout_logprobs_N=double(-2.0 - gap))
+    assert importance(batch, SETTINGS).item() == pytest.approx(weight)
+
+
+def test_a_sequence_s_ratio_is_the_mean_of_its_own_tokens() -> None:
+    # Rows 2 and 0 lie among each other, row 1 has no token: means 0.1 + 0.5 over 2, and 0.4 - 0.1 + 0.3 over 3.
+    log_ratio = double(0.1, 0.4, -0.1, 0.5, 0.3)
+    rows = torch.tensor([2, 0, 0, 2, 0])
+    assert sequence_log_ratio(log_ratio, rows).tolist() == pytest.approx([0.3, 0.2, 0.2, 0.3, 0.2])
+
+
+def test_gspo_is_the_clipped_surrogate_of_sequence_ratios() -> None:
+    log_ratios = double(0.5, -0.1, -0.9)  # the mean of the first two is 0.2, e^0.2 = 1.22 < 1.28
+    old = double(-1.0, -2.0, -3.0)
+    batch = PolicyTokens(old + log_ratios, old, old, double(1, 1, 1), double(0.25, 0.25, 0.5), torch.tensor([0, 0, 1]))
+    gspo, _ = get_policy_loss("gspo")(batch, SETTINGS)
+    sequence, _ = get_policy_loss("clipped")(batch, replace(SETTINGS, ratio="sequence"))
+    token, _ = get_policy_loss("clipped")(batch, SETTINGS)
+    assert gspo.item() == sequence.item() == pytest.approx(-0.5 * math.exp(0.2) - 0.5 * math.exp(-0.9))
+    assert token.item() == pytest.approx(-0.25 * 1.28 - 0.25 * math.exp(-0.1) - 0.5 * math.exp(-0.9))
+
+
+@pytest.mark.parametrize("name", ["clipped", "gspo", "reinforce"])
+def test_no_token_is_a_loss_of_zero_with_a_gradient(user_module: str, name: str) -> None:
+    import_plugins([user_module])
+    loss, _ = get_policy_loss(name)(tokens([], []), SETTINGS)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+# ------------------------------------------------------------ both terms
+
+
+def hybrid(term: DivergenceTerm, **given: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Three rehearsal tokens of log u 12, -11 and 1 with weights 1/2, 3/8, 1/8, and one exploration token."""
+    logprobs = double(-1.0, -1.0, -1.0, -1.0)
+    stored = double(-13.0, 10.0, -2.0, -1.0)
+    weights, kinds = double(0.5, 0.375, 0.125, 1.0), torch.tensor([False, False, False, True])
+    advantages = double(0.0, 0.0, 0.0, 2.0)
+    rows = torch.arange(4)
+    return hybrid_loss(
+        logprobs, logprobs, stored, advantages, weights, kinds, rows, policy=SETTINGS, term=term, **given
+    )
+
+
+def test_eta_weighs_the_divergence_and_metrics_do_not_know_it() -> None:
+    linear = Divergence("linear", lambda x: x, torch.ones_like)
+    for eta in (0.0, 0.25, 2.0):
+        loss, metrics = hybrid(DivergenceTerm(linear, eta))
+        divergence = 0.5 * 12 - 0.375 * 11 + 0.125
+        assert metrics["divergence/loss"].item() == pytest.approx(divergence)
+        assert metrics["policy/loss"].item() == -2.0
+        assert loss.item() == pytest.approx(-2.0 + eta * divergence)
+        assert metrics["divergence/log_u_mean"].item() == pytest.approx(divergence)
+        # Beyond 10 on either side: the tokens of weight 1/2 and 3/8.
+        assert metrics["divergence/continued_fraction"].item() == 0.875
+
+
+def test_rollout_tokens_are_weighed_by_how_far_the_policy_has_moved_on() -> None:
+    linear = Divergence("linear", lambda x: x, torch.ones_like)
+    logprobs = double(-1.0, -1.0)
+    stored, reference = double(-1.5, -3.0), double(-2.0, -1.25)
+    weights, every = double(0.25, 0.75), torch.tensor([True, True])
+    _, metrics = hybrid_loss(
+        *(logprobs, logprobs, stored, double(0, 0), weights, every, torch.arange(2)),
+        policy=SETTINGS,
+        term=DivergenceTerm(linear, 1.0, estimator="rollout"),
+        reference_logprobs_N=reference,
+    )
+    # f(u) / u is log u / u, log u = 1 and 1/4; importance e^0.5 and e^2 -> 2.
+    expected = 0.25 * math.exp(0.5) * math.exp(-1) + 0.75 * 2.0 * 0.25 * math.exp(-0.25)
+    assert metrics["divergence/loss"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("token_mean", [1 / 8, 0.0, 1 / 8]),  # 2 + 6 tokens
+        ("sequence_mean", [1 / 4, 0.0, 1 / 12]),  # two rows have tokens: 1 / (2 x 2), 1 / (2 x 6)
+        ("fixed_length", [1 / 20, 0.0, 1 / 20]),  # 1 / (2 x 10)
+    ],
+)
+def test_what_each_aggregation_weighs_a_token(aggregation: str, expected: list[float]) -> None:
+    assert row_weights([2, 0, 6], aggregation, 10) == pytest.approx(expected, rel=1e-15)
+    assert row_weights([], aggregation, 10) == []
