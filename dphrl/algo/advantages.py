@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dphrl.algo.registry import ADVANTAGES
+from dphrl.algo.registry import METHODS, Registry
 
 # From the graded scores of one group, two at least, to their advantages in the same order.
 AdvantageFn = Callable[[Sequence[float]], Sequence[float]]
@@ -14,8 +14,10 @@ AdvantageFn = Callable[[Sequence[float]], Sequence[float]]
 # Added to the standard deviation, as GRPO implementations do; matters only for spreads that are numerical noise.
 STD_EPSILON = 1e-6
 
+_ADVANTAGES: Registry[AdvantageFn] = METHODS["advantage"]
+
 # Decorator: register_advantage("mine") makes `factory(**params) -> AdvantageFn` available to configurations.
-register_advantage = ADVANTAGES.register
+register_advantage = _ADVANTAGES.register
 
 
 def get_advantage(name: str, **params: Any) -> AdvantageFn:
@@ -23,7 +25,7 @@ def get_advantage(name: str, **params: Any) -> AdvantageFn:
 
     Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
-    return ADVANTAGES.build(name, params)
+    return _ADVANTAGES.build(name, params)
 
 
 def group_advantages(scores: Sequence[float | None], name: str, /, **params: Any) -> list[float | None]:

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dphrl.algo.registry import DIVERGENCES
+from dphrl.algo.registry import METHODS, Registry
 
 ElementwiseFn = Callable[[Tensor], Tensor]
 
@@ -58,8 +58,10 @@ class Divergence:
         return self.value(inside) + self.slope(inside).detach() * (log_u - inside)
 
 
+_DIVERGENCES: Registry[Divergence] = METHODS["divergence"]
+
 # Decorator: register_divergence("mine") makes `factory(**params) -> Divergence` available to configurations.
-register_divergence = DIVERGENCES.register
+register_divergence = _DIVERGENCES.register
 
 
 def get_divergence(name: str, **params: Any) -> Divergence:
@@ -67,7 +69,7 @@ def get_divergence(name: str, **params: Any) -> Divergence:
 
     Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
-    return DIVERGENCES.build(name, params)
+    return _DIVERGENCES.build(name, params)
 
 
 @register_divergence("forward_kl")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dphrl.algo.registry import POLICY_LOSSES
+from dphrl.algo.registry import METHODS, Registry
 
 Metrics = dict[str, Tensor]
 
@@ -66,8 +66,10 @@ class PolicyLossSettings:
 # metrics, which are summed likewise (those whose name ends in _max take the largest).
 PolicyLoss = Callable[[PolicyTokens, PolicyLossSettings], tuple[Tensor, Metrics]]
 
+_POLICY_LOSSES: Registry[PolicyLoss] = METHODS["policy_loss"]
+
 # Decorator: register_policy_loss("mine") makes `factory(**params) -> PolicyLoss` available to configurations.
-register_policy_loss = POLICY_LOSSES.register
+register_policy_loss = _POLICY_LOSSES.register
 
 
 def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
@@ -75,7 +77,7 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
 
     Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
-    return POLICY_LOSSES.build(name, params)
+    return _POLICY_LOSSES.build(name, params)
 
 
 def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:

@@ -19,16 +19,11 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from dphrl.algo.wording import describe
-
-if TYPE_CHECKING:
-    from dphrl.algo.advantages import AdvantageFn
-    from dphrl.algo.divergences import Divergence
-    from dphrl.algo.policy_losses import PolicyLoss
 
 T = TypeVar("T")
 
@@ -171,14 +166,11 @@ def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]
     return found
 
 
-NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable rewards."
-DIVERGENCES: Registry[Divergence] = Registry("divergence", "dphrl.algo.divergences", reserved={"none": NO_DIVERGENCE})
-ADVANTAGES: Registry[AdvantageFn] = Registry("advantage", "dphrl.algo.advantages")
-POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss", "dphrl.algo.policy_losses")
+_NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable rewards."
 
-# By their place in the configuration, algorithm.KEY.
+# By their place in the configuration, algorithm.KEY. What they make is typed where it is defined, in their homes.
 METHODS: dict[str, Registry[Any]] = {
-    "divergence": DIVERGENCES,
-    "advantage": ADVANTAGES,
-    "policy_loss": POLICY_LOSSES,
+    "divergence": Registry("divergence", "dphrl.algo.divergences", reserved={"none": _NO_DIVERGENCE}),
+    "advantage": Registry("advantage", "dphrl.algo.advantages"),
+    "policy_loss": Registry("policy loss", "dphrl.algo.policy_losses"),
 }
