@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from dphrl.algo.advantages import group_advantages, overlong_penalty
 from dphrl.algo.reduce import row_weights
-from dphrl.config.schema import Config, LearnerConfig
+from dphrl.config.learner import LearnerConfig
+from dphrl.config.schema import Config
 from dphrl.types import (
     Completion,
     Prompt,

@@ -36,57 +36,73 @@ Think step by step, then give the query in a ```sql block."""
 
 
 class DatasetConfig(Section):
-    # How results name it: eval tables, sample files.
     name: str
-    # tiny, tiny_sql, arithmetic: the embedded procedural tasks; math: rows of question and answer; text_to_sql: rows
-    # of question, database and gold query (Spider's and BIRD's files as they are distributed, or your own).
+    """How results name the data set: evaluation tables, files of samples."""
     kind: Literal["tiny", "tiny_sql", "arithmetic", "math", "text_to_sql"] = "math"
-    # A .jsonl, .json (an array) or .parquet file or a hub data set; $VARIABLES are expanded. Unused by the tiny task.
+    """What the rows are. tiny, tiny_sql and arithmetic are embedded tasks, made by a procedure; math is rows of
+    question and answer; text_to_sql is rows of question, database and gold query (Spider's and BIRD's files as they
+    are distributed, or your own)."""
     path: str = ""
+    """A .jsonl, .json (an array) or .parquet file, or a hub data set as org/name or org/name:subset. $VARIABLES are
+    expanded. The embedded tasks need none."""
     split: str = "train"
-    # The row's fields; null takes the first usual name that the first row has, such as question and answer, problem
-    # and solution, or for text_to_sql question and gold_sql, query or SQL.
+    """The split of a hub data set, or of an embedded task (train, held_out or out_of_domain). A file has none."""
     prompt_field: str | None = None
+    """The row's field that holds the question. null takes the first of question, problem and prompt that the first
+    row has."""
     answer_field: str | None = None
-    # gsm8k: the gold answer is what follows "####"; boxed: the last \boxed{} of a worked solution; plain: the field
-    # is the answer.
+    """The row's field that holds the answer. null takes the first usual name that the first row has: answer, before
+    it solution if answer_format is boxed; for text_to_sql gold_sql, query, SQL or sql."""
     answer_format: Literal["plain", "gsm8k", "boxed"] = "plain"
-    # Only rows whose field has this value (or one of a list); several fields must all agree.
+    """Where the gold answer is in its field. plain: it is the whole field; gsm8k: it is what follows "####"; boxed:
+    it is the last \\boxed{} of a worked solution."""
     where: RowFilter = Field(default_factory=dict)
-    # Not the rows of which any field named here has this value (or one of a list).
+    """Only rows whose field has this value, or one of a list of values. Several fields must all agree; empty takes
+    every row."""
     exclude_where: RowFilter = Field(default_factory=dict)
-    # Draw the order of rows by this seed instead of the file's, which is often sorted; null keeps the file's.
+    """Not the rows of which any field named here has this value, or one of a list of values. Empty excludes none."""
     shuffle_seed: NonNegativeInt | None = None
-    # Take this many rows, after where and exclude_where (tiny: make this many); null takes all.
+    """The seed that decides the order of rows, because a file is often sorted. null keeps the file's order. With
+    limit, a random part of the file is taken, for which all of it is read."""
     limit: PositiveInt | None = None
-
-    # The rest is text_to_sql's. Folder of <db>/<db>.sqlite or <db>.sqlite; null: the usual one beside the file
-    # (database, dev_databases, train_databases, dbs).
+    """Take this many rows, after where and exclude_where; of an embedded task, make this many. null takes all."""
     databases: str | None = None
+    """text_to_sql: the folder that holds <db>/<db>.sqlite or <db>.sqlite. null takes the usual one beside the file
+    (database, dev_databases, train_databases, dbs)."""
     database_field: str | None = None
+    """text_to_sql: the row's field that names its database. null takes db_id or db."""
     evidence_field: str | None = None
-    # How results are compared. bird: as sets of rows; spider: as bags, columns in any order, rows in order where
-    # the gold query orders them.
+    """text_to_sql: the row's field with a hint for the question, BIRD's external knowledge. null takes evidence or
+    external_knowledge, where there is one."""
     convention: Literal["bird", "spider"] = "bird"
-    # Rows of every table that the prompt shows: what values look like decides many a WHERE.
+    """text_to_sql: how results are compared. bird: as sets of rows; spider: as bags, columns in any order, and rows
+    in order where the gold query orders them."""
     num_sample_rows: NonNegativeInt = 3
-    # A longer schema is trimmed by relevance to the question; null leaves that to data.max_prompt_tokens.
+    """text_to_sql: rows of every table that the prompt shows, because what values look like decides many a WHERE. 0
+    shows none; more make prompts longer."""
     max_schema_tokens: PositiveInt | None = None
-    # A gold query that does not run, or has no database: stop and name the rows, or drop and count them.
+    """text_to_sql: a schema of more tokens is trimmed by relevance to the question. null leaves that to
+    data.max_prompt_tokens."""
     invalid_gold: Literal["error", "drop"] = "error"
+    """text_to_sql: what happens to a row whose gold query does not run, or has no database. error stops and names the
+    rows; drop leaves them out and counts them."""
 
 
 class DataConfig(Section):
     train: DatasetConfig
-    # The first is the in-domain one that the final table leads with.
+    """The data set that is trained on."""
     evaluation: tuple[DatasetConfig, ...] = ()
+    """The data sets that are evaluated on, each with the same settings as data.train. The first is the in-domain one,
+    which the final table leads with. Empty evaluates nothing."""
     system_prompt: str = ""
-    # How a question becomes the user's message; must contain {question}, for text_to_sql {schema} too, and may contain
-    # {evidence}: a line with that alone goes where a row has none. null: the bare question, or a plain instruction
-    # for text_to_sql.
+    """The system message of every prompt. Empty sends none."""
     prompt_template: str | None = None
-    # Longer prompts are dropped and counted: a truncated problem has no right answer. A schema is trimmed to fit first.
+    """How a question becomes the user's message. It must contain {question}, and for text_to_sql {schema} too. It may
+    contain {evidence}: a line with that alone goes where a row has none. null is the bare question, or for
+    text_to_sql a plain instruction."""
     max_prompt_tokens: PositiveInt = 1024
+    """The longest prompt, in tokens. Longer ones are dropped and counted, because a truncated problem has no right
+    answer; a schema is trimmed to fit first. Memory of the learner grows with it."""
 
     def template_for(self, kind: str) -> str:
         if self.prompt_template is not None:
@@ -130,24 +146,29 @@ REWARD_OF_KIND = {
 
 
 class RewardConfig(Section):
-    # auto: what the kind of data.train needs. math_answer grades answers for equivalence, sql_execution queries by
-    # their result; factorization grades the embedded maths task. Your own: "package.module:name" of a function,
-    # coroutine function, class or Ray remote function that takes (completion, answer) and returns a bool, a number or
-    # a RewardResult.
     name: str = "auto"
-    # Of your own reward: keyword arguments of the class, or further ones of the function.
+    """What grades completions. auto is what the kind of data.train needs: math_answer grades answers for equivalence,
+    sql_execution queries by their result, and factorization the embedded maths task. Your own is
+    "package.module:name" of a function, coroutine function, class or Ray remote function that takes (completion,
+    answer) and returns a bool, a number or a RewardResult."""
     params: dict[str, Any] = Field(default_factory=dict)
-    # Where math_answer looks: boxed only (training default: it teaches the format), or auto as `dphrl score` does.
+    """For your own reward: keyword arguments of the class, or further ones of the function."""
     extraction: Literal["boxed", "auto"] = "boxed"
-    # column_overlap: a wrong query trains with the share of the gold's columns it returns; accuracy never sees it.
+    """Where math_answer looks for the answer. boxed: in \\boxed{} only, which teaches the format; auto: wherever
+    `dphrl score` would find one."""
     shaping: Literal["none", "column_overlap"] = "none"
-    # For one completion; what runs longer is killed.
+    """What a wrong query trains with. none: 0; column_overlap: the share of the gold query's columns that it returns.
+    Accuracy never sees it."""
     timeout_s: PositiveFloat = 10.0
+    """Seconds to grade one completion; what runs longer is killed."""
     num_workers: PositiveInt = 1
-    # Below 1 because a worker sleeps while engines decode; Ray packs by this number, it does not enforce it.
+    """Processes that grade side by side. Raise it when grading takes longer than sampling."""
     cpus_per_worker: PositiveFloat = 0.25
-    # An infrastructure error (a dead worker) is tried again this often, then excluded from the advantage.
+    """Ray's CPU share for a worker: below 1 because a worker sleeps while engines decode. Ray packs by this number
+    and does not enforce it."""
     num_retries: NonNegativeInt = 2
+    """How often a grading is tried again after an infrastructure error, such as a dead worker. Then the completion is
+    left out of the advantage."""
 
     @property
     def is_custom(self) -> bool:

@@ -25,24 +25,27 @@ Settings = dict[str, Any]
 
 
 class QuickPart(Section):
-    # A part of the suite that shows the same in minutes.
     seeds: tuple[NonNegativeInt, ...]
+    """The seeds of this part."""
     arms: tuple[str, ...]
+    """The arms of this part, by name."""
 
 
 class Suite(Section):
-    # The folder of its runs, and of its committed results.
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    # One line: what it shows.
+    """The folder of the suite's runs, and of its committed results."""
     about: str
-    # A preset or YAML file that every arm starts from.
+    """One line: what the suite shows."""
     base: str
+    """The preset or YAML file that every arm starts from."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    # For all arms, as section.key: value.
+    """The seeds: each arm runs once with each of them. More narrow the intervals and cost as many runs more."""
     settings: Settings = {}  # noqa: RUF012  (pydantic copies it)
-    # Arm -> what it sets beyond that.
+    """What all arms set beyond the base, as section.key: value."""
     arms: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Settings], Field(min_length=1)]
+    """Each arm's name, and what it sets beyond that, as section.key: value."""
     quick: QuickPart
+    """The part of the suite that shows the same in minutes (--quick)."""
 
     @model_validator(mode="after")
     def _quick_is_a_part(self) -> Suite:
@@ -105,9 +108,7 @@ def load_suite(source: str) -> Suite:
 
 def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | None) -> list[tuple[str, int]]:
     """(arm, seed) of the runs asked for, a seed at a time; arms and seeds as comma-separated lists, None for all.
-
-    Raises InputError for an arm that the suite lacks, or a seed that is no number.
-    """
+    Raises InputError for an arm that the suite lacks, or a seed that is no number."""
     chosen_arms = list(suite.quick.arms if quick else suite.arms)
     chosen_seeds = list(suite.quick.seeds if quick else suite.seeds)
     if arms is not None:
@@ -122,10 +123,8 @@ def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | Non
 
 
 def committed_results(source: str) -> Results:
-    """The results that come with the package for a suite, or those in a results file named by its path.
-
-    Raises InputError when there are none.
-    """
+    """The results that come with the package for a suite, or those in a results file named by its path. Raises
+    InputError when there are none."""
     path = Path(source).expanduser()
     if path.suffix == ".json":
         try:

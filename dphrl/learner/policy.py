@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dphrl.algo.logprobs import token_logprobs
-from dphrl.config.schema import Config, ModelConfig
+from dphrl.config.model import ModelConfig
+from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
 
 

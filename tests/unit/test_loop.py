@@ -10,7 +10,7 @@ import pytest
 from dphrl import collect
 from dphrl.batch import check_staleness, learning_rate, make_batch
 from dphrl.collect import collect_groups, collect_step
-from dphrl.config.schema import LearnerConfig
+from dphrl.config.learner import LearnerConfig
 from dphrl.protocols import Parts
 from dphrl.tracking.step_metrics import rollout_metrics
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind

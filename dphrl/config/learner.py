@@ -1,0 +1,52 @@
+"""The learner's part of the configuration: the optimizer, and how its work is spread."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class LearnerConfig(Section):
+    num_steps: PositiveInt = 100
+    """Steps of the run. Each samples rollout.num_prompts groups, takes algorithm.num_minibatches optimizer steps, and
+    sends the new weights to the engines."""
+    lr: PositiveFloat = 1e-6
+    """The learning rate of AdamW, at its highest. Larger learns faster and drifts further from the initial policy."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """The learning rate after the warm-up. constant keeps lr; linear falls to lr_final_fraction of it at the last
+    step."""
+    lr_final_fraction: Fraction = 0.1
+    """The share of lr that lr_schedule: linear ends with. 0 ends without learning."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises to lr in a line. 0 starts with lr: AdamW's first steps are of full
+    size whatever the gradient."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay. 0 is none; a larger value pulls the weights towards zero faster."""
+    grad_clip: PositiveFloat = 1.0
+    """The largest norm of the gradient; a larger gradient is scaled down to it."""
+    micro_batch_tokens: PositiveInt = 16384
+    """Token positions of one micro-batch, padding counted; rows are gathered up to this. It must hold one sequence of
+    data.max_prompt_tokens + rollout.max_tokens. More are faster and take more memory for activations; the gradient is
+    the same."""
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    """How rows share a micro-batch. packed puts them end to end in one sequence, without padding, and needs flash
+    attention to be fast; padded puts rows of like length side by side. auto is packed with model.attention:
+    flash_attention_2, else padded."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed a second time in the backward pass instead of being kept. It saves most of
+    their memory and costs about one more forward pass."""
+    num_ranks: PositiveInt = 1
+    """Learner processes, each on a GPU of its own where there are GPUs. They share the rows of a step."""
+    zero_stage: Annotated[int, Field(ge=1, le=3)] = 2
+    """What DeepSpeed's ZeRO shards over the ranks: 1 the optimizer's state, 2 the gradients too, 3 the weights too. A
+    higher stage takes less memory on each rank and more communication. On one rank there is nothing to shard."""
+    cpus_per_rank: PositiveFloat = 0.75
+    """Ray's CPU share for a learner rank. Ray packs by this number and does not enforce it."""
+    threads_per_rank: PositiveInt = 2
+    """Computing threads of a learner rank on a CPU. More than the machine's free cores make it slower."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds that the actors have to start, in which kernels are compiled on first use. Collective operations of the
+    ranks have the same deadline."""

@@ -1,0 +1,24 @@
+"""The model's part of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dphrl.config.section import Section
+
+
+class ModelConfig(Section):
+    path: str = "tiny-factor"
+    """The model to train: an embedded model's name (tiny-factor, tiny-sql, smollm2-135m-instruct), a Hugging Face
+    directory, or a hub name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The number type of weights and activations, in engines and learner. auto is bfloat16 on a GPU and float32 on a
+    CPU, where bfloat16 is emulated and several times slower. float32 doubles the memory and narrows the gap between
+    the log-probs of engine and learner."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The learner's attention kernel. flash_attention_2 needs its package and a GPU, and lets rows be packed without
+    padding; eager is the slowest. It is part of the reference fingerprint, because another kernel rounds differently:
+    a change samples the reference buffer anew."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run. It runs with your rights, so leave it off unless you
+    vouch for the model."""

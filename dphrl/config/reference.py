@@ -1,0 +1,44 @@
+"""The reference stage's part of the configuration: the samples of the initial policy that training rehearses."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from dphrl.config.section import NonNegativeInt, PositiveInt, Section
+
+
+class ReferenceConfig(Section):
+    num_samples: PositiveInt = 8
+    """K: responses of the initial policy to each training prompt, sampled once. The time of the stage grows with
+    it."""
+    threshold: PositiveInt = 7
+    """With at least this many of its num_samples responses correct, a prompt is near-perfect (D_pef): it is
+    rehearsed. The other prompts (D_exp) are explored. A larger value rehearses fewer prompts. A change of this
+    setting, of stored_per_prompt or of all_wrong reuses the responses that are there."""
+    stored_per_prompt: PositiveInt = 1
+    """m: correct responses stored for each near-perfect prompt. More hold more of its different ways to answer, and
+    take more memory."""
+    rows_per_step: NonNegativeInt = 64
+    """Stored responses in the divergence term of each step. It must be a multiple of algorithm.num_minibatches. 0
+    rehearses nothing. More cost learner time, as completions of the same length do."""
+    all_wrong: Literal["keep", "drop"] = "keep"
+    """What becomes of prompts with none of the responses correct. keep explores them; drop leaves them out as
+    hopeless."""
+    prompts_per_chunk: PositiveInt = 512
+    """Prompts that are sampled and graded before the next are handed out. A killed stage loses at most one such
+    chunk; small chunks leave the engines idle at the end of each."""
+    max_bytes: PositiveInt = 4 * 2**30
+    """The largest buffer, in bytes as arrays: 4 for each prompt token id, completion token id and log-prob. A larger
+    one is refused. Every process that reads a whole buffer holds it as Python objects, which take several times as
+    much."""
+
+    @model_validator(mode="after")
+    def _threshold_reachable(self) -> Self:
+        if self.threshold > self.num_samples:
+            raise ValueError(
+                f"threshold={self.threshold} can never be reached with num_samples={self.num_samples}; "
+                f"set reference.threshold <= {self.num_samples}"
+            )
+        return self

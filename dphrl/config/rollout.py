@@ -1,0 +1,69 @@
+"""The rollouts' part of the configuration: what each step samples, and the engines that sample it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class RolloutConfig(Section):
+    num_prompts: PositiveInt = 32
+    """Prompts of one step. It must be a multiple of algorithm.num_minibatches. More prompts steady the gradient and
+    make a step longer."""
+    num_samples: PositiveInt = 8
+    """Completions of each prompt: the group whose scores are compared, so at least 2. A step samples num_prompts x
+    num_samples completions. Larger groups find rarer right answers and cost as much more time."""
+    temperature: PositiveFloat = 1.0
+    """The sampling temperature, in training and in evaluation. Log-probs are of the distribution at this temperature.
+    Above 1 the samples are more varied and more often wrong."""
+    top_p: Fraction = 1.0
+    """Must stay 1: a smaller nucleus would sample from another distribution than the one that is trained."""
+    top_k: NonNegativeInt = 0
+    """Must stay 0, which means no limit: fewer candidate tokens would sample from another distribution than the one
+    that is trained."""
+    max_tokens: PositiveInt = 256
+    """The longest completion, in tokens; a longer one is cut there. Memory of the engines and of the learner, and the
+    time of a step, grow with it."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """What becomes of a completion that was cut at max_tokens. keep grades it as it is; mask leaves it out of the
+    loss, but not out of its group's mean score."""
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """Weight updates that may lie between a completion and its use. 0 is strictly on-policy: engines and learner take
+    turns. 1 overlaps generation with the update, which is faster and trains on samples of slightly older weights."""
+    num_engines: PositiveInt = 1
+    """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
+    GPUs."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs over which one engine splits the model. Above 1 is for models that one GPU cannot hold or serve fast
+    enough; the GPUs should be on one node."""
+    cpus_per_engine: PositiveFloat = 0.75
+    """Ray's CPU share for an engine. Ray packs by this number and does not enforce it. Engine and learner take turns
+    when on-policy, so that together they may fit two CPUs."""
+    threads_per_engine: PositiveInt = 2
+    """Computing threads of an engine on a CPU. More than the machine's free cores make it slower."""
+    kv_cache_gib: PositiveInt = 1
+    """Memory for the attention cache of an engine on a CPU, in GiB. More lets more completions decode at once. On a
+    GPU gpu_memory_utilization decides instead."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """The share of a GPU's memory that an engine takes for weights and cache. Lower it where the learner is on the
+    same GPU (cluster.colocate). Without effect on a CPU."""
+    max_concurrent_sequences: PositiveInt = 256
+    """Completions that an engine decodes at a time at most. More are faster together as long as the cache holds them
+    all."""
+    enforce_eager: bool | None = None
+    """Whether engines do without CUDA graphs and compilation, which cost minutes to build and pay on a GPU only. null
+    builds them on a GPU and not on a CPU."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds without a completion from any engine after which the run stops with an error, instead of hanging."""
+
+    @model_validator(mode="after")
+    def _sampled_policy_is_trained_policy(self) -> Self:
+        if self.top_p != 1.0 or self.top_k != 0:
+            raise ValueError(
+                f"top_p={self.top_p:g}, top_k={self.top_k}: samples would come from another distribution than the "
+                "log-probs trained on; set top_p: 1.0 and top_k: 0 (temperature is accounted for)"
+            )
+        return self

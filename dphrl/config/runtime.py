@@ -1,0 +1,89 @@
+"""What runs around the training: weight sync, checkpoints, evaluation, tracking, and the cluster."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class SyncConfig(Section):
+    backend: Literal["object_store"] = "object_store"
+    """How new weights reach the engines. object_store works anywhere: from the learner to Ray's object store, and
+    from there to each engine."""
+    num_probes: PositiveInt = 8
+    """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
+    same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds in which engines must take new weights, and answer probes, or the run stops. With
+    rollout.max_staleness: 1 an engine first finishes the rollouts it is at, and this must cover them too."""
+    max_logprob_gap: PositiveFloat | None = None
+    """The largest difference between engine and learner in the log-prob of a probe's token; beyond it the run stops.
+    null is 1e-3 in float32 and 0.5 in bfloat16."""
+
+
+class CheckpointConfig(Section):
+    every_steps: NonNegativeInt = 0
+    """Steps between checkpoints. 0 writes only the last one. Each takes time, and the disk space of weights and
+    optimizer state."""
+    keep: PositiveInt = 2
+    """Checkpoints that stay. Older ones are removed once a newer one is complete."""
+
+
+class EvaluationConfig(Section):
+    num_samples: NonNegativeInt = 16
+    """Samples per prompt from which Pass@k is estimated, besides one greedy answer. 0 switches evaluation off. More
+    narrow the estimate and take longer."""
+    k: tuple[PositiveInt, ...] = (1, 8)
+    """Each k of Pass@k, the chance that one of k samples is right. None may exceed num_samples."""
+    every_steps: NonNegativeInt = 0
+    """Steps between evaluations during training. 0 evaluates the base and the final model only."""
+
+    @model_validator(mode="after")
+    def _k_within_samples(self) -> Self:
+        if self.num_samples and max(self.k, default=1) > self.num_samples:
+            raise ValueError(
+                f"k={max(self.k)} needs at least as many samples; set evaluation.num_samples >= {max(self.k)}"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    tensorboard: bool = True
+    """Whether metrics are written for TensorBoard too, to tensorboard/ in the run's folder."""
+    prometheus: bool = True
+    """Whether metrics are offered to a Prometheus that scrapes the Ray cluster. Without effect inline.
+    cluster/dashboards has the charts."""
+    wandb: bool = False
+    """Whether metrics go to Weights & Biases too. It needs dphrl[wandb]; where it reports to is the matter of its own
+    environment (WANDB_MODE, ...)."""
+    mlflow: bool = False
+    """Whether metrics go to MLflow too. It needs dphrl[mlflow]; where it reports to is the matter of its own
+    environment (MLFLOW_TRACKING_URI, ...)."""
+    project: str = "dphrl"
+    """The project in Weights & Biases, and the experiment in MLflow."""
+    samples_per_step: NonNegativeInt = 8
+    """Graded completions of each step that are written to samples/ in the run's folder, for reading. 0 writes
+    none."""
+
+
+class ClusterConfig(Section):
+    address: str = "auto"
+    """The Ray cluster to join, as host:port. auto joins the one named by RAY_ADDRESS, else starts one on this machine
+    for the run."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of a cluster that is started here, which the actors' shares must fit; without effect on a cluster
+    that is joined. null is Ray's own count, the machine's."""
+    object_store_gib: PositiveFloat | None = None
+    """Memory for Ray's object store, in GiB, of a cluster that is started here. It must hold the model once, to sync
+    it. null is Ray's own choice, 30 % of the memory."""
+    colocate: bool = False
+    """Whether engines run on the learner's GPUs instead of GPUs of their own. Lower rollout.gpu_memory_utilization to
+    what training leaves. Without effect where there is no GPU."""
+    autoscaling: Literal["none", "cpu", "gpu"] = "none"
+    """What happens to a plan that does not fit the present nodes. none refuses it; cpu and gpu ask Ray's autoscaler
+    for nodes of that kind and wait, because a cluster scaled down to nothing does not show whether it has GPUs."""
+    placement_timeout_s: PositiveFloat = 120.0
+    """Seconds to wait for resources, and for nodes to come, before the run says which are missing and stops."""
