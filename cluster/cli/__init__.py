@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.cli.remote import add_cluster_commands
+from cluster.cli.settings import add_settings_command
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
 
 InlineOption = Annotated[
@@ -326,6 +327,9 @@ def presets(
         width = max(map(len, lines), default=0)
         table = "\n".join(f"{name:<{width}}  {line}".rstrip() for name, line in lines.items())
         typer.echo(json.dumps(lines, indent=2) if as_json else table)
+
+
+add_settings_command(app)
 
 
 @app.command()

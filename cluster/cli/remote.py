@@ -82,7 +82,7 @@ def plan(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="Print every setting as YAML instead, defaults included.")
+        bool, typer.Option("--yaml", help="Print every setting as YAML instead, with what it means.")
     ] = False,
     simulate: Annotated[
         list[str] | None,
@@ -113,9 +113,9 @@ def plan(
             raise run.refuse("--tokens-per-s and --measured: both give the speed; choose one")
         loaded = run.load(config, overrides)
         if as_yaml:
-            from dphrl.config.loading import config_to_yaml
+            from dphrl.config.explain import explained_yaml
 
-            typer.echo(config_to_yaml(loaded), nl=False)
+            typer.echo(explained_yaml(loaded), nl=False)
             return
         from cluster.planning.capacity import given_speed, measured_speed
         from cluster.planning.describe import describe_plan, parse_cluster

@@ -14,6 +14,15 @@ from dphrl.config.schema import Config
 Loc = tuple[str | int, ...]
 
 
+def is_method(node: Mapping[str, Any]) -> bool:
+    """Whether a section chooses something by name, with parameters of its own: the short forms are for these."""
+    return set(node.get("properties", ())) == {"name", "params"}
+
+
+def _is_parameter(node: Mapping[str, Any], key: str | int) -> bool:
+    return is_method(node) and key not in node["properties"]
+
+
 class ConfigSchema:
     """Config's JSON schema, asked what belongs at a place."""
 
@@ -37,11 +46,21 @@ class ConfigSchema:
             if isinstance(key, int):
                 found = inner.get("items")
             else:
+                if _is_parameter(inner, key):
+                    inner = self.resolve(inner["properties"]["params"])
                 found = inner.get("properties", {}).get(key) or inner.get("additionalProperties")
             if not isinstance(found, dict):
                 return None
             node = found
         return node
+
+    def spelled_out(self, loc: Loc) -> Loc:
+        """`loc` with `params` before a method's parameter, which the short form leaves out."""
+        full: Loc = ()
+        for key in loc:
+            short = _is_parameter(self.resolve(self.at(full) or {}), key)
+            full = (*full, "params", key) if short else (*full, key)
+        return full
 
     def is_text(self, node: Mapping[str, Any]) -> bool:
         return self.resolve(node).get("type") == "string"
@@ -50,12 +69,30 @@ class ConfigSchema:
         node = self.at(loc)
         return list(self.resolve(node).get("properties", {})) if node else []
 
-    def places_of(self, key: str, node: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
-        """Dotted paths whose last part is `key`, lists left out."""
+    def places(self, node: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
+        """The dotted path of every setting and section, lists left out."""
         for name, inner in self.resolve(node or self.root).get("properties", {}).items():
-            if name == key:
-                yield prefix + name
-            yield from self.places_of(key, inner, f"{prefix}{name}.")
+            yield prefix + name
+            yield from self.places(inner, f"{prefix}{name}.")
+
+    def places_of(self, key: str) -> list[str]:
+        """Dotted paths whose last part is `key`."""
+        return [place for place in self.places() if place.rpartition(".")[2] == key]
+
+    def places_like(self, loc: Loc) -> list[str]:
+        """Dotted paths that somebody may have meant by `loc`, which is none; the likeliest first."""
+        *parent, key = loc
+        if close := difflib.get_close_matches(str(key), self.keys(tuple(parent)), n=1):
+            return [".".join(map(str, [*parent, close[0]]))]
+        if exact := self.places_of(str(key)):
+            return exact
+        # Elsewhere only what differs by a letter or two: few names are alike by chance.
+        names = {place.rpartition(".")[2] for place in self.places()}
+        return [
+            place
+            for name in difflib.get_close_matches(str(key), sorted(names), n=2, cutoff=0.8)
+            for place in self.places_of(name)
+        ]
 
     def describe(self, node: Mapping[str, Any]) -> str:
         """What a value must be, e.g. "an integer >= 1 or null"."""
@@ -67,14 +104,10 @@ def show_value(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _unknown_key(loc: Loc, schema: ConfigSchema) -> str:
-    *parent, key = loc
-    siblings = schema.keys(tuple(parent))
-    close = difflib.get_close_matches(str(key), siblings, n=1)
-    candidates = [".".join(map(str, [*parent, close[0]]))] if close else list(schema.places_of(str(key)))
-    if candidates:
+def unknown_key(loc: Loc, schema: ConfigSchema) -> str:
+    if candidates := schema.places_like(loc):
         return f"unknown key; did you mean {' or '.join(candidates)}?"
-    return f"unknown key; known here: {', '.join(siblings)}"
+    return f"unknown key; known here: {', '.join(schema.keys(loc[:-1]))}"
 
 
 def explain_error(error: Mapping[str, Any], schema: ConfigSchema) -> str:
@@ -89,7 +122,7 @@ def explain_error(error: Mapping[str, Any], schema: ConfigSchema) -> str:
             return f"{field}.{message}"
         return f"{field}: {message}" if field else message
     if error["type"] == "extra_forbidden":
-        return f"{field}: {_unknown_key(loc, schema)}"
+        return f"{field}: {unknown_key(loc, schema)}"
     node = schema.at(loc)
     wanted = schema.describe(node) if node else str(error["msg"])
     if error["type"] == "missing":

@@ -200,7 +200,7 @@ def _merged(below: Any, above: Any, loc: Loc = ()) -> Any:
 # ------------------------------------------------------------ overrides
 
 
-def _parse_override(text: str, schema: ConfigSchema) -> tuple[Loc, Any]:
+def parse_override(text: str, schema: ConfigSchema) -> tuple[Loc, Any]:
     """`a.b.c=value` as (path, value), the value read as YAML. Raises ConfigError."""
     dotted, equals, raw = text.partition("=")
     if not equals:
@@ -286,7 +286,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     overridden: list[Loc] = []
     for text in overrides:
         try:
-            loc, value = _parse_override(text, schema)
+            loc, value = parse_override(text, schema)
             _apply_override(tree, loc, value)
             overridden.append(loc)
         except ConfigError as error:
