@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from actors.waiting import Actor
-from dphrl.config.schema import SyncConfig
+from dphrl.config.runtime import SyncConfig
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 

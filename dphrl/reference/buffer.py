@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.config.loading import InputError
-from dphrl.config.schema import ReferenceConfig
+from dphrl.config.reference import ReferenceConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.fingerprint import Fingerprint
 from dphrl.reference.split import Split
