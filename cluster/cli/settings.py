@@ -44,7 +44,8 @@ def explain(
 
             typer.echo(json.dumps(editor_schema(), indent=2, ensure_ascii=False))
             return
-        from dphrl.config.explain import check_setting, explain_setting
+        from dphrl.config.check import check_setting
+        from dphrl.config.explain import explain_setting
 
         name, equals, _ = (key or "").partition("=")
         if name or not equals:

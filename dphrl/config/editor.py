@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from dphrl.config.errors import ConfigSchema, is_method
+from dphrl.algo.registry import METHODS, Method, Registry
+from dphrl.config.algorithm import AlgorithmConfig, MethodConfig
+from dphrl.config.errors import ConfigSchema
 from dphrl.config.explain import explanation
 from dphrl.config.loading import list_presets
+from dphrl.config.schema import Config
 
 JsonSchema = dict[str, Any]
 
@@ -25,9 +29,15 @@ def editor_schema() -> JsonSchema:
     for section in sections:
         section.pop("required", None)
     _tidy(root)
-    for section in sections:
-        if is_method(section):
-            _allow_short_forms(section)
+    algorithm = root["$defs"][AlgorithmConfig.__name__]["properties"]
+    for key, registry in METHODS.items():
+        algorithm[key] = {**algorithm[key], **_method(registry)}
+        del algorithm[key]["$ref"]
+    del root["$defs"][MethodConfig.__name__]
+    for name, info in Config.model_fields.items():
+        # pydantic leaves out what a factory makes.
+        if info.default_factory is not None:
+            root["properties"][name]["default"] = info.get_default(call_default_factory=True).model_dump(mode="json")
     base = {
         "anyOf": [{"enum": list(list_presets())}, {"type": "string"}],
         "description": "A preset's name, or the path of a YAML file, relative to this one. Its settings hold where "
@@ -81,9 +91,39 @@ def _tidy(node: Any) -> None:
             _tidy(inner)
 
 
-def _allow_short_forms(section: JsonSchema) -> None:
-    """`forward_kl`, null, and `{name: alpha, alpha: 0.5}` beside `{name: alpha, params: {alpha: 0.5}}`."""
-    parameter = section["properties"]["params"].get("additionalProperties", True)
-    long = {**section, "additionalProperties": parameter}
-    section.clear()
-    section["anyOf"] = [{"type": "string"}, {"type": "null"}, long]
+def _method(registry: Registry[Any]) -> JsonSchema:
+    """`forward_kl`, `{name: alpha, alpha: 0.5}`, and the same with `params`; another name may be a plugin's."""
+    methods = registry.methods()
+    names = [*registry.reserved, *methods]
+    bare = [name for name in names if name not in methods or not any(_required(methods[name]))]
+    other: JsonSchema = {"type": "string", "not": {"enum": names}}
+    options: list[JsonSchema] = [{"enum": bare}, other]
+    if "none" in registry.reserved:
+        options += [{"type": "null"}, _mapping("none", registry.reserved["none"], {})]
+    for method in methods.values():
+        parameters = {name: found.adapter.json_schema() for name, found in method.parameters.items()}
+        form = _mapping(method.name, method.summary, parameters)
+        if required := list(_required(method)):
+            form["anyOf"] = [
+                {"required": required},
+                {"properties": {"params": {"required": required}}, "required": ["params"]},
+            ]
+        options.append(form)
+    # A part of what the base says, or a plugin's.
+    part = {"type": "object", "properties": {"name": other, "params": {"type": "object"}}}
+    return {"anyOf": [*options, part]}
+
+
+def _mapping(name: str, summary: str, parameters: JsonSchema) -> JsonSchema:
+    inside = {"type": "object", "properties": parameters, "additionalProperties": False}
+    return {
+        "type": "object",
+        "description": summary,
+        "properties": {"name": {"const": name}, **parameters, "params": inside},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+
+
+def _required(method: Method[Any]) -> Iterator[str]:
+    return (name for name, parameter in method.parameters.items() if parameter.required)

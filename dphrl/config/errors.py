@@ -14,15 +14,6 @@ from dphrl.config.schema import Config
 Loc = tuple[str | int, ...]
 
 
-def is_method(node: Mapping[str, Any]) -> bool:
-    """Whether a section chooses something by name, with parameters of its own: the short forms are for these."""
-    return set(node.get("properties", ())) == {"name", "params"}
-
-
-def _is_parameter(node: Mapping[str, Any], key: str | int) -> bool:
-    return is_method(node) and key not in node["properties"]
-
-
 class ConfigSchema:
     """Config's JSON schema, asked what belongs at a place."""
 
@@ -46,21 +37,11 @@ class ConfigSchema:
             if isinstance(key, int):
                 found = inner.get("items")
             else:
-                if _is_parameter(inner, key):
-                    inner = self.resolve(inner["properties"]["params"])
                 found = inner.get("properties", {}).get(key) or inner.get("additionalProperties")
             if not isinstance(found, dict):
                 return None
             node = found
         return node
-
-    def spelled_out(self, loc: Loc) -> Loc:
-        """`loc` with `params` before a method's parameter, which the short form leaves out."""
-        full: Loc = ()
-        for key in loc:
-            short = _is_parameter(self.resolve(self.at(full) or {}), key)
-            full = (*full, "params", key) if short else (*full, key)
-        return full
 
     def is_text(self, node: Mapping[str, Any]) -> bool:
         return self.resolve(node).get("type") == "string"

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, create_model
 
-from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number, unknown_key
-from dphrl.config.loading import ConfigError, config_to_yaml, parse_override
+from dphrl.config.algorithm import MethodConfig
+from dphrl.config.errors import ConfigSchema, Loc, show_value
+from dphrl.config.loading import config_to_yaml
+from dphrl.config.places import dotted, find_parameter, find_place
 from dphrl.config.schema import Config
-from dphrl.config.section import Section
 
 WIDTH = 100
 _PROLOGUE = "Settings, as section.key; `dphrl config NAME` explains one, or lists those of a section."
@@ -28,53 +28,29 @@ def explain_setting(key: str) -> str:
     key = key.strip(" .")
     if not key:
         return f"{_PROLOGUE}\n\n{_list_settings(schema, schema.root)}"
-    loc = _place(key, schema)
-    node = schema.at(loc)
-    assert node is not None
+    loc = find_place(key, schema)
+    if parameters := find_parameter(loc):
+        return "\n".join([f"{dotted(loc)}: a parameter\n", *(f"{name} takes {takes}" for name, takes in parameters)])
+    # In a mapping with free keys there is nothing to explain but the mapping.
+    while schema.at(loc) is None:
+        loc = loc[:-1]
+    node = schema.at(loc) or {}
     inner = schema.resolve(node)
-    items = schema.resolve(inner["items"]) if "items" in inner else {}
-    settings = inner if "properties" in inner else items
-    if "properties" in inner:
-        kind = "a section"
-    elif "properties" in items:
-        kind = "a list of sections"
-    else:
-        kind = schema.describe(node)
-    name = ".".join(map(str, loc))
+    items = schema.resolve(inner.get("items", {}))
     default = _default(loc, schema)
-    parts = [f"{name}: {kind}{f'; {default}' if default and kind != 'a section' else ''}"]
+    settings = {} if _is_method(node) else inner if "properties" in inner else items
+    if _is_method(node):
+        kind = "NAME, or {name: NAME, PARAMETER: VALUE}; `dphrl presets --algorithms` lists them"
+    elif "properties" in inner:
+        kind, default = "a section", ""
+    else:
+        kind = "a list of sections" if "properties" in items else schema.describe(node)
+    parts = [f"{dotted(loc)}: {kind}{f'; {default}' if default else ''}"]
     if text := explanation(node):
         parts.append(_wrapped(text))
     if "properties" in settings:
         parts.append(_list_settings(schema, settings))
     return "\n\n".join(parts)
-
-
-def check_setting(text: str) -> str:
-    """A line that says that `key=value` can be set. Raises ConfigError, one line, where it cannot.
-
-    The section alone is looked at, with every other setting at its default: nothing is loaded for it.
-    """
-    schema = ConfigSchema()
-    given, value = parse_override(text, schema)
-    # An item of a list stands for all of them.
-    loc = schema.spelled_out(tuple(0 if isinstance(part, int) else part for part in given))
-    section, tree = str(loc[0]), value
-    for part in reversed(loc[1:]):
-        tree = [tree] if part == 0 else {part: tree}
-    info = Config.model_fields[section]
-    alone = create_model("Alone", __base__=Section, **{section: (info.annotation, info)})  # type: ignore[call-overload]
-    lines = list(truth_for_number({section: tree}, schema))
-    try:
-        alone.model_validate({section: tree})
-    except ValidationError as error:
-        # What else the section needs is not the matter of this one setting.
-        lines.extend(explain_error(item, schema) for item in error.errors() if item["type"] != "missing")
-    name = ".".join(map(str, loc))
-    lines = [line.replace(name, ".".join(map(str, given)), 1) for line in lines]
-    if lines:
-        raise ConfigError(*lines)
-    return f"{text} can be set; `dphrl plan CONFIG '{text}'` checks it together with the rest"
 
 
 def explained_yaml(config: Config) -> str:
@@ -114,32 +90,6 @@ def _keys(
             yield from _keys(value, found, schema)
 
 
-def _place(key: str, schema: ConfigSchema) -> Loc:
-    """Where `key` is. Of a list of sections the index may be left out."""
-    parts = key.split(".")
-    loc: Loc = ()
-    for i, part in enumerate(parts):
-        if not part.isdigit() and "items" in schema.resolve(schema.at(loc) or {}):
-            loc = (*loc, 0)
-        loc = (*loc, int(part) if part.isdigit() else part)
-        if schema.at(loc) is None:
-            # The rest tells what is meant as well as the wrong part does.
-            raise ConfigError(f"{key}: {_not_there(loc, parts[i + 1 :], schema)}")
-    return loc
-
-
-def _not_there(loc: Loc, rest: list[str], schema: ConfigSchema) -> str:
-    close = [".".join([place, *rest]) for place in schema.places_like(loc)]
-    whole = [place for place in close if place in set(schema.places())] if rest else []
-    whole = whole or (schema.places_of(rest[-1]) if rest else [])
-    if whole:
-        return f"unknown key; did you mean {' or '.join(whole)}?"
-    inner = schema.resolve(schema.at(loc[:-1]) or {})
-    if "properties" not in inner:
-        return f"unknown key; {'.'.join(map(str, loc[:-1]))} is {schema.describe(inner)}, not a section"
-    return unknown_key(loc, schema)
-
-
 def _default(loc: Loc, schema: ConfigSchema) -> str:
     """`default X`, or that there is none; nothing for an item of a list or a mapping."""
     parent = schema.resolve(schema.at(loc[:-1]) or {})
@@ -148,20 +98,28 @@ def _default(loc: Loc, schema: ConfigSchema) -> str:
         return ""
     if loc[-1] in parent.get("required", ()):
         return "must be given"
-    # Of a mapping that a factory makes, pydantic does not tell.
-    return f"default {_shown(node.get('default', {}))}"
+    return f"default {_shown(node)}"
 
 
-def _shown(value: Any) -> str:
+def _is_method(node: Mapping[str, Any]) -> bool:
+    return str(node.get("$ref")).endswith(f"/{MethodConfig.__name__}")
+
+
+def _shown(node: Mapping[str, Any]) -> str:
+    """The default; of a mapping that a factory makes pydantic does not tell, and it is empty."""
+    value = node.get("default", {})
+    if _is_method(node):
+        value = value["name"]
     return value if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else show_value(value)
 
 
 def _list_settings(schema: ConfigSchema, section: Mapping[str, Any]) -> str:
     rows = []
     for name, node in section["properties"].items():
-        inner = schema.resolve(node)
-        required = name in section.get("required", ())
-        value = "section" if "properties" in inner else "required" if required else _shown(node.get("default", {}))
+        if "properties" in schema.resolve(node) and not _is_method(node):
+            value = "section"
+        else:
+            value = "required" if name in section.get("required", ()) else _shown(node)
         first = re.match(r".*?[.!?](?=\s|$)", explanation(node))
         rows.append((name, value, first[0] if first else ""))
     names, values = (max(len(row[column]) for row in rows) for column in (0, 1))

@@ -21,9 +21,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
+from dphrl.config.check import check_setting
 from dphrl.config.editor import editor_schema
 from dphrl.config.errors import ConfigSchema
-from dphrl.config.explain import WIDTH, check_setting, explain_setting, explained_yaml
+from dphrl.config.explain import WIDTH, explain_setting, explained_yaml
 from dphrl.config.learner import LearnerConfig
 from dphrl.config.loading import ConfigError, list_presets, load_config, parse_yaml
 from dphrl.config.schema import Config
@@ -76,8 +77,8 @@ def test_a_section_that_inherits_keeps_its_explanations() -> None:
 
 
 def test_without_its_source_the_package_works_and_explains_nothing(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "dphrl" / "config", tmp_path / "dphrl" / "config")
-    shutil.copytree(ROOT / "dphrl" / "presets", tmp_path / "dphrl" / "presets")
+    for part in ("algo", "config", "presets"):
+        shutil.copytree(ROOT / "dphrl" / part, tmp_path / "dphrl" / part)
     shutil.copy(ROOT / "dphrl" / "__init__.py", tmp_path / "dphrl")
     assert compileall.compile_dir(tmp_path / "dphrl", quiet=1, legacy=True)
     with zipfile.ZipFile(tmp_path / "dphrl.zip", "w") as archive:
@@ -146,6 +147,11 @@ def test_a_setting_is_explained() -> None:
         "data.evaluation.limit": "data.evaluation.0.limit: an integer >= 1 or null; default null",
         "data.evaluation.2.limit": "data.evaluation.2.limit: an integer >= 1 or null; default null",
         " learner. ": "learner: a section",
+        "data.train": "data.train: a section",
+        "data.train.where.level": "data.train.where: a mapping of names to values; default {}",
+        "algorithm.divergence": "algorithm.divergence: NAME, or {name: NAME, PARAMETER: VALUE}; `dphrl presets "
+        "--algorithms` lists them; default forward_kl",
+        "algorithm.divergence.alpha": "algorithm.divergence.alpha: a parameter",
     }.items(),
 )
 def test_what_a_setting_may_be(key: str, first: str) -> None:
@@ -171,6 +177,16 @@ def test_of_a_list_of_sections_the_items_settings_are_listed() -> None:
     assert any(row.startswith("  name ") and " required " in row for row in rows)
 
 
+def test_of_a_method_s_parameter_it_is_told_who_takes_it() -> None:
+    assert explain_setting("algorithm.divergence.alpha").splitlines()[-1] == "alpha takes alpha: a number > 0 and < 1"
+
+
+def test_in_a_section_a_method_shows_the_name_of_its_default() -> None:
+    rows = [row.split()[:2] for row in explain_setting("algorithm").splitlines()]
+    assert ["divergence", "forward_kl"] in rows
+    assert ["advantage", "group_normalized"] in rows
+
+
 def test_no_key_lists_every_section() -> None:
     rows = [row.split()[:2] for row in explain_setting("").splitlines() if row.startswith("  ")]
     assert [name for name, _ in rows] == list(Config.model_fields)
@@ -190,6 +206,10 @@ UNKNOWN = {
     "seed.x": "seed.x: unknown key; seed is an integer >= 0, not a section",
     "learner.lr.x.y": "learner.lr.x.y: unknown key; learner.lr is a number > 0, not a section",
     "data.evaluation.limt": "data.evaluation.limt: unknown key; did you mean data.evaluation.0.limit?",
+    "algorithm.divergence.beta": "algorithm.divergence.beta: no method that comes with dphrl has this parameter; known "
+    "here: alpha",
+    "algorithm.divergence.alpha.x": "algorithm.divergence.alpha.x: no method that comes with dphrl has this parameter",
+    "algorithm.dvergence": "algorithm.dvergence: unknown key; did you mean algorithm.divergence?",
     "timeout_s": "timeout_s: unknown key; did you mean reward.timeout_s or rollout.timeout_s or ",
 }
 
@@ -216,7 +236,7 @@ def test_a_value_that_can_be_set(text: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.output.startswith(f"{text.partition('=')[0]}: ")
     last = result.output.splitlines()[-1]
-    assert last == f"{text} can be set; `dphrl plan CONFIG '{text}'` checks it together with the rest"
+    assert last == f"{text} fits this setting; `dphrl plan CONFIG '{text}'` checks it together with the others"
 
 
 BAD = {
@@ -224,9 +244,12 @@ BAD = {
     "learner.num_steps=true": "learner.num_steps: expected an integer >= 1 (got true)",
     "model.dtype=bfloat": 'model.dtype: expected one of auto, float32, bfloat16 (got "bfloat"); did you mean bfloat16?',
     "data.evaluation.3.limit=0": "data.evaluation.3.limit: expected an integer >= 1 or null (got 0)",
-    "algorithm.divergence.alpha=x": 'algorithm.divergence.alpha: expected a number (got "x")',
-    "algorithm.divergence.alpha=true": "algorithm.divergence.alpha: expected a number (got true)",
-    "rollout.top_p=0.9": "rollout.top_p=0.9, top_k=0: samples would come from another distribution",
+    "algorithm.divergence.alpha=x": 'algorithm.divergence.alpha: expected a number > 0 and < 1 (got "x")',
+    "algorithm.divergence.alpha=true": "algorithm.divergence.alpha: expected a number > 0 and < 1 (got true)",
+    "algorithm.divergence.params.alpha=1": "algorithm.divergence.params.alpha: expected a number > 0 and < 1 (got 1)",
+    "algorithm.divergence=frob": "algorithm.divergence: unknown divergence 'frob'; known: none, alpha, ",
+    "algorithm.divergence={name: alpha}": "algorithm.divergence: divergence 'alpha' needs alpha: a number > 0 and < 1",
+    "data.train.where.level={a: 1}": "data.train.where: level: expected a value or a list of values (got {'a': 1})",
     "learner={lr: 0}": "learner.lr: expected a number > 0 (got 0)",
     "learner={lrr: 1}": "learner.lrr: unknown key; did you mean learner.lr?",
     "evaluation.k=[1": 'evaluation.k: the value is not valid YAML (got "[1")',
@@ -237,7 +260,7 @@ BAD = {
 def test_a_value_that_cannot_be_set_is_one_line_below_the_explanation(text: str, wanted: str) -> None:
     result = invoke("config", text)
     assert result.exit_code == 2
-    assert result.stdout.startswith(f"{text.partition('=')[0]}: ")
+    assert text.startswith(result.stdout.partition(":")[0])
     (line,) = result.stderr.splitlines()
     assert line.removeprefix("dphrl: error: ").removeprefix("command line: ").startswith(wanted)
 
@@ -249,7 +272,7 @@ def test_a_value_without_a_key() -> None:
 
 
 def test_one_value_is_checked_without_what_else_its_section_needs() -> None:
-    assert check_setting("data.system_prompt=Think.").startswith("data.system_prompt=Think. can be set")
+    assert check_setting("data.system_prompt=Think.").startswith("data.system_prompt=Think. fits")
     with pytest.raises(ConfigError, match=r"^data.max_prompt_tokens: expected an integer >= 1 \(got 0\)$"):
         check_setting("data.max_prompt_tokens=0")
 
@@ -302,8 +325,7 @@ def comments_above(text: str) -> dict[str, str]:
 def test_every_setting_has_its_explanation_above_it(name: str) -> None:
     found = comments_above(explained_yaml(load_config(name)))
     schema = ConfigSchema()
-    # `params` of a method are no settings of ours, and an empty list has no items.
-    assert set(found) >= set(schema.places()) - {"data.evaluation"}
+    assert set(found) == set(schema.places())
     for place, text in found.items():
         node = schema.at(tuple(place.split(".")))
         assert node is not None
@@ -390,6 +412,10 @@ SUITS = {
     "no divergence": f"{{{ALONE}, algorithm: {{divergence: null}}}}",
     "a divergence with a parameter": f"{{{ALONE}, algorithm: {{divergence: {{name: alpha, alpha: 0.5}}}}}}",
     "a divergence in full": f"{{{ALONE}, algorithm: {{divergence: {{name: alpha, params: {{alpha: 0.5}}}}}}}}",
+    "a plugin's divergence": f"{{{ALONE}, algorithm: {{divergence: {{name: mine, beta: [1]}}}}}}",
+    "a part of a base's divergence": "{base: demo-math-alpha-0.5, algorithm: {divergence: {alpha: 0.4}}}",
+    "an advantage's name": f"{{{ALONE}, algorithm: {{advantage: leave_one_out}}}}",
+    "a policy loss in full": f"{{{ALONE}, algorithm: {{policy_loss: {{name: gspo, params: {{}}}}}}}}",
     "a list": f"{{{ALONE}, evaluation: {{k: [1, 2]}}}}",
     "null": f"{{{ALONE}, cluster: {{num_cpus: null}}}}",
     "a filter": "data: {train: {name: a, where: {level: [4, 5], subject: Algebra}}}",
@@ -410,6 +436,11 @@ SUITS_NOT = {
     "text for a number": f"{{{ALONE}, learner: {{lr: fast}}}}",
     "a list's name for a base": "{base: [demo-math]}",
     "text for a parameter": f"{{{ALONE}, algorithm: {{divergence: {{name: alpha, alpha: x}}}}}}",
+    "a parameter that a divergence lacks": f"{{{ALONE}, algorithm: {{divergence: {{name: js, alpha: 0.5}}}}}}",
+    "a divergence without its parameter": f"{{{ALONE}, algorithm: {{divergence: {{name: alpha}}}}}}",
+    "a divergence's name without its parameter": f"{{{ALONE}, algorithm: {{divergence: alpha}}}}",
+    "a parameter out of range": f"{{{ALONE}, algorithm: {{divergence: {{name: alpha, params: {{alpha: 1}}}}}}}}",
+    "no advantage": f"{{{ALONE}, algorithm: {{advantage: null}}}}",
     "null for a section": f"{{{ALONE}, learner: null}}",
 }
 
@@ -430,9 +461,8 @@ def test_what_does_not_load_suits_it_not(validator: jsonschema.Draft202012Valida
 def fields_of(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every field of the schema's sections, as SECTION.key."""
     for name, section in {"Config": schema, **schema["$defs"]}.items():
-        for option in (section, *section.get("anyOf", ())):
-            for key, field in option.get("properties", {}).items():
-                yield f"{name}.{key}", field
+        for key, field in section["properties"].items():
+            yield f"{name}.{key}", field
 
 
 def test_an_editor_finds_explanations_and_defaults() -> None:
@@ -448,16 +478,17 @@ def test_an_editor_finds_explanations_and_defaults() -> None:
             jsonschema.validate(field["default"], inner, jsonschema.Draft202012Validator)
     # Of a section the default is an object, with all that is in it.
     assert schema["properties"]["learner"]["default"] == LearnerConfig().model_dump(mode="json")
+    for section in ("model", "algorithm", "cluster"):
+        assert isinstance(schema["properties"][section]["default"], dict)
     assert schema["$defs"]["LearnerConfig"]["properties"]["lr"]["default"] == 1e-6
+    advantages = schema["$defs"]["AlgorithmConfig"]["properties"]["advantage"]["anyOf"][0]["enum"]
+    assert {"group_normalized", "leave_one_out"} <= set(advantages)
     assert schema["$defs"]["ModelConfig"]["properties"]["dtype"]["enum"] == ["auto", "float32", "bfloat16"]
 
 
 def test_no_section_of_the_schema_takes_unknown_keys() -> None:
     schema = editor_schema()
-    found = schema["$defs"]
-    open_to_more = [name for name in found if found[name].get("additionalProperties") is not False]
-    # These take their method's parameters.
-    assert all("anyOf" in found[name] for name in open_to_more)
+    assert [name for name, section in schema["$defs"].items() if section["additionalProperties"] is not False] == []
     assert schema["additionalProperties"] is False
 
 
