@@ -100,7 +100,8 @@ def render(kind: str, config: Config, options: RenderOptions) -> str:
         raise InputError(f"{kind}: nothing renders that; choose one of {', '.join(KINDS)}")
     check_options(options)
     # Each kind imports this module.
-    renderer: Callable[[Config, RenderOptions], str] = getattr(import_module(f"cluster.render.{kind}"), f"render_{kind}")
+    module = import_module(f"cluster.render.{kind}")
+    renderer: Callable[[Config, RenderOptions], str] = getattr(module, f"render_{kind}")
     return renderer(config, options)
 
 
