@@ -159,6 +159,7 @@ MISTAKES = {
     "advantage=none": "advantage: unknown advantage 'none'; known: above, group_normalized, leave_one_out, mean_only",
     "advantage=above": "advantage: advantage 'above' needs threshold: a number; write {name: above, threshold: ...}",
     "advantage={name: above, threshold: high}": "advantage: advantage 'above' takes threshold: a number (got \"high\")",
+    "advantage={name: above, threshold: .inf}": "advantage: advantage 'above' takes threshold: a number (got Infinity)",
     "advantage={name: above, threshold: 1, times: 1.5}": "advantage: advantage 'above' takes times: an integer >= 1 "
     "(got 1.5)",
     "advantage={name: above, threshold: 1, shape: round}": "advantage: advantage 'above' takes shape: one of step, "

@@ -76,6 +76,14 @@ def test_expectation_and_gradient_are_those_of_the_named_divergence(name, params
 
 
 @pytest.mark.parametrize(("name", "params", "_"), GENERATORS, ids=IDS)
+def test_slope_is_the_derivative_in_log_u(name, params, _):
+    divergence = get_divergence(name, **params)
+    log_u = torch.linspace(-9.9, 9.9, 40, dtype=torch.float64, requires_grad=True)  # never 0, total variation's kink
+    (derivative,) = torch.autograd.grad(divergence.value(log_u).sum(), log_u)
+    torch.testing.assert_close(divergence.slope(log_u), derivative, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "params", "_"), GENERATORS, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_finite_far_out_and_continued_along_the_tangent(name, params, _, dtype):
     divergence = get_divergence(name, **params)
