@@ -30,9 +30,9 @@ def make_batch(
     groups: Sequence[RolloutGroup],
     rehearsal: Sequence[ReferenceSample],
 ) -> TrainBatch:
-    """Rows of both kinds, cut into mini-batches that each carry their own global denominators.
+    """The batch of `step` (from 0): rows of both kinds, cut into mini-batches with a global denominator of their own.
 
-    Raises RuntimeError when nothing can be trained on, or a completion is staler than the config allows.
+    Raises RuntimeError when no row can be trained on, or when a completion is staler than the config allows.
     """
     check_staleness(groups, policy_version, config.rollout.max_staleness)
     num_parts = config.algorithm.num_minibatches
@@ -85,7 +85,7 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
 
 
 def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:
-    """The group's training scores less the length penalty; what metrics and accuracy report stays unshaped."""
+    """The group's training scores minus the length penalty; metrics and accuracy keep the scores without it."""
     max_tokens, buffer_tokens = config.rollout.max_tokens, config.algorithm.overlong_buffer_tokens
 
     def shaped(completion: Completion, result: RewardResult) -> float | None:
@@ -119,7 +119,7 @@ def check_staleness(groups: Sequence[RolloutGroup], policy_version: int, bound: 
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:
-    """Rate of `step` (from 0): linear warm-up, then constant or a line down to lr_final_fraction."""
+    """Rate of `step` (from 0): linear warm-up, then constant or a straight line down to lr x lr_final_fraction."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":

@@ -1,7 +1,7 @@
-"""Long work on prompts, kept on disk in chunks, so that a killed process continues it.
+"""Long work on prompts is kept on disk in chunks, so that it can go on after its process was killed.
 
-Every chunk of prompts is one parquet file, beside `identity.json`, which says for what model, data and settings the
-chunks hold. The reference stage and evaluations keep theirs this way.
+Every chunk of prompts is one parquet file. `identity.json` beside them says which model, data and settings the chunks
+were made with. The reference stage and evaluations store their work this way.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dphrl.types import Prompt
 
 
 class ChunkFolder:
-    """The chunks of one piece of work. Looking changes nothing; `claim` makes the folder this work's own.
+    """The chunks of one piece of work. Only `claim`, which makes the folder this work's own, and `write_rows` write.
 
-    One process at a time. A chunk is there whole or not at all, so a kill at any moment costs one chunk. schema: of
-    the files, which have one row a prompt.
+    One process may write at a time. A chunk is stored as a whole or not at all, so a kill at any moment costs one
+    chunk. schema: the columns of the files, which have one row per prompt.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class ChunkFolder:
         self._chunks = {
             start: prompts[start : start + prompts_per_chunk] for start in range(0, len(prompts), prompts_per_chunk)
         }
-        # The chunk size decides seeds and file boundaries, so chunks of two sizes never mix. It is no part of the
-        # finished work's own identity: that is as good whatever the size was.
+        # The chunk size decides seeds and file boundaries, so chunks of two sizes never mix. The identity of the
+        # finished work leaves it out: finished work may be used again whatever the size was.
         self._identity = {**identity, "prompts per chunk": str(prompts_per_chunk)}
 
     def chunks(self) -> Iterator[tuple[int, Sequence[Prompt]]]:
@@ -44,12 +44,12 @@ class ChunkFolder:
         yield from self._chunks.items()
 
     def changed(self) -> list[str]:
-        """Names of what keeps the chunks found from being continued; empty when nothing does, or none are there."""
+        """Names of what has changed since the stored chunks were made; empty if nothing has, or if none are stored."""
         stored = self._stored_identity()
         return changed_parts(stored, self._identity) if stored else []
 
     def num_done(self) -> int:
-        """Prompts of the complete chunks that may be continued; chunks behind a gap do not count."""
+        """The number of prompts in complete chunks that may be continued; chunks after a missing one do not count."""
         if not self._stored_identity() or self.changed():
             return 0
         done = 0
@@ -60,7 +60,10 @@ class ChunkFolder:
         return done
 
     def claim(self) -> int:
-        """Keep the chunks that may be continued, discard all others; returns `num_done`."""
+        """Keep the folder if `num_done` is above 0, else empty it for this work; returns `num_done`.
+
+        Chunks after a missing one stay in a kept folder until `write_rows` replaces them.
+        """
         done = self.num_done()
         if not done:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -73,13 +76,13 @@ class ChunkFolder:
 
     def write_rows(self, start: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store the chunk that begins at prompt `start`: a row for each of its prompts, in order."""
-        # A name of this process's own: an actor may outlive its killed driver for seconds and still be writing.
+        # The name is this process's own: an actor may live seconds longer than its killed driver and still write.
         aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
         pq.write_table(pa.Table.from_pylist(rows, self._schema), aside)
         os.replace(aside, self._path(start))
 
     def read_rows(self, start: int) -> list[dict[str, Any]]:
-        """What `write_rows` stored."""
+        """The rows that `write_rows` stored for the chunk that begins at prompt `start`."""
         rows: list[dict[str, Any]] = pq.read_table(self._path(start), schema=self._schema).to_pylist()
         return rows
 
@@ -87,7 +90,7 @@ class ChunkFolder:
         return self.folder / f"chunk_{start:08d}.parquet"
 
     def _is_whole(self, start: int, num_prompts: int) -> bool:
-        # A rename outlives a killed process, not always a machine that lost power: hence the look inside.
+        # A rename survives a killed process, but not always a loss of power, so the file itself is read too.
         try:
             return bool(pq.read_metadata(self._path(start)).num_rows == num_prompts)
         except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Sampling and grading in one stream: completions are graded while others still decode.
 
-Training steps, the reference stage and evaluation all collect their groups here. A training step asks for its own
+Training steps, the reference stage and evaluation all collect their groups here. A training step collects its groups
 through `StepCollector`, which may run one step ahead of the learner.
 """
 
@@ -17,8 +17,8 @@ from dphrl.protocols import Parts, RewardPool, RolloutPool
 from dphrl.tracking.log import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
-# Deliveries that wait for their verdicts. A reward slower than the engines then holds up the stream of completions,
-# which stay where they were made, instead of filling this process.
+# At most this many deliveries wait for their verdicts. When the reward is slower than the engines, the stream then
+# pauses, and completions stay in the processes that made them instead of filling this one.
 MAX_UNGRADED = 512
 
 
@@ -26,7 +26,7 @@ MAX_UNGRADED = 512
 class Collected:
     """Graded groups in the order of the prompts, and where the time went.
 
-    rollout_s: until the last completion arrived. reward_s: what grading added after that.
+    rollout_s: seconds until the last completion arrived. reward_s: seconds that grading took after that.
     """
 
     groups: list[RolloutGroup]
@@ -51,7 +51,7 @@ async def collect_groups(
     """`num_samples` graded completions for each of `prompts` (distinct prompt_ids).
 
     on_graded is called with the number of completions newly graded. Raises RuntimeError when the pool returns
-    another number of completions than asked for: training on a partial group would bias its baseline.
+    more or fewer completions than were asked for: training on a partial group would bias its baseline.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     assert len(by_id) == len(prompts), "prompts of one collection are distinct"
@@ -87,9 +87,10 @@ def _group(prompt: Prompt, pairs: list[tuple[Completion, RewardResult]], num_sam
 
 @dataclass(frozen=True)
 class StepRollouts:
-    """What a step sampled, and which groups of it train: the same ones, unless dynamic sampling left some out.
+    """What a step sampled, and what of it is trained on.
 
-    metrics: the number of rounds, and where the time went.
+    sampled: every group of the step. groups: those to train on, the same ones unless dynamic sampling leaves some out.
+    metrics: the number of rounds, and where the time went, in seconds.
     """
 
     groups: Sequence[RolloutGroup]
@@ -100,8 +101,8 @@ class StepRollouts:
 class StepCollector:
     """Collects the groups of one step after another.
 
-    With rollout.max_staleness 0 a step's rollouts begin when they are asked for. Above it the engines decode the next
-    step's prompts, with the weights they have, while the learner updates on this step's.
+    With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With a larger value, the
+    engines already decode the next step's prompts, with the weights they have, while the learner updates on this step.
     """
 
     def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
@@ -121,10 +122,14 @@ class StepCollector:
 
 
 async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> StepRollouts:
-    """A step's groups. With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups without signal, all of
-    whose scores are equal, make room for further prompts, for dynamic_sampling_rounds at most; then the step trains
-    on what it has. Prompts and seeds are a pure function of (seed, step, round)."""
-    current_step.set(step + 1)  # this task's own: the loop may be at the step before
+    """The groups of `step` (from 0).
+
+    A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) replaces
+    such groups by those of further prompts, in at most dynamic_sampling_rounds rounds; then the step trains on what it
+    has. Prompts and seeds are a pure function of (seed, step, round).
+    """
+    # This sets the value of this task alone: the loop may still be at the step before.
+    current_step.set(step + 1)
     max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
     rounds: list[Collected] = []
     groups: list[RolloutGroup] = []
@@ -139,7 +144,7 @@ async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, 
         groups += collected.groups if max_rounds == 1 else [group for group in collected.groups if group.has_signal]
     sampled = [group for collected in rounds for group in collected.groups]
     return StepRollouts(
-        # All equal everywhere: the flat groups train nothing, but the step stays well defined.
+        # When no group has a signal, the step takes those it sampled: they train nothing, but the step is defined.
         groups[:num_prompts] or sampled[:num_prompts],
         sampled,
         {

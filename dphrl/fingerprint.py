@@ -1,4 +1,4 @@
-"""What decides whether stored work may be used again: one hash for each thing that its content depends on.
+"""A fingerprint decides whether stored work may be used again: it has one hash for each thing the work depends on.
 
 The reference buffer, chunks of unfinished work, evaluations and checkpoints all carry such hashes.
 """
@@ -15,7 +15,7 @@ from dphrl.config.schema import Config
 from dphrl.types import Prompt
 
 Fingerprint = Mapping[str, str]
-# The part of a fingerprint that needs no other samples: what is taken of those there are.
+# The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored.
 SELECTION = "selection"
 
 
@@ -35,13 +35,16 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
 
 
 def changed_parts(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Names of what differs between two fingerprints; empty when the stored buffer may be reused."""
+    """Names of the parts of `wanted` that `stored` lacks or has otherwise; empty when the stored work may be reused."""
     return [name for name in wanted if stored.get(name) != wanted[name]]
 
 
 @functools.lru_cache(maxsize=4)
 def hash_model(model_dir: str) -> str:
-    """Of the weights and configuration in an HF directory; of the name alone for a hub model. Read once a process."""
+    """Hash of the weights and configuration in an HF directory, or of the name alone for a hub model.
+
+    The result is cached, so a process reads the large files once.
+    """
     return hash_files(model_dir, ("*.safetensors", "*.bin", "config.json"))
 
 
@@ -53,7 +56,7 @@ def hash_value(value: object) -> str:
 def hash_files(model_dir: str, patterns: Sequence[str]) -> str:
     """16 hex digits over the names and contents of the matching files."""
     folder = Path(model_dir)
-    if not folder.is_dir():  # a hub name: the library's cache resolves it to one revision
+    if not folder.is_dir():  # a hub name, which the library's cache resolves to one revision
         return hash_value(model_dir)
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):

@@ -1,7 +1,7 @@
 """Every protocol in one process, for a debugger: transformers generates, plain torch learns, nothing is remote.
 
-Slow and exact. The rollouts sample from the very module the learner trains, so a breakpoint anywhere works and
-the engine-to-learner gap is zero by construction.
+This mode is slow and exact. The rollouts sample from the same module that the learner trains, so a breakpoint works
+anywhere, and the gap between engine and learner is zero by construction.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class InlineRollouts:
 
     def __init__(self, learner: InlineLearner, tokenizer: Any, config: Config) -> None:
         self.learner, self.tokenizer, self.config = learner, tokenizer, config
-        self._version: int | None = None  # serves nothing before its first refit, like any engine
+        self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         assert learner is self.learner, "inline rollouts share the learner's module"
@@ -134,7 +134,7 @@ class InlineRollouts:
         jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
         size = self.config.rollout.max_concurrent_sequences
         for start in range(0, len(jobs), size):
-            # Forked, so that the global generator, and with it the learner, is undisturbed.
+            # The generator is forked, so that sampling leaves alone the global one, which the learner uses.
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(derive_seed(seed, start))
                 completions = await self._generate_batch(jobs[start : start + size], greedy)
@@ -179,8 +179,8 @@ class InlineRollouts:
     def _generation_config(self, greedy: bool, ends: list[int], pad: int) -> Any:
         from transformers import GenerationConfig
 
-        # A fresh config: a model's own may carry top_k, top_p or a repetition penalty, and the library's default
-        # top_k is 50; any of them would sample from another distribution than the log-probs trained on.
+        # This builds a fresh config. A model's own may set top_k, top_p or a repetition penalty, and the library's
+        # default top_k is 50; with any of them the samples would not follow the distribution that is trained.
         settings: dict[str, Any] = {"do_sample": False}
         if not greedy:
             settings = {"do_sample": True, "temperature": self.config.rollout.temperature, "top_k": 0, "top_p": 1.0}
@@ -213,7 +213,7 @@ class InlineRewards:
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
         started = time.perf_counter()
-        # In a thread: a user's coroutines need an event loop of their own, and this one should not stand still.
+        # A thread does the grading: a user's coroutines need their own event loop, and this loop should not block.
         results = await asyncio.to_thread(
             self._grade, [(completion.text, prompt.answer) for prompt, completion in items]
         )
@@ -250,7 +250,7 @@ class InlineSystem:
         self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), InlineRewards(config))
 
     def sinks(self) -> list[Sink]:
-        """None: nothing here exports metrics."""
+        """An empty list: nothing here exports metrics."""
         return []
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:

@@ -1,7 +1,7 @@
 """The training loop. It knows only the protocols: Ray and the inline mode run this same code.
 
 A step collects graded rollouts of the exploration prompts, adds rehearsal rows of the reference buffer, makes one
-hybrid update, refits every engine and proves that it agrees with the learner, and tells what it saw.
+hybrid update, refits every engine and proves that it agrees with the learner, and gives its figures to the observer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def train(
     *,
     start_step: int = 0,
 ) -> None:
-    """Run steps start_step .. num_steps - 1. Engines must have been refit; `reference` is None for plain RLVR."""
+    """Run steps start_step .. num_steps - 1. The engines must be refit before. `reference` is None for plain RLVR."""
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
     collector = StepCollector(config, exploration, parts)
     for step in range(start_step, config.learner.num_steps):

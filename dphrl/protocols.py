@@ -1,7 +1,7 @@
-"""What the training loop needs from the world, and nothing more.
+"""What the training loop needs from its surroundings, and nothing more.
 
-`dphrl.inline` implements these in one process; `actors` and `cluster.ray_system` implement them over Ray. The loop
-cannot tell.
+`dphrl.inline` implements these protocols in one process; `actors` and `cluster.ray_system` implement them over Ray. The
+loop cannot tell which of the two it runs on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dphrl.config.schema import Config
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RolloutGroup, TrainBatch
 
-# Some of a learner's weights, as something that the engines beside it can read: of no meaning to anybody else.
+# Some of a learner's weights, in a form that only the engines of the same system can read.
 WeightChunk = object
 
 
 class WeightPublisher(Protocol):
-    """What a refit needs of a learner: its weights, their version, and its word on what engines sample from them."""
+    """What a refit needs from a learner: its weights, their version, and its log-probs of what the engines sample."""
 
     @property
     def policy_version(self) -> int:
@@ -28,11 +28,11 @@ class WeightPublisher(Protocol):
         ...
 
     async def publish(self) -> Sequence[WeightChunk]:
-        """The present weights in chunks, valid until the next call; none where engines share the learner's memory."""
+        """The present weights in chunks, valid until the next call; no chunks when engines share the weights."""
         ...
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
-        """Log-probs of completion tokens of (token_ids, num_prompt_tokens) at the sampling temperature."""
+        """Log-probs of the completion tokens of each (token_ids, num_prompt_tokens), at the sampling temperature."""
         ...
 
 
@@ -41,7 +41,7 @@ class Learner(WeightPublisher, Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of the weights where they are, e.g. float32; part of the reference fingerprint."""
+        """dtype of the weights in the process that holds them, e.g. float32; part of the reference fingerprint."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Learner(WeightPublisher, Protocol):
         ...
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
-        """One optimizer step per mini-batch; returns metrics and raises policy_version by one."""
+        """One optimizer step per mini-batch; returns metrics and increases policy_version by one."""
         ...
 
     async def save(self, folder: Path) -> None:
@@ -58,12 +58,12 @@ class Learner(WeightPublisher, Protocol):
         ...
 
     async def load(self, folder: Path, policy_version: int) -> None:
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote. policy_version: the version of the saved weights."""
         ...
 
 
 class RolloutPool(Protocol):
-    """Engines that sample. An engine that was never refit, or was restarted, serves nothing until it is."""
+    """Engines that sample. A new or restarted engine serves nothing until it is refit."""
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         """Bring every engine to the learner's weights and version; returns sync metrics.
@@ -79,12 +79,12 @@ class RolloutPool(Protocol):
         ...
 
     def drain_metrics(self) -> Mapping[str, float]:
-        """`rollout/engine/...` speeds since the last call, evaluations included; empty where there is one process."""
+        """`rollout/engine/...` speeds since the last call, evaluations included. Empty in inline mode."""
         ...
 
 
 class RewardPool(Protocol):
-    """Graders. Safe for any text; never raises for what a completion holds."""
+    """Graders. They are safe for any text: no completion's content makes them raise."""
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
         """One result per item, same order. Retries infrastructure errors before it reports them."""
@@ -109,7 +109,7 @@ class ReferenceStore(Protocol):
         ...
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
-        """The rows of a step: a pure function of (seed, step), so that a resumed run sees the same ones."""
+        """The rows of `step` (from 0): a pure function of (seed, step), so that a resumed run sees the same rows."""
         ...
 
 
@@ -123,52 +123,53 @@ class WholeReference(ReferenceStore, Protocol):
 
     @property
     def schedule_seed(self) -> int:
-        """Seeds the order in which steps see the samples."""
+        """The seed of the order in which steps see the samples."""
         ...
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The running system, behind its protocols."""
+    """The parts of a running system, as protocols."""
 
     learner: Learner
     rollouts: RolloutPool
     rewards: RewardPool
 
     def drain_metrics(self) -> dict[str, float]:
-        """The learner's version now, and what engines and graders measured since the last call."""
+        """The learner's present version, and what engines and graders measured since the last call."""
         version = {"policy_version": self.learner.policy_version}
         return {**version, **self.rollouts.drain_metrics(), **self.rewards.drain_metrics()}
 
 
 class System(Protocol):
-    """A place to run: one process, or a Ray cluster. `start` first; the others need what it returns to be up."""
+    """A place to run: one process, or a Ray cluster. All methods but `sinks` need the parts that `start` brings up."""
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
-        """Wait until every part is up, telling on_ready of each. The engines are not refit yet."""
+        """Wait until every part is up, and call on_ready with a line about each. The engines are not refit yet."""
         ...
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
     ) -> tuple[ReferenceStore, Mapping[str, float]]:
-        """Run the reference stage, or the rest of it, into `folder`; returns the filled store and the split's counts.
+        """Run the reference stage, or what is left of it, into `folder`; returns the store and the split's counts.
 
         The engines must hold the initial policy. on_graded is called with the number of completions newly graded.
         """
         ...
 
     async def adopt_reference(self, buffer: WholeReference) -> ReferenceStore:
-        """Serve a buffer that an earlier stage filled."""
+        """Make a store of a buffer that an earlier reference stage filled."""
         ...
 
     def sinks(self) -> list[Sink]:
-        """Where a run's numbers go because of where it runs."""
+        """Sinks that this place of running adds, such as Prometheus on a Ray cluster."""
         ...
 
     def renew_learner(self, config: Config) -> bool:
-        """Go on with another configuration: a fresh learner, the same engines and graders.
+        """Go on with another configuration: make a fresh learner, keep the engines and graders.
 
-        False, with nothing done, where the configurations differ in what engines and graders were made of.
+        Returns False, and changes nothing, when the new configuration needs other engines or graders, or when the
+        system has none that it could keep.
         """
         ...
 
@@ -177,5 +178,5 @@ class StepObserver(Protocol):
     """What happens around the steps: tracking, checkpoints, evaluation."""
 
     async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
-        """step: from 1. metrics: the step's record. groups: every group it sampled."""
+        """step: from 1. metrics: the step's record. groups: every group that the step sampled."""
         ...

@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 async def training_run(
     config: Config, prepared: Prepared, system: System, tracker: Tracker, console: Console, *, resume: bool
 ) -> None:
-    """Train to the last step, evaluated and exported; `resume` continues from the newest checkpoint, if any."""
+    """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
+
+    Raises InputError when that checkpoint is of another learner layout or another initial model.
+    """
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
@@ -48,7 +51,7 @@ def _gap(synced: Mapping[str, float]) -> str:
 
 
 async def _restore(prepared: Prepared, parts: Parts, tracker: Tracker, console: Console) -> int:
-    """Learner, engines and metrics as of the newest checkpoint; returns the number of steps already done."""
+    """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done."""
     found = list_checkpoints(tracker.folder / "checkpoints")
     if not found:
         console.info("resume: no checkpoint yet, starting at step 1")
@@ -95,13 +98,13 @@ class _Observer:
             await self._evaluate(step)
 
     async def catch_up(self, step: int) -> None:
-        """The evaluation that a kill came in between, after the checkpoint of `step` which the run resumed from."""
+        """Evaluate `step`, from which the run resumed, if a kill came between its checkpoint and its evaluation."""
         due = 0 < step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps)
         if due and not self._result(step).is_file():
             await self._evaluate(step)
 
     async def finish(self) -> list[Summary]:
-        """The final evaluation, of the weights the engines hold now."""
+        """The final evaluation, of the weights that the engines hold now."""
         return await self._evaluate(self.config.learner.num_steps)
 
     async def _save(self, step: int) -> None:
@@ -128,10 +131,10 @@ class _Observer:
         return self.tracker.folder / "eval" / f"step_{step}.json"
 
     def _partial(self, step: int) -> PartialResult | None:
-        """None for a policy that no checkpoint holds: a resumed run would evaluate other weights at this step."""
+        """Where chunks go; None when no checkpoint holds the policy, as a resumed run would then evaluate another."""
         try:
             manifest = self.tracker.folder / "checkpoints" / f"step_{step}" / MANIFEST
-            # A step taken again may come out a little different, and its checkpoint is then another one.
+            # A step that is taken again may give slightly different weights, so the time of saving is part of the name.
             saved = manifest.stat().st_mtime_ns
         except FileNotFoundError:
             return None

@@ -20,7 +20,7 @@ JsonDict = dict[str, Any]
 
 
 class RewardStatus(StrEnum):
-    """Why a completion got its score. Only `infrastructure_error` has no score: the grader, not the model, failed."""
+    """Why a completion got its score. `infrastructure_error` alone has none: the grader failed, not the model."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -35,10 +35,10 @@ class RewardStatus(StrEnum):
 class RewardResult:
     """The verdict on one completion: a typed status, its score, and a short human-readable detail.
 
-    solution: what was written in canonical form, by which different solutions are counted ("": the text).
-    answer: what it comes to in canonical form, by which a majority is found ("": the solution).
-    signal: what training uses instead of the score, where a reward is graded more finely than right or wrong; it
-    enters no accuracy.
+    solution: the written solution in canonical form, to count different solutions; when "", the text counts.
+    answer: the value of the solution in canonical form, to find the majority; when "", the solution counts.
+    signal: what training uses in place of the score, for rewards that are finer than right or wrong; accuracy does
+    not use it.
     """
 
     status: RewardStatus
@@ -56,7 +56,7 @@ class RewardResult:
 
     @property
     def training_score(self) -> float | None:
-        """What advantages are made of: the signal where there is one, else the score."""
+        """The number that advantages are computed from: the signal if there is one, else the score."""
         return self.score if self.signal is None or self.score is None else self.signal
 
 
@@ -94,7 +94,7 @@ class Completion:
 
     @property
     def truncated(self) -> bool:
-        """True when the token limit, not the model, ended it."""
+        """True when the completion ended at the token limit."""
         return self.finish_reason == "length"
 
 
@@ -112,7 +112,7 @@ class RolloutGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether the scores differ: otherwise every advantage is 0."""
+        """Whether the training scores differ; if not, every advantage is 0."""
         return len({r.training_score for r in self.results if r.training_score is not None}) > 1
 
 
@@ -131,6 +131,8 @@ class ReferenceSample:
 
 
 class RowKind(StrEnum):
+    """Which term of the loss a row belongs to."""
+
     POLICY = "policy"  # an exploration row: clipped policy loss
     REFERENCE = "reference"  # a rehearsal row: eta x f-divergence
 
@@ -141,7 +143,7 @@ class TrainRow:
 
     token_ids: prompt then completion. logprobs: [num completion tokens], the rollout engine's for a policy
     row, the reference policy's for a reference row.
-    weight: what each completion token of the row counts in its term's sum. It already holds the *global*
+    weight: the factor of each completion token of the row in its term's sum. It already holds the *global*
     denominator, so that no packing, micro-batching or number of ranks changes the loss.
     """
 
@@ -164,7 +166,7 @@ class TrainRow:
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """One step's work: each mini-batch is one optimizer step over policy and reference rows together."""
+    """The rows of one step: each mini-batch is one optimizer step over policy and reference rows together."""
 
     step: int
     policy_version: int
