@@ -1,4 +1,4 @@
-"""Group-relative advantages: a completion is judged against its siblings of the same prompt."""
+"""Group-relative advantages: a completion is compared with the other completions of its prompt."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from dphrl.algo.registry import METHODS, Registry
 
-# From the graded scores of one group, two at least, to their advantages in the same order.
+# Takes the graded scores of one group, at least two, and returns their advantages in the same order.
 AdvantageFn = Callable[[Sequence[float]], Sequence[float]]
 
-# Added to the standard deviation, as GRPO implementations do; matters only for spreads that are numerical noise.
+# GRPO implementations add this to the standard deviation. It matters only when the spread is numerical noise.
 STD_EPSILON = 1e-6
 
 _ADVANTAGES: Registry[AdvantageFn] = METHODS["advantage"]
@@ -31,8 +31,9 @@ def get_advantage(name: str, **params: Any) -> AdvantageFn:
 def group_advantages(scores: Sequence[float | None], name: str, /, **params: Any) -> list[float | None]:
     """Advantage of each completion of one group by the registered method `name`.
 
-    None (an infrastructure error) stays None and counts nowhere. A group with fewer than two graded completions gets
-    zeros: there is nothing to compare with. Raises ValueError when the method breaks its contract.
+    A score of None (an infrastructure error) stays None and is not passed to the method. A group with fewer than two
+    graded completions gets zeros, because there is nothing to compare. Raises ValueError as `get_advantage` does, and
+    when the method does not return one finite number for each score.
     """
     graded = [score for score in scores if score is not None]
     if len(graded) < 2:
@@ -79,7 +80,10 @@ def _leave_one_out() -> AdvantageFn:
 
 
 def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """0 up to max_tokens - buffer_tokens, then down a line to -1 at max_tokens (DAPO, arXiv 2503.14476, eq. 13)."""
+    """0 up to max_tokens - buffer_tokens, then falling linearly to -1 at max_tokens (DAPO, arXiv 2503.14476, eq. 13).
+
+    Without a buffer (0 tokens) there is no penalty.
+    """
     if not buffer_tokens:
         return 0.0
     return -min(1.0, max(0, num_tokens - (max_tokens - buffer_tokens)) / buffer_tokens)

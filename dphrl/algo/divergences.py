@@ -1,8 +1,9 @@
 """f-divergence generators, all written as functions of log u with u = pi_theta(y) / pi_ref(y).
 
-With y ~ pi_ref, E[f(u)] is the f-divergence named below (arXiv 2509.07430, section 3), and since every f here is
-evaluated at the *reference* samples, its gradient is the gradient of that divergence: no score-function term is
-missing. Each f is convex with f(1) = 0 and, total variation apart, f'(1) = 0, so every token's term is >= 0.
+With y ~ pi_ref, E[f(u)] is the f-divergence named below (arXiv 2509.07430, section 3). Every f here is evaluated at
+*reference* samples, which do not depend on theta, so the gradient of f is the gradient of that divergence: no
+score-function term is missing. Each f is convex with f(1) = 0 and f'(1) = 0 (total variation has a kink there), so
+every token's term is >= 0.
 
 | name              | f(u)                                    | E_ref[f(u)]                          |
 |-------------------|-----------------------------------------|--------------------------------------|
@@ -31,8 +32,8 @@ from dphrl.algo.registry import METHODS, Registry
 
 ElementwiseFn = Callable[[Tensor], Tensor]
 
-# Beyond this |log u| a generator continues along its tangent: still exact in float32 there, and a single token's
-# gradient stays below |slope(10)|, 2e4 for forward KL.
+# Beyond this |log u| a generator continues along its tangent. Up to it float32 is exact enough, and the gradient of a
+# single token never exceeds |slope(10)|, which is 2e4 for forward KL.
 LINEAR_BEYOND = 10.0
 _LOG2 = math.log(2.0)
 
@@ -42,8 +43,8 @@ class Divergence:
     """A generator f and its slope df/dlog(u), both elementwise in log u.
 
     Calling it maps log_u of any shape and floating dtype to f of the same shape, in float32 at least. Outside
-    |log u| <= LINEAR_BEYOND it follows the tangent in log u, so that a plain clamp's zero gradient never hides
-    a token the policy has forgotten (log u very negative).
+    |log u| <= LINEAR_BEYOND it follows the tangent in log u. A plain clamp would have no gradient there, and would
+    hide tokens that the policy has forgotten (log u very negative).
     """
 
     name: str
@@ -53,8 +54,8 @@ class Divergence:
     def __call__(self, log_u: Tensor) -> Tensor:
         log_u = log_u if log_u.dtype == torch.float64 else log_u.float()
         inside = log_u.clamp(-LINEAR_BEYOND, LINEAR_BEYOND)
-        # Inside the range (log_u - inside) and its gradient are zero; outside, the clamp cuts value's gradient
-        # and this term supplies the tangent's.
+        # Inside the range, (log_u - inside) and its gradient are zero. Outside, the clamp cuts the gradient of
+        # `value`, and the second term has the gradient of the tangent.
         return self.value(inside) + self.slope(inside).detach() * (log_u - inside)
 
 
@@ -88,7 +89,7 @@ def _reverse_kl() -> Divergence:
 def _js() -> Divergence:
     """Twice the Jensen-Shannon divergence: symmetric, bounded."""
 
-    # u log u - (u + 1) log((u + 1) / 2), regrouped so that no two large terms cancel.
+    # This is u log u - (u + 1) log((u + 1) / 2), regrouped so that no two large terms cancel.
     def slope(x: Tensor) -> Tensor:
         return x.exp() * (_LOG2 - softplus(-x))
 

@@ -1,8 +1,8 @@
 """Token log-probabilities and entropies from hidden states, without ever holding [N, V] logits.
 
-The output head runs on chunks of tokens, forward and again backward, so that the memory beyond the inputs and their
-gradients is one [chunk, V] buffer whatever the number of tokens. The price is one head product more: four instead of
-three.
+The output head runs on chunks of tokens, once in forward and again in backward. So the memory beyond the inputs and
+their gradients is a few [chunk, V] buffers, whatever the number of tokens. The price is one more product with the
+head: four instead of three.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# [chunk, V] logits of at most this many bytes; large enough to keep the product efficient.
+# float32 logits [chunk, V] take at most this many bytes; this is large enough to keep the product efficient.
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -29,18 +29,18 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the entropy of the distribution it is drawn from, in nats.
 
-    hidden_ND: the hidden state that predicts each target. head: maps [chunk, D] to logits [chunk, V]. max_targets:
-    the largest N of any rank in this call, where calling the head is a collective; N itself when None.
-    Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits), both differentiable.
+    hidden_ND: the hidden state that predicts each target. target_ids_N: int64. head: maps [chunk, D] to logits
+    [chunk, V]. max_targets: the largest N of all ranks in this call, for a head whose call is a collective; None means
+    this rank's N. Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits), both differentiable.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
     weight = getattr(head, "weight", None)
-    # A head of another kind, or one whose weight is gathered by hooks around its forward (ZeRO-3), must be called.
+    # A head of another kind must be called, and so must one whose weight is gathered around its forward (ZeRO-3).
     plain = isinstance(head, nn.Linear) and head.bias is None and not hasattr(weight, "ds_tensor")
     if plain and weight is not None:
         logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight, target_ids_N, temperature, chunk)  # type: ignore[no-untyped-call]
         return logprobs_N, entropy_N
-    # As many calls on every rank, however few tokens this one has: under ZeRO-3 each call gathers the weight.
+    # Every rank makes the same number of calls, even with few tokens: under ZeRO-3 each call gathers the weight.
     num_chunks = max(1, math.ceil(max(len(target_ids_N), max_targets or 0) / chunk))
     pieces = zip(hidden_ND.tensor_split(num_chunks), target_ids_N.tensor_split(num_chunks), strict=True)
     parts = [
@@ -65,7 +65,7 @@ class _LinearLogprobs(torch.autograd.Function):
             logits = _logits(hidden, weight_VD, temperature)
             chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             normalizer = logits.logsumexp(-1)
-            # Entropy = log Z - E[logit]. In place from here on: a second [chunk, V] buffer would be the peak.
+            # Entropy = log Z - E[logit], computed in place: a third [chunk, V] buffer would raise the peak of memory.
             probabilities = torch.sub(logits, normalizer.unsqueeze(-1)).exp_()
             entropies.append(normalizer - probabilities.mul_(logits).sum(-1))
             logprobs.append(chosen - normalizer)
@@ -75,7 +75,7 @@ class _LinearLogprobs(torch.autograd.Function):
         entropy_N = torch.cat(entropies) if entropies else empty
         ctx.save_for_backward(hidden_ND, weight_VD, target_ids_N, normalizer_N, entropy_N)
         ctx.temperature, ctx.chunk = temperature, chunk
-        # An entropy nobody differentiates comes back as None and costs nothing.
+        # When nobody differentiates the entropy, its gradient arrives as None and costs nothing.
         ctx.set_materialize_grads(False)
         return (torch.cat(logprobs) if logprobs else empty), entropy_N
 
@@ -85,7 +85,7 @@ class _LinearLogprobs(torch.autograd.Function):
         logprob_grad = torch.zeros_like(normalizer_N) if gradients[0] is None else gradients[0]
         entropy_grad = gradients[1]
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        # Chunks add up in float32 at least: in bfloat16 the sum of many would lose the small ones.
+        # The sum over chunks is float32 at least: a bfloat16 sum of many chunks would lose the small ones.
         sum_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target_ids_N), ctx.chunk):
@@ -115,7 +115,7 @@ class _LinearLogprobs(torch.autograd.Function):
 def _logits(hidden: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
     logits = hidden @ weight_VD.T
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    # Temperature is part of the policy: engines report log-probs after it, so the learner divides too.
+    # Temperature is part of the policy: engines report log-probs after dividing by it, so the learner divides too.
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

@@ -1,8 +1,8 @@
 """The hybrid loss: a registered policy loss (see `policy_losses`) plus eta times a registered divergence.
 
-Tensors in, (loss, metrics) out. Everything is per selected completion token (axis N), whatever rows, padding or
-packing it came from, and `weights_N` already holds each term's global denominator (see `reduce`): all results
-are plain sums, so micro-batches and ranks add up to the same loss.
+Tensors in, (loss, metrics) out. Every input has one value per selected completion token (axis N), whatever rows,
+padding or packing it came from. `weights_N` already holds each term's global denominator (see `reduce`), so all
+results are plain sums, and micro-batches and ranks add up to the same loss.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dphrl.algo.rollout_estimators import (
 
 @dataclass(frozen=True)
 class DivergenceTerm:
-    """Which divergence, estimated where.
+    """Which divergence is added to the loss, and on which samples it is estimated.
 
-    estimator "reference": f(u) on stored samples of pi_ref, no reference model (arXiv 2509.07430, eq. 5-8).
-    "rollout": on the policy's own samples. "definition": Jensen-Shannon as the sum of its two KL halves, one on
-    each (eq. 9). The last two need pi_ref's log-probs at the rollouts. kl_estimator picks k1, k2, k3 or k3_as_loss
-    for reverse KL on rollouts; None is the generic f(u) / u.
+    estimator "reference": f(u) on stored samples of pi_ref, without a reference model (arXiv 2509.07430, eq. 5-8).
+    "rollout": on the policy's own samples. "definition": Jensen-Shannon as the sum of its two KL halves, one on each
+    kind of sample (eq. 9). The last two need pi_ref's log-probs at the rollouts. kl_estimator chooses k1, k2, k3 or
+    k3_as_loss for reverse KL on rollouts; None means the generic f(u) / u.
     """
 
     divergence: Divergence
@@ -42,7 +42,7 @@ class DivergenceTerm:
         return self.estimator != "reference"
 
     def on_reference(self, log_u_N: Tensor) -> Tensor | None:
-        """Per-token values at rehearsal tokens; None when they take no part."""
+        """Per-token values at rehearsal tokens; None when the estimator does not use these tokens."""
         if self.estimator == "rollout":
             return None
         return js_definition_on_reference(log_u_N) if self.estimator == "definition" else self.divergence(log_u_N)
@@ -70,9 +70,9 @@ def hybrid_loss(
 ) -> tuple[Tensor, Metrics]:
     """Policy loss on the exploration tokens + eta x divergence (arXiv 2509.07430, eq. 4).
 
-    Tokens are routed by `is_policy_N`, one by one; stored_logprobs_N are the rollout engine's for policy tokens
-    and the reference policy's for the others. reference_logprobs_N: a resident reference model's, for estimators
-    that need it. A term without tokens is exactly 0.
+    `is_policy_N` says for each token which term it belongs to. stored_logprobs_N: by the rollout engine for policy
+    tokens, by the reference policy for the others. reference_logprobs_N: by a resident reference model, for estimators
+    that need one. Returns a scalar and scalar metrics. A term without tokens is exactly 0.
     """
     chosen = is_policy_N
     tokens = PolicyTokens(
@@ -84,7 +84,7 @@ def hybrid_loss(
         row_index_N[chosen],
     )
     loss, own_metrics = policy_loss(tokens, policy)
-    # Every step's record has these two; a loss without a trust region cuts no gradient.
+    # Every step's record has these two metrics; a loss without a trust region cuts no gradient.
     metrics = {"policy/loss": loss.detach(), "policy/clip_fraction": torch.zeros_like(loss.detach()), **own_metrics}
     if term is None:
         return loss, metrics
@@ -96,7 +96,7 @@ def hybrid_loss(
     if term.needs_reference_model:
         assert reference_logprobs_N is not None, "this estimator needs a resident reference model"
         log_u = _at_least_float(logprobs_N[chosen] - reference_logprobs_N[chosen])
-        # The samples are the rollout engine's; the expectation is over pi_theta.
+        # The rollout engine drew the samples, but the expectation is over pi_theta: this weight corrects for that.
         importance = (logprobs_N[chosen] - stored_logprobs_N[chosen]).detach().exp().clamp(max=policy.importance_cap)
         parts.append((log_u, term.on_rollouts(log_u), weights_N[chosen] * importance))
     divergence = torch.stack([(weights * values).sum() for _, values, weights in parts]).sum()

@@ -1,6 +1,6 @@
-"""Policy losses: tokens of exploration in, (loss, metrics) out.
+"""Policy losses: they take exploration tokens and return (loss, metrics).
 
-A user's own, complete:
+A complete example of a user's own loss:
 
     @register_policy_loss("reinforce")
     def reinforce(scale: Annotated[float, Field(gt=0)] = 1.0) -> PolicyLoss:
@@ -30,12 +30,12 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """The exploration tokens of one micro-batch along the axis N, of which there may be none.
+    """The exploration tokens of one micro-batch along the axis N; there may be none.
 
     logprobs_N: log-probabilities by the policy in training, the only input with a gradient. old_logprobs_N: by the
-    learner at the start of the step. rollout_logprobs_N: by the engine that sampled. advantages_N: each completion's
-    advantage at every one of its tokens. weights_N: each token's share of the loss, with the denominator of the whole
-    mini-batch in it. row_index_N: which tokens share a completion.
+    learner at the start of the step. rollout_logprobs_N: by the engine that sampled. advantages_N: the advantage of the
+    completion that each token belongs to. weights_N: each token's share of the loss, already divided by the
+    denominator of the whole mini-batch. row_index_N: int64, the same number for all tokens of a completion.
     """
 
     logprobs_N: Tensor
@@ -50,9 +50,9 @@ class PolicyTokens:
 class PolicyLossSettings:
     """The trust region as the configuration has it; every policy loss gets it and uses what it needs.
 
-    clip_low, clip_high: how far the ratio may fall below 1 and rise above it. dual_clip: bound on ratio x |advantage|
-    when the advantage is negative. importance_cap: truncation of the engine-to-learner importance weight. ratio: of
-    each "token", or one for the whole "sequence" (GSPO).
+    clip_low, clip_high: how far the ratio may fall below 1 and rise above it. dual_clip: the largest ratio that counts
+    when the advantage is negative. importance_cap: the largest engine-to-learner importance weight. ratio: "token" for
+    a ratio of each token, "sequence" for one ratio of the whole completion (GSPO).
     """
 
     clip_low: float
@@ -62,8 +62,8 @@ class PolicyLossSettings:
     ratio: str = "token"
 
 
-# Returns the loss, a plain sum of terms that each hold their weights_N, so that micro-batches and ranks add up; and
-# metrics, which are summed likewise (those whose name ends in _max take the largest).
+# Returns the loss and metrics. The loss is a plain sum of terms that are each multiplied by weights_N, so that
+# micro-batches and ranks add up. Metrics are summed in the same way; of those that end in _max the largest is taken.
 PolicyLoss = Callable[[PolicyTokens, PolicyLossSettings], tuple[Tensor, Metrics]]
 
 _POLICY_LOSSES: Registry[PolicyLoss] = METHODS["policy_loss"]
@@ -81,15 +81,17 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
 
 
 def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
-    """Truncated importance weight of what lies between the engine that sampled and the learner at the start of the
-    step: numerics, staleness. Without a gradient."""
+    """Importance weight [N] from the engine that sampled to the learner at the start of the step, without a gradient.
+
+    It corrects for differences in numerics and for staleness, and is cut at importance_cap.
+    """
     return (tokens.old_logprobs_N - tokens.rollout_logprobs_N).exp().clamp(max=settings.importance_cap).detach()
 
 
 def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
     """Clipped surrogate with separate bounds (DAPO, arXiv 2503.14476, eq. 8) and dual clip (arXiv 1912.09729, eq. 5).
 
-    The ratio pi_theta / pi_old is against the learner at the start of the step.
+    The ratio is pi_theta / pi_old, where pi_old is the learner at the start of the step.
     """
     log_ratio_N = tokens.logprobs_N - tokens.old_logprobs_N
     if settings.ratio == "sequence":
@@ -111,10 +113,10 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
 
 
 def sequence_log_ratio(log_ratio_N: Tensor, row_index_N: Tensor) -> Tensor:
-    """Each completion's mean log-ratio, at every one of its tokens (GSPO, arXiv 2507.18071, eq. 7).
+    """At each token the mean log-ratio of its completion (GSPO, arXiv 2507.18071, eq. 7). Shape [N], as the inputs.
 
-    The gradient goes to each token's own log-prob (GSPO-token, eq. 14): summed over a completion with equal
-    weights it is the gradient of the sequence's ratio.
+    The gradient goes to each token's own log-prob (GSPO-token, eq. 14). Its sum over a completion with equal weights is
+    the gradient of the sequence's ratio.
     """
     if not len(log_ratio_N):
         return log_ratio_N

@@ -1,7 +1,7 @@
 """Global denominators: how much each completion token of a row counts.
 
 The weights are fixed before rows are dealt to micro-batches and ranks. A micro-batch's loss is then a plain
-weighted *sum*, and sums do not care how they are split.
+weighted *sum*, and a sum is the same however it is split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def row_weights(num_tokens: Sequence[int], aggregation: str, max_tokens: int) ->
 
     token_mean: 1 / total tokens (every token counts the same; DAPO, arXiv 2503.14476). sequence_mean: 1 / (rows x
     own length) (every row counts the same; GRPO, arXiv 2402.03300). fixed_length: 1 / (rows x max_tokens)
-    (Dr.GRPO, arXiv 2503.20783). Rows of length 0 weigh 0. No rows give an empty list: their term is exactly 0.
+    (Dr.GRPO, arXiv 2503.20783). Rows of length 0 get weight 0 and do not count as rows. Without rows the list is empty.
     """
     if aggregation == "token_mean":
         total = sum(num_tokens)

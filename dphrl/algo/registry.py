@@ -6,8 +6,8 @@ A method is registered as a factory, whose keyword parameters are the method's p
     def above_quantile(q: Annotated[float, Field(gt=0, lt=1)] = 0.5) -> AdvantageFn:
         '''The first line says in the list of methods what this one does.'''
 
-The annotations decide which values are accepted. Nothing here needs torch; the module that registers this package's
-own methods of a kind is imported when one of that kind is first asked for.
+The annotations decide which values are accepted. Nothing here needs torch: the module that registers this package's
+own methods of a kind is imported only when a method of that kind is first asked for.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dphrl.algo.wording import describe
 
 T = TypeVar("T")
 
-# A short form in the configuration, {name: alpha, alpha: 0.5}, has these keys for itself.
+# The short form in the configuration, {name: alpha, alpha: 0.5}, uses these keys, so no parameter may have their names.
 RESERVED_PARAMETERS = ("name", "params")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A method's parameter: `wants` says in words which values it takes; `default` only counts when not required."""
+    """A method's parameter. wants: in words, which values it takes. default: has no meaning when `required`."""
 
     name: str
     adapter: TypeAdapter[Any]
@@ -60,9 +60,9 @@ class Method(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """The methods of one kind. kind: how messages call it. home: the module that registers this package's own.
+    """The methods of one kind. kind: its name in messages. home: the module that registers this package's own methods.
 
-    reserved: names that are no method, and what they mean in a configuration.
+    reserved: names that stand for no method, and what they mean in a configuration.
     """
 
     def __init__(self, kind: str, home: str, *, reserved: Mapping[str, str] | None = None) -> None:
@@ -93,7 +93,7 @@ class Registry(Generic[T]):
         return dict(sorted(self._methods.items()))
 
     def get(self, name: str) -> Method[T]:
-        """Raises ValueError, with the known names and a close one, for a name that is not registered."""
+        """The method `name`. Raises ValueError, which lists the known names, when it is not registered."""
         methods = self.methods()
         if name in methods:
             return methods[name]
@@ -103,7 +103,10 @@ class Registry(Generic[T]):
         raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(known)}{hint}")
 
     def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """`params` as the factory receives them. Raises ValueError for an unknown name or what it does not take."""
+        """`params` as the factory receives them, without defaults.
+
+        Raises ValueError for an unknown method, an unknown or missing parameter, or a value that is not accepted.
+        """
         method, label = self.get(name), f"{self.kind} {name!r}"
         for key in params:
             if key not in method.parameters:
@@ -123,7 +126,7 @@ class Registry(Generic[T]):
         return checked
 
     def build(self, name: str, params: Mapping[str, Any]) -> T:
-        """The method itself. Raises ValueError as `check` does, and for what its factory refuses."""
+        """The method itself. Raises ValueError as `check` does, and when the factory refuses or returns no function."""
         checked = self.check(name, params)
         try:
             made = self.get(name).factory(**checked)
@@ -135,14 +138,14 @@ class Registry(Generic[T]):
 
 
 def show(value: Any) -> str:
-    """As a configuration would write it."""
+    """`value` as a configuration would write it."""
     return json.dumps(value, ensure_ascii=False, default=repr)
 
 
 def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]:
     signature = inspect.signature(factory)
     given = {p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty}
-    # The return type may be imported under TYPE_CHECKING alone, so only the parameters' annotations are evaluated.
+    # Only the annotations of parameters are evaluated: the return type may be imported under TYPE_CHECKING alone.
     holder = type("holder", (), {"__annotations__": given})
     namespace = getattr(factory, "__globals__", None) or vars(sys.modules[factory.__module__])
     hints = get_type_hints(holder, globalns=namespace, include_extras=True)
@@ -168,7 +171,7 @@ def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]
 
 _NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable rewards."
 
-# By their place in the configuration, algorithm.KEY. What they make is typed where it is defined, in their homes.
+# The registries by their key below `algorithm` in the configuration. Each home module gives its methods their type.
 METHODS: dict[str, Registry[Any]] = {
     "divergence": Registry("divergence", "dphrl.algo.divergences", reserved={"none": _NO_DIVERGENCE}),
     "advantage": Registry("advantage", "dphrl.algo.advantages"),

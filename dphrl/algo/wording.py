@@ -1,4 +1,4 @@
-"""A JSON schema's wants in plain words: "an integer >= 1 or null"."""
+"""What a JSON schema accepts, in plain words: "an integer >= 1 or null"."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _BOUNDS = (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<
 
 
 def without_null(node: JsonSchema) -> JsonSchema:
-    """X of an optional X."""
+    """The schema X when `node` is an optional X, else `node` itself."""
     return next((option for option in node.get("anyOf", ()) if option.get("type") != "null"), node)
 
 
 def describe(node: JsonSchema, resolve: Callable[[JsonSchema], JsonSchema] = without_null) -> str:
-    """What a value must be. `resolve` follows references, and X of an optional X."""
+    """What a value must be, in words. `resolve` follows references and replaces an optional X by X."""
     optional = any(option.get("type") == "null" for option in node.get("anyOf", ()))
     inner = resolve(node)
     kind = inner.get("type")
