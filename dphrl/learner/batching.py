@@ -1,7 +1,7 @@
-"""Rows to micro-batches: dealt over ranks, cut by a token budget, padded or packed.
+"""From rows to micro-batches: rows are dealt to ranks, cut by a token budget, and padded or packed.
 
-The learner only ever sees `MicroBatch`: flat per-token arrays over the completion tokens (axis N), with the flat
-index of the position that predicts each of them. Padded and packed layouts differ in nothing else.
+The learner only sees `MicroBatch`: flat arrays over the completion tokens (axis N), with the flat index of the position
+that predicts each token. Code after this module is the same for padded and packed rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from dphrl.types import RowKind, TrainRow
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """input_ids_BT, position_ids_BT: int64. attention_mask_BT: int64 for padded rows; None for packed ones, where
-    a position of 0 starts a new sequence. predictor_index_N: into the flattened B*T positions.
-    target_ids_N: int64. row_index_N: int64, the row of the micro-batch. The others: float32, is_policy_N bool."""
+    """What one forward and backward pass needs.
+
+    input_ids_BT, position_ids_BT: int64. attention_mask_BT: int64 for padded rows; None for packed rows, where a
+    position of 0 starts a new sequence. predictor_index_N: int64, indices into the flattened B*T positions.
+    target_ids_N: int64. row_index_N: int64, the row of each token in the micro-batch. is_policy_N: bool. The other
+    arrays are float32.
+    """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
@@ -32,8 +36,8 @@ class MicroBatch:
     weights_N: Tensor
     is_policy_N: Tensor
     row_index_N: Tensor
-    # Most target tokens any rank has in its micro-batch of this turn: heads that are gathered (ZeRO-3) must be
-    # called equally often everywhere.
+    # The largest number of target tokens that any rank has in this turn. A head whose weight is gathered (ZeRO-3)
+    # must be called equally often on every rank.
     max_targets: int
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -44,14 +48,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PlannedMicroBatch:
-    """Rows of one micro-batch, and the most target tokens any rank has in the same turn."""
+    """The rows of one micro-batch, and the largest number of target tokens that any rank has in the same turn."""
 
     rows: Sequence[TrainRow]
     max_targets: int
 
 
 def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
-    """Rows of like total length for every rank: longest first, back and forth over the ranks."""
+    """Deal rows so that all ranks get about the same number of tokens: longest first, back and forth over the ranks."""
     dealt: list[list[TrainRow]] = [[] for _ in range(num_ranks)]
     ordered = sorted(rows, key=lambda row: -row.num_tokens)
     for i, row in enumerate(ordered):
@@ -72,7 +76,7 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
             raise ValueError(
                 f"a row of {row.num_tokens} tokens exceeds learner.micro_batch_tokens={max_tokens}; raise it"
             )
-        # Sorted ascending, so this row is the longest of its group and sets the padded width.
+        # Rows come in ascending length, so this row is the longest of its group and sets the padded width.
         grown = num_positions + row.num_tokens if packed else (len(groups[-1]) + 1 if groups else 1) * row.num_tokens
         if not groups or grown > max_tokens:
             groups.append([])
@@ -85,10 +89,11 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
 def plan_micro_batches(
     rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool
 ) -> list[PlannedMicroBatch]:
-    """This rank's micro-batches of a mini-batch. Every rank gets the same number of them.
+    """This rank's micro-batches of a mini-batch. `rows` is the whole mini-batch, the same on every rank.
 
-    Collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang on unequal counts; the short ranks repeat
-    a row with weight 0, which adds nothing to any sum.
+    Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
+    on unequal numbers. A rank with fewer gets extra ones, which hold the shortest row with weight 0: it adds nothing
+    to any sum. Raises ValueError for a row that fits no micro-batch.
     """
     assert rows, "a mini-batch has at least one row"
     plans = [cut_micro_batches(part, max_tokens, packed=packed) for part in deal_rows(rows, num_ranks)]
@@ -105,7 +110,7 @@ def collate(
 ) -> MicroBatch:
     """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest].
 
-    max_targets: see MicroBatch; this micro-batch's own number of targets when None.
+    max_targets: see MicroBatch; None means the number of targets of this micro-batch.
     """
     lengths = [row.num_tokens for row in rows]
     if packed:

@@ -16,8 +16,8 @@ from dphrl.learner.batching import MicroBatch
 class PolicyModel(nn.Module):
     """Wraps the LM so that its forward pass yields (logprobs_N, entropy_N) of a micro-batch.
 
-    The log-probs are computed inside forward, not by the caller, so that wrappers which hook forward (ZeRO-3
-    gathers, checkpointing) see every parameter use. Without dropout, which would make u != 1 at step 0.
+    The log-probs are computed inside forward, not by the caller, so that wrappers that hook forward (ZeRO-3 gathers,
+    checkpointing) see every use of a parameter. The model has no active dropout, which would make u != 1 at step 0.
     """
 
     def __init__(self, lm: nn.Module, temperature: float) -> None:
@@ -31,7 +31,7 @@ class PolicyModel(nn.Module):
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_BT,
             attention_mask=batch.attention_mask_BT,
-            # A cache would also hide from transformers that position_ids mark packed sequences.
+            # With a cache, transformers would also not notice that position_ids mark packed sequences.
             use_cache=False,
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[batch.predictor_index_N]
@@ -46,9 +46,9 @@ class PolicyModel(nn.Module):
 
 
 def dtype_name(dtype: str) -> str:
-    """`auto` is bfloat16 on a GPU that has it, else float32 (a CPU emulates bfloat16, several times slower).
+    """`auto` means bfloat16 on a GPU that has it, else float32, because a CPU emulates bfloat16 several times slower.
 
-    Ask where the model is: the process that started the run may have no GPU.
+    Call it in the process that holds the model: the process that started the run may have no GPU.
     """
     if dtype == "auto":
         return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
@@ -58,9 +58,10 @@ def dtype_name(dtype: str) -> str:
 def load_policy(
     path: str, config: ModelConfig, *, temperature: float, gradient_checkpointing: bool = False
 ) -> PolicyModel:
-    """The policy from an HF directory or hub name, in eval mode with gradients on.
+    """The policy from an HF directory or hub name, with gradients on; in training mode for gradient checkpointing only.
 
-    Raises ValueError when the model's head does more than a linear map, which the log-probs here would miss.
+    Raises ValueError when the model scales its logits after the head, which the log-probs here would miss, or when
+    gradient checkpointing would switch on dropout.
     """
     from transformers import AutoModelForCausalLM
 
@@ -75,7 +76,7 @@ def load_policy(
         if getattr(text_config, field, None) not in (None, 1, 1.0):
             raise ValueError(f"model.path: {path} scales its logits ({field}), which is not supported yet")
     if gradient_checkpointing:
-        # transformers only checkpoints in training mode; dropout must be off there, see the class docstring.
+        # transformers checkpoints only in training mode. Dropout must be off there: see PolicyModel.
         dropouts = [
             name
             for name, value in text_config.to_dict().items()
@@ -89,7 +90,7 @@ def load_policy(
 
 
 def load_reference(path: str, config: Config, device: str | torch.device) -> PolicyModel | None:
-    """A frozen copy of the initial policy on `device`, where the config's estimator needs one resident; else None."""
+    """A frozen copy of the initial policy on `device`; None when the config's estimator needs none."""
     if not config.uses_reference_model:
         return None
     reference = load_policy(path, config.model, temperature=config.rollout.temperature)
@@ -97,5 +98,5 @@ def load_reference(path: str, config: Config, device: str | torch.device) -> Pol
 
 
 def use_packing(packing: str, attention: str) -> bool:
-    """Whether rows are packed: `auto` packs only where a varlen kernel makes it cheaper than padding."""
+    """Whether rows are packed: `auto` packs only where a variable-length kernel makes this cheaper than padding."""
     return packing == "packed" or (packing == "auto" and attention == "flash_attention_2")

@@ -1,6 +1,6 @@
 """One learner step on one rank: the same code under plain torch and under DeepSpeed.
 
-A `TrainEngine` is the only thing that differs: who runs backward and who steps the optimizer.
+Only the `TrainEngine` differs: it runs backward and steps the optimizer.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class TrainEngine(Protocol):
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate the gradients of this rank's share; `last` precedes a step."""
+        """Accumulate the gradients of this rank's loss. last: the next call is `step`."""
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Sum gradients over ranks, clip, update, clear; returns the gradient norm before clipping."""
+        """Average gradients over ranks, clip, update, clear; returns the gradient norm before clipping."""
         ...
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What an update needs of the config, resolved once."""
+    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch."""
 
     policy: PolicyLossSettings
     policy_loss: PolicyLoss
@@ -59,8 +59,9 @@ class UpdateSettings:
 
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
+        """Raises ValueError when a plugin cannot be imported, or a registry refuses a method or its parameters."""
         algorithm = config.algorithm
-        # An actor's process has not validated the config, so it has not met the user's modules.
+        # An actor's process did not validate the config, so it has not imported the user's modules yet.
         import_plugins(algorithm.plugins)
         term = None
         if config.uses_divergence:
@@ -90,7 +91,7 @@ def run_update(
         plan_micro_batches(rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed)
         for rows in batch.minibatches
     ]
-    # The first mini-batch is trained by the very weights that define pi_old: no separate pass for it.
+    # The first mini-batch is trained with the same weights that define pi_old, so it needs no separate pass.
     old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
     for groups, old in zip(planned, old_logprobs, strict=True):
@@ -140,7 +141,7 @@ def _train_micro_batch(
     metrics["policy/entropy"] = entropy.detach()
     if settings.entropy_bonus:
         loss = loss - settings.entropy_bonus * entropy
-    # Engines average gradients over ranks; the loss is already this rank's share of a global sum.
+    # Engines average gradients over ranks, but the loss is already this rank's share of a global sum.
     engine.backward(loss * num_ranks, last=last)
     policy_N = batch.is_policy_N & (batch.weights_N > 0)
     if first_pass and bool(policy_N.any()):
@@ -157,7 +158,7 @@ def _reference_logprobs(batch: MicroBatch, engine: TrainEngine, settings: Update
 
 
 def _accumulate(totals: dict[str, float], metrics: Mapping[str, float | Tensor], share: float = 1.0) -> None:
-    """Into `totals`: names ending in _max take the largest, the others add up."""
+    """Add `metrics` to `totals`: of names that end in _max the largest is kept, the others add up."""
     for name, value in metrics.items():
         if name.endswith("_max"):
             totals[name] = max(totals.get(name, -math.inf), float(value))
@@ -166,7 +167,7 @@ def _accumulate(totals: dict[str, float], metrics: Mapping[str, float | Tensor],
 
 
 def combine_rank_metrics(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The step's metrics from every rank's share."""
+    """The metrics of the step, from the shares of all ranks."""
     totals: dict[str, float] = defaultdict(float)
     for part in parts:
         _accumulate(totals, part)
@@ -181,16 +182,16 @@ def score_sequences(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> dict[int, tuple[float, ...]]:
-    """Completion log-probs of (token_ids, num_prompt_tokens), by index, of those this rank scored.
+    """Log-probs of the completion tokens of each (token_ids, num_prompt_tokens) that this rank scored, by index.
 
-    The same forward pass, batching and kernels as training, so that a reference log-prob equals the first
-    training step's to rounding.
+    It uses the same forward pass, batching and kernels as training, so that a reference log-prob equals that of the
+    first training step up to rounding. `sequences` must not be empty.
     """
     rows = [
         TrainRow(RowKind.REFERENCE, tuple(ids), num_prompt, (0.0,) * (len(ids) - num_prompt), 1.0)
         for ids, num_prompt in sequences
     ]
-    # By identity: a filler row is a copy, so it is in no place and its score is dropped.
+    # Rows are found by identity. A filler row is a copy, so it is not in `place`, and its score is dropped.
     place = {id(row): i for i, row in enumerate(rows)}
     plan = plan_micro_batches(
         rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed

@@ -1,1 +1,1 @@
-"""The reference stage: sample the initial policy once, split the prompts, keep what it solves."""
+"""The reference stage samples the initial policy once, splits the prompts, and keeps correct responses."""

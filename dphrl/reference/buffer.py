@@ -1,4 +1,4 @@
-"""The reference buffer: what the initial policy already solves, sampled once and rehearsed ever after.
+"""The reference buffer: what the initial policy already solves, sampled once and rehearsed at every step.
 
 On disk: `manifest.json` (the fingerprint and the split's counts), `counts.parquet` (every prompt's number of
 correct responses and its part) and `samples.parquet` (the stored responses with the learner's log-probs).
@@ -27,7 +27,10 @@ from dphrl.types import ReferenceSample
 
 @dataclass(frozen=True)
 class ReferenceBuffer:
-    """A filled buffer. Implements `protocols.ReferenceStore`; immutable, so it may be shared and reused."""
+    """A filled buffer. It implements `protocols.WholeReference`; it is immutable, so it may be shared and reused.
+
+    num_correct, num_graded: responses per prompt_id. seed: the run's seed.
+    """
 
     split: Split
     num_correct: Mapping[str, int]
@@ -46,12 +49,12 @@ class ReferenceBuffer:
 
     @property
     def schedule_seed(self) -> int:
-        """Seeds the order in which steps see the samples."""
+        """The seed of the order in which steps see the samples."""
         return derive_seed(self.seed, "rehearsal")
 
     @property
     def num_bytes(self) -> int:
-        """What the samples take as arrays; see `sample_bytes`."""
+        """Size of the samples as arrays; see `sample_bytes`."""
         return sum(sample_bytes(len(s.prompt_token_ids), len(s.token_ids)) for s in self.samples)
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
@@ -73,7 +76,7 @@ class ReferenceBuffer:
         }
 
     def save(self, folder: Path) -> None:
-        """Write all files, then put the folder in place in one rename: a reader sees all of it or none."""
+        """Write all files, then put the folder in place with one rename: a reader sees all of it or nothing."""
         staging, retired = (folder.with_name(folder.name + suffix) for suffix in (".new", ".old"))
         for leftover in (staging, retired):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -91,7 +94,7 @@ class ReferenceBuffer:
         pq.write_table(pa.Table.from_pylist([_to_row(s) for s in self.samples], _SCHEMA), staging / "samples.parquet")
         manifest = {"fingerprint": dict(self.fingerprint), "seed": self.seed, "split": self.counts()}
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        # Aside in one rename too: removing it file by file could leave, if killed, a manifest without its samples.
+        # The old folder moves aside in one rename: a kill during its deletion could leave a manifest without samples.
         if folder.exists():
             os.replace(folder, retired)
         os.replace(staging, folder)
@@ -99,7 +102,7 @@ class ReferenceBuffer:
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceBuffer:
-        """What `save` wrote. Raises OSError or ValueError when it is not there or not whole."""
+        """The buffer that `save` wrote. Raises OSError or ValueError when it is missing or not whole."""
         manifest = json.loads((folder / "manifest.json").read_text())
         counts = pq.read_table(folder / "counts.parquet").to_pylist()
         samples = pq.read_table(folder / "samples.parquet", schema=_SCHEMA).to_pylist()
@@ -132,7 +135,7 @@ def sample_bytes(num_prompt_tokens: int, num_tokens: int) -> int:
 
 
 def check_size(num_bytes: int, reference: ReferenceConfig) -> None:
-    """Raises InputError when stored samples of num_bytes exceed reference.max_bytes."""
+    """Raises InputError when num_bytes, the size of the samples to store, exceeds reference.max_bytes."""
     if num_bytes > reference.max_bytes:
         raise InputError(
             f"reference.max_bytes={reference.max_bytes}: the samples to rehearse take {num_bytes} bytes; lower "

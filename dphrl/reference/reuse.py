@@ -1,4 +1,4 @@
-"""The reference buffer of a run: the one that is there, if nothing it depends on has changed, else a new one."""
+"""The reference buffer of a run: the stored one if nothing that it depends on has changed, else a new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dphrl.types import Prompt
 async def prepare_reference(
     config: Config, prepared: Prepared, system: System, parts: Parts, run_folder: Path, console: Console
 ) -> ReferenceStore | None:
-    """The reference buffer: reused where its fingerprint matches, else sampled now. None for plain RLVR.
+    """The reference buffer: reused if its fingerprint matches, else sampled now. None if the run rehearses nothing.
 
     Raises InputError when the buffer exceeds reference.max_bytes.
     """
@@ -50,7 +50,7 @@ async def prepare_reference(
 def _say_sampled(
     config: Config, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, console: Console
 ) -> int:
-    """Tell whether graded responses beside `folder` will be used; returns the number of prompts they are of."""
+    """Say whether graded responses beside `folder` will be used; returns the number of prompts that have them."""
     graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
     if changed := graded.changed():
         console.info(f"graded responses in {graded.folder} are not used, starting over: {', '.join(changed)} changed")

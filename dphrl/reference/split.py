@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Split:
-    """prompt_ids, each list in the order of the training data."""
+    """The prompt_ids of the three parts, each in the order of the training data."""
 
     near_perfect: tuple[str, ...]  # D_pef: rehearsed through the divergence
     exploration: tuple[str, ...]  # D_exp: trained by the policy loss
-    dropped: tuple[str, ...]  # all wrong, and the config drops those
+    dropped: tuple[str, ...]  # all responses wrong, and the config drops such prompts
 
 
 def split_prompts(num_correct: Mapping[str, int], *, threshold: int, all_wrong: str) -> Split:
-    """Prompts with at least `threshold` correct responses are near-perfect; the rest explore.
+    """Prompts with at least `threshold` correct responses are near-perfect; the rest are to explore.
 
-    num_correct: correct responses of each prompt_id. all_wrong: "keep" or "drop" for prompts with none.
+    num_correct: number of correct responses by prompt_id. all_wrong: "keep" or "drop" prompts that have none.
     """
     near_perfect, exploration, dropped = [], [], []
     for prompt_id, count in num_correct.items():

@@ -1,9 +1,9 @@
-"""The reference stage: sample the initial policy once, grade, split, score. A killed one continues where it was.
+"""The reference stage: sample the initial policy once, grade, split, score. A killed stage continues where it stopped.
 
-Every chunk of prompts leaves one parquet file in `<buffer folder>.graded/` as soon as it is graded, beside
-`identity.json`, which says for what model, data and sampling the chunks hold. When all chunks are there the split is
-made, the learner scores the chosen responses and the buffer is put in place. The chunks stay: another threshold
-chooses from them, and only the learner's part is done again.
+Every chunk of prompts is written to one parquet file in `<buffer folder>.graded/` as soon as it is graded.
+`identity.json` beside them says which model, data and sampling the chunks were made with. When all chunks are there,
+the prompts are split, the learner scores the chosen responses and the buffer is put in place. The chunks stay: a run
+with another threshold chooses from them, and only the learner's part is done again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dphrl.reference.buffer import ReferenceBuffer, check_size, sample_bytes
 from dphrl.reference.split import split_prompts
 from dphrl.types import Prompt, ReferenceSample, RolloutGroup
 
-# Tokens handed to the learner in one call: many micro-batches' worth, so that rows of like length find each other,
-# yet little beside the buffer itself.
+# Tokens that the learner gets in one call. They fill many micro-batches, so that rows of similar length share one, but
+# they are few compared with the buffer itself.
 SCORED_TOKENS_PER_CALL = 2**20
 
 _CHUNK_SCHEMA = pa.schema(
@@ -43,7 +43,7 @@ _CHUNK_SCHEMA = pa.schema(
 class PromptOutcome:
     """What the stage keeps of one prompt's K responses.
 
-    num_graded: those with a score. responses: token ids of the correct and complete ones.
+    num_graded: how many have a score. responses: token ids of those that are correct and not truncated.
     """
 
     prompt_id: str
@@ -53,7 +53,7 @@ class PromptOutcome:
 
 
 class GradedResponses(ChunkFolder):
-    """The graded chunks on disk, for a buffer of fingerprint `identity`."""
+    """The graded chunks on disk, for a buffer whose fingerprint is `identity`."""
 
     def __init__(
         self, buffer_folder: Path, prompts: Sequence[Prompt], identity: Fingerprint, prompts_per_chunk: int
@@ -67,7 +67,7 @@ class GradedResponses(ChunkFolder):
         self.write_rows(start, [asdict(outcome) for outcome in outcomes])
 
     def read(self, start: int) -> list[PromptOutcome]:
-        """What `write` stored."""
+        """The outcomes that `write` stored for the chunk that begins at prompt `start`."""
         return [PromptOutcome(**row) for row in self.read_rows(start)]
 
 
@@ -81,11 +81,12 @@ async def fill_reference(
     folder: Path,
     on_graded: Callable[[int], None] = lambda num_completions: None,
 ) -> ReferenceBuffer:
-    """Sample K responses a prompt, grade, split, store m correct ones per D_pef prompt; save the buffer in `folder`.
+    """Fill the buffer and save it in `folder`: sample, grade, split, and store the correct responses of D_pef prompts.
 
-    Takes what is sampled already, all of it or a part; on_graded hears of newly graded completions only. The
-    engines must hold the initial policy. Log-probs come from the learner's forward pass, not the engine's, so that
-    u = 1 at step 0. Raises InputError as soon as the chosen responses exceed reference.max_bytes.
+    K = reference.num_samples responses are sampled per prompt, of which at most reference.stored_per_prompt are stored.
+    Chunks that an earlier stage left are used; on_graded counts only newly graded completions. The engines must hold
+    the initial policy. Log-probs come from the learner's forward pass, not from the engines, so that u = 1 at step 0.
+    Raises InputError as soon as the chosen responses exceed reference.max_bytes.
     """
     reference = config.reference
     graded = GradedResponses(folder, prompts, identity, reference.prompts_per_chunk)
@@ -118,7 +119,7 @@ async def _sample_chunk(
     rewards: RewardPool,
     on_graded: Callable[[int], None],
 ) -> list[PromptOutcome]:
-    # Of config.seed and the chunk's place alone: a continued stage samples what an uninterrupted one would have.
+    # The seed depends on config.seed and `start` alone, so a continued stage samples what an unbroken one would have.
     seed = derive_seed(config.seed, "reference", start)
     collected = await collect_groups(
         rollouts, rewards, chunk, config.reference.num_samples, seed=seed, on_graded=on_graded
@@ -137,7 +138,7 @@ def _outcome(group: RolloutGroup) -> PromptOutcome:
 
 
 def _chosen(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
-    """The responses to store: of a near-perfect prompt some, drawn by a seed of its own; of another none."""
+    """The responses to store: a few of a near-perfect prompt, drawn with the prompt's own seed; none of others."""
     if outcome.num_correct < config.reference.threshold:
         return []
     rng = np.random.default_rng(derive_seed(config.seed, "choice", outcome.prompt_id))
@@ -160,7 +161,7 @@ async def _score(chosen: Sequence[tuple[Prompt, tuple[int, ...]]], learner: Lear
 def _batches(
     chosen: Sequence[tuple[Prompt, tuple[int, ...]]], max_tokens: int
 ) -> Iterator[Sequence[tuple[Prompt, tuple[int, ...]]]]:
-    """Runs of `chosen` in order, each of at most max_tokens tokens (prompts counted) or of one response."""
+    """Consecutive parts of `chosen`, each of at most max_tokens tokens (prompts included) or of one response."""
     begin = num_tokens = 0
     for end, (prompt, token_ids) in enumerate(chosen):
         size = len(prompt.token_ids) + len(token_ids)
