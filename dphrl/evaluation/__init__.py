@@ -1,4 +1,4 @@
-"""Pass@k of base and trained model: estimators, the stage that samples and grades, the table that shows both."""
+"""Pass@k of the base and the trained model: estimators, the stage that samples and grades, the table of both."""
 
 from dphrl.evaluation.estimators import pass_at_k
 

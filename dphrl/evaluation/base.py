@@ -1,4 +1,4 @@
-"""The evaluation of the model that a run starts from: once, and found again when the run resumes."""
+"""The evaluation of the model that a run starts from: made once, and read again when the run resumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from dphrl.tracking.console import Console
 async def base_evaluation(
     config: Config, prepared: Prepared, parts: Parts, run_folder: Path, console: Console
 ) -> list[Summary]:
-    """Once per run: a resumed one finds its base results, unless what they were measured on has changed."""
+    """Evaluate the base model, or read the stored result if nothing that it depends on has changed.
+
+    The list is empty when evaluation.num_samples is 0.
+    """
     if not config.evaluation.num_samples:
         return []
     path, stamp = run_folder / "eval" / "base.json", run_folder / "eval" / ".base-identity"
@@ -34,7 +37,7 @@ async def base_evaluation(
     identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
     partial = PartialResult.beside(path, prepared.model_dir)
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
-        partial.remove()  # if a kill came between the stamp and this
+        partial.remove()  # it is still there if a kill came after the stamp was written
         return list(json.loads(path.read_text()))
     evaluation = Evaluation(config, prepared.evaluations, "base", partial=partial)
     summaries = await evaluate_sets(evaluation, parts, console)
@@ -46,7 +49,7 @@ async def base_evaluation(
 
 
 def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
-    """As JSON, made whole before it is put in place."""
+    """Write `summaries` as JSON: aside first, then put in place as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(list(summaries), indent=2) + "\n")

@@ -21,9 +21,9 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float: ...
 @overload
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64] | float: ...
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64] | float:
-    """Chance that k of the n samples, drawn without replacement, hold a correct one: 1 - C(n-c, k) / C(n, k).
+    """The chance that k of n samples, drawn without replacement, include a correct one: 1 - C(n-c, k) / C(n, k).
 
-    The unbiased estimator of arXiv 2107.03374. Integers give a float; arrays are broadcast and give an array.
+    This is the unbiased estimator of arXiv 2107.03374. Integers give a float; arrays are broadcast and give an array.
     Raises ValueError unless all are integers with 1 <= k <= n and 0 <= c <= n.
     """
     n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
@@ -34,7 +34,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
         raise ValueError(f"k={k} needs 1 <= k <= num_samples (smallest num_samples: {n.min() if n.size else 0})")
     if ((c < 0) | (c > n)).any():
         raise ValueError("num_correct must lie between 0 and num_samples")
-    # As a product of k factors below 1: binomials of hundreds of samples overflow a float.
+    # This is computed as a product of k factors of at most 1: binomials of hundreds of samples overflow a float.
     missed = np.ones(n.shape, dtype=np.float64)
     for i in range(k):
         missed *= np.maximum(n - c - i, 0) / (n - i)
@@ -43,7 +43,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
 
 
 def pass_curve(counts: Sequence[Count]) -> list[float]:
-    """The mean Pass@k for k = 1, 2, ... up to the most graded samples of any prompt.
+    """The mean Pass@k for k = 1, 2, ... up to the largest number of graded samples that a prompt has.
 
     A prompt with fewer than k graded samples is left out at that k.
     """
@@ -53,17 +53,18 @@ def pass_curve(counts: Sequence[Count]) -> list[float]:
     for k in range(1, int(n.max(initial=0)) + 1):
         kept = n >= k
         n, c, missed = n[kept], c[kept], missed[kept]
-        # The next factor of `pass_at_k`'s product, so that a curve costs what its last point does.
+        # This is the next factor of `pass_at_k`'s product, so the whole curve costs as much as its last point.
         missed = missed * (np.maximum(n - c - (k - 1), 0) / (n - (k - 1)))
-        # Summed as `_mean` sums, so that the curve holds exactly the named pass@k.
+        # The sum is the same as in `_mean`, so that a point of the curve equals its pass@k to the last digit.
         curve.append(sum((1.0 - missed).tolist()) / len(missed))
     return curve
 
 
 def retention(base_correct: Sequence[int], model_correct: Sequence[int]) -> float | None:
-    """Of the prompts the base solves (>= 1 correct), the share still solved; None if it solves none.
+    """Of the prompts that the base solves (>= 1 correct), the share that the model solves; None without such prompts.
 
-    The two count correct samples of the same prompts in the same order; ValueError when their lengths differ.
+    Both arguments are numbers of correct samples of the same prompts in the same order. Raises ValueError when their
+    lengths differ.
     """
     if len(base_correct) != len(model_correct):
         raise ValueError(f"{len(base_correct)} prompts of the base against {len(model_correct)} of the model")
@@ -72,17 +73,17 @@ def retention(base_correct: Sequence[int], model_correct: Sequence[int]) -> floa
 
 
 def count_groups(groups: Iterable[RolloutGroup]) -> list[Count]:
-    """(prompt_id, n, c) of each group; what the grader failed on is in neither n nor c."""
+    """(prompt_id, n, c) of each group; samples that the grader failed on are in neither n nor c."""
     return [(g.prompt.prompt_id, sum(result.score is not None for result in g.results), g.num_correct) for g in groups]
 
 
 def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
-    """What the completions show beside right and wrong; None where there is nothing to average.
+    """What the completions show besides right and wrong; a value is None when there is nothing to average.
 
-    statuses: how many completions were graded what.
-    distinct_correct: mean number per prompt of different correct solutions, in the reward's canonical form or else by
-    text with white space aside. majority@k: chance that the most frequent of k answers is right.
-    entropy_mean: of the sampled distribution in nats a token, estimated as -log-prob of what was sampled.
+    statuses: number of completions by status. distinct_correct: mean number of different correct solutions of a
+    prompt, compared in the reward's canonical form, or else as text without differences in white space. majority@k:
+    the chance that the most frequent of k answers is right. entropy_mean: entropy of the sampled distribution in nats
+    per token, estimated as the mean -log-prob of the sampled tokens.
     """
     graded = [
         [
@@ -108,9 +109,10 @@ def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[
 
 
 def majority_at_k(answers: Sequence[tuple[str, float]], k: int, *, num_draws: int = 200) -> float:
-    """Chance that the most frequent answer of k of the (answer, score) samples has score 1; ties are broken evenly.
+    """The chance that the most frequent answer among k of the (answer, score) samples has score 1.
 
-    Exact for k = n; else the mean over `num_draws` draws without replacement, always the same ones.
+    Tied answers have equal chances. The result is exact for k = n; else it is the mean over `num_draws` draws without
+    replacement, which are the same at every call.
     """
     assert 1 <= k <= len(answers)
     rng = random.Random(k)
@@ -128,14 +130,17 @@ def majority_at_k(answers: Sequence[tuple[str, float]], k: int, *, num_draws: in
 def bootstrap_interval(
     values: ArrayLike, *, weights: ArrayLike | None = None, level: float = 0.95, num_resamples: int = 2000
 ) -> tuple[float, float] | None:
-    """Percentile interval of the (weighted) mean over resampled prompts; None without any. Always the same draws."""
+    """Percentile interval of the (weighted) mean over resampled prompts; None when all weights are 0.
+
+    values, weights: one per prompt. Every call makes the same draws.
+    """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     if not w.sum():
         return None
     drawn = np.random.default_rng(0).integers(len(x), size=(num_resamples, len(x)))
     totals = w[drawn].sum(axis=1)
-    # A resample may hold no prompt of weight at all; it says nothing about their mean.
+    # A resample in which every prompt has weight 0 has no mean, so it is left out.
     means = (x * w)[drawn].sum(axis=1)[totals > 0] / totals[totals > 0]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -155,10 +160,10 @@ def summarize(
 ) -> dict[str, Any]:
     """One entry of the `eval` output; `describe_samples` adds what counts cannot tell.
 
-    greedy: share of prompts solved by the greedy completion. base_counts: the base's on the same prompts, in
-    any order. intervals: of each rate a 95 % bootstrap over prompts, (low, high) or None. A prompt with fewer than
-    k graded samples is left out of pass@k, which is None when that leaves no prompt. Raises ValueError for repeated
-    prompts, or base_counts of other prompts.
+    greedy: the share of prompts that the greedy completion solves. base_counts: the base's counts on the same prompts,
+    in any order. The entry's `intervals` are 95 % bootstraps over prompts, (low, high) or None for each rate. A prompt
+    with fewer than k graded samples is left out of pass@k, which is None when no prompt is left. Raises ValueError for
+    repeated prompts, or for base_counts of other prompts.
     """
     correct = {prompt_id: c for prompt_id, _, c in counts}
     if len(correct) != len(counts):
@@ -169,7 +174,7 @@ def summarize(
         "split": split,
         "num_prompts": len(counts),
         "num_samples": num_samples,
-        # Samples the grader failed on: they are in no rate below.
+        # Samples that the grader failed on; no rate below includes them.
         "num_ungraded": sum(num_samples - n for _, n, _ in counts),
         "greedy": greedy,
     }

@@ -1,7 +1,7 @@
-"""Evaluation: sample and grade every data set, sum up. A killed one continues where it was.
+"""Evaluation: sample and grade every data set, and sum up. A killed evaluation continues where it stopped.
 
-Every chunk of prompts leaves one parquet file with its graded completions in `<result>.partial/<data set>/` as soon
-as it is graded. The folder goes when the result is in place.
+The graded completions of every chunk of prompts are written to one parquet file in `<result>.partial/<data set>/` as
+soon as the chunk is graded. The folder is deleted when the result is in place.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutG
 
 Summary = dict[str, Any]
 
-# What a kill costs at most. Engines run empty at the end of each chunk, so it should be many times what they decode
-# at once; and no setting: the size decides the seeds, so results of two sizes would not be the same.
+# A kill loses at most this many prompts. Engines run empty at the end of each chunk, so a chunk should hold many times
+# what they decode at once. This is no setting: the size decides the seeds, so another size would give other results.
 PROMPTS_PER_CHUNK = 256
 
-# Texts as bytes: a reward's may hold lone surrogates, which are no UTF-8. Floats in full, so that what is read back
-# sums up to the last digit as it would have without being stored.
+# Texts are stored as bytes: those of a reward may hold lone surrogates, which UTF-8 cannot encode. Floats are stored in
+# full precision, so that sums of stored values equal sums of the original ones to the last digit.
 _COMPLETIONS = pa.list_(
     pa.struct(
         [
@@ -56,9 +56,10 @@ CHUNK_SCHEMA = pa.schema([("sampled", _COMPLETIONS), ("greedy", _COMPLETIONS)])
 
 @dataclass(frozen=True)
 class PartialResult:
-    """Where chunks are kept until the result is in place, and what, beside the settings, decides what they hold.
+    """Where chunks are kept until the result is in place, and what decides their content besides the settings.
 
-    model_dir: of the weights evaluated, or that the run started from. policy: which of a run's policies it is.
+    model_dir: directory of the weights that are evaluated or that the run started from. policy: which policy of the run
+    is evaluated.
     """
 
     folder: Path
@@ -67,11 +68,11 @@ class PartialResult:
 
     @classmethod
     def beside(cls, result: Path, model_dir: str, policy: str = "initial") -> PartialResult:
-        """The chunks of the evaluation whose result is to be the file `result`."""
+        """The chunks of the evaluation whose result will be written to the file `result`."""
         return cls(result.with_name(result.name + ".partial"), model_dir, policy)
 
     def identity(self, config: Config, prompts: Sequence[Prompt], dtype: str) -> Fingerprint:
-        """One hash per thing that decides what is sampled on `prompts` and how it is graded."""
+        """One entry for each thing that decides what is sampled on `prompts` and how it is graded."""
         parts = fingerprint(config, self.model_dir, prompts, dtype)
         rollout = config.rollout
         sampling = [config.evaluation.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
@@ -79,17 +80,18 @@ class PartialResult:
         return {**shared, "policy": self.policy, "dtype": dtype, "sampling": hash_value(sampling)}
 
     def remove(self) -> None:
-        """The result is in place."""
+        """Delete the chunks, because the result is in place."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured of a policy, and what is kept of it.
+    """What to measure of a policy, and what to keep.
 
-    label: the policy's name on the console. base: the base model's summaries, to measure retention on. partial: where
-    to continue a killed evaluation and keep this one's chunks; whoever writes the result removes it afterwards.
-    samples_folder: where all the graded completions go, a .jsonl file a set.
+    label: the policy's name on the console. base: the base model's summaries, which retention is measured against.
+    partial: where chunks of a killed evaluation may lie and where this one keeps its chunks; the code that writes the
+    result removes it afterwards. samples_folder: where the graded samples go, one .jsonl file per data set; greedy
+    completions are not written.
     """
 
     config: Config
@@ -101,7 +103,10 @@ class Evaluation:
 
 
 async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) -> list[Summary]:
-    """Pass@k of the engines' present policy on every set: num_samples at training temperature, and one greedy."""
+    """Pass@k of the engines' present policy on every data set.
+
+    Each prompt gets evaluation.num_samples completions at training temperature and a greedy one.
+    """
     summaries = []
     known = {summary["dataset"]: summary for summary in evaluation.base}
     for chosen in evaluation.sets:
@@ -123,7 +128,7 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
 async def _grade_set(
     evaluation: Evaluation, chosen: EvaluationSet, parts: Parts, console: Console
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-    """Groups of num_samples and groups of one greedy completion, in the order of the prompts."""
+    """Groups of num_samples completions, and groups of one greedy completion, both in the order of the prompts."""
     config, partial, what = evaluation.config, evaluation.partial, f"{evaluation.label} on {chosen.name}"
     prompts, size = chosen.prompts, PROMPTS_PER_CHUNK
     stored, done = None, 0
@@ -149,7 +154,7 @@ async def _grade_set(
 
 
 def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -> int:
-    """Take over what a killed evaluation left, and say so; returns the number of prompts it did."""
+    """Take over the chunks of a killed evaluation, and say so; returns the number of prompts in them."""
     if changed := stored.changed():
         console.info(
             f"unfinished evaluation in {stored.folder} is not continued, starting over: {', '.join(changed)} changed"
@@ -162,7 +167,7 @@ def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -
 async def _grade_chunk(
     config: Config, chunk: Sequence[Prompt], start: int, parts: Parts, advance: Callable[[int], None]
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-    # Of config.seed and the chunk's place alone: a continued evaluation samples what an uninterrupted one would have.
+    # The seed depends on config.seed and `start` alone, so a continued evaluation samples what an unbroken one would.
     seed = derive_seed(config.seed, "evaluation", *([start] if start else []))
     rollouts, rewards = parts.rollouts, parts.rewards
     num_samples = config.evaluation.num_samples
@@ -175,6 +180,7 @@ async def _grade_chunk(
 
 
 def to_rows(sampled: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+    """One row of CHUNK_SCHEMA for each prompt; both arguments have the groups of the same prompts in the same order."""
     return [
         {"sampled": _completions_to_rows(group), "greedy": _completions_to_rows(best)}
         for group, best in zip(sampled, greedy, strict=True)
@@ -192,7 +198,7 @@ def _completions_to_rows(group: RolloutGroup) -> list[dict[str, Any]]:
 def from_rows(
     prompts: Sequence[Prompt], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-    """What `to_rows` was given; the prompts are those it was given too, by the chunks' identity."""
+    """The groups that `to_rows` was given. The identity of the chunks ensures that `prompts` are those of the rows."""
     sampled = [_to_group(prompt, row["sampled"]) for prompt, row in zip(prompts, rows, strict=True)]
     return sampled, [_to_group(prompt, row["greedy"]) for prompt, row in zip(prompts, rows, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Base and trained model in one table on the console."""
+"""One table on the console that shows base and trained model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dphrl.evaluation.stage import Summary
 from dphrl.tracking.console import Console, format_table
 
-# Of a terminal that is not narrow: a table that fits needs no wrapping there.
+# Columns of a usual terminal, which does not wrap a table of this width.
 TABLE_WIDTH = 100
 
 
 def report_evaluations(console: Console, models: Mapping[str, Sequence[Summary]]) -> None:
-    """One table: a row per data set and model, so that base and trained stand one above the other.
+    """Print one table with a row per data set and model, so that base and trained stand one above the other.
 
-    With half of each 95 % interval and the majority vote of most samples, where that fits TABLE_WIDTH columns.
+    It also has half of each 95 % interval, and the majority vote of the largest k, if they fit TABLE_WIDTH columns.
     """
     if not any(models.values()):
         return
@@ -35,7 +35,7 @@ def _evaluation_table(
         votes = [key for key in first if key.startswith("majority@")]
         keys += sorted(votes, key=lambda key: int(key.removeprefix("majority@")))[-1:]
     keys += ["retention", "distinct_correct"]
-    # A column that no model has anything for, as retention without a base, is none.
+    # A column in which no model has a value, such as retention without a base, is left out.
     keys = [key for key in keys if any(summary.get(key) is not None for _, summary in summaries)]
 
     def cell(summary: Summary, key: str) -> object:

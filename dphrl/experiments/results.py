@@ -1,6 +1,6 @@
-"""What the finished runs of a suite say together: rates with intervals over seeds, and whether a claim holds.
+"""What the finished runs of a suite show together: rates with intervals over seeds, and whether a claim holds.
 
-Everything here is computed from rows, one for each run and data set, that hold the correct samples of every prompt.
+Everything here is computed from rows. There is one for each run and data set, with the correct samples of every prompt.
 The committed results files carry their rows, so that each figure in them can be recomputed.
 """
 
@@ -19,13 +19,13 @@ import numpy as np
 from dphrl.evaluation.estimators import bootstrap_interval, pass_at_k, retention
 
 BASE_ARM = "base"
-# Algorithms by what they do for diversity. Claims compare the last with the others.
+# Kinds of algorithms, by what they do for diversity. Claims compare the last kind with the others.
 PLAIN, PENALISED, REHEARSING = "plain", "penalised", "rehearsing"
 # Two-sided 95 % quantiles: the normal one, and Student's t by degrees of freedom.
 _NORMAL = 1.95996
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 DOMAINS = ("in_domain", "out_of_domain")
-# What counts alone cannot tell, and is carried along.
+# Figures that cannot be computed from the counts, so rows carry them.
 _CARRIED = ("greedy", "distinct_correct", "entropy_mean", "completion_tokens_mean")
 
 Row = Mapping[str, Any]
@@ -34,7 +34,7 @@ Cell = dict[str, float]
 
 
 def rows_of(arm: str, seed: int, evaluation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each data set of one evaluation (what a run's eval/*.json holds), the domain trained on first."""
+    """A row for each data set of one evaluation, as a run's eval/*.json holds it; the first is the training domain."""
     rows = []
     for place, summary in enumerate(evaluation):
         carried = [*(key for key in summary if key.startswith("majority@")), *_CARRIED]
@@ -54,12 +54,13 @@ def rows_of(arm: str, seed: int, evaluation: Sequence[Mapping[str, Any]]) -> lis
 
 
 def add_up(suite: str, rows: Sequence[Row], ks: Sequence[int], kinds: Mapping[str, str]) -> Results:
-    """The results: per arm and domain each rate's mean and interval over seeds, and the rows behind them.
+    """The results: for each arm and domain, the mean and interval of each rate over seeds, and the rows behind them.
 
-    rows: of every run, the base's among them (as an arm of its own). kinds: what each trained arm does for diversity.
-    Out of domain, several data sets count as their mean. The interval is Student's 95 % over seeds; of one seed it is
-    the bootstrap over prompts. `predict_low` and `predict_high` bound where one more seed would fall: on prompts of its
-    own, so that they are never nearer than the sampling error over prompts, however alike three seeds came out.
+    rows: those of every run, and those of the base, which is an arm of its own. kinds: what each trained arm does for
+    diversity. Out of domain, several data sets count as their mean. The interval is Student's 95 % over seeds; for one
+    seed on one data set it is the bootstrap over prompts. `predict_low` and `predict_high` are the interval in which
+    one more seed is expected. That seed would have other prompts, so the interval is never narrower than the sampling
+    error over prompts, even when the measured seeds are very close to each other.
     """
     arms = {arm: _summarize_arm(arm, rows, ks) for arm in dict.fromkeys([BASE_ARM, *(row["arm"] for row in rows)])}
     return {
@@ -73,7 +74,7 @@ def add_up(suite: str, rows: Sequence[Row], ks: Sequence[int], kinds: Mapping[st
 
 
 def merge(results: Results, others: Results) -> Results:
-    """Both files' runs in one; of a run that both have, the first one's. Their arms mean the same: the same suite."""
+    """The runs of both files together. A run that both have is taken from `results`. Both must be of the same suite."""
     assert results["suite"] == others["suite"]
     ours = {(row["arm"], row["seed"]) for row in results["rows"]}
     rows = [*results["rows"], *(row for row in others["rows"] if (row["arm"], row["seed"]) not in ours)]
@@ -89,7 +90,7 @@ def recompute(results: Results) -> Results:
 
 
 def read_results(path: Path) -> Results:
-    """A results file. Raises ValueError when it is none."""
+    """Read a results file. Raises ValueError when the file is missing or holds no results."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -100,7 +101,7 @@ def read_results(path: Path) -> Results:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """JSON with a line for each arm and row: small, and readable in a diff."""
+    """Write JSON with a line for each arm and row, so that the file is small and a diff is readable."""
 
     def lines(entries: Iterable[str]) -> str:
         return ",\n  ".join(entries)
@@ -137,7 +138,7 @@ def _summarize_arm(arm: str, rows: Sequence[Row], ks: Sequence[int]) -> dict[str
 
 
 def values_by_seed(rows: Sequence[Row], arm: str, domain: str, key: str) -> dict[int, float]:
-    """One rate of an arm for each seed, the mean over the domain's data sets; empty unless every seed has it."""
+    """One rate of an arm by seed, as the mean over the domain's data sets; empty unless every seed has the rate."""
     values: dict[int, list[float | None]] = {}
     for row in rows:
         if row["arm"] == arm and row["domain"] == domain:
@@ -164,7 +165,7 @@ def _interval_over_prompts(rows: Sequence[Row], row: Row, key: str) -> tuple[flo
 
 
 def _error_over_prompts(rows: Sequence[Row], mine: Sequence[Row], key: str) -> float:
-    """Standard error of one seed's rate for the prompts it happens to have: the root mean square over seeds."""
+    """Standard error of one seed's rate that comes from its choice of prompts, as the root mean square over seeds."""
     variances: dict[int, list[float]] = {}
     for row in mine:
         values = _of_prompts(rows, row, key)
@@ -175,7 +176,7 @@ def _error_over_prompts(rows: Sequence[Row], mine: Sequence[Row], key: str) -> f
 
 
 def _of_prompts(rows: Sequence[Row], row: Row, key: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """The values whose mean is the row's rate, one a prompt; None for a rate that is no such mean."""
+    """The values, one per prompt, whose mean is the row's rate; None for a rate that is no such mean."""
     if key.startswith("pass@"):
         return _passes(row, int(key.removeprefix("pass@")))
     if key == "retention" and (base := _base_of(rows, row)) is not None:
@@ -184,13 +185,13 @@ def _of_prompts(rows: Sequence[Row], row: Row, key: str) -> np.ndarray[Any, np.d
 
 
 def _passes(row: Row, k: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Pass@k of every prompt that has as many graded samples."""
+    """Pass@k of every prompt that has at least k graded samples."""
     graded, correct = np.array(row["num_graded"], dtype=int), np.array(row["num_correct"], dtype=int)
     return np.asarray(pass_at_k(graded[graded >= k], correct[graded >= k], k), dtype=np.float64)
 
 
 def _base_of(rows: Sequence[Row], row: Row) -> Row | None:
-    """The base on the same prompts; None for the base itself."""
+    """The base's row on the same prompts; None if there is none or `row` is the base's own."""
     if row["arm"] == BASE_ARM:
         return None
     same = ("seed", "domain", "dataset")
@@ -200,16 +201,17 @@ def _base_of(rows: Sequence[Row], row: Row) -> Row | None:
 def interval_over_seeds(
     values: Sequence[float], of_one: Sequence[float] | None = None, least_error: float = 0.0
 ) -> Cell:
-    """Mean, and Student's 95 % interval and prediction interval; of one value the interval is `of_one`, or none.
+    """The mean, Student's 95 % interval and the 95 % prediction interval of the values.
 
-    least_error: a standard error by which two seeds differ at least; the prediction interval allows for it.
+    A single value has no prediction interval, and its interval is `of_one`, or else has no width. least_error: the
+    smallest standard error that the prediction interval may assume.
     """
     mean = statistics.fmean(values)
     if len(values) == 1:
         low, high = of_one or (mean, mean)
         return {"mean": mean, "low": low, "high": high}
     n, spread = len(values), statistics.stdev(values)
-    # Beyond the table the first term of the expansion about the normal quantile is right to 0.001.
+    # Beyond the table, the first term of the expansion about the normal quantile is at most 0.014 too small.
     t = _STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * (n - 1))
     half, predicted = t * spread / math.sqrt(n), max(t * spread, _NORMAL * least_error) * math.sqrt(1 + 1 / n)
     return {
@@ -225,10 +227,10 @@ def interval_over_seeds(
 
 
 def compared(results: Results, arm: str, domain: str, combine: Callable[..., float], *keys: tuple[str, str]) -> Cell:
-    """Mean and interval over seeds of `combine(value, ...)`, each value an (arm, key) of the same seed.
+    """Mean and interval over seeds of `combine(value, ...)`, with the rate of each (arm, key) for a seed.
 
-    Seed by seed, because arms of one seed share prompts, base and reference samples: what they differ by is
-    steadier than either.
+    An empty arm name in `keys` means `arm`. Rates are combined seed by seed: arms of one seed share prompts, base and
+    reference samples, so their difference varies less over seeds than the rates do. Empty without a finite value.
     """
     columns = [values_by_seed(results["rows"], name or arm, domain, key) for name, key in keys]
     shared = [seed for seed in results["seeds"] if all(seed in column for column in columns)]
@@ -240,8 +242,8 @@ def compared(results: Results, arm: str, domain: str, combine: Callable[..., flo
 def claims(results: Results) -> list[dict[str, Any]]:
     """The paper's claims about every trained arm, with the figures that decide them, per domain.
 
-    Each has `arm`, `claim`, `domain`, `value` (mean, low and high over seeds), `bound` and `holds`: whether the mean
-    is as claimed; `is_sure`, whether the whole interval is. Empty without the arms to compare with.
+    Each has `arm`, `claim`, `domain`, `value` (mean, low and high over seeds) and `bound`. `holds` says whether the
+    mean is as claimed, `is_sure` whether the whole interval is. The list is empty without an arm named grpo.
     """
     kinds = results["kinds"]
     if "grpo" not in kinds:
@@ -260,17 +262,17 @@ def claims(results: Results) -> list[dict[str, Any]]:
     ) -> None:
         value = compared(results, arm, domain, combine, *keys)
         if value:
-            # One seed has no interval over seeds, and is never sure.
+            # One seed has no interval over seeds, so its claims are never sure.
             is_sure = "predict_low" in value and value["low"] > bound
             verdict = {"holds": is_met(value["mean"], bound), "is_sure": is_sure}
             found.append({"arm": arm, "claim": words, "domain": domain, "value": value, "bound": bound, **verdict})
 
     def differs(arm: str, domain: str, words: str, more: tuple[str, str], less: tuple[str, str]) -> None:
-        # Level is neither above nor below.
+        # A difference of 0 is neither above nor below.
         claim(arm, domain, words, 0.0, operator.sub, more, less, is_met=operator.gt)
 
     def share(a: float, b: float, c: float) -> float:
-        # Of nothing there is no share, nor of a way that leads down: where GRPO is above the base it lost nothing.
+        # There is no share without a positive way from b to c: where GRPO is above the base, it lost nothing.
         return (a - b) / (c - b) if c > b else math.nan
 
     own, base, grpo = "", BASE_ARM, "grpo"
@@ -298,7 +300,7 @@ def claims(results: Results) -> list[dict[str, Any]]:
 
 
 def predicted(results: Results, committed: Results) -> list[dict[str, Any]]:
-    """Pass@k and retention of one more seed beside the committed prediction intervals: `inside` or not."""
+    """Pass@k and retention of one more seed; `inside` says whether each lies in its committed prediction interval."""
     found = []
     for arm, domains in results["arms"].items():
         for domain, cells in domains.items():

@@ -1,4 +1,4 @@
-"""A suite's results for people: the table, the claims, the picture of the paper."""
+"""Shows a suite's results to people: the table, the claims, the picture as in the paper."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from dphrl.experiments.suite import committed_results
 from dphrl.tracking.console import Console
 
 Table = tuple[list[str], list[list[object]]]
-# By colour-blind readers told apart, and by line style in a black and white print.
+# Colour-blind readers can tell these colours apart. In a black and white print the line styles tell the arms apart.
 _COLOURS = ("#4477aa", "#66ccee", "#aa3377", "#ccbb44", "#228833", "#ee6677", "#bbbbbb", "#332288")
 _DASHES = ("-", "--", ":", "-.")
 
 
 def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
-    """The committed results of a suite, or those of a results file: as tables, as JSON, as a picture."""
+    """Show the committed results of a suite, or those of a results file, as tables, as JSON, or as a picture.
+
+    Raises InputError when there are no results, or when the picture cannot be written.
+    """
     results = committed_results(source)
     if picture is not None:
         plot(results, picture)
@@ -36,7 +39,7 @@ def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
 
 
 def show(results: Results, console: Console) -> None:
-    """The rates, and the claims where there are arms to compare."""
+    """Print the rates, and the claims if there are arms to compare."""
     console.table(title(results), *results_table(results))
     header, rows = claims_table(results)
     if rows:
@@ -51,7 +54,7 @@ def title(results: Results) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """Per arm the rates in and out of domain, as mean and half-width: as many columns as fit a screen."""
+    """A row per arm with its rates in and out of domain, as mean and half-width; few of the k, to fit a screen."""
     # The base has no retention: a column exists if any arm has it.
     columns = list(
         dict.fromkeys((name, key) for some in results["arms"].values() for name in some for key in _shown(some[name]))
@@ -81,9 +84,9 @@ def _plus_minus(value: Cell) -> str:
 
 
 def claims_table(results: Results) -> Table:
-    """The paper's claims, a row for each and domain, a column for each arm: the figure, and whether the claim holds.
+    """The paper's claims: a row for each claim and domain, a column for each arm with the figure and a verdict.
 
-    "yes" if the whole interval does, "(yes)" if only the mean does, "no" otherwise.
+    The verdict is "yes" if the whole interval is as claimed, "(yes)" if only the mean is, "no" otherwise.
     """
     arms = list(results["kinds"])
     rows: dict[tuple[str, str], list[object]] = {}
@@ -96,7 +99,7 @@ def claims_table(results: Results) -> Table:
 
 
 def prediction_table(checks: Sequence[Mapping[str, Any]]) -> Table:
-    """New figures beside the committed prediction intervals, those outside first."""
+    """New figures beside the committed prediction intervals; those outside their interval come first."""
     rows: list[list[object]] = []
     for check in sorted(checks, key=lambda check: bool(check["inside"])):
         where = _where(check["domain"])
@@ -106,7 +109,7 @@ def prediction_table(checks: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def curve_over_seeds(rows: Sequence[Row]) -> list[Cell]:
-    """Pass@k for k = 1, 2, ... of one arm and domain: mean and interval over seeds, data sets counting the same."""
+    """Pass@k for k = 1, 2, ... of one arm and domain: mean and interval over seeds. All data sets count the same."""
     by_seed: dict[int, list[list[float]]] = {}
     for row in rows:
         counts = [("", n, c) for n, c in zip(row["num_graded"], row["num_correct"], strict=True)]
@@ -119,7 +122,7 @@ def curve_over_seeds(rows: Sequence[Row]) -> list[Cell]:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Pass@k over k of every arm, in and out of domain, with intervals over seeds, as a picture (.svg, .png, .pdf).
+    """Draw Pass@k over k of every arm, in and out of domain, with intervals over seeds (.svg, .png or .pdf).
 
     The same results give the same bytes. Raises InputError when the file cannot be written.
     """
@@ -147,7 +150,7 @@ def plot(results: Results, path: Path) -> None:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A date would make every drawing another file.
+        # With a date in it, the file would differ at every drawing.
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata, facecolor="white")
     except (OSError, ValueError) as error:

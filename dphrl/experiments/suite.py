@@ -1,8 +1,8 @@
-"""Suites: the same task under several algorithms and seeds, and what their runs say together.
+"""Suites: the same task under several algorithms and seeds, and what their runs show together.
 
-A suite is one YAML file: a base configuration, settings that all arms share, and for each arm what is different. The
-base model is an arm of its own, measured before training. This module reads suites, `cluster.experiments` runs them,
-`results` adds up what they found.
+A suite is one YAML file: a base configuration, settings that all arms share, and the settings of each arm. The base
+model is an arm of its own, which is measured before training. This module reads suites, `cluster.experiments` runs
+them, and `results` adds up what the runs found.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Settings = dict[str, Any]
 
 
 class QuickPart(Section):
+    """The seeds and arms of a suite that --quick runs."""
+
     seeds: tuple[NonNegativeInt, ...]
     """The seeds of this part."""
     arms: tuple[str, ...]
@@ -32,6 +34,8 @@ class QuickPart(Section):
 
 
 class Suite(Section):
+    """A suite, as its YAML file has it."""
+
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """The folder of the suite's runs, and of its committed results."""
     about: str
@@ -39,13 +43,13 @@ class Suite(Section):
     base: str
     """The preset or YAML file that every arm starts from."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    """The seeds: each arm runs once with each of them. More narrow the intervals and cost as many runs more."""
+    """The seeds: each arm runs once with each of them. More seeds make the intervals narrower, and each adds runs."""
     settings: Settings = {}  # noqa: RUF012  (pydantic copies it)
-    """What all arms set beyond the base, as section.key: value."""
+    """The settings that all arms change in the base, as section.key: value."""
     arms: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Settings], Field(min_length=1)]
-    """Each arm's name, and what it sets beyond that, as section.key: value."""
+    """The settings that each arm changes in addition, by the arm's name, as section.key: value."""
     quick: QuickPart
-    """The part of the suite that shows the same in minutes (--quick)."""
+    """The part of the suite that shows the same result in minutes (--quick)."""
 
     @model_validator(mode="after")
     def _quick_is_a_part(self) -> Suite:
@@ -56,12 +60,14 @@ class Suite(Section):
         return self
 
     def config(self, arm: str, seed: int, run_dir: str, overrides: Sequence[str] = ()) -> Config:
-        """The run of `arm` and `seed`, below `run_dir`/`name`. Raises ConfigError that names the arm, or a setting
-        that a suite cannot do with."""
+        """The configuration of the run of `arm` and `seed`, whose folder is below `run_dir`/`name`.
+
+        Raises ConfigError, which names the arm, or an override that only the suite itself may set.
+        """
         if taken := {"seed", "run_name", "run_dir"} & {line.partition("=")[0].strip() for line in overrides}:
             raise ConfigError(f"{min(taken)}: a suite sets it for each run; use --seeds, --arms and --run-dir")
         own = {"run_name": f"{arm}-s{seed}", "run_dir": str(Path(run_dir) / self.name), "seed": seed}
-        # JSON is YAML.
+        # Overrides are parsed as YAML, and JSON is valid YAML.
         lines = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **self.arms[arm], **own}.items()]
         try:
             config = load_config(self.base, [*lines[:-3], *overrides, *lines[-3:]])
@@ -83,7 +89,7 @@ def list_suites() -> dict[str, str]:
 
 
 def load_suite(source: str) -> Suite:
-    """An embedded suite's name or a YAML file. Raises InputError, one line, for what is wrong with it."""
+    """Read a suite. source: an embedded suite's name or a YAML file. Raises InputError, one line per mistake."""
     embedded = list_suites()
     path = Path(source).expanduser()
     if source in embedded:
@@ -107,8 +113,10 @@ def load_suite(source: str) -> Suite:
 
 
 def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | None) -> list[tuple[str, int]]:
-    """(arm, seed) of the runs asked for, a seed at a time; arms and seeds as comma-separated lists, None for all.
-    Raises InputError for an arm that the suite lacks, or a seed that is no number."""
+    """(arm, seed) of the runs that are asked for, in order of seeds. arms, seeds: comma-separated lists, None for all.
+
+    Raises InputError for an arm that the suite lacks, or a seed that is no whole number.
+    """
     chosen_arms = list(suite.quick.arms if quick else suite.arms)
     chosen_seeds = list(suite.quick.seeds if quick else suite.seeds)
     if arms is not None:
@@ -123,8 +131,10 @@ def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | Non
 
 
 def committed_results(source: str) -> Results:
-    """The results that come with the package for a suite, or those in a results file named by its path. Raises
-    InputError when there are none."""
+    """The results that the package has for a suite, or those in a results file. source: suite or path of the file.
+
+    Raises InputError when there are none.
+    """
     path = Path(source).expanduser()
     if path.suffix == ".json":
         try:
@@ -139,7 +149,10 @@ def committed_results(source: str) -> Results:
 
 
 def kind_of(config: Config) -> str:
-    """What the algorithm of `config` does for diversity: nothing, a penalty on its rollouts, or rehearsal."""
+    """What the algorithm of `config` does for diversity.
+
+    PLAIN: nothing. PENALISED: a penalty on the policy's rollouts. REHEARSING: rehearsal of reference samples.
+    """
     if config.uses_reference_samples:
         return REHEARSING
     return PENALISED if config.uses_divergence else PLAIN
@@ -150,7 +163,7 @@ def _suite_folder() -> Traversable:
 
 
 def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | None:
-    """The evaluations of a finished run, {"base": [...], "trained": [...]}; None while it is not finished."""
+    """The evaluations of a finished run, {"base": [...], "trained": [...]}; None if it is not finished."""
     files = {
         "base": folder / "eval" / "base.json",
         "trained": folder / "eval" / f"step_{config.learner.num_steps}.json",
@@ -158,5 +171,5 @@ def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | 
     try:
         return {name: json.loads(file.read_text()) for name, file in files.items()}
     except (OSError, ValueError):
-        # Cut off while it was written: as good as not there.
+        # A file that is missing or cannot be read means that the run is not finished.
         return None
