@@ -1,1 +1,1 @@
-"""What a run tells: metrics on disk and elsewhere, the console, the log."""
+"""What a run reports: metrics on disk and elsewhere, the console, the log."""

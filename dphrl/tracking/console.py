@@ -1,6 +1,6 @@
-"""What a run says on standard output: progress, one line a step, tables. Errors belong on standard error.
+"""What a run prints on standard output: progress, one line per step, tables. Errors belong on standard error.
 
-On a terminal long work has a progress bar; in a pipe or a log file it has a few plain lines.
+On a terminal, long work has a progress bar; in a pipe or a log file, it prints a few plain lines.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
-# A plain line of progress comes when this much is new, but never sooner than the pause after the last one; work
-# that crawls says every so often that it is alive.
+# A plain line of progress is printed when this share of the work is new, but not sooner than the pause after the last
+# line. Slow work prints a line after each heartbeat, to show that it is alive.
 PLAIN_SHARE = 0.1
 PLAIN_PAUSE_S = 5.0
 PLAIN_HEARTBEAT_S = 60.0
@@ -32,9 +32,9 @@ class Advance(Protocol):
 
 
 class Console:
-    """Where a run's own words go. Tasks may overlap; their bars share one display.
+    """Prints a run's own messages. Tasks may overlap; their bars share one display.
 
-    stream: standard output unless a test says otherwise; `interactive` is taken from it.
+    stream: None means standard output. interactive: whether to draw bars; None means if the stream is a terminal.
     """
 
     def __init__(self, stream: IO[str] | None = None, *, interactive: bool | None = None) -> None:
@@ -43,31 +43,31 @@ class Console:
         self._progress: Progress | None = None
 
     def info(self, message: str) -> None:
-        """One message; a live bar stays below it."""
-        # Text, not str: brackets in a message are no markup.
+        """Print one message; a live bar stays below it."""
+        # rich would read brackets in a str as markup; in a Text it does not.
         self._print(Text(message))
-        # run.log tells the whole story too, whatever became of the terminal.
+        # run.log gets every message too, because the terminal's output may be lost.
         log.info("%s", message)
 
     def step_line(self, record: Mapping[str, Any], num_steps: int) -> None:
         self.info(format_step(record, num_steps))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """An aligned table: columns of numbers to the right, None as -, no line ever wrapped."""
+        """Print an aligned table: columns of numbers to the right, None as -. Lines are never wrapped."""
         self._print(Text(title, style="bold"))
         self._print(Text(format_table(columns, rows)))
         log.info("%s\n%s", title, format_table(columns, rows))
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
-        """Progress of `total` units (None: not known). Yields what counts them up."""
+        """Show progress of `total` units (None: not known). Yields the function to call with newly done units."""
         manager = self._bar(description, total) if self._interactive else self._plain(description, total)
         with manager as advance:
             yield advance
 
     def _print(self, text: Text) -> None:
         self._rich.print(text, soft_wrap=True)
-        # A redirected stream is block-buffered: whoever follows the file should see this now.
+        # A redirected stream is block-buffered, but someone who follows the file should see this now.
         self._rich.file.flush()
 
     @contextmanager
@@ -88,7 +88,7 @@ class Console:
             yield lambda count=1, /: progress.advance(task_id, count)
         finally:
             progress.stop_task(task_id)
-            # rich allows one live display at a time: the last task to end closes it.
+            # rich allows only one live display at a time, so the last task that ends closes it.
             if all(task.stop_time is not None for task in progress.tasks):
                 progress.stop()
                 self._progress = None
@@ -105,7 +105,7 @@ class Console:
 
 
 class _PlainProgress:
-    """Decides which states of a task are worth a line."""
+    """Decides when a task prints a line."""
 
     def __init__(self, console: Console, description: str, total: int | None) -> None:
         self._console, self._description, self._total = console, description, total
@@ -116,7 +116,7 @@ class _PlainProgress:
         self._done += count
         pause = time.monotonic() - self._said_at
         enough = self._total is not None and self._done - self._said_done >= PLAIN_SHARE * self._total
-        # The end is said by whoever closes the task.
+        # The last line is printed when the task is closed.
         if self._done != self._total and pause >= (PLAIN_PAUSE_S if enough else PLAIN_HEARTBEAT_S):
             self.say()
 
@@ -128,7 +128,7 @@ class _PlainProgress:
 
 
 class WarningHandler(logging.Handler):
-    """Warnings of our own packages, one line each on standard error, above a live bar."""
+    """Prints warnings of our own packages on standard error, one line each, above a live bar."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -138,9 +138,9 @@ class WarningHandler(logging.Handler):
 
 
 def format_step(record: Mapping[str, Any], num_steps: int) -> str:
-    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  1520 tok/s  2.1 s`; what is absent is left out.
+    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  1520 tok/s  2.1 s`; absent metrics are left out.
 
-    tok/s: completion tokens of the step over the whole step's time.
+    tok/s: completion tokens of the step divided by the time of the whole step.
     """
     width = len(str(num_steps))
     parts = [f"step {record['step']:>{width}}/{num_steps}"]
@@ -161,7 +161,7 @@ def format_step(record: Mapping[str, Any], num_steps: int) -> str:
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The table as text, two spaces between columns. Floats have three decimals."""
+    """The table as text, with two spaces between columns. Floats get three decimals, None becomes -."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
     right = [

@@ -1,6 +1,6 @@
-"""Log lines as JSON, for a collector to read: one object a line with time, level, logger, message, step and actor.
+"""Log lines as JSON for a log collector: one object per line, with time, level, logger, message, step and actor.
 
-DPHRL_LOG=json writes them to standard error instead of plain warnings; run.log stays text, for people.
+DPHRL_LOG=json writes them to standard error in place of plain warnings. run.log stays text, for people.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dphrl.tracking.tracker import OWN_PACKAGES
 
 ENVIRONMENT = "DPHRL_LOG"
 
-# The step that the running task works for, from 1; None outside the loop. Per task, because the next step's rollouts
-# run beside this step's update.
+# The step that the running task works for, from 1; None outside the loop. Each task has its own value, because the
+# rollouts of the next step run beside the update of this step.
 current_step: ContextVar[int | None] = ContextVar("current_step", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record. actor: the process that speaks, such as driver, learner-0 or rollout-1."""
+    """Makes one JSON object of a record. actor: the process that logs, such as driver, learner-0 or rollout-1."""
 
     def __init__(self, actor: str) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        # ASCII, so that a lone surrogate in a message cannot stop a line from being written.
+        # The output is ASCII, so that a lone surrogate in a message cannot make writing the line fail.
         return json.dumps(entry)
 
 
 def install_json_log(actor: str, stream: IO[str] | None = None) -> logging.Handler | None:
-    """Write this process's log as JSON lines where DPHRL_LOG asks for it; returns the handler, None without one.
+    """Write this process's log as JSON lines if DPHRL_LOG asks for it; returns the handler, or None if it does not.
 
     A second call renames the actor. Raises InputError for a value that is neither json nor text.
     """

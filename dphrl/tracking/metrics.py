@@ -1,4 +1,4 @@
-"""The one key namespace of metrics.jsonl, TensorBoard and the report: each number's meaning and unit."""
+"""The names that metrics.jsonl, TensorBoard and the report share, with the meaning and unit of each number."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dphrl.types import RewardStatus
 
 @dataclass(frozen=True)
 class Metric:
-    """unit: what one is one of; "" for a plain number. required: every step's record has it.
+    """One number of a step's record. unit: "" for a number without one. required: every step's record has it.
 
-    absent_value: what an absent entry means, for a term that a run may not have at all.
+    absent_value: the value of an absent entry, for a term that some runs do not have.
     """
 
     name: str
@@ -87,7 +87,7 @@ def complete_step(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def step_problems(record: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a step's record: missing required names, values that are no finite number."""
+    """What is wrong with a step's record: required names that are missing, values that are no finite number."""
     problems = [f"{name} is missing" for name in REQUIRED if name not in record]
     for name, value in record.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -98,6 +98,6 @@ def step_problems(record: Mapping[str, Any]) -> list[str]:
 
 
 def validate_step(record: Mapping[str, Any]) -> None:
-    """Raises ValueError that lists every problem of `step_problems`."""
+    """Raises ValueError, which lists every problem that `step_problems` finds."""
     if problems := step_problems(record):
         raise ValueError(f"metrics of step {record.get('step', '?')}: {'; '.join(problems)}")

@@ -1,7 +1,7 @@
 """Where a run's numbers go besides its folder: the `Sink` protocol, Weights & Biases, MLflow.
 
-The folder's metrics.jsonl is the record. A sink is a copy for watching, so it may fail only before the run starts;
-after that it is warned about and left behind.
+The folder's metrics.jsonl is the record. A sink only gets a copy to look at, so its failure stops a run only before the
+run has started. A later failure gives a warning, and the run goes on.
 """
 
 from __future__ import annotations
@@ -23,52 +23,52 @@ from dphrl.config.loading import InputError
 
 log = logging.getLogger(__name__)
 
-# How long the end of a run waits for what a sink still has to send.
+# The end of a run waits this long for records that a sink still has to send.
 FINISH_TIMEOUT_S = 60.0
 # MLflow takes this many parameters in one call.
 MAX_PARAMS_PER_CALL = 100
-# MLflow names the remedy after two sentences of history.
+# Error messages are cut here. The limit is high because MLflow names the remedy after two long sentences.
 MAX_ERROR_CHARS = 600
-# Longer values are cut by the server, or refused by older ones.
+# Longer values are cut here: MLflow servers cut them too, and older servers refuse them.
 MAX_PARAM_CHARS = 500
 
 Status = Literal["finished", "failed", "killed"]
-# Whose evaluation: of the model the run started from, or of what it has trained so far.
+# Which policy was evaluated: the model that the run started from, or what it has trained so far.
 Policy = Literal["base", "current"]
 Summaries = Sequence[Mapping[str, Any]]
 
 
 class Sink(Protocol):
-    """Takes a copy of what a run measures.
+    """Gets a copy of what a run measures.
 
-    Lifecycle: `start` once, any number of logs, `finish` once. A resumed run is a new sink that is given the same
-    folder, and continues there what the earlier one began.
+    Lifecycle: `start` once, any number of log calls, `finish` once. A resumed run makes a new sink with the same
+    folder, and that sink continues what the earlier one began.
     """
 
     @property
     def name(self) -> str:
-        """The switch in the config, below `tracking`."""
+        """The name of the sink's switch in the config, below `tracking`."""
         ...
 
     def start(self, config: Mapping[str, Any], folder: Path) -> None:
-        """config: every setting, nested as in the YAML. Raises for what the user can mend: nothing has run yet."""
+        """config: every setting, nested as in the YAML. It may raise, because nothing has run yet."""
         ...
 
     def log_step(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """Take one record of metrics.jsonl."""
         ...
 
     def log_evaluation(self, step: int, policy: Policy, summaries: Summaries) -> None:
-        """An evaluation's result, one summary a data set, of the policy after `step` steps."""
+        """Take an evaluation's result, one summary per data set, of the policy after `step` steps."""
         ...
 
     def finish(self, status: Status) -> None:
-        """Nothing comes after this."""
+        """Send what is left. No call comes after this."""
         ...
 
 
 def evaluation_record(summaries: Summaries, prefix: str = "evaluation") -> dict[str, float]:
-    """The plain numbers of an evaluation, as `<prefix>/<data set>/pass@8`."""
+    """The plain numbers of an evaluation, under names such as `<prefix>/<data set>/pass@8`."""
     return {
         f"{prefix}/{summary['dataset']}/{name}": value
         for summary in summaries
@@ -77,13 +77,13 @@ def evaluation_record(summaries: Summaries, prefix: str = "evaluation") -> dict[
 
 
 def finite_numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """What of a record a chart can show."""
+    """The entries of a record that a chart can show."""
     numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 class WandbSink:
-    """Weights & Biases, with its own settings (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) left to its environment."""
+    """Weights & Biases. Its own settings (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) come from the environment."""
 
     name = "wandb"
 
@@ -101,12 +101,12 @@ class WandbSink:
             resume="allow",
             dir=str(folder),
             config=dict(config),
-            # A resumed run may have another num_steps, say.
+            # A resumed run may have other settings, such as num_steps.
             allow_val_change=True,
-            # run.log has the output already, and a progress bar makes a long one of it.
+            # run.log has the output already, and a progress bar would make this copy of it long.
             settings=self._wandb.Settings(console="off"),
         )
-        # W&B's own step counter never goes back, so that what a resumed run does again would be dropped.
+        # W&B's own step counter never goes back, so it would drop the steps that a resumed run takes again.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -114,7 +114,7 @@ class WandbSink:
         self._run.log(finite_numbers(record))
 
     def log_evaluation(self, step: int, policy: Policy, summaries: Summaries) -> None:
-        # The base is the curve's point at step 0.
+        # The base model is the point of the curve at step 0.
         self._run.log({"step": step, **evaluation_record(summaries)})
 
     def finish(self, status: Status) -> None:
@@ -122,9 +122,9 @@ class WandbSink:
 
 
 class MlflowSink:
-    """MLflow, at MLFLOW_TRACKING_URI or where MLflow itself keeps runs by default.
+    """MLflow, at MLFLOW_TRACKING_URI or where MLflow keeps runs by default.
 
-    Through its client rather than its global "active run", which belongs to one thread and to the user's own code.
+    It uses MLflow's client, not the global "active run", which belongs to one thread and to the user's own code.
     """
 
     name = "mlflow"
@@ -150,7 +150,7 @@ class MlflowSink:
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self.project)
         self._run_id = self._client.create_run(experiment_id, run_name=self.run_name).info.run_id
         stored.write_text(self._run_id + "\n", encoding="utf-8")
-        # Of the first start only: a parameter that changes is an error to MLflow.
+        # Only the first start sends parameters: MLflow refuses a parameter that changes.
         flat = [(key, str(value)[:MAX_PARAM_CHARS]) for key, value in _flatten(config)]
         params = [self._mlflow.entities.Param(_mlflow_name(key), value) for key, value in flat]
         for start in range(0, len(params), MAX_PARAMS_PER_CALL):
@@ -176,24 +176,24 @@ class MlflowSink:
         try:
             return str(self._client.get_run(run_id).info.lifecycle_stage) == "active"
         except self._mlflow.exceptions.MlflowException as error:
-            # Anything else, a server that does not answer say, must not start a second run.
+            # Any other error, such as a server that does not answer, must not lead to a second run.
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
 
 
 class Background:
-    """A sink's calls in a thread of their own, in order: a tracking server that is slow or gone costs a run nothing.
+    """Makes a sink's calls in order in their own thread, so that a slow or absent tracking server does not slow a run.
 
-    Lifecycle: `start` runs in the caller and raises InputError; every log returns at once; `finish` waits for what is
-    left, FINISH_TIMEOUT_S at most, and a second one does nothing. A call that fails is lost; the first of several in a
-    row is warned about, and `finish` says how many there were.
+    Lifecycle: `start` runs in the caller and raises InputError; every log call returns at once; `finish` waits for
+    calls that are left, FINISH_TIMEOUT_S at most, and a second `finish` does nothing. A call that fails is lost. The
+    first of several failures in a row gives a warning, and `finish` says how many calls were lost.
     """
 
     def __init__(self, sink: Sink) -> None:
         self._sink, self.name = sink, sink.name
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        # A daemon: a sink that hangs must not keep a finished run from ending.
+        # The thread is a daemon, so that a sink that hangs does not keep a finished run from ending.
         self._thread = threading.Thread(target=self._work, name=f"sink-{sink.name}", daemon=True)
         self._num_calls = self._num_lost = 0
         self._started = False
@@ -242,7 +242,7 @@ class Background:
 
 
 class SinkGroup:
-    """Several sinks as one, each behind its own thread; none is fine too."""
+    """Several sinks, or none, as one sink; each has its own thread."""
 
     name = "tracking"
 
@@ -250,7 +250,7 @@ class SinkGroup:
         self._sinks = [Background(sink) for sink in sinks]
 
     def start(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Raises InputError when one cannot start; those that had started are then finished."""
+        """Start all sinks. If one cannot start, finish those that have started, and raise InputError."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for sink in self._sinks:
@@ -260,7 +260,7 @@ class SinkGroup:
             raise
 
     def log_step(self, record: Mapping[str, Any]) -> None:
-        record = dict(record)  # sent later, when the caller may have changed it
+        record = dict(record)  # it is sent later, when the caller may have changed it
         for sink in self._sinks:
             sink.log_step(record)
 
@@ -274,7 +274,7 @@ class SinkGroup:
 
 
 def external_sinks(project: str, run_name: str, *, wandb: bool, mlflow: bool) -> list[Sink]:
-    """The services a run reports to. Raises InputError that names the extra to install when a library is missing."""
+    """The services that a run reports to. Raises InputError, which names the extra to install, if one is missing."""
     wanted: list[Sink] = []
     if wandb:
         wanted.append(WandbSink(project, run_name))
@@ -284,7 +284,7 @@ def external_sinks(project: str, run_name: str, *, wandb: bool, mlflow: bool) ->
 
 
 def _optional_import(name: str) -> Any:
-    """A library that has the name of its switch and of its extra."""
+    """Import the library `name`, which is also the name of its switch and of its extra. Raises InputError."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -293,9 +293,9 @@ def _optional_import(name: str) -> Any:
 
 
 def _stored_id(path: Path) -> str:
-    """The id in the file, made up the first time.
+    """The id in the file; the first call makes the id.
 
-    It lives and dies with the run's folder: a moved one keeps its curves, an overwritten one does not inherit them.
+    The id stays with the run's folder: a folder that is moved keeps its curves, one that is overwritten gets new ones.
     """
     if not path.is_file():
         staging = path.with_name(f".{path.name}.partial")
@@ -305,7 +305,7 @@ def _stored_id(path: Path) -> str:
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Settings by dotted name, as one writes them on the command line."""
+    """Settings by dotted name, as on the command line."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
@@ -314,7 +314,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 
 
 def _mlflow_name(name: str) -> str:
-    """MLflow allows word characters, `/`, `.`, `-` and spaces in a name."""
+    """`name` as MLflow allows it: with word characters, `/`, `.`, `-` and spaces only."""
     return re.sub(r"[^\w/.\- ]", "_", name.replace("@", "_at_"))
 
 

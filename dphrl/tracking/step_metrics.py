@@ -1,4 +1,4 @@
-"""The numbers of one step, for metrics.jsonl: what the completions tell, where the time went."""
+"""The numbers of one step for metrics.jsonl: figures of its completions, and where the time went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Metrics = dict[str, float]
 
 
 class StepClock:
-    """Starts with its step. Measures the whole of it and, by `lap`, the parts that the loop waits for."""
+    """Make it when a step starts. It measures the whole step and, with `lap`, the parts that the loop waits for."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -34,8 +34,8 @@ class StepClock:
 def step_metrics(batch: TrainBatch, sampled: Sequence[RolloutGroup], *told: Mapping[str, float]) -> Metrics:
     """One record of metrics.jsonl.
 
-    sampled: every group of the step, those that do not train included. told: what the parts of the system and the
-    clock have to say, `time/step_s` and the policy version after the update among it.
+    sampled: every group of the step, also those that do not train. told: the metrics from the parts of the system and
+    from the clock; they must hold `time/step_s`, and they hold the policy version after the update.
     """
     record = {"step": batch.step + 1, **rollout_metrics(sampled, batch.policy_version), **batch.metrics}
     for metrics in told:
@@ -44,7 +44,7 @@ def step_metrics(batch: TrainBatch, sampled: Sequence[RolloutGroup], *told: Mapp
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
-    """What the completions themselves tell: scores by status, lengths, staleness, groups without signal."""
+    """Figures of the completions themselves: scores, statuses, lengths, staleness, groups without signal."""
     completions = [completion for group in groups for completion in group.completions]
     results = [result for group in groups for result in group.results]
     scores = [result.score for result in results if result.score is not None]

