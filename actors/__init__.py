@@ -1,1 +1,1 @@
-"""Ray actors: thin shells that put dphrl code on processes and devices."""
+"""Ray actors: thin shells that run dphrl code on processes and devices."""

@@ -1,4 +1,4 @@
-"""The reference buffer as a Ray actor: it owns the object references, everyone else borrows."""
+"""The reference buffer as a Ray actor, which owns the samples in the object store: they live as long as the actor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dphrl.data.schedule import step_indices
 from dphrl.protocols import WholeReference
 from dphrl.types import ReferenceSample
 
-# Samples per object: a step reads a few objects, not the whole buffer.
+# Samples per object. A step reads only a few objects, not the whole buffer.
 SAMPLES_PER_OBJECT = 256
 
 
@@ -32,7 +32,7 @@ class BufferActor:
         self._num_samples, self._schedule = len(samples), buffer.schedule_seed
 
     def sample(self, step: int, num_rows: int) -> Sequence[ReferenceSample]:
-        """The rows of `step`, as `ReferenceBuffer.sample` would choose them."""
+        """The rows of `step` (from 0), the same as `ReferenceBuffer.sample` would choose."""
         indices = step_indices(self._num_samples, step, num_rows, self._schedule)
         wanted = sorted({i // SAMPLES_PER_OBJECT for i in indices})
         shards = dict(zip(wanted, ray.get([self._shards[shard] for shard in wanted]), strict=True))

@@ -1,4 +1,4 @@
-"""What one engine is at, as the driver sees it."""
+"""How much work one engine has, and how fast it does it, as the driver sees it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dphrl.types import Completion
 
 
 class EngineLoad:
-    """Counts the completions an engine owes, and the tokens and time of those it returned since the last `drain`.
+    """Counts the completions that an engine has to return, and the tokens and working time since the last `drain`.
 
-    Helpings may overlap, as an evaluation does with the next step's rollouts: their time counts once. Changed by the
-    event loop alone; `num_pending` may be read from any thread.
+    A helping is work that is handed over in one call. Helpings may overlap, for example an evaluation and the next
+    step's rollouts; time in which they overlap counts once. Only the event loop changes an object, but any thread may
+    read `num_pending`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -24,7 +25,7 @@ class EngineLoad:
 
     @contextmanager
     def helping(self, num_completions: int) -> Iterator[Callable[[Sequence[Completion]], None]]:
-        """Work handed over, until the block ends. Yields what to call with every delivery."""
+        """Count a helping until the block ends. Yields the function to call with every delivery."""
         left = num_completions
         self._take_time()
         self._num_open += 1
@@ -44,7 +45,7 @@ class EngineLoad:
             self.num_pending -= left
 
     def drain(self) -> float | None:
-        """Tokens a second of the time at work since the last call; None when it was at none."""
+        """Tokens per second of work since the last call; None when the engine had no work."""
         self._take_time()
         num_tokens, busy_s = self._num_tokens, self._busy_s
         self._num_tokens, self._busy_s = 0, 0.0

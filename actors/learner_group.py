@@ -1,4 +1,4 @@
-"""The learner's ranks as one learner."""
+"""All ranks of the learner as one learner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dphrl.types import TrainBatch
 
 
 class RayLearner:
-    """`protocols.Learner`: every call goes to all ranks at once."""
+    """`protocols.Learner` over Ray actors: every call goes to all ranks at once."""
 
     def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "") -> None:
         self.ranks, self.dtype, self.layout = ranks, dtype, layout
@@ -40,7 +40,7 @@ class RayLearner:
         return combine_rank_metrics(parts)
 
     async def publish(self) -> Sequence[WeightChunk]:
-        """Ray references to the present weights in the object store: each is a list of packed tensors."""
+        """Ray references to the present weights in the object store. Each refers to a list of packed tensors."""
         return (await asyncio.gather(*[rank.publish.remote() for rank in self.ranks]))[0]
 
     async def save(self, folder: Path) -> None:

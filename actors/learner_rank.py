@@ -26,8 +26,8 @@ from dphrl.types import TrainBatch
 class DeepSpeedEngine:
     """`update.TrainEngine` over a DeepSpeed engine of any ZeRO stage.
 
-    The number of micro-batches varies from step to step, so accumulation is 1 for DeepSpeed and its boundary is
-    set by hand; nothing but the caller's own weights scales a gradient.
+    The number of micro-batches varies from step to step. So DeepSpeed gets an accumulation of 1, which divides
+    nothing, and its boundary is set by hand. Apart from clipping, DeepSpeed only averages gradients over ranks.
     """
 
     def __init__(self, policy: PolicyModel, config: Config, model_dir: str) -> None:
@@ -45,13 +45,13 @@ class DeepSpeedEngine:
                 "zero_optimization": {"stage": learner.zero_stage},
                 "zero_allow_untested_optimizer": True,
                 "bf16": {"enabled": dtype_name(config.model.dtype) == "bfloat16"},
-                # In the model's bfloat16 the sum over micro-batches would depend on how many there are.
+                # A bfloat16 sum over micro-batches would depend on how many there are.
                 "data_types": {"grad_accum_dtype": "fp32"},
                 "steps_per_print": 10**9,
             },
         )
         self.device = torch.device(self.module.device)
-        # Whole on every rank: a baseline's cost, which rehearsal on stored samples does not have.
+        # Every rank holds the whole reference model. Only baselines need one: rehearsal uses stored samples.
         self.reference = load_reference(model_dir, config, self.device)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -76,8 +76,8 @@ class DeepSpeedEngine:
 class LearnerRank:
     """Holds one shard of the policy and its optimizer.
 
-    Lifecycle: constructed apart, then `connect` on all ranks at once (a collective) loads the model. Every later
-    call is a collective too: call it on all ranks with the same arguments.
+    Lifecycle: ranks are made one by one; then `connect`, called on all ranks at once (a collective), loads the model.
+    Every later call is a collective too: call it on all ranks with the same arguments.
     """
 
     def __init__(self, config: Config, rank: int) -> None:
@@ -86,21 +86,24 @@ class LearnerRank:
         self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: its node's address and a port that is free now."""
+        """Where the other ranks can reach rank 0: the address of its node, and a port that is free now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def gpu_ids(self) -> list[int | str]:
-        """The GPUs Ray gave this rank, by their numbers on the node; a colocated engine runs on them too."""
+        """The GPUs that Ray gave this rank, by their numbers on the node; a colocated engine runs on them too."""
         return list(ray.get_gpu_ids())
 
     def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
-        """Join the process group and build the engine; returns what the log should say."""
+        """Join the process group and build the engine; returns facts about the rank for the log.
+
+        master: the `address` of rank 0.
+        """
         on_gpu = torch.cuda.is_available()
         os.environ |= {
             "RANK": str(self._rank),
-            # Ray shows each rank its own devices only, so the local one is always the first.
+            # Ray shows each rank only its own devices, so its device is always the first.
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": master[0],
@@ -138,17 +141,19 @@ class LearnerRank:
         }
 
     def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:
+        """This rank's part of the log-probs, by index: see `score_sequences`."""
         return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
+        """All optimizer steps of `batch`; returns this rank's share of the metrics: see `run_update`."""
         return run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def publish(self) -> list[ray.ObjectRef[list[PackedTensor]]]:
-        """Put the weights into the object store in chunks; rank 0 returns the references, the others none.
+        """Put the weights into the object store in chunks; rank 0 returns the references, other ranks an empty list.
 
-        They live until the next publish, because this actor owns them.
+        The chunks live until the next publish, because this actor owns them.
         """
-        self._published = []  # first: the store need not hold two copies
+        self._published = []  # this comes first, so that the store does not hold two copies
         if self._rank == 0:
             self._published = [ray.put(chunk) for chunk in packed_chunks(self._full_parameters())]
         else:
@@ -156,7 +161,7 @@ class LearnerRank:
         return self._published
 
     def _full_parameters(self) -> Any:
-        """(name, full tensor) of every parameter, tied ones once. Gathers shards one by one under ZeRO-3."""
+        """(name, full tensor) of every parameter; tied ones come once. Under ZeRO-3 it gathers them one by one."""
         import deepspeed
 
         for name, parameter in cast(Any, self._policy.lm).named_parameters():
@@ -169,7 +174,7 @@ class LearnerRank:
             pass
 
     def save(self, folder: str) -> None:
-        """DeepSpeed state of all ranks below `folder`, and the Hugging Face directory `folder/hf` by rank 0."""
+        """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""
         self._engine.module.save_checkpoint(folder, tag="deepspeed")
         if self._rank != 0:
             self._join_gathers()
@@ -181,14 +186,18 @@ class LearnerRank:
         load_tokenizer(self._model_dir, trust_remote_code=trust).save_pretrained(target)
 
     def load(self, folder: str) -> None:
+        """Restore what `save` wrote. Raises RuntimeError when there is no such checkpoint."""
         path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
 
 
 def _skip_shared_memory_op() -> None:
-    """Leave collectives to gloo. DeepSpeed would compile a shared-memory all-reduce for over a minute at the first
-    start, and use it even between nodes."""
+    """Leave collectives to gloo.
+
+    DeepSpeed would compile a shared-memory all-reduce, which takes over a minute at the first start, and would use it
+    even between nodes.
+    """
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

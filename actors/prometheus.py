@@ -1,8 +1,8 @@
 """A run's numbers as Prometheus metrics, exported by the metrics agent that Ray runs on the driver's node.
 
-Ray puts `ray_` before every name, so the gauge `dphrl_step` is scraped as `ray_dphrl_step`. It ends a counter's name
-in `_total` where it does not end so already. A histogram becomes `_bucket`, `_sum` and `_count`; its sum is made of
-the buckets' middles and only about right.
+Ray puts `ray_` before every name, so the gauge `dphrl_step` is scraped as `ray_dphrl_step`. Ray adds `_total` to the
+name of a counter that does not end in it. A histogram becomes `_bucket`, `_sum` and `_count`; Ray computes the sum from
+the middles of the buckets, so it is only approximate.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dphrl.tracking.sinks import Policy, Status, Summaries, evaluation_record, f
 log = logging.getLogger(__name__)
 
 RAY_PREFIX = "ray_"
-# Ray's agent forgets a gauge that was not set for two of its report intervals (10 s each, 1 s at least), and a step
-# may take minutes. Setting all of them takes well under a millisecond.
+# Ray's agent forgets a gauge that was not set for two of its report intervals (10 s by default, 1 s at least), but a
+# step may take minutes. To set all gauges takes far less than a millisecond.
 REFRESH_S = 1.0
 STEP_BOUNDARIES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 
@@ -35,8 +35,9 @@ Tags = dict[str, str]
 class Family:
     """One metric family.
 
-    key: the entry of metrics.jsonl, of an evaluation or of the pools; a `{tag}` in it becomes a tag. kind: a gauge
-    keeps a step's value until the next; a counter adds up what each step counts; a histogram takes one value a step.
+    key: name of an entry of metrics.jsonl, of an evaluation or of the pools; a `{tag}` in it becomes a tag. kind: a
+    gauge keeps a step's value until the next step; a counter adds up the values of all steps; a histogram takes one
+    value per step.
     """
 
     key: str
@@ -50,14 +51,14 @@ class Family:
         return ("run", *re.findall(r"{(\w+)}", self.key))
 
     def match(self, key: str) -> Tags | None:
-        """The tags that an entry's name holds; None for an entry of another family."""
+        """The tags in `key`, the name of an entry; None for an entry of another family."""
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(self.key))
         found = re.fullmatch(pattern, key)
         return found and found.groupdict()
 
 
 def _step(key: str, name: str, kind: Literal["gauge", "counter", "histogram"] = "gauge") -> Family:
-    """Of an entry that dphrl.tracking.metrics explains."""
+    """The family of an entry whose unit and meaning are in dphrl.tracking.metrics."""
     return Family(key, name, kind, BY_NAME[key].unit, BY_NAME[key].meaning)
 
 
@@ -96,7 +97,7 @@ FAMILIES: tuple[Family, ...] = (
         "solutions",
         "Mean number of different correct solutions of a prompt.",
     ),
-    # What it takes.
+    # Time and work.
     _step("time/step_s", "dphrl_step_seconds", "histogram"),
     _step("time/rollout_s", "dphrl_rollout_seconds"),
     _step("time/reward_s", "dphrl_reward_seconds"),
@@ -126,7 +127,7 @@ FAMILIES: tuple[Family, ...] = (
         "Completions that wait for a free reward worker.",
     ),
     _gauge("queue/reward_workers_busy", "dphrl_reward_workers_busy", "workers", "Reward workers at work."),
-    # Whether it is well.
+    # Health.
     Family(
         "reward/status/{status}",
         "dphrl_reward_status_total",
@@ -149,9 +150,9 @@ FAMILIES: tuple[Family, ...] = (
 class PrometheusSink:
     """`sinks.Sink` in a process that is connected to Ray.
 
-    A thread sets every gauge once a second from `start` to `finish`, and asks `live` for what changes within a step.
-    Afterwards Ray lets the gauges go: a series that ends is a run that ended. A value that a step lacks, or that is no
-    finite number, pauses its series rather than repeat an old one.
+    From `start` to `finish`, a thread sets every gauge once a second, and calls `live` for values that change within a
+    step. After that Ray forgets the gauges, so a series ends when its run ends. When a step lacks a value, or the value
+    is no finite number, its series pauses and does not repeat an old value.
     """
 
     name = "prometheus"
@@ -229,7 +230,10 @@ _known_keys: dict[str, list[tuple[Family, Tags]]] = {}
 
 
 def _families_of(key: str) -> list[tuple[Family, Tags]]:
-    """The families an entry belongs to, usually one, with its tags; remembered, as the same keys come every second."""
+    """The families that an entry belongs to, usually one, with its tags.
+
+    The result is remembered, because the same keys come every second.
+    """
     if key not in _known_keys:
         matches = [(family, family.match(key)) for family in FAMILIES]
         _known_keys[key] = [(family, tags) for family, tags in matches if tags is not None]

@@ -1,4 +1,4 @@
-"""The one-time reference sampler as a Ray actor."""
+"""The reference stage, which runs once, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dphrl.types import Prompt
 
 @ray.remote
 class ReferenceSampler:
-    """Runs the reference stage beside the actors it uses, then goes away.
+    """Runs the reference stage with the actors that it is given; it is not needed afterwards.
 
-    Async, so that `num_graded` answers while `fill` runs. The learner ranks and engines must be idle otherwise,
-    and the engines refit to the initial policy.
+    Its methods are async, so that `num_graded` answers while `fill` runs. Meanwhile the learner ranks and engines must
+    have no other work. The engines must be refit to the initial policy before.
     """
 
     def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
@@ -34,7 +34,7 @@ class ReferenceSampler:
         self._num_graded = 0
 
     async def num_graded(self) -> int:
-        """Completions graded so far by this actor, not those of a stage it continues."""
+        """Number of completions that this actor has graded so far, without those of a stage that it continues."""
         return self._num_graded
 
     async def fill(
@@ -44,8 +44,8 @@ class ReferenceSampler:
 
         Returns the prompt_ids of D_pef and of D_exp, and the split's counts.
 
-        Continues what an earlier fill left beside `folder`, which must be a path that this actor's node shares
-        with the next one's.
+        It continues what an earlier fill left beside `folder`. A later actor may run on another node, so `folder` must
+        be on storage that the nodes share.
         """
         buffer = await fill_reference(
             self._config, prompts, self._rollouts, self._rewards, self._learner, identity, Path(folder), self._count

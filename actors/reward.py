@@ -16,7 +16,7 @@ from dphrl.types import RewardResult
 class RewardWorker:
     """Grades batches of (completion text, answer), one result per item in order.
 
-    Synchronous on purpose: one batch at a time is what the pool counts on, and a grader's child works for one.
+    It is synchronous on purpose: the pool relies on one batch at a time, and a grader's child process can only do one.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -24,6 +24,7 @@ class RewardWorker:
         self._grader = build_grader(config)
 
     def ready(self) -> bool:
+        """True, once the worker has started."""
         return True
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:

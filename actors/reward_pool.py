@@ -14,9 +14,9 @@ from actors.waiting import Actor, within
 from dphrl.config.schema import Config
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
-# For a reward worker to start again, or to notice that an item is over time itself.
+# Time for a reward worker to start again, or to notice by itself that an item is over time.
 WORKER_GRACE_S = 60.0
-# Enough to make a call's overhead small, few enough that all workers have some of a large batch.
+# Items per call: enough to make the overhead small, and few enough that all workers get a part of a large batch.
 MAX_BATCH = 32
 Pair = tuple[str, str]
 
@@ -24,10 +24,10 @@ Pair = tuple[str, str]
 class RayRewardPool:
     """`protocols.RewardPool` over reward workers.
 
-    Lifecycle: workers live as long as their placement group; one that dies is started again by Ray, one that gives no
-    verdict in time is killed for it. Capacity: each worker has one batch at a time; batches wait here, so that a
-    deadline covers work and not the queue. An item's infrastructure error is retried alone, on another worker where
-    there is one.
+    Lifecycle: workers live as long as their placement group. Ray restarts a worker that dies, and the pool kills a
+    worker that gives no verdict in time. Capacity: each worker has one batch at a time. Batches wait here, so that a
+    deadline covers the work and not the queue. An item with an infrastructure error is graded again alone, on another
+    worker if there is one.
     """
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
@@ -63,7 +63,7 @@ class RayRewardPool:
         return metrics
 
     def live_metrics(self) -> Mapping[str, float]:
-        """Queue depths at this moment, from any thread."""
+        """Queue depths at this moment. Any thread may call it."""
         num_busy = len(self._everyone) - len(self._idle)
         return {"queue/completions_waiting": self._num_waiting, "queue/reward_workers_busy": num_busy}
 
@@ -73,7 +73,7 @@ class RayRewardPool:
         for i in failed:
             last = worker
             for _ in range(self.num_retries):
-                # Alone: one item may be what kills a worker, and it should cost its neighbours nothing.
+                # The item is graded alone: it may be the one that kills a worker, and others should not suffer from it.
                 self._num_retried += 1
                 last, (results[i],) = await self._grade_once([pairs[i]], avoid=last)
                 if results[i].status is not RewardStatus.INFRASTRUCTURE_ERROR:
@@ -81,7 +81,7 @@ class RayRewardPool:
         return results
 
     async def _grade_once(self, pairs: Sequence[Pair], avoid: int | None) -> tuple[int, list[RewardResult]]:
-        # A SQL completion costs its own time and, the first time, its gold query's.
+        # The factor of 2: a SQL completion takes its own time and, the first time, also that of its gold query.
         limit = 2 * self.timeout_s * len(pairs) + WORKER_GRACE_S
         async with self._borrowed(avoid, len(pairs)) as index:
             worker = self.workers[index]
@@ -92,7 +92,7 @@ class RayRewardPool:
                 return index, await within(grading, limit, "reward.timeout_s", f"{len(pairs)} gradings")
             except (ray.exceptions.RayError, TimeoutError) as error:
                 if isinstance(error, TimeoutError):
-                    # It may never come back from what it is at; Ray starts it again.
+                    # The worker may hang forever, so it is killed, and Ray starts it again.
                     ray.kill(worker, no_restart=False)
                     self._num_restarts += 1
                 detail = f"reward worker: {' '.join(str(error).split())[:200]}"
@@ -100,7 +100,7 @@ class RayRewardPool:
 
     @asynccontextmanager
     async def _borrowed(self, avoid: int | None, num_completions: int) -> AsyncIterator[int]:
-        """An idle worker for so many completions, not `avoid` unless it is the only one there is."""
+        """Wait for an idle worker, and yield its index. It is not `avoid` unless there is no other worker."""
         suitable = frozenset(i for i in self._everyone if i != avoid) or self._everyone
         self._num_waiting += num_completions
         try:
@@ -113,13 +113,16 @@ class RayRewardPool:
         try:
             yield index
         finally:
-            # Nothing here waits for long, so a cancelled grading cannot lose its worker.
+            # This lock is never held for long, so a cancelled grading still gives its worker back.
             async with self._changed:
                 self._idle.add(index)
                 self._changed.notify_all()
 
     async def _until_restarted(self, worker: Actor) -> None:
-        """Calls to an actor that Ray is bringing back fail at once, so ask until it answers."""
+        """Ask until the worker answers, because calls to an actor that Ray is restarting fail at once.
+
+        Gives up after WORKER_GRACE_S: it returns if calls still fail, and raises TimeoutError if a call hangs.
+        """
         clock = asyncio.get_running_loop().time
         deadline = clock() + WORKER_GRACE_S
         while (left := deadline - clock()) > 0:

@@ -22,18 +22,18 @@ from dphrl.types import Completion, Prompt
 class RolloutEngine:
     """Samples completions from vLLM and takes weight updates through vLLM's weight-transfer protocol.
 
-    Lifecycle: constructed stale; `start_weight_update`, `update_weights`..., `finish_weight_update(version)` make
-    it serve; a restarted actor is stale again. Calls run one at a time, so an update waits for a running
-    `generate` and no completion mixes two versions.
+    Lifecycle: a new or restarted actor is stale, that is, it has no current weights and refuses to generate.
+    `start_weight_update`, any number of `update_weights` and `finish_weight_update(version)` make it serve. Calls run
+    one at a time, so an update waits for a running `generate`, and no completion mixes two versions.
     """
 
     def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
-        """devices: the node's GPUs to use when Ray assigned none, because they are the learner's (colocated)."""
+        """devices: the GPUs of the node to use if Ray assigned none, because they belong to a colocated learner."""
         install_json_log(f"rollout-{index}")
         if devices is not None:
-            # Before anything asks CUDA, which reads it once.
+            # This must come before the first use of CUDA, which reads the variable once.
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        # vLLM reads these at import. In-process: no second process to serialize through, and Ray sees a crash.
+        # vLLM reads these at import. The engine runs in this process: nothing is serialized, and Ray sees a crash.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.rollout.kv_cache_gib)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -55,7 +55,7 @@ class RolloutEngine:
             gpu_memory_utilization=config.rollout.gpu_memory_utilization,
             enforce_eager=not on_gpu if config.rollout.enforce_eager is None else config.rollout.enforce_eager,
             trust_remote_code=config.model.trust_remote_code,
-            # Log-probs of the distribution sampled from, temperature included, not of the raw logits.
+            # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=config.sync.backend),
             disable_log_stats=True,
@@ -67,21 +67,21 @@ class RolloutEngine:
             torch.set_num_threads(config.rollout.threads_per_engine)
 
     def ready(self) -> str:
-        """Returns once the engine is up: where it is, for the log."""
+        """Returns once the engine is up. The text says where the engine runs, for the log."""
         return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
 
     def start_weight_update(self) -> None:
-        self._policy_version = None  # stale until finish: a failed update must not leave half-new weights serving
+        self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving
         self._llm.collective_rpc("start_weight_update")
 
     def update_weights(self, tensors: list[PackedTensor]) -> None:
-        """Take one chunk; Ray hands it over as read-only views of the object store."""
+        """Take one chunk of weights, which Ray passes as read-only views of the object store."""
         self._llm.collective_rpc("update_weights", kwargs={"update_info": {"tensors": tensors}})
 
     def finish_weight_update(self, policy_version: int) -> int:
-        """Serve from now on as `policy_version`; returns it as the acknowledgement."""
+        """From now on serve as `policy_version`; returns it as the acknowledgement."""
         self._llm.collective_rpc("finish_weight_update")
-        # vLLM keeps cached prefixes across updates; they were computed by the old weights.
+        # vLLM keeps cached prefixes across updates, but the old weights computed them.
         self._llm.reset_prefix_cache()
         self._policy_version = policy_version
         return policy_version
@@ -94,15 +94,16 @@ class RolloutEngine:
         greedy: bool = False,
         max_tokens: int | None = None,
     ) -> Iterator[list[Completion]]:
-        """Completions as they finish: each yield is what one engine step completed.
+        """Yields completions as they finish: each list holds those that one engine step finished.
 
-        `seed` decides them: exactly under `deterministic` (a seed per request), else for the same batch composition
-        on an engine without tensor parallelism, whose workers have generators of their own. max_tokens: no more
-        than rollout.max_tokens.
+        With the setting `deterministic`, each request has its own seed, so `seed` decides every completion. Without
+        it, `seed` decides them only for the same batch composition and without tensor parallelism, because the workers
+        of a parallel engine have their own generators. max_tokens: a limit below rollout.max_tokens, if any. Raises
+        RuntimeError when the engine has no current weights.
         """
         if self._policy_version is None:
             raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
-        # Per-request generators cost a kernel launch each; the engine shares this process's default one.
+        # A generator per request costs a kernel launch each, so requests without a seed share this process's default.
         torch.manual_seed(seed + self._index)
         engine = self._llm.llm_engine
         jobs: dict[str, tuple[str, int]] = {}  # (prompt_id, sample_index) by request id
@@ -118,7 +119,7 @@ class RolloutEngine:
                 if done:
                     yield [self._completion(output, *jobs.pop(_base_id(output.request_id))) for output in done]
         finally:
-            # A failure, or a consumer that went away, must not leave its requests for the next call to decode.
+            # After a failure, or when the consumer stops, the next call must not decode the requests of this one.
             if jobs:
                 engine.abort_request(list(jobs))
 
@@ -132,7 +133,7 @@ class RolloutEngine:
             max_tokens=min(rollout.max_tokens, max_tokens or rollout.max_tokens),
             seed=seed if self._config.deterministic else None,
             logprobs=0,
-            # One decode at the end instead of one per token.
+            # The text is decoded once at the end, not after every token.
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -155,5 +156,5 @@ class RolloutEngine:
 
 
 def _base_id(request_id: str) -> str:
-    # vLLM may append a suffix to make ids unique.
+    # vLLM may add a suffix to make ids unique.
     return request_id.split("-")[0]

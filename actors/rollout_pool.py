@@ -1,4 +1,4 @@
-"""The rollout engines as one pool: prompts go to whichever engine is free, weights to all of them."""
+"""The rollout engines as one pool: prompts go to any engine that is free, weights go to all engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from dphrl.types import Completion, Prompt
 
 
 class RayRolloutPool:
-    """`protocols.RolloutPool` over vLLM engines: work goes to whichever engine is free."""
+    """`protocols.RolloutPool` over vLLM engines.
+
+    probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's, for the
+    default bound on the gap in log-probs.
+    """
 
     def __init__(
         self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt] = (), dtype: str = "float32"
@@ -39,8 +43,8 @@ class RayRolloutPool:
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
-        # One engine takes all at once: its scheduler batches best. Several take two helpings each, so that a
-        # slow one holds back the step by half a share at most.
+        # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
+        # two helpings, so that a slow engine delays the step by half a share at most.
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
         waiting = [(i, prompts[i : i + share]) for i in range(0, len(prompts), max(1, share))]
         waiting.reverse()
@@ -68,13 +72,13 @@ class RayRolloutPool:
         serving = asyncio.create_task(serve_all())
         limit = self.config.rollout.timeout_s
         try:
-            # The clock starts again with every completion: how long a whole collection takes depends on its size.
+            # The limit is for the time between deliveries, because the time of a whole collection depends on its size.
             while (completions := await within(finished.get(), limit, "rollout.timeout_s", "a completion")) is not None:
                 yield completions
             await serving
         finally:
             serving.cancel()
-            # Empty unless something failed.
+            # `waiting` is empty here unless something failed.
             self._num_waiting -= sum(len(mine) for _, mine in waiting)
             waiting.clear()
 
@@ -83,14 +87,14 @@ class RayRolloutPool:
         return {name: rate for name, rate in rates.items() if rate is not None}
 
     def live_metrics(self) -> Mapping[str, float]:
-        """Queue depths at this moment, from any thread."""
+        """Queue depths at this moment. Any thread may call it."""
         pending = {f"queue/engine/{i}/completions_pending": load.num_pending for i, load in enumerate(self._loads)}
         return {"queue/prompts_waiting": self._num_waiting, **pending}
 
 
 async def _push_weights(engine: Actor, chunks: Sequence[WeightChunk], version: int) -> int:
-    # One engine runs calls in order, so nothing is awaited until its acknowledgement; failures surface there
-    # too, because an update that failed leaves the session closed.
+    # An engine runs its calls in order, so all are sent at once. If one fails, the acknowledgement fails too,
+    # because a failed update leaves the session closed.
     calls = [engine.start_weight_update.remote()]
     calls += [engine.update_weights.remote(chunk) for chunk in chunks]
     calls += [engine.finish_weight_update.remote(version)]

@@ -1,8 +1,8 @@
-"""Our backend in vLLM's weight-transfer registry: weights come from the Ray object store.
+"""A backend for vLLM's weight-transfer registry that takes weights from the Ray object store.
 
-It needs no GPU and no process group between learner and engine, so it works on a laptop, across any nodes, and
-for as many engines as there are: every node fetches each chunk once and its engines map the same memory. The
-actor resolves the references; this engine gets host bytes, so that it also works in vLLM's own worker processes.
+It needs no GPU and no process group between learner and engine, so it works on a laptop, across nodes, and for any
+number of engines: every node fetches each chunk once, and its engines map the same memory. The actor resolves the
+references. The engine here gets host bytes, so that it also works in vLLM's own worker processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BACKEND = "object_store"
 
 @dataclass
 class ObjectStoreInitInfo(WeightTransferInitInfo):
-    """There is nothing to agree on beforehand."""
+    """Empty: learner and engine have nothing to agree on beforehand."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
 
 
 class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
-    """Worker side. A session is start_weight_update, any number of update_weights, finish_weight_update."""
+    """The worker side. A session is start_weight_update, any number of update_weights, finish_weight_update."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
@@ -42,11 +42,11 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         pass
 
     def start_weight_update(self) -> None:
-        # Layers drop their loaded weights after packing them for the CPU kernels: they must be rebuilt, not copied.
+        # Layers drop their weights after packing them for the CPU kernels, so they must be rebuilt, not copied into.
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # Not the base's: it synchronizes an accelerator, which a CPU machine does not have.
+        # The base class's method would synchronize an accelerator, which a CPU machine does not have.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -64,8 +64,8 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
     def _repack_tied_head(self) -> None:
         """Pack a tied LM head again from the embedding it shares.
 
-        Layerwise reload processes the shared module as an embedding only, and the CPU head would keep multiplying
-        by its *old* packed copy: no error, only wrong log-probs.
+        Layerwise reload processes the shared module as an embedding only. The CPU head would then keep multiplying by
+        its *old* packed copy, which gives no error, only wrong log-probs.
         """
         head = getattr(self.model, "lm_head", None)
         if self.device.type == "cpu" and head is not None and self._tied:
@@ -77,6 +77,6 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
 
 
 def register() -> None:
-    """Make `object_store` known to vLLM in this process; twice is once. vLLM's workers call it as a plugin."""
+    """Make `object_store` known to vLLM in this process. vLLM's workers call this as a plugin; repeating it is safe."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransferEngine)

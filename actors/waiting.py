@@ -1,4 +1,4 @@
-"""Waiting for actors: never without a deadline, and always saying for what."""
+"""Waiting for actors, always with a deadline and with an error that says what was waited for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Actor = Any  # Ray's handles carry no static type of their methods.
+Actor = Any  # Ray's handles have no static types for their methods.
 
 
 async def within(waiting: Awaitable[T], seconds: float, setting: str, what: str) -> T:
-    """`waiting`'s result. Raises TimeoutError that says what was waited for, and which setting bounds it."""
+    """The result of `waiting`. Raises TimeoutError, which says what was waited for and which setting is the limit."""
     try:
         return await asyncio.wait_for(waiting, seconds)
     except TimeoutError:

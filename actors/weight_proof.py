@@ -1,4 +1,4 @@
-"""The proof that engines hold the learner's weights: what they sample, the learner finds as likely as they do."""
+"""The proof that engines hold the learner's weights: both give the same log-probs to what the engines sample."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dphrl.config.runtime import SyncConfig
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
-# Largest |engine - learner| log-prob after a sync, by the learner's dtype, where the config gives none.
+# Largest |engine - learner| log-prob that is allowed after a sync, by the learner's dtype, if the config gives none.
 DEFAULT_MAX_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 0.5}
-# Enough to go through prefill, cache and decode; the whole cluster waits for probes.
+# Enough to use prefill, cache and decode, but not more, because the whole cluster waits for the probes.
 PROBE_TOKENS = 32
 
 
@@ -24,7 +24,7 @@ def max_logprob_gap(sync: SyncConfig, dtype: str) -> float:
 
 
 class WeightProof:
-    """Compares engines and learner on probes. Each proof samples new ones, so that none is answered from a cache."""
+    """Compares engines and learner on probes. Each proof has a new seed, so that no probe is answered from a cache."""
 
     def __init__(self, engines: Sequence[Actor], probes: Sequence[Prompt], max_gap: float) -> None:
         """probes: prompts of which every engine samples one completion each. max_gap: in nats."""
@@ -34,7 +34,7 @@ class WeightProof:
     async def largest_gap(self, learner: WeightPublisher) -> float:
         """The largest |engine - learner| log-prob over all probe tokens of all engines, in nats.
 
-        Raises RuntimeError, which names the engine, when it exceeds max_gap or is no number.
+        Raises RuntimeError, which names the engine, when the gap exceeds max_gap or is no number.
         """
         gaps = await self._gaps(learner)
         worst = max(range(len(gaps)), key=gaps.__getitem__)
@@ -48,7 +48,7 @@ class WeightProof:
         return gaps[worst]
 
     async def _gaps(self, learner: WeightPublisher) -> list[float]:
-        """Each engine's largest gap on probe completions it samples now; one forward pass scores them all."""
+        """Each engine's largest gap on probe completions that it samples now; one call of `score` scores them all."""
         seed = next(self._seeds)
         sampled = await asyncio.gather(*[self._sample(engine, seed) for engine in self.engines])
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
@@ -66,5 +66,5 @@ class WeightProof:
 
 def _gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    # A NaN must not pass a comparison, nor hide behind max().
+    # A NaN must not pass the comparison with the bound, nor be lost in max().
     return math.inf if any(math.isnan(gap) for gap in gaps) else max(gaps)

@@ -1,4 +1,4 @@
-"""Learner -> engines, versioned: pack weights into the object store, hand the references to every engine."""
+"""How weights go from the learner to the engines: packed as raw bytes, in chunks for the object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ CHUNK_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A tensor as raw bytes. NumPy arrays are what Ray maps without a copy, and NumPy knows no bfloat16."""
+    """A tensor as raw bytes: Ray maps NumPy arrays without a copy, but NumPy has no bfloat16.
+
+    data: uint8, one-dimensional. dtype: the tensor's, such as float32.
+    """
 
     name: str
     dtype: str
@@ -32,16 +35,16 @@ def pack_tensor(name: str, tensor: torch.Tensor) -> PackedTensor:
 
 
 def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
-    """The tensor back, sharing `packed`'s memory: read it, do not write to it."""
+    """The tensor that was packed. It shares the memory of `packed`, so it must not be written to."""
     with warnings.catch_warnings():
-        # Object store memory is read-only; torch warns of writes that nobody makes.
+        # Object store memory is read-only. torch warns about writes, but nobody writes to this tensor.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         flat = torch.from_numpy(packed.data)
     return flat.view(getattr(torch, packed.dtype)).reshape(packed.shape)
 
 
 def packed_chunks(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[PackedTensor]]:
-    """Lists of packed tensors of about CHUNK_BYTES each, never splitting a tensor."""
+    """Lists of packed tensors, each of CHUNK_BYTES or more except the last. A tensor is never split."""
     chunk: list[PackedTensor] = []
     num_bytes = 0
     for name, tensor in named_tensors:
