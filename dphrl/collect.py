@@ -126,7 +126,7 @@ async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, 
 
     A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) replaces
     such groups by those of further prompts, in at most dynamic_sampling_rounds rounds; then the step trains on what it
-    has. Prompts and seeds are a pure function of (seed, step, round).
+    has. With one round, every group stays. Prompts and seeds are a pure function of (seed, step, round).
     """
     # This sets the value of this task alone: the loop may still be at the step before.
     current_step.set(step + 1)

@@ -35,7 +35,7 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
 
 
 def changed_parts(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Names of the parts of `wanted` that `stored` lacks or has otherwise; empty when the stored work may be reused."""
+    """Names of the parts of `wanted` that `stored` lacks or differs in; empty when the stored work may be reused."""
     return [name for name in wanted if stored.get(name) != wanted[name]]
 
 

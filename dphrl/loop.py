@@ -26,7 +26,7 @@ async def train(
     *,
     start_step: int = 0,
 ) -> None:
-    """Run steps start_step .. num_steps - 1. The engines must be refit before. `reference` is None for plain RLVR."""
+    """Run steps start_step .. num_steps - 1. Engines must be refit before. reference: None to rehearse nothing."""
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
     collector = StepCollector(config, exploration, parts)
     for step in range(start_step, config.learner.num_steps):
@@ -44,5 +44,5 @@ async def train(
 
 
 async def rehearse(config: Config, reference: ReferenceStore | None, step: int) -> Sequence[ReferenceSample]:
-    """The stored answers of the initial policy that this step rehearses; none for plain RLVR."""
+    """The stored answers of the initial policy that this step rehearses; none without `reference`."""
     return [] if reference is None else await reference.sample(step, config.reference.rows_per_step)

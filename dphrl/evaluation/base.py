@@ -37,7 +37,7 @@ async def base_evaluation(
     identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
     partial = PartialResult.beside(path, prepared.model_dir)
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
-        partial.remove()  # it is still there if a kill came after the stamp was written
+        partial.remove()  # chunks are left if a kill came after the stamp was written
         return list(json.loads(path.read_text()))
     evaluation = Evaluation(config, prepared.evaluations, "base", partial=partial)
     summaries = await evaluate_sets(evaluation, parts, console)

@@ -54,7 +54,7 @@ def title(results: Results) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """A row per arm with its rates in and out of domain, as mean and half-width; few of the k, to fit a screen."""
+    """A row per arm with its rates in and out of domain, as mean and half-width; for few k, to fit a screen."""
     # The base has no retention: a column exists if any arm has it.
     columns = list(
         dict.fromkeys((name, key) for some in results["arms"].values() for name in some for key in _shown(some[name]))

@@ -34,7 +34,8 @@ class Advance(Protocol):
 class Console:
     """Prints a run's own messages. Tasks may overlap; their bars share one display.
 
-    stream: None means standard output. interactive: whether to draw bars; None means if the stream is a terminal.
+    stream: None means standard output. interactive: whether to draw bars; with None, bars are drawn on a
+    terminal only.
     """
 
     def __init__(self, stream: IO[str] | None = None, *, interactive: bool | None = None) -> None:

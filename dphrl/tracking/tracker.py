@@ -159,7 +159,7 @@ def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_samples(path: Path, groups: Sequence[RolloutGroup], limit: int | None = None) -> int:
-    """Write graded completions as JSON lines, first one of each prompt, then the second of each, and so on.
+    """Write graded completions as JSON lines: the first one of every prompt, then the second ones, and so on.
 
     limit: the largest number of lines; None means all. Returns the number of lines.
     """
