@@ -1,1 +1,3 @@
 """Ray actors: thin shells that run dphrl code on processes and devices."""
+
+__part_of__ = "dphrl"

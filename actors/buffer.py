@@ -8,6 +8,7 @@ import ray
 
 from actors.waiting import Actor
 from dphrl.data.schedule import step_indices
+from dphrl.own_code import pin
 from dphrl.protocols import WholeReference
 from dphrl.types import ReferenceSample
 
@@ -20,6 +21,7 @@ class BufferActor:
     """Holds a filled buffer in the object store, in shards, for as long as the actor lives."""
 
     def __init__(self) -> None:
+        pin()
         self._shards: list[ray.ObjectRef[list[ReferenceSample]]] = []
         self._num_samples = 0
         self._schedule = 0

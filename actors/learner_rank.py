@@ -19,6 +19,7 @@ from dphrl.learner.batching import MicroBatch
 from dphrl.learner.policy import PolicyModel, dtype_name, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.models import load_tokenizer
+from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
 
@@ -81,6 +82,7 @@ class LearnerRank:
     """
 
     def __init__(self, config: Config, rank: int) -> None:
+        pin()
         install_json_log(f"learner-{rank}")
         self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
         self._published: list[ray.ObjectRef[list[PackedTensor]]] = []

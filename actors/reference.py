@@ -12,6 +12,7 @@ from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from dphrl.config.schema import Config
+from dphrl.own_code import pin
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Prompt
@@ -26,6 +27,7 @@ class ReferenceSampler:
     """
 
     def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
+        pin()
         install_json_log("reference")
         self._config = config
         self._rollouts = RayRolloutPool(engines, config, probes=())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ray
 
 from dphrl.config.data import RewardConfig
+from dphrl.own_code import pin
 from dphrl.rewards.base import build_grader
 from dphrl.tracking.log import install_json_log
 from dphrl.types import RewardResult
@@ -20,6 +21,7 @@ class RewardWorker:
     """
 
     def __init__(self, config: RewardConfig) -> None:
+        pin()
         install_json_log(ray.get_runtime_context().get_actor_name() or "reward")
         self._grader = build_grader(config)
 

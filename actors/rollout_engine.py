@@ -14,6 +14,7 @@ from actors.weight_sync import PackedTensor
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.policy import dtype_name
+from dphrl.own_code import lead, pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
 
@@ -29,6 +30,9 @@ class RolloutEngine:
 
     def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
         """devices: the GPUs of the node to use if Ray assigned none, because they belong to a colocated learner."""
+        pin()
+        # vLLM's own processes load our plugin by its name.
+        lead()
         install_json_log(f"rollout-{index}")
         if devices is not None:
             # This must come before the first use of CUDA, which reads the variable once.

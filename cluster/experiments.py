@@ -19,11 +19,13 @@ from dphrl.config.schema import Config
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
+from dphrl.own_code import own_first
 from dphrl.prepare import Prepared, prepare
 from dphrl.protocols import System
 from dphrl.tracking.console import Console
 
 Run = tuple[str, int]  # (arm, seed)
+OWN_PROGRAM = own_first("from dphrl.__main__ import main; main()")
 
 
 def run_experiment(
@@ -197,7 +199,7 @@ def _run_apart(
 
     def train(run: Run) -> str | None:
         arm, seed = run
-        command = [sys.executable, "-m", "cluster.cli", "experiment", source, "--arms", arm, "--seeds", str(seed)]
+        command = [sys.executable, "-c", OWN_PROGRAM, "experiment", source, "--arms", arm, "--seeds", str(seed)]
         command += ["--run-dir", run_dir, *(["--inline"] if inline else []), "--part", *overrides]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         children.add(child)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.config.loading import InputError, list_presets, load_config
+from dphrl.own_code import hides_program
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Where a client of Ray Jobs looks, before it looks at what it was told.
@@ -30,6 +31,8 @@ CHATTY_LOGGERS = (
     "ray._private.runtime_env.packaging",
     "ray._private.runtime_env.working_dir",
 )
+# On a node, where `dphrl` may be no program: a --wheel brings none. -P: not from the folder that Ray was started in.
+PROGRAM = ("python", "-P", "-m", "dphrl")
 # What this program exits with when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
@@ -71,6 +74,12 @@ def plan_submission(
     config = load_config(source, overrides)
     if working_dir is not None and not working_dir.is_dir():
         raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
+    # A wheel comes before the uploaded folder, what is installed on the nodes after it.
+    if working_dir is not None and wheel is None and (hiding := hides_program(working_dir)):
+        raise InputError(
+            f"{hiding}: would be uploaded and hide the program on the nodes, which is found by the same name; rename "
+            "it, choose another --working-dir, or give --wheel or --no-upload"
+        )
     if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
         raise InputError(f"--wheel {wheel}: no such wheel; make one with `pip wheel --no-deps -w dist .`")
     arguments, notes = [_config_argument(source, working_dir), *overrides], []
@@ -81,7 +90,7 @@ def plan_submission(
         arguments.append(f"run_dir={run_dir}")
         notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
     flags = [*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else [])]
-    words = ["python", "-m", "cluster.cli", "train", *arguments, *flags]
+    words = [*PROGRAM, "train", *arguments, *flags]
     runtime_env: dict[str, Any] = {"env_vars": _variables(env, environ)}
     if working_dir is not None:
         runtime_env |= {"working_dir": str(working_dir.resolve()), "excludes": NOT_UPLOADED}

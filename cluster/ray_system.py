@@ -28,6 +28,7 @@ from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
+from dphrl.own_code import is_hidden_from_workers, worker_hook
 from dphrl.protocols import Parts, WholeReference
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
@@ -207,10 +208,16 @@ def connect(config: Config) -> None:
     debug = bool(os.environ.get("DPHRL_DEBUG"))
     address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
+    runtime_env: dict[str, Any] = {}
+    # Only where it is needed: with a runtime environment, the workers that Ray starts beforehand are of no use.
+    if is_hidden_from_workers():
+        runtime_env["worker_process_setup_hook"] = worker_hook()
     log_format = os.environ.get(LOG_ENVIRONMENT)
     # A submitted job's actors have its variables anyway, and Ray refuses to be told one of them twice.
     if log_format and JOB_CONFIG_ENVIRONMENT not in os.environ:
-        options["runtime_env"] = {"env_vars": {LOG_ENVIRONMENT: log_format}}
+        runtime_env["env_vars"] = {LOG_ENVIRONMENT: log_format}
+    if runtime_env:
+        options["runtime_env"] = runtime_env
     if address and address.startswith(("http://", "https://")):
         raise InputError(
             f"{address}: is a dashboard, to which jobs are sent (`dphrl submit`); for cluster.address and RAY_ADDRESS "

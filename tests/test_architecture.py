@@ -30,6 +30,8 @@ FORBIDDEN_IMPORTS = {
     "actors": {"cluster"},
     "cluster": set[str](),
 }
+# Where the program starts: it must begin in `dphrl`, and hands over to the command line.
+ENTRY_POINT = Path("dphrl/__main__.py")
 PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "pickle5", "cloudpickle", "dill", "shelve", "joblib"}
 
 # Room -> the rooms it may import, all of them further up. A room is a folder or a module right below `dphrl` or
@@ -41,38 +43,40 @@ ROOMS = {
     "dphrl": "",
     "tiny": "",
     "types": "",
-    "config": "algo",
+    "own_code": "",
+    "config": "algo own_code",
     "models": "tiny",
-    "sandbox": "types",
+    "sandbox": "types own_code",
+    "cluster.jobs": "config own_code",
     "batch": "algo types config",
-    "cluster.jobs": "config",
     "fingerprint": "types config",
     "learner": "algo types config",
     "tracking": "types config",
     "chunks": "types fingerprint",
     "protocols": "types config tracking",
-    "rewards": "tiny types config sandbox tracking",
+    "rewards": "tiny types config own_code sandbox tracking",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols data",
     "prepare": "types config models tracking rewards data",
     "evaluation": "types config fingerprint tracking chunks protocols data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols data collect prepare",
-    "actors": "types config models learner tracking protocols rewards data reference",
+    "actors": "types config models own_code learner tracking protocols rewards data reference",
     "experiments": "config tracking evaluation",
     "inline": "types config learner tracking protocols rewards data reference",
     "run": "types config fingerprint learner tracking protocols prepare evaluation loop reference",
     "cluster.dashboards": "actors",
     "cluster.planning": "config tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
-    "cluster.ray_system": "types config tracking protocols actors cluster.planning",
+    "cluster.ray_system": "types config own_code tracking protocols actors cluster.planning",
     "cluster.render": "config cluster.planning",
     "cluster.launch": "config tracking protocols prepare evaluation reference inline run cluster.ray_system",
-    "cluster.experiments": "config tracking protocols prepare experiments cluster.launch",
+    "cluster.experiments": "config own_code tracking protocols prepare experiments cluster.launch",
     "cluster.cli": (
-        "cluster.doctor dphrl config cluster.jobs tracking rewards experiments cluster.planning report "
+        "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
         "cluster.render cluster.launch cluster.experiments"
     ),
+    "__main__": "own_code cluster.cli",
 }
 
 MAX_FILE_LINES = 350
@@ -146,7 +150,8 @@ def imports_of(path: Path, modules: set[str]) -> list[str]:
 
 
 def import_direction(path: Path, root: Path) -> list[str]:
-    return imports_of(path, FORBIDDEN_IMPORTS[path.relative_to(root).parts[0]])
+    place = path.relative_to(root)
+    return imports_of(path, FORBIDDEN_IMPORTS[place.parts[0]] - ({"cluster"} if place == ENTRY_POINT else set()))
 
 
 def room_of(module: str) -> str:
@@ -374,7 +379,7 @@ def test_dphrl_loads_no_ray_vllm_or_deepspeed() -> None:
 
 
 def test_the_command_line_starts_light() -> None:
-    assert loaded_by_importing(["cluster.cli"], {"torch", "ray", "vllm", "deepspeed"}, ROOT) == []
+    assert loaded_by_importing(["cluster.cli", "dphrl.__main__"], {"torch", "ray", "vllm", "deepspeed"}, ROOT) == []
 
 
 # ------------------------------------------------------------ each rule catches an offender
@@ -424,6 +429,13 @@ def test_an_import_against_the_direction_is_caught(tmp_path: Path, text: str) ->
 )
 def test_an_import_along_the_direction_is_not(tmp_path: Path, name: str, text: str) -> None:
     assert import_direction(write(tmp_path, name, text), tmp_path) == []
+
+
+def test_the_entry_point_alone_may_name_the_command_line(tmp_path: Path) -> None:
+    text = "import cluster.cli"
+    assert import_direction(write(tmp_path, "dphrl/__main__.py", text), tmp_path) == []
+    assert import_direction(write(tmp_path, "dphrl/__main__.py", "import actors"), tmp_path)
+    assert import_direction(write(tmp_path, "dphrl/algo/__main__.py", text), tmp_path)
 
 
 def test_actors_importing_cluster_is_caught(tmp_path: Path) -> None:

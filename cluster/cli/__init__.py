@@ -343,7 +343,3 @@ def version() -> None:
 def main() -> None:
     """The `dphrl` program."""
     app(prog_name="dphrl")
-
-
-if __name__ == "__main__":
-    main()

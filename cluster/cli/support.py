@@ -73,12 +73,14 @@ def exit_status() -> Iterator[Command]:
         raise typer.Exit(130) from None
     except Exception as error:
         from dphrl.config.loading import InputError
+        from dphrl.own_code import ForeignCodeError
 
         causes = _causes(error)
         if os.environ.get("DPHRL_DEBUG") == "1":
             traceback.print_exception(error)
-        if all(isinstance(cause, InputError) for cause in causes):
-            for line in "\n".join(map(str, causes)).splitlines():
+        if all(isinstance(cause, InputError | ForeignCodeError) for cause in causes):
+            # Actors of one node say the same.
+            for line in dict.fromkeys("\n".join(map(str, causes)).splitlines()):
                 say(f"dphrl: error: {line}")
             raise typer.Exit(2) from None
         for cause in causes:
@@ -92,7 +94,11 @@ def _causes(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [cause for member in error.exceptions for cause in _causes(member)]
     carried = getattr(error, "cause", None)
-    return _causes(carried) if isinstance(carried, BaseException) else [error]
+    if isinstance(carried, BaseException):
+        return _causes(carried)
+    from dphrl.own_code import foreign_code_told_by
+
+    return [foreign_code_told_by(error) or error]
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from dphrl.algo.registry import METHODS, show
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.own_code import name_taken
 
 
 class MethodConfig(Section):
@@ -28,8 +29,8 @@ def import_plugins(plugins: Sequence[str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise ValueError(
-                f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); install it or put its folder "
-                "on PYTHONPATH"
+                f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); "
+                + (name_taken(error) or "install it or put its folder on PYTHONPATH")
             ) from error
 
 

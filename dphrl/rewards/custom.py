@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dphrl.own_code import name_taken
 from dphrl.sandbox.process import Limits, Sandbox
 from dphrl.types import JsonDict, RewardResult, RewardStatus
 
@@ -45,8 +46,8 @@ def load_reward(name: str, params: Mapping[str, Any]) -> UserReward:
             target, params = target(**params), {}
     except Exception as error:
         raise ValueError(
-            f"reward.name={name!r} cannot be loaded ({type(error).__name__}: {error}); install the module or put its "
-            "folder on PYTHONPATH, and check reward.params"
+            f"reward.name={name!r} cannot be loaded ({type(error).__name__}: {error}); "
+            + (name_taken(error) or "install the module or put its folder on PYTHONPATH, and check reward.params")
         ) from error
     # Ray marks what runs elsewhere by `.remote`; its result is awaited like a coroutine's.
     remote = hasattr(target, "remote")

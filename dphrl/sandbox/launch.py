@@ -11,6 +11,7 @@ import sys
 import tempfile
 from math import ceil
 
+from dphrl.own_code import own_first
 from dphrl.sandbox.zygote import END, FORK, take_frame
 from dphrl.types import JsonDict
 
@@ -19,8 +20,8 @@ START_S = 120.0
 COMMAND_S = 30.0
 _STOP_S = 2.0
 _MESSAGE_BYTES = 2**16
-_BOOT = (
-    "import json, sys; options = json.loads(sys.argv[1]); sys.path[:] = options['path']; "
+_BOOT = own_first(
+    "import json; options = json.loads(sys.argv[1]); sys.path[:] = options['path']; "
     "from dphrl.sandbox.zygote import main; main(int(sys.argv[2]), options)"
 )
 

@@ -71,7 +71,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(folder),
+            # This checkout is what the nodes have installed, as far as a job can tell.
+            "PYTHONPATH": f"{folder}:{ROOT}",
         }
         (folder / "dies_once.py").write_text(DIES_ONCE)
         self.died_once = folder / "dies_once.died"
@@ -122,10 +123,10 @@ class Cluster:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
-    def dphrl(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "cluster.cli", *arguments]
+    def dphrl(self, *arguments: str, cwd: Path = ROOT, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", "-m", "dphrl", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes, **options)
+        return subprocess.Popen(command, cwd=cwd, env=self.environment, **pipes, **options)
 
     def close(self) -> None:
         for process in reversed(self.processes):
@@ -209,6 +210,24 @@ def test_the_metrics_endpoint_shows_the_families_during_the_run(finished: dict[s
     assert 'run="demo-math"' in finished["metrics"]
 
 
+def test_a_repository_may_hold_folders_of_the_programs_names(cluster: Cluster, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for name in ("actors", "cluster"):
+        (repository / name).mkdir(parents=True)
+        (repository / name / "__init__.py").write_text("raise SystemExit('the package of the repository was loaded')")
+    (repository / "my_rewards.py").write_text("def brevity(completion, answer):\n    return -len(completion) / 100\n")
+    submitted = cluster.dphrl(
+        *("submit", "demo-math", *SMALL, "learner.num_steps=1", "rollout.num_engines=1", "evaluation.num_samples=0"),
+        *("algorithm.divergence=none", "reward.name=my_rewards:brevity", "run_name=beside"),
+        *(f"run_dir={tmp_path / 'runs'}", "--address", cluster.address, "--wait"),
+        cwd=repository,
+    )
+    stdout, stderr = submitted.communicate()
+    assert submitted.returncode == 0, stdout[-3000:] + stderr[-3000:]
+    (step,) = (tmp_path / "runs" / "beside" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(step)["reward/signal_mean"] < 0
+
+
 def test_bad_input_found_over_there_is_the_commands_status_and_line(cluster: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
     bad = cluster.dphrl(
@@ -275,7 +294,7 @@ def test_doctor_asks_every_node(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_a_missing_token_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
     environment = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
-    command = [sys.executable, "-m", "cluster.cli", "jobs", "list", "--address", cluster.address]
+    command = [sys.executable, "-m", "dphrl", "jobs", "list", "--address", cluster.address]
     done = subprocess.run(
         command, cwd=ROOT, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False
     )

@@ -114,7 +114,7 @@ def test_deterministic_runs_give_the_same_figures_on_engines_that_went_before(tm
     text = SUITE[: SUITE.index("\n  grpo:")].replace("num_steps: 1", "num_steps: 3") + twice
     suite.write_text(text.replace("settings:", "settings:\n  deterministic: true\n  cluster.num_cpus: 2"))
     # On Ray and vLLM, in a process of its own: the second run finds an engine with the first one's history.
-    command = [sys.executable, "-m", "cluster.cli", "experiment", str(suite), "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "dphrl", "experiment", str(suite), "--run-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("rollout engine 0 up") == 2

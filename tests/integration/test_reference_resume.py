@@ -43,7 +43,7 @@ def start_sampling(config_file: Path, run_name: str, *overrides: str) -> subproc
         [
             sys.executable,
             "-m",
-            "cluster.cli",
+            "dphrl",
             "sample",
             str(config_file),
             f"run_name={run_name}",

@@ -32,8 +32,8 @@ def test_a_preset_with_its_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyP
     overrides = ["learner.num_steps=4", "algorithm.divergence={name: alpha, alpha: 0.5}"]
     plan = plan_submission("demo-math", overrides, resume=True, working_dir=tmp_path, environ={})
     words = shlex.split(plan.entrypoint)
-    assert words[:5] == ["python", "-m", "cluster.cli", "train", "demo-math"]
-    assert words[5:] == [*overrides, f"run_dir={tmp_path / 'runs'}", "--resume"]
+    assert words[:6] == ["python", "-P", "-m", "dphrl", "train", "demo-math"]
+    assert words[6:] == [*overrides, f"run_dir={tmp_path / 'runs'}", "--resume"]
     assert plan.run_name == "demo-math"
     assert plan.runtime_env["working_dir"] == str(tmp_path)
     assert "runs" in plan.runtime_env["excludes"]
@@ -53,13 +53,25 @@ def test_a_file_is_named_as_the_job_will_find_it(tmp_path: Path) -> None:
     path = folder / "mine.yaml"
     path.write_text("base: demo-math\nrun_name: mine\nrun_dir: /shared\n")
     uploaded = plan_submission(str(path), [], working_dir=tmp_path, environ={})
-    assert shlex.split(uploaded.entrypoint)[4:] == ["configs/mine.yaml"]
+    assert shlex.split(uploaded.entrypoint)[5:] == ["configs/mine.yaml"]
     assert "working_dir" not in plan_submission(str(path), [], environ={}).runtime_env
-    assert shlex.split(plan_submission(str(path), [], environ={}).entrypoint)[4] == str(path)
+    assert shlex.split(plan_submission(str(path), [], environ={}).entrypoint)[5] == str(path)
     elsewhere = tmp_path / "other"
     elsewhere.mkdir()
     with pytest.raises(InputError, match="lies outside the uploaded folder"):
         plan_submission(str(path), [], working_dir=elsewhere, environ={})
+
+
+def test_a_folder_that_would_hide_the_program_is_refused(tmp_path: Path) -> None:
+    for name in ("actors", "cluster"):
+        (tmp_path / name).mkdir()
+    plan_submission("demo-math", [], working_dir=tmp_path, environ={})
+    (tmp_path / "dphrl").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path / 'dphrl'}: would be uploaded and hide the program"):
+        plan_submission("demo-math", [], working_dir=tmp_path, environ={})
+    wheel = tmp_path / "dphrl-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    plan_submission("demo-math", [], working_dir=tmp_path, wheel=wheel, environ={})
 
 
 def test_environment_and_wheel(tmp_path: Path) -> None:

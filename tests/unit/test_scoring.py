@@ -92,7 +92,7 @@ def test_bad_arguments_are_exit_2(tmp_path: Path, arguments: list[str], words: s
 def test_standard_input_and_output(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row, _, _ in MATH)
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "score", "math", "-"], input=lines, capture_output=True, text=True
+        [sys.executable, "-m", "dphrl", "score", "math", "-"], input=lines, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == [status for _, status, _ in MATH]
@@ -124,7 +124,7 @@ def test_an_interrupt_ends_it_whatever_its_workers_are_at(tmp_path: Path, databa
     endless = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t"
     row = {"completion": endless, "db": database, "gold_sql": "SELECT 1", "convention": "bird"}
     source = write(tmp_path / "in.jsonl", [row] * 300)
-    command = [sys.executable, "-m", "cluster.cli", "score", "sql", str(source), "-o", str(tmp_path / "out.jsonl")]
+    command = [sys.executable, "-m", "dphrl", "score", "sql", str(source), "-o", str(tmp_path / "out.jsonl")]
     # A test run in the background of a shell has interrupts ignored, and its children with it.
     process = subprocess.Popen(
         [*command, "--workers", "2", "--timeout-s", "5"],
@@ -144,7 +144,7 @@ def test_an_interrupt_ends_it_whatever_its_workers_are_at(tmp_path: Path, databa
 def test_a_reader_that_has_enough_is_no_failure_to_shout_about(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [MATH[0][0]] * 20_000)
     done = subprocess.run(
-        f"{sys.executable} -m cluster.cli score math {source} | head -n 1", shell=True, capture_output=True, text=True
+        f"{sys.executable} -m dphrl score math {source} | head -n 1", shell=True, capture_output=True, text=True
     )
     assert json.loads(done.stdout)["status"] == "correct"
     assert "BrokenPipe" not in done.stderr
@@ -153,7 +153,7 @@ def test_a_reader_that_has_enough_is_no_failure_to_shout_about(tmp_path: Path) -
 def test_a_killed_worker_process_loses_no_row(tmp_path: Path) -> None:
     rows = [{"completion": rf"\boxed{{{i}}}", "answer": str(i)} for i in range(60_000)]
     source = write(tmp_path / "in.jsonl", rows)
-    command = [sys.executable, "-m", "cluster.cli", "score", "math", str(source), "-o", str(tmp_path / "out.jsonl")]
+    command = [sys.executable, "-m", "dphrl", "score", "math", str(source), "-o", str(tmp_path / "out.jsonl")]
     process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True)
 
     def kill_a_worker() -> None:
