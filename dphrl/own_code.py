@@ -133,7 +133,8 @@ def worker_hook() -> Callable[[], None]:
                 importlib.import_module(package)
                 sys.path[:] = path
                 break
-        # A worker that fails here is started again for ever; every actor checks too, and can say what is amiss.
+        # Ray would take an error here for a worker that died by accident. Every actor checks too, and its error comes
+        # to the driver as what it is.
         with suppress(ImportError):
             importlib.import_module(module).pin()
 
