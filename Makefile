@@ -8,13 +8,16 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format clean
+.PHONY: help setup lock demo test test-fast lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with everything in it (minutes once, then nothing); DPHRL_BACKEND=cpu|cuda to choose
 	@docker/setup.sh
+
+lock: ## renew the versions in docker/constraints-*.txt, for review: the newest that pyproject.toml allows
+	@docker/setup.sh --lock
 
 demo: setup ## train the small maths model on this machine; ARGS="learner.num_steps=10" to override settings
 	$(BIN)/dphrl train demo-math --overwrite $(ARGS)

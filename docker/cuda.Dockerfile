@@ -19,12 +19,12 @@ USER 10001
 WORKDIR /app
 
 # No GPU is visible while an image is built, so the choice is stated here.
-ENV DPHRL_VENV=/opt/venv DPHRL_BACKEND=cuda PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1
+ENV DPHRL_VENV=/opt/venv DPHRL_BACKEND=cuda PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
 
-# Everything slow depends on these two files alone: dphrl is installed in place, from empty packages that the
+# Everything slow depends on these three files alone: dphrl is installed in place, from empty packages that the
 # code then fills.
 COPY --chown=10001 pyproject.toml ./
-COPY --chown=10001 docker/setup.sh docker/
+COPY --chown=10001 docker/setup.sh docker/constraints-cuda.txt docker/
 RUN mkdir dphrl actors cluster \
     && touch README.md LICENSE dphrl/__init__.py actors/__init__.py cluster/__init__.py \
     && docker/setup.sh

