@@ -262,7 +262,7 @@ if [ "$lock" = yes ]; then
 fi
 
 # ------------------------------------------------------------------------------------------ 3. torch
-# No compilation to bytecode here: step 5 does it for all packages at once, on every core.
+# uv compiles no bytecode unless it is told to, and pip must not either: step 5 says why.
 install() {  # install ARGUMENT...: with uv, with pip where uv cannot be had or cannot do it
     if [ -n "$uv" ]; then
         attempt "$uv" pip install --python "$py" $uv_options $pins ${pins:+--build-constraints "$constraints"} "$@" &&
@@ -277,8 +277,8 @@ uninstall() {
 }
 fail_install() {  # fail_install MESSAGE: with the pins that the log complains of, if it does
     local unmet
-    unmet=$(grep -oE '(no version of|\(constraint\)|satisfies the requirement) [A-Za-z0-9._-]+==[^][ ,;()]+' "$log" |
-        sed 's/.* //' | grep -v '^uv==' | sort -u | grep -Fxf - "$constraints" | paste -sd ' ' -) || true
+    unmet=$(grep -oE '(no version of|\(constraint\)|satisfies the requirement) [A-Za-z0-9._-]+' "$log" | sed 's/.* //' |
+        grep -vx uv | sort -u | sed 's/.*/^&==/' | grep -f - "$constraints" | paste -sd ' ' -) || true
     if [ "$locked" = no ] || [ -z "$unmet" ]; then fail "$*"; fi
     fail "$1: $constraints asks for versions that cannot be had from where pip and uv look, or not together: $unmet." \
         "Renew the constraints with 'make lock', or set up without them: DPHRL_UNLOCKED=1 make setup"
@@ -313,10 +313,19 @@ install -e ".[$backend,dev]" || fail_install "dphrl[$backend,dev] could not be i
 
 # ---------------------------------------------------------------------------------------- 5. does it work?
 step=5
-# Compiled now, once and on every core: a process that may not write there would compile each time it starts. Files
-# that no version of Python can read (templates, Python 2) are no failure. Nothing imports the packages' own tests.
-say "compiling to bytecode"
-attempt "$py" -m compileall -q -j 0 -x '/site-packages/.+/tests?/' "$venv"/lib/python3*/site-packages || true
+# Bytecode of everything would take longer than everything else together, and a run imports a quarter of it. So this
+# step lets what it imports be compiled, whatever the user's shell says, and compiles beforehand what only engines,
+# Ray's processes and the tests import. Python compiles the rest when it is first needed.
+unset PYTHONDONTWRITEBYTECODE
+site=$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+parts=()
+for part in vllm ray/_private ray/core ray/dashboard ray/autoscaler openai/types pandas/core compressed_tensors \
+    opentelemetry _pytest hypothesis; do
+    parts+=("$site/$part")
+done
+say "compiling what runs import"
+# Some files are templates or for another Python: no failure.
+attempt "$py" -m compileall -q -j 0 -x '/site-packages/.+/(tests?|models)/' "${parts[@]}" || true
 
 # vLLM's requirements pull in image and audio packages that text needs none of. Their common builds are linked to
 # CUDA, and a torchvision that cannot be loaded breaks `import transformers` ("torchvision::nms does not exist").
@@ -348,7 +357,7 @@ say "checking that everything loads together"
 if [ "$backend" = cpu ]; then export DS_ACCELERATOR=cpu; fi
 export VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1
 attempt "$py" -c '
-import importlib.metadata, pathlib, sys, sysconfig
+import importlib, importlib.metadata, pathlib, pkgutil, sys, sysconfig
 backend, has_gpu = sys.argv[1:]
 import torch, transformers, ray, deepspeed
 from transformers import AutoModelForCausalLM
@@ -362,6 +371,13 @@ if not (pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
           "(Debian, Ubuntu: the package python3-dev)")
 print(f"FOUND torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm}, "
       f"ray {ray.__version__}, deepspeed {deepspeed.__version__}")
+# For the bytecode of what they import. A change in the middle of being made is no fault of the environment.
+for package in (importlib.import_module(name) for name in ("dphrl", "actors", "cluster")):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda name: None):
+        try:
+            importlib.import_module(module.name)
+        except (Exception, SystemExit) as error:
+            print(f"{module.name} does not load: {error}")
 ' "$backend" "$has_gpu" || fail "everything is installed, but it does not load together"
 while read -r line; do say "  $line"; done < <(sed -n -e 's/^NOTE /note: /p' -e 's/^FOUND //p' "$log")
 

@@ -10,12 +10,22 @@ from pathlib import Path
 
 
 def main() -> None:
-    names = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("name", choices=names, help="which benchmark")
+    # setup_time is called `setup`; a module of that name would be taken for the packaging's.
+    found = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
+    modules = {name.removesuffix("_time"): name for name in found}
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        epilog="setup has options of its own: --old REVISION, --new REVISION, --rounds N.",
+    )
+    parser.add_argument("name", choices=modules, help="which benchmark")
     parser.add_argument("--json", action="store_true", help="the JSON object alone")
-    arguments = parser.parse_args()
-    result = importlib.import_module(f"tests.benchmarks.{arguments.name}").run()
+    arguments, rest = parser.parse_known_args()
+    module = importlib.import_module(f"tests.benchmarks.{modules[arguments.name]}")
+    options = [module.parse(rest)] if hasattr(module, "parse") else []
+    if rest and not options:
+        parser.error(f"{arguments.name} takes no {' '.join(rest)}")
+    result = module.run(*options)
     if not arguments.json:
         width = max(map(len, result))
         for key, value in result.items():
