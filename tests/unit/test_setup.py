@@ -59,7 +59,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     name = "dphrl-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
         wheel.writestr("dphrl-0.1.0.dist-info/METADATA", METADATA)
-        wheel.writestr("dphrl-0.1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("dphrl-0.1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")
         wheel.writestr("dphrl-0.1.0.dist-info/RECORD", "")
     return name
 '''
@@ -101,7 +101,7 @@ def _installers(checkout: Path) -> dict[str, str]:
 
 
 class Checkout:
-    """The script in a project of its own, and pip configured, in a file alone, to look in one folder and nowhere else."""
+    """The script in a project of its own. pip is configured, in a file alone, to look in one folder and nowhere else."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.wheels = folder / "check out", folder / "wheels"  # a space, as people's folders have
