@@ -39,7 +39,8 @@ def test_what_is_copied_exists_and_is_sent_to_the_build(path: Path) -> None:
         for name in line.split()[1:-1]
         if not name.startswith("--")
     ]
-    assert {"dphrl", "actors", "cluster", "docker/setup.sh"} <= set(copied)
+    backend = path.name.removesuffix(".Dockerfile")
+    assert {"dphrl", "actors", "cluster", "docker/setup.sh", f"docker/constraints-{backend}.txt"} <= set(copied)
     for name in copied:
         assert (ROOT / name).exists(), name
         assert any(fnmatch(name, pattern) for pattern in sent), name

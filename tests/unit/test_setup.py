@@ -9,11 +9,14 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything that the last step loads, as the smallest modules that it would accept.
@@ -101,7 +104,7 @@ def _installers(checkout: Path) -> dict[str, str]:
 
 
 class Checkout:
-    """The script in a project of its own. pip is configured, in a file alone, to look in one folder and nowhere else."""
+    """The script in a project of its own. pip is configured, in a file alone, to look in one folder only."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.wheels = folder / "check out", folder / "wheels"  # a space, as people's folders have
@@ -193,6 +196,57 @@ def test_a_version_that_is_gone_is_named_with_the_remedies(checkout: Checkout, w
     assert "vllm" not in message  # only what cannot be had
     again = checkout.set_up(DPHRL_UNLOCKED="1")
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_what_pip_is_configured_with_reaches_uv(tmp_path: Path) -> None:
+    text = (ROOT / "docker/setup.sh").read_text()
+    function = text[text.index("pip_configuration_for_uv() {") :]
+    script = function[: function.index("\n}\n") + 3] + "pip_configuration_for_uv"
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://name:secret@one.invalid/simple\ntimeout = 5\nno-index = false\n"
+        "constraint = /some/constraints.txt\ntrusted-host = from-the-section-for-all\n"
+        "[install]\ntrusted-host = one.invalid\n    two.invalid\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "SSL_"))}
+
+    def printed(**variables: str) -> set[str]:
+        environment = {**clean, "py": sys.executable, "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), **variables}
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        return set(done.stdout.splitlines())
+
+    index = "UV_DEFAULT_INDEX=https://name:secret@one.invalid/simple"
+    seen = printed(PIP_EXTRA_INDEX_URL="https://two.invalid/simple file:///three", PIP_FIND_LINKS="/a /b")
+    assert seen >= {
+        index,
+        "UV_INDEX=https://two.invalid/simple file:///three",
+        "UV_INDEX_STRATEGY=unsafe-best-match",
+        "UV_FIND_LINKS=/a,/b",
+        "UV_HTTP_TIMEOUT=5",
+        "UV_INSECURE_HOST=one.invalid two.invalid",
+        "--constraints /some/constraints.txt",
+    }
+    assert "--no-index" not in seen
+    # What the user has told uv itself is left alone; a variable of pip's comes before its files.
+    assert index not in printed(UV_INDEX_URL="https://four.invalid")
+    assert {"UV_DEFAULT_INDEX=https://five.invalid", "--no-index"} <= printed(
+        PIP_INDEX_URL="https://five.invalid", PIP_NO_INDEX="1"
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_the_constraints_hold_what_the_project_asks_for(backend: str) -> None:
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / f"docker/constraints-{backend}.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras[backend], *extras["dev"], *extras["gguf"]]:
+        wanted = Requirement(text)
+        if wanted.name != "dphrl":
+            pinned = pins[wanted.name.lower().replace("_", "-")]
+            assert wanted.specifier.contains(pinned, prereleases=True), f"{text}: {pinned}; `make lock` renews them"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
