@@ -216,7 +216,7 @@ compile() {  # compile PYTHON FILE REQUIREMENTS...: FILE, which uv also prefers 
         --no-annotate --no-header --output-file "$file" "$@"
 }
 lock_backend() {
-    local file=docker/constraints-$1.txt work=$venv/lock-$1 source= python
+    local file=docker/constraints-$1.txt work=$venv/lock-$1 source='' python
     rm -rf "$work"
     mkdir "$work"
     # === is equal as text: a folder of wheels for the CPU must not give the lock for CUDA its torch.
