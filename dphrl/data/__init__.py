@@ -1,1 +1,1 @@
-"""From files to tokenized prompts: problems of every kind, chat templates, the schedule of a run."""
+"""Makes tokenized prompts from files: problems of every kind, chat templates, the schedule of a run."""

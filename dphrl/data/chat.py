@@ -1,4 +1,4 @@
-"""From problems to the token ids that engines and learner both see."""
+"""Turns problems into prompts: the token ids that both the engines and the learner see."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dphrl.types import Prompt
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"\{(question|schema|evidence)\}")
-# Token counts of a schema's lines add up to a little more or less than those of the text; this many corrections
-# are plenty.
+# The token counts of a schema's lines add up to a little more or less than the count of the whole text, so a budget
+# is corrected, at most this many times.
 _MAX_REFITS = 4
 
 
@@ -38,10 +38,11 @@ def build_prompts(
 ) -> BuiltPrompts:
     """Render and tokenize every problem; drop and count those longer than `max_prompt_tokens`.
 
-    A schema is first trimmed to its data set's `max_schema_tokens` and to what the rest of the prompt leaves of
-    `max_prompt_tokens`, and that is counted. tokenizer: a transformers tokenizer. One without a chat template gets
-    system prompt and question as plain text. `Prompt.text` is the rendered text, as the model sees it. advance:
-    called after every problem. Raises ValueError when no prompt is short enough.
+    A schema is first trimmed: to its data set's `max_schema_tokens`, and to the room that the rest of the prompt
+    leaves below `max_prompt_tokens`. Prompts with a trimmed schema are counted. tokenizer: a transformers tokenizer;
+    without a chat template the prompt is plain text, system prompt and question. `Prompt.text` is the rendered text,
+    as the model sees it. advance: called after every problem. Raises ValueError when no prompt is short enough, or
+    when the chat template refuses a prompt.
     """
     renderer = _Renderer(tokenizer, data_config)
     prompts = []
@@ -64,12 +65,12 @@ def build_prompts(
 
 
 def fill_template(template: str, question: str, schema: str = "", evidence: str = "") -> str:
-    """The template with its {question}, {schema} and {evidence}.
+    """The template with {question}, {schema} and {evidence} filled in.
 
-    A line that has {evidence} and neither of the others is left out where there is none, its label with it.
+    If there is no evidence, a line whose only placeholder is {evidence} is left out, together with its label.
     """
-    # One pass, not str.format or a chain of replacements: a template may hold other braces, \boxed{} first of all,
-    # and so may a question.
+    # One pass of a regular expression, not str.format or a chain of replacements: a template may hold other braces
+    # (most often \boxed{}), and so may a question.
     values = {"question": question, "schema": schema, "evidence": evidence}
     lines = template.split("\n")
     if not evidence:
@@ -78,7 +79,7 @@ def fill_template(template: str, question: str, schema: str = "", evidence: str 
 
 
 class _Renderer:
-    """Renders prompts with one tokenizer and configuration; keeps what problems on the same database share."""
+    """Renders prompts with one tokenizer and configuration; problems on one database share the work on its schema."""
 
     def __init__(self, tokenizer: Any, data_config: DataConfig) -> None:
         self._tokenizer = tokenizer
@@ -129,7 +130,8 @@ class _Renderer:
             messages.insert(0, {"role": "system", "content": system_prompt})
         try:
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # jinja's TemplateError; jinja is transformers' dependency, not ours. Templates refuse roles by raising it.
+        # A template refuses a role by raising jinja's TemplateError. The class is not named here, because jinja is a
+        # dependency of transformers and not ours.
         except Exception as error:
             hint = "; set data.system_prompt to '' and put it into data.prompt_template" if len(messages) > 1 else ""
             raise ValueError(f"data: the tokenizer's chat template refused the prompt: {error}{hint}") from error

@@ -1,4 +1,4 @@
-"""From a data set's configuration to its problems: the kinds there are."""
+"""Loads the problems of a data set, with one loader for each kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dphrl.data.problems import Problem
 from dphrl.data.text_to_sql import load_text_to_sql
 from dphrl.data.tiny_problems import load_arithmetic, load_tiny, load_tiny_sql
 
-# The seed draws the numbers of an embedded task; files are read as they are.
+# The int is a seed: an embedded task draws its problems with it. Loaders of files do not use it.
 _LOADERS: dict[str, Callable[[DatasetConfig, int], list[Problem]]] = {
     "tiny": load_tiny,
     "tiny_sql": load_tiny_sql,

@@ -1,4 +1,4 @@
-"""Files of questions and short answers."""
+"""Loads files of questions and short answers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dphrl.data.source import Row, as_text, find_field, load_rows
 from dphrl.rewards.extraction import extract_boxed
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
-# A worked solution answers a plain question no more than a bare answer holds a box, so the format decides.
+# A field "solution" holds a worked solution with a box around the answer, so only the format "boxed" looks there.
 ANSWER_FIELDS = {"plain": ("answer",), "gsm8k": ("answer",), "boxed": ("solution", "answer")}
 
 
 def load_math(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """Raises ValueError, with file and line, for a row without a question or an answer."""
+    """One problem for each row, in file order; `seed` has no effect.
+
+    Raises ValueError, with file and line, for a row without a question or an answer.
+    """
     rows = load_rows(dataset)
     question_field = find_field(rows, dataset, "prompt_field", QUESTION_FIELDS)
     answer_field = find_field(rows, dataset, "answer_field", ANSWER_FIELDS[dataset.answer_format])

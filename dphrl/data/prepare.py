@@ -36,12 +36,12 @@ from dphrl.data.sql_archives import BIRD, SPIDER, unpack_benchmark
 from dphrl.rewards.extraction import extract_boxed
 from dphrl.types import JsonDict
 
-# A row as it is distributed to the row to write; None leaves it out.
+# Turns a row, as its source distributes it, into the row to write; None leaves the row out.
 Convert = Callable[[Row], JsonDict | None]
 
 _QUESTION_FIELDS = ("question", "problem", "prompt")
 _LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet")
-# Not followed by further conditions: CC BY-NC-SA.
+# Only plain CC BY: licences with further conditions, such as CC BY-NC-SA, do not match.
 _CC_BY = re.compile(r"\bCC BY\b(?!\s*-|\s*(?:NC|SA|ND)\b)")
 
 
@@ -53,18 +53,18 @@ def plain_row(row: Row) -> JsonDict | None:
 
 
 def math500_row(row: Row) -> JsonDict | None:
-    # The original file's names, which the presets expect.
+    # The presets expect the field names of the original file.
     return {"problem": _text(row, *_QUESTION_FIELDS), "answer": _text(row, "answer")}
 
 
 def worked_row(row: Row) -> JsonDict | None:
-    """The answer is the box of a worked solution, where the row has no answer of its own."""
+    """With the row's own answer, or else the content of the box in its worked solution; None if there is neither."""
     answer = as_text(row.fields.get("answer")) or (extract_boxed(_text(row, "solution")) or "").strip()
     return {"question": _text(row, *_QUESTION_FIELDS), "answer": answer} if answer else None
 
 
 def college_row(row: Row) -> JsonDict | None:
-    """Textbooks differ in their licence: the plain CC BY ones are kept, with their attribution."""
+    """Every textbook has its own licence: rows from plain CC BY textbooks are kept, with their attribution."""
     licence = _text(row, "license")
     if not _CC_BY.search(licence):
         return None
@@ -72,8 +72,8 @@ def college_row(row: Row) -> JsonDict | None:
 
 
 def olympiad_row(row: Row) -> JsonDict | None:
-    """Several answers become one list, whose order is free. Left out is what an exact grader cannot judge: no answer,
-    or one that is right within a tolerance."""
+    """Several answers become one list, in which the order does not count. Rows that an exact grader cannot judge are
+    left out: those without an answer, and those whose answer is right within a tolerance."""
     stated = row.fields.get("final_answer") or ()
     answers = [text for answer in ([stated] if isinstance(stated, str) else stated) if (text := as_text(answer))]
     if not answers or as_text(row.fields.get("error")):
@@ -94,7 +94,7 @@ def _text(row: Row, *names: str) -> str:
 
 @dataclass(frozen=True)
 class MathSet:
-    """math/NAME.jsonl and where its rows come from. subsets: the hub data set's, "" for its only one."""
+    """A file math/NAME.jsonl and the source of its rows. subsets: of the data set on the hub, "" if it has only one."""
 
     name: str
     hub: str
@@ -115,12 +115,13 @@ TRAIN_SET = MathSet("train", "EleutherAI/hendrycks_math", "train", worked_row, t
 
 
 def prepare_math(to: Path, folder: Path | None) -> tuple[list[str], list[str]]:
-    """Write every math/*.jsonl below `to`, from the folder's files and else from the hub.
+    """Write every math/*.jsonl below `to`, each from its file in `folder`, or from the hub if there is no such file.
 
-    Returns what was written and what went wrong, a line each: a set that cannot be had does not hold up the others.
+    Returns two lists of lines: what was written, and what went wrong. If one set cannot be loaded, the others are
+    still written.
     """
     done, failed = [], []
-    # Training comes last: no problem of a test set that is there may be trained on.
+    # The training set comes last, because it must not hold a problem of any test set that is there.
     for math_set in (*TEST_SETS, TRAIN_SET):
         try:
             rows, num_left_out = convert_rows(_rows_of(math_set, folder), math_set.convert)
@@ -141,7 +142,9 @@ def prepare_math(to: Path, folder: Path | None) -> tuple[list[str], list[str]]:
 
 
 def convert_rows(rows: Iterable[Row], convert: Convert) -> tuple[list[JsonDict], int]:
-    """The rows to write and the number left out. A test set keeps its repetitions, or its rates are not comparable.
+    """The rows to write, and the number of rows left out.
+
+    Repeated rows stay: without them, rates on a test set could not be compared with rates that others measure.
 
     Raises ValueError, with file and line, for a row that lacks a field.
     """
@@ -151,7 +154,8 @@ def convert_rows(rows: Iterable[Row], convert: Convert) -> tuple[list[JsonDict],
 
 
 def fit_to_train_on(rows: Sequence[JsonDict], held_out: Iterable[str]) -> tuple[list[JsonDict], int, int]:
-    """The rows without repetitions, and without those whose question is in `held_out`; the numbers of both."""
+    """The rows without repetitions and without those whose question is in `held_out`, then how many rows were
+    repetitions, then how many were held out."""
     barred = set(held_out)
     kept: dict[str, JsonDict] = {}
     num_held_out = 0
@@ -173,7 +177,7 @@ def _rows_of(math_set: MathSet, folder: Path | None) -> Iterator[Row]:
 
 
 def _questions_of_test_sets(to: Path) -> dict[str, str]:
-    """Every question's key to the name of the set that has it."""
+    """From the key of every question in a test set that is there, to the name of that set."""
     found: dict[str, str] = {}
     for math_set in TEST_SETS:
         file = to / "math" / f"{math_set.name}.jsonl"
@@ -184,7 +188,7 @@ def _questions_of_test_sets(to: Path) -> dict[str, str]:
 
 
 def _question_key(row: JsonDict) -> str:
-    # Copies of a problem differ in spaces and capitals.
+    # Copies of one problem may differ in spaces and capitals.
     return "".join(str(row.get("question") or row["problem"]).split()).casefold()
 
 
@@ -223,7 +227,7 @@ def _run(name: str, to: Path, sources: Sequence[Path]) -> tuple[list[str], list[
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m dphrl.data.prepare`: returns the exit status, 0 or 2 after a line for everything that is wrong."""
+    """`python -m dphrl.data.prepare`. Returns the exit status: 0, or 2 after one line for each thing that is wrong."""
     options = _parser().parse_args(arguments)
     to = options.to or os.environ.get("DPHRL_DATA")
     done: list[str] = []

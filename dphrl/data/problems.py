@@ -1,4 +1,4 @@
-"""What every kind of data set becomes before it is a prompt."""
+"""A problem: what a row of any kind of data set becomes before a prompt is made from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SqlContext:
     """What a text-to-SQL prompt shows besides the question.
 
     schema: one object for all problems of a database. evidence: "" where the row has none. max_schema_tokens: None
-    leaves the schema whatever the prompt's limit leaves it.
+    sets no limit besides that of the whole prompt.
     """
 
     schema: Schema
@@ -26,7 +26,7 @@ class Problem:
 
     problem_id: "<data set>-<row>", unique within a data set because rows are numbered (from 0).
     answer: never empty; only the reward interprets it.
-    location: "file:line" or "file[index]" of its row, "" for a problem that no file holds.
+    location: "file:line" or "file[index]" of its row, "" for a problem that comes from no file.
     """
 
     problem_id: str

@@ -13,10 +13,10 @@ def derive_seed(*parts: object) -> int:
 
 
 def step_indices(num_items: int, step: int, count: int, seed: int) -> list[int]:
-    """`count` distinct indices below `num_items` for `step` (from 0); all of them when there are fewer.
+    """`count` distinct indices below `num_items` for `step` (from 0); all indices when there are fewer than `count`.
 
-    Every epoch is a fresh permutation cut into whole steps. What does not fill a step waits for another
-    permutation, so no step ever holds an item twice.
+    Every epoch is a fresh permutation cut into whole steps. The rest that does not fill a step is not used in that
+    epoch, so no step ever holds an item twice.
     """
     if num_items == 0 or count == 0:
         return []

@@ -1,4 +1,5 @@
-"""A schema within a budget of tokens: sample rows go first, then whole tables, then columns; never part of a line."""
+"""Shortens a schema to a budget of tokens: it drops sample rows first, then whole tables, then columns, and never
+cuts a line."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class FittedSchema:
-    """lost_rows: sample rows are missing. lost_names: tables or columns are."""
+    """lost_rows: sample rows are missing. lost_names: tables or columns are missing."""
 
     text: str
     lost_rows: bool = False
@@ -23,13 +24,13 @@ class FittedSchema:
 class SchemaFitter:
     """Renders schemas, whole or fitted to a budget.
 
-    Token counts are kept per line and renderings per database, so that thousands of questions on the same databases
-    cost no more tokenizing than their own text. The sum over lines is close to, not the same as, the length of the
-    whole: the caller measures the prompt it makes and asks again with less.
+    It keeps the token count of every line and the rendering of every whole schema, so thousands of questions on the
+    same databases need no tokenizing beyond their own text. The sum over lines is close to the token count of the
+    whole text, but not equal to it: the caller measures the prompt that it makes, and asks again with a smaller budget.
     """
 
     def __init__(self, count_tokens: CountTokens) -> None:
-        """count_tokens: for each text its number of tokens, special tokens not counted."""
+        """count_tokens: returns for each text its number of tokens, without special tokens."""
         self._count_tokens = count_tokens
         self._line_tokens: dict[str, int] = {}
         self._whole: dict[tuple[Schema, int], tuple[str, int]] = {}
@@ -39,9 +40,9 @@ class SchemaFitter:
         return FittedSchema(self._render_whole(schema, _most_rows(schema))[0])
 
     def fit(self, schema: Schema, text: str, max_tokens: int) -> FittedSchema:
-        """At most `max_tokens`, by the relevance of tables to `text` (question and evidence).
+        """The schema in at most `max_tokens`; tables are chosen by their relevance to `text` (question and evidence).
 
-        What cannot be less, one table with one column, is shown however small the budget.
+        One table with one column is always shown, however small the budget is.
         """
         most_rows = _most_rows(schema)
         for num_rows in range(most_rows, -1, -1):
@@ -61,8 +62,8 @@ class SchemaFitter:
         return self._whole[key]
 
     def _choose(self, tables: Sequence[Table], relevance: Relevance, max_tokens: int) -> list[TableView]:
-        """Whole tables in order of relevance while they fit; of the first that does not, as many columns as do; then
-        whole tables again that are small enough."""
+        """Whole tables in order of relevance while they fit; from the first table that does not fit, as many columns
+        as there is room for; then further whole tables that are small enough."""
         chosen: dict[int, TableView] = {}
         left = max_tokens
         narrowed = False
@@ -77,7 +78,7 @@ class SchemaFitter:
         return [chosen[index] for index in sorted(chosen)]
 
     def _narrowed(self, table: Table, matching: frozenset[str], max_tokens: int) -> TableView:
-        """Columns in order of use: those the text names, keys, the rest."""
+        """As many columns as fit, in this order: columns that the text names, keys, all others."""
         keys = {*table.primary_key, *(column for key in table.foreign_keys for column in key.columns)}
         ordered = sorted(table.columns, key=lambda name: (name not in matching, name not in keys))
         view = TableView(table, frozenset(ordered[:1]))
@@ -88,7 +89,7 @@ class SchemaFitter:
         return view
 
     def _cost(self, view: TableView) -> int:
-        # One more for the empty line between tables.
+        # One token more for the empty line between tables.
         lines = render_lines(view)
         new = [line for line in dict.fromkeys(lines) if line not in self._line_tokens]
         if new:

@@ -1,7 +1,7 @@
 """Which tables and columns of a database a question is about, as far as its words tell.
 
-Only for schemas that do not fit the prompt. The question and its evidence are compared with names and with values
-that stand in the tables, never with the gold query: that would give the answer away.
+Only schemas that do not fit the prompt need this. The question and its evidence are compared with names, and with
+values in the tables, but never with the gold query: that would give the answer away.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dphrl.data.sql_schema import Schema, Table, open_read_only, quote_name
 
 _WORD = re.compile(r"[^\W_]+")
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+|\d+")
-# Endings and how many letters of them go, the first that fits.
+# Endings, and how many of their letters are removed; the first ending that fits counts.
 _ENDINGS = (("sses", 2), ("xes", 2), ("ches", 2), ("shes", 2), ("ing", 3), ("ed", 2))
 _MIN_STEM_CHARS = 3
 _UNTELLING = """
@@ -28,14 +28,16 @@ _UNTELLING = """
     when where which while who whom whose will with you
 """
 _STOP_WORDS = frozenset(_UNTELLING.split())
-# What a match counts: a table called so, a column called so, a value that stands in a column.
+# How much a match counts: with the name of a table, with the name of a column, with a value in a column.
 _TABLE_WEIGHT, _COLUMN_WEIGHT, _VALUE_WEIGHT = 3.0, 1.0, 1.5
-# "dep" in a name for "department" in the question, "airport" and "code" for "airportcode".
+# How much a partial match counts: "dep" in a name matches "department" in the question, and both "airport" and "code"
+# match "airportcode".
 _PARTIAL_MATCH = 0.5
 _MIN_PARTIAL_CHARS = 3
-# A neighbour's share of a table's relevance: above nothing, below a table that is named.
+# The share of its relevance that a table gives to its neighbours (tables that a foreign key joins to it): a neighbour
+# ranks above an unrelated table and below a table that the question names.
 _NEIGHBOUR_SHARE = 0.2
-# Values are looked for in so many rows of a table, and among texts of at most so many words.
+# At most this many rows of each table are searched for values, and a value has at most this many words.
 _MAX_VALUE_ROWS = 1000
 _MAX_VALUE_WORDS = 4
 _MIN_VALUE_CHARS, _MAX_VALUE_CHARS = 3, 60
@@ -50,11 +52,14 @@ class Relevance:
 
 
 class SchemaIndex:
-    """Words and values of one schema, prepared for many questions. Reads values on its first question."""
+    """Words and values of one schema, prepared for many questions.
+
+    It reads the values when it is made. Raises ValueError when the database cannot be read.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self._tables = schema.tables
-        # Per stem: (table, column or "" for the table's own name).
+        # For each stem the names that hold it: (index of the table, column; "" for the table's own name).
         self._places: dict[str, set[tuple[int, str]]] = defaultdict(set)
         for index, table in enumerate(schema.tables):
             for name in ("", *table.columns):
@@ -69,7 +74,7 @@ class SchemaIndex:
         columns: list[set[str]] = [set() for _ in self._tables]
         for matches in self._text_matches(text):
             tables = {table for table, _ in matches}
-            # A word that is everywhere tells no table from another.
+            # A word that occurs in many tables does not tell them apart, so it counts less.
             rarity = math.log(1 + len(self._tables) / len(tables))
             for table in tables:
                 scores[table] += rarity * max(weight for place, weight in matches.items() if place[0] == table)
@@ -79,7 +84,7 @@ class SchemaIndex:
         return Relevance(self._order(scores), tuple(map(frozenset, columns)))
 
     def _text_matches(self, text: str) -> list[Mapping[tuple[int, str], float]]:
-        """Per stem and per value of the text: where it stands and how much that counts."""
+        """For each stem and each value in the text: the places that it matches, and how much each match counts."""
         words = [match[0].lower() for match in _WORD.finditer(text)]
         stems = dict.fromkeys(stem(word) for word in words if word not in _STOP_WORDS)
         found = [self._stem_matches(word) for word in stems]
@@ -103,8 +108,8 @@ class SchemaIndex:
         return self._matches[word]
 
     def _order(self, scores: Sequence[float]) -> tuple[int, ...]:
-        """Greedy: every chosen table lifts its neighbours, so that what joins two named tables comes before what only
-        sounds like the question. Ties in the schema's order."""
+        """Greedy: every chosen table raises its neighbours, so that a table that joins two named tables comes before a
+        table that only has words like the question's. Ties are broken by the schema's order."""
         lifted = list(scores)
         left = list(range(len(scores)))
         order: list[int] = []
@@ -118,7 +123,7 @@ class SchemaIndex:
 
 
 def stem(word: str) -> str:
-    """A word without its commonest English endings; crude, and the same for names and questions."""
+    """A word without the most common English endings. The rule is crude, but it is the same for names and questions."""
     word = word.lower()
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
@@ -133,7 +138,7 @@ def stem(word: str) -> str:
 
 
 def name_stems(name: str) -> list[str]:
-    """The stems of a name's parts: Student_ID, studentId and "Student ID" alike."""
+    """The stems of a name's parts; they are the same for Student_ID, studentId and "Student ID"."""
     return [stem(part) for part in _NAME_PART.findall(name)]
 
 

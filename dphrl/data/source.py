@@ -1,4 +1,4 @@
-"""Rows out of files and hub data sets, and the way to find their fields."""
+"""Reads rows from files and from data sets on the hub, and finds their fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record and where it stands, so that whoever reads its fields can say where they are bad.
+    """One record and its place in the source, so that a message about a bad field can name the place.
 
     location: "file:line" (from 1), or "file[index]" (from 0) in a .json array.
     """
@@ -32,8 +32,9 @@ class Row:
 def load_rows(dataset: DatasetConfig) -> list[Row]:
     """Rows of a .jsonl, .json (an array) or .parquet file or of a hub data set ("org/name[:subset]").
 
-    Those that `where` and `exclude_where` leave, the first `limit` of them. Raises ValueError, one line that names
-    file and line, for a missing file, a malformed line, a filter on a field that no row has, or no rows at all.
+    Only rows that pass `where` and `exclude_where`: the first `limit` of them, or `limit` drawn at random if
+    `shuffle_seed` is set. Raises ValueError, one line that names file and line, for a missing file, a malformed line,
+    a filter on a field that no row has, or no rows at all.
     """
     path = expand_path(dataset.path)
     suffix = Path(path).suffix
@@ -52,16 +53,16 @@ def load_rows(dataset: DatasetConfig) -> list[Row]:
 
 
 def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known: Sequence[str]) -> str:
-    """The field that `setting` of the data set names, or the first known one that the first row has; in every row.
+    """The name of the field: the one that the data set's `setting` gives, else the first of `known` in the first row.
 
-    Raises ValueError, with file and line and the fields there are, where a row lacks it.
+    Raises ValueError, which names file, line and the fields there are, for a row that lacks this field.
     """
     field: str | None = getattr(dataset, setting)
     if field is None:
-        # Spider's "sql" is a parse tree: what holds no text cannot be meant.
+        # Only a field that holds text or a number can be meant: Spider's field "sql" holds a parse tree.
         found = [name for name in known if isinstance(rows[0].fields.get(name), str | int | float)]
         if not found:
-            # The usual name may be there and null: then the row is what is wrong, and its reader says so.
+            # The known name may be there with the value null. Then the row is wrong, and whoever reads it says so.
             found = [name for name in known if name in rows[0].fields and rows[0].fields[name] is None]
         if not found:
             raise ValueError(_lacks(rows[0], " or ".join(map(repr, known)), dataset, setting))
@@ -73,7 +74,7 @@ def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known:
 
 
 def as_text(value: object) -> str:
-    """A field as text, outer blanks removed; "" for null."""
+    """A field as text, without blanks at its ends; "" for null."""
     if value is None:
         return ""
     # JSON has one number type: a data set that writes the answer 145 as 145.0 means the integer.
@@ -153,7 +154,7 @@ def _read_hub(path: str, dataset: DatasetConfig) -> Iterator[Row]:
     name, _, subset = path.partition(":")
     try:
         rows = datasets.load_dataset(name, subset or None, split=dataset.split)
-    # The hub client has no common base for its errors: connection, offline mode, unknown name, unknown split.
+    # The hub client's errors have no common base class: connection, offline mode, unknown name, unknown split.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -167,9 +168,10 @@ def _read_hub(path: str, dataset: DatasetConfig) -> Iterator[Row]:
 def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]:
     taken: list[Row] = []
     num_seen = 0
-    # A misspelt filter would let everything through (or nothing), so it has to be seen before reading stops.
+    # A misspelt field in a filter would let all rows through, or none. So reading goes on until every field of the
+    # filters has been seen.
     unseen = {*dataset.where, *dataset.exclude_where}
-    # A random part can only be drawn from the whole.
+    # A random part can only be drawn from all rows.
     enough = dataset.limit if dataset.shuffle_seed is None else None
     for row in rows:
         num_seen += 1

@@ -1,6 +1,6 @@
-"""The archives of text-to-SQL benchmarks, unpacked to where the presets look.
+"""Unpacks the archives of text-to-SQL benchmarks into the folders where the presets look.
 
-Nothing is written under a name from an archive but plain database names, so that no member can leave the folder.
+The only names taken from an archive are plain names of databases, so no member can be written outside the folder.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _MAX_LISTED = 10
 class Part:
     """A part of a benchmark.
 
-    folder: below the data folder. questions: files of questions; the first must be there. databases: the folder of
-    <db>/<db>.sqlite in the archive (or of that name with .zip, an archive within it), and below `folder`.
+    folder: below the data folder. questions: files of questions; the first must be there. databases: the folder that
+    holds <db>/<db>.sqlite, with the same name in the archive and below `folder`; in the archive it may also be an
+    inner archive of that name with .zip.
     """
 
     folder: str
@@ -42,7 +43,7 @@ SPIDER = (Part("spider", ("dev.json", "train_spider.json", "train_others.json"),
 
 
 def unpack_benchmark(parts: Sequence[Part], archives: Sequence[Path], to: Path) -> list[str]:
-    """Unpack the parts that the archives hold; what was done, or is missing, a line a part.
+    """Unpack the parts that the archives hold. Returns one line for each part: what was done, or what is missing.
 
     Databases that are there already are not unpacked again. Raises ValueError, one line, for archives that hold no
     part, or an incomplete one.
@@ -84,7 +85,7 @@ def _unpack_part(archive: ZipFile, part: Part, target: Path) -> str:
         _check_space(sum(members[name].file_size for name in new), target)
         for name in new:
             _extract(holder, members[name], targets[name])
-    # Last: a file of questions says that its databases are there.
+    # The questions come last: a file of questions is the sign that its databases are complete.
     for name, member in questions.items():
         _extract(archive, member, target / name)
     counts = ", ".join(f"{name} {len(of_file)} questions" for name, of_file in rows.items())
@@ -104,7 +105,7 @@ def _databases(archive: ZipFile, part: Part, scratch: Path) -> Iterator[tuple[Zi
             f"{part.databases}.zip; download the archive with the databases"
         )
     _check_space(inner.file_size, scratch)
-    # Reading in place would unpack the inner archive anew for every database.
+    # The inner archive is copied first: reading it in place would unpack it again for every database.
     with tempfile.TemporaryFile(dir=scratch) as copy:
         with archive.open(inner) as source:
             shutil.copyfileobj(source, copy)
@@ -123,13 +124,13 @@ def _database_members(archive: ZipFile, folder: str) -> dict[str, ZipInfo]:
 
 
 def _member(archive: ZipFile, name: str) -> ZipInfo | None:
-    """The file of that name, the one nearest the top if there are several."""
+    """The file of that name; if there are several, the one nearest to the top."""
     found = [info for info in archive.infolist() if _parts(info)[-1:] == (name,) and not info.is_dir()]
     return min(found, key=lambda info: len(_parts(info)), default=None)
 
 
 def _parts(info: ZipInfo) -> tuple[str, ...]:
-    """Of the member's path; none for what macOS adds to an archive."""
+    """The parts of the member's path; none for files that macOS adds to an archive."""
     parts = PurePosixPath(info.filename).parts
     return () if "__MACOSX" in parts else parts
 
@@ -152,7 +153,7 @@ def _check_space(num_bytes: int, folder: Path) -> None:
 
 
 def _is_whole(file: Path, member: ZipInfo) -> bool:
-    # Files get their name when they are complete, so the size tells one release from another and no more.
+    # A file gets its name only when it is complete, so the size only has to tell one release from another.
     return file.is_file() and file.stat().st_size == member.file_size
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-# Names SQLite does not take unquoted, and those that a join would read as its own word.
+# Words that SQLite does not accept as unquoted names, and words that a join would read as its own keywords.
 _RESERVED_WORDS = """
     add all alter and as autoincrement between case cast check collate commit constraint create cross
     current_date current_time current_timestamp default deferrable delete distinct drop else escape except
@@ -36,7 +36,8 @@ class ForeignKey:
 class Table:
     """columns: name to declared type ("" for none), in order. sample_rows: SQL literals, one per column.
 
-    A view is a table without keys, to a query; it has no sample rows, which may cost a scan of what it is made of.
+    To a query, a view is a table without keys. It has no sample rows, because reading them may mean a scan of the
+    tables behind it.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Schema:
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing, no lock or journal file either. Bytes that are not UTF-8 are replaced.
+    """A connection that writes nothing, not even a lock or a journal file. Bytes that are not UTF-8 are replaced.
 
-    Raises ValueError for a database whose write-ahead log is pending: read so, its last changes would be missing.
+    Raises ValueError for a database whose write-ahead log is pending: this connection would not see its last changes.
     """
     wal = path.with_name(path.name + "-wal")
     if wal.is_file() and wal.stat().st_size:
@@ -69,7 +70,10 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def read_schema(path: Path, num_sample_rows: int) -> Schema:
-    """Raises ValueError, with the reason, for a file that is missing, no database, or without tables."""
+    """The schema of an SQLite file, with up to `num_sample_rows` rows of each table.
+
+    Raises ValueError, with the reason, for a file that is missing, is no database, or has no tables.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     try:
@@ -93,7 +97,7 @@ def _read_tables(connection: sqlite3.Connection, num_sample_rows: int) -> tuple[
         try:
             infos = connection.execute(f"PRAGMA table_xinfo({quote_name(name)})").fetchall()
         except sqlite3.OperationalError:
-            if is_view:  # of something that is gone: no query can use it either
+            if is_view:  # its table is gone, so no query can use the view either
                 continue
             raise
         columns[name] = {info[1]: " ".join(info[2].upper().split()) for info in infos if info[6] in _VISIBLE_COLUMNS}
@@ -115,7 +119,8 @@ def _foreign_keys(
     columns: dict[str, dict[str, str]],
     primary_keys: dict[str, tuple[str, ...]],
 ) -> Iterator[ForeignKey]:
-    """In the order of declaration. A key to a table or column that is not there is left out: it joins nothing."""
+    """The keys of a table in the order of declaration. A key to a table or column that does not exist is left out,
+    because nothing can be joined by it."""
     parts: dict[int, list[tuple[str, str | None]]] = {}
     parents: dict[int, str] = {}
     for key, _, parent, column, parent_column, *_ in connection.execute(
@@ -123,7 +128,7 @@ def _foreign_keys(
     ).fetchall():
         parts.setdefault(key, []).append((column, parent_column))
         parents[key] = parent
-    # SQLite numbers them from the last declared to the first.
+    # SQLite numbers the keys from the last declared to the first.
     for key in sorted(parts, reverse=True):
         parent_table = _same_name(parents[key], columns)
         if parent_table is None:
@@ -160,7 +165,7 @@ def _literal(value: object) -> str:
         return f"<{len(value)} bytes>"
     if not isinstance(value, str):
         return str(value)
-    # One line whatever the text holds: the row is a comment.
+    # A sample row is shown as a comment, so it must stay on one line whatever the text holds.
     text = "".join(c if c.isprintable() else " " for c in value)
     if len(text) > _MAX_CELL_CHARS:
         text = text[: _MAX_CELL_CHARS - 3] + "..."
@@ -168,9 +173,10 @@ def _literal(value: object) -> str:
 
 
 def quote_name(name: str) -> str:
-    """A name as SQL takes it, quoted only where it must be.
+    """A name as SQL accepts it, quoted only where it must be.
 
-    In backticks: SQLite takes a misspelt name in double quotes for a string, and the query runs on nonsense.
+    The quotes are backticks: SQLite takes a misspelt name in double quotes for a string, and then the query gives a
+    wrong result instead of an error.
     """
     if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED:
         return name
@@ -179,7 +185,7 @@ def quote_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TableView:
-    """What of a table is shown: these columns of it, this many sample rows."""
+    """The part of a table that is shown: these columns, and this many sample rows."""
 
     table: Table
     columns: frozenset[str]
@@ -195,7 +201,10 @@ class TableView:
 
 
 def render_lines(view: TableView, shown: Collection[str] | None = None) -> list[str]:
-    """CREATE TABLE as lines, sample rows as comments below. `shown`: tables a foreign key may point to; None is all."""
+    """The lines of a CREATE TABLE statement, with the sample rows as comments below.
+
+    shown: names of the tables that a foreign key may point to; None allows all.
+    """
     table = view.table
     items = [_column_line(table, name) for name in table.columns if name in view.columns]
     if len(table.primary_key) > 1 and view.columns.issuperset(table.primary_key):
@@ -215,7 +224,7 @@ def render_lines(view: TableView, shown: Collection[str] | None = None) -> list[
 
 
 def render_schema(views: Sequence[TableView]) -> str:
-    """Tables one below the other, an empty line between them; keys to tables that are not among them are left out."""
+    """The tables with an empty line between them; foreign keys to tables that are not shown are left out."""
     shown = {view.table.name for view in views}
     return "\n\n".join("\n".join(render_lines(view, shown)) for view in views)
 

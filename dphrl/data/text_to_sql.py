@@ -1,4 +1,4 @@
-"""Questions about SQLite databases, with gold queries: Spider, BIRD, or rows of your own."""
+"""Loads questions about SQLite databases, with gold queries: Spider, BIRD, or rows of your own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ DATABASE_FIELDS = ("db_id", "db")
 EVIDENCE_FIELDS = ("evidence", "external_knowledge")
 DATABASE_FOLDERS = ("database", "dev_databases", "train_databases", "dbs")
 _MAX_LISTED = 20
-# Each chunk starts a child process (half a second), and progress is seen between chunks.
+# Each chunk starts a child process (half a second), and progress is reported between chunks.
 _CHUNK = 400
 
 
 def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """Every row's question, schema and gold query; the answer is a JSON string of db (path), gold_sql, convention.
+    """One problem for each row; its answer is a JSON string with db (path), gold_sql and convention.
 
-    Raises ValueError, with file and line, for a row that lacks one of them, and for databases that are missing or
-    cannot be read, all in one; with `invalid_gold: drop` the latter rows are left out and counted in a warning.
+    `seed` has no effect. Raises ValueError, with file and line, for a row that lacks question, database or gold query;
+    and one ValueError for all databases that are missing or cannot be read. With `invalid_gold: drop` the rows of such
+    databases are left out instead, and a warning counts them.
     """
     rows = load_rows(dataset)
     question_field = find_field(rows, dataset, "prompt_field", QUESTION_FIELDS)
@@ -65,13 +66,13 @@ def check_golds(
     timeout_s: float,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[list[Problem], int]:
-    """Run every gold query once: what cannot be run can be answered by nobody. Returns the problems left and the
-    number dropped (0 unless `invalid_gold: drop`).
+    """Run every gold query once: if it does not run, no completion can be graded. Returns the problems that are left
+    and the number that was dropped (0 unless `invalid_gold: drop`).
 
     timeout_s: for one query. advance: called with the number of problems newly checked. Raises ValueError, one line
-    with the rows' files and lines.
+    with file and line of the rows, when gold queries fail and may not be dropped, or when none is left.
     """
-    # Here, not at the top: the parser behind it takes a while to import, and few runs are on SQL.
+    # Imported here, not at the top: the parser behind it takes a while to import, and few runs use SQL.
     from dphrl.rewards.sql_execution import validate_golds
 
     kept: list[Problem] = []
@@ -101,7 +102,7 @@ def _gold(problem: Problem) -> tuple[str, str]:
 
 
 def _refuse(bad: Sequence[str], num_rows: int, fault: str, remedy: str, dataset: DatasetConfig) -> None:
-    """Raises unless the rows may be dropped and some are left."""
+    """Raises ValueError unless the bad rows may be dropped and other rows are left."""
     if dataset.invalid_gold == "drop" and len(bad) < num_rows:
         return
     listed = "; ".join(" ".join(line.split()) for line in bad[:_MAX_LISTED])

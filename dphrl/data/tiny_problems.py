@@ -20,7 +20,8 @@ def load_tiny(dataset: DatasetConfig, seed: int) -> list[Problem]:
 
 
 def load_tiny_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """The same of questions about the embedded databases, which are built if they are not there yet."""
+    """`limit` questions about the embedded databases, or all that a split has. The databases are built if they are not
+    there yet. Raises ValueError for an unknown split or too high a limit."""
     from dphrl.tiny import ensure_databases
     from dphrl.tiny.sql_task import MAX_PROBLEMS, SPLITS, make_problems
 
@@ -33,7 +34,7 @@ def load_tiny_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
 
 
 def load_arithmetic(dataset: DatasetConfig, seed: int) -> list[Problem]:
-    """The same of sums for a chat model."""
+    """`limit` sums for a chat model, or all that a split has. Raises ValueError as `load_tiny` does."""
     from dphrl.tiny.arithmetic import MAX_PROBLEMS, SPLITS, make_problems
 
     num_problems = _num_problems(dataset, SPLITS, MAX_PROBLEMS)
