@@ -1,4 +1,4 @@
-"""What a reward is to the rest of the pipeline: text and gold answer in, typed verdict out."""
+"""The interface of a reward: it gets the text of a completion and a gold answer, and returns a typed verdict."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dphrl.types import RewardResult, RewardStatus
 
 
 class Grader(Protocol):
-    """Grades completions, whatever their text; holds what it needs for that (a child process, caches)."""
+    """Grades completions with any text; it holds what it needs for that (a child process, caches)."""
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
         """One verdict per (completion text, answer), in order; never raises for what the texts hold."""
         ...
 
     def close(self) -> None:
-        """End what it started; not usable afterwards."""
+        """End what the grader started; it is not usable afterwards."""
         ...
 
 
@@ -25,7 +25,7 @@ GraderFactory = Callable[[RewardConfig], Grader]
 
 
 class FactorizationGrader:
-    """Adapts the grader of the embedded task."""
+    """Adapts the grader of the embedded factorisation task."""
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
         return [self._grade_one(text, answer) for text, answer in items]
@@ -39,15 +39,15 @@ class FactorizationGrader:
         try:
             status, detail = grade(completion_text, answer)
         except ValueError as error:
-            # The gold answer is not of this task: no completion could have been right, so none is wrong.
+            # The gold answer is not of this task: no completion could be right, so none is called wrong.
             return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, str(error))
-        # The detail names the factors: they are the strategy.
+        # The detail names the factors, which show the strategy, so it also tells distinct solutions apart.
         solution = "" if status == RewardStatus.UNPARSABLE else detail
         return RewardResult(RewardStatus(status), detail, solution)
 
 
 def _math_answer(config: RewardConfig) -> Grader:
-    # Here, not at the top: a run needs one of these modules.
+    # Imported here, not at the top: a run needs only one of these modules.
     from dphrl.rewards.math_answer import MathAnswerGrader
 
     return MathAnswerGrader(extraction=config.extraction, timeout_s=config.timeout_s)

@@ -1,9 +1,9 @@
 """A user's own reward: a function, coroutine function, class or Ray remote function, named `package.module:name`.
 
-It is called as (completion, answer, **params), a class as Class(**params)(completion, answer). Plain functions run in a
-child process, so that one that hangs is killed. Coroutine and remote functions wait rather than compute: those of
-a batch run together, each under its own deadline. What the code raises or returns amiss is an infrastructure error:
-the model is not to blame for it.
+It is called as function(completion, answer, **params), a class as Class(**params)(completion, answer). Plain functions
+run in a child process, so that one that hangs can be killed. Coroutine functions and remote functions wait rather than
+compute, so all calls of a batch run together, each with its own deadline. If the code raises an error or returns a
+value of a wrong kind, the status is infrastructure_error, because the model is not to blame.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MAX_TEXT_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class UserReward:
-    """call(completion, answer) gives the verdict, or something to await for it if `asynchronous`."""
+    """call(completion, answer) returns the verdict; if `asynchronous`, it returns an awaitable of the verdict."""
 
     call: Callable[[str, str], Any]
     asynchronous: bool
 
 
 def load_reward(name: str, params: Mapping[str, Any]) -> UserReward:
-    """What `package.module:name` stands for, bound to `params`.
+    """The reward that `package.module:name` names, bound to `params`.
 
-    Raises ValueError when there is nothing of that name, it cannot be called so, or its module fails to import.
+    Raises ValueError when nothing has that name, when it cannot be called, or when its module fails to import.
     """
     module_name, _, attribute = name.partition(":")
     try:
@@ -49,7 +49,7 @@ def load_reward(name: str, params: Mapping[str, Any]) -> UserReward:
             f"reward.name={name!r} cannot be loaded ({type(error).__name__}: {error}); "
             + (name_taken(error) or "install the module or put its folder on PYTHONPATH, and check reward.params")
         ) from error
-    # Ray marks what runs elsewhere by `.remote`; its result is awaited like a coroutine's.
+    # A remote function of Ray has an attribute `.remote`; its result is awaited like that of a coroutine.
     remote = hasattr(target, "remote")
     function = target.remote if remote else target
     if not callable(function):
@@ -75,7 +75,7 @@ class CustomGrader:
         jobs = [{"completion": text, "answer": answer} for text, answer in items]
         outcomes = self._child.run(jobs, self._timeout_s)
         return [
-            # The code that died or hung is the user's, not the model's.
+            # The user's code died or hung here, so the model is not to blame.
             _checked(outcome.value)
             if outcome.value is not None
             else RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"{outcome.failure}: {outcome.detail}")
@@ -103,12 +103,12 @@ async def _settle(verdict: Awaitable[Any]) -> Any:
     try:
         return await verdict
     except SystemExit as error:
-        # Out of a task it would end the event loop, and with it the worker.
+        # If SystemExit left the task, it would end the event loop, and the worker with it.
         raise RuntimeError(f"SystemExit: {error}") from error
 
 
 def as_result(verdict: object) -> RewardResult:
-    """A user's verdict: a bool is right or wrong; a number is the training signal, and right from 1 on."""
+    """A user's verdict as a result: a bool is right or wrong; a number is the training signal, and right from 1 on."""
     if isinstance(verdict, RewardResult):
         return _checked(asdict(verdict))
     if isinstance(verdict, bool):
@@ -121,7 +121,7 @@ def as_result(verdict: object) -> RewardResult:
 
 
 def _checked(fields: JsonDict) -> RewardResult:
-    """A RewardResult whose every field is what its type says; Python lets a user write anything there."""
+    """A RewardResult with fields of the right types; Python lets a user put anything there."""
     signal = None if fields["signal"] is None else _finite(fields["signal"])
     if fields["status"] not in list(RewardStatus):
         return _amiss(fields["status"], f"which is no status ({', '.join(RewardStatus)})")
@@ -146,7 +146,7 @@ def _amiss(value: object, why: str) -> RewardResult:
 
 
 def serve(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
-    """What the child process runs."""
+    """Make the handler that the child process runs on every job. settings: `name` and `params` of the reward."""
     reward = load_reward(settings["name"], settings["params"]).call
 
     def handle(job: JsonDict) -> JsonDict:

@@ -1,7 +1,7 @@
 r"""Exact reading of answers: one spelling for each form, and rational numbers as Fraction.
 
-Most answers of mathematics data sets are rational numbers. For those a float tolerance is a false accept waiting to
-happen (1/2^99 is not 1/2^98), and a computer algebra system is a thousand times slower than the arithmetic.
+Most answers in mathematics data sets are rational numbers. For them a tolerance between floats would accept wrong
+answers (1/2^99 is not 1/2^98), and a computer algebra system would be a thousand times slower than exact arithmetic.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 from fractions import Fraction
 from math import factorial
 
-# A power whose value has more bits than this is a bomb, not an answer. 2004! has 19,049.
+# A power whose value has more bits than this is no answer, and would only cost time. For comparison: 2004! has 19,049.
 MAX_BITS = 40_000
 MAX_FACTORIAL = 3_000
 _MAX_DEPTH = 40
 
-# Not after a backslash: `\\ ` ends a row of a matrix.
+# A backslash before it is excluded, because `\\ ` ends a row of a matrix.
 _SPACING = re.compile(
     r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~"
 )
@@ -68,14 +68,14 @@ def tidy(answer: str) -> str:
     answer = _WORD_PATTERN.sub(lambda match: _WORDS[match[0]], answer)
     answer = _FRACTION_BARE.sub(lambda m: rf"\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", answer)
     answer = _SQRT_BARE.sub(r"\\sqrt{\1}", answer)
-    # In brackets a comma separates: [0,100) and (1,200) hold two numbers each.
+    # Inside brackets a comma separates entries: [0,100) and (1,200) hold two numbers each.
     if not _BRACKET.search(answer):
         answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},\s]", "", match[0]), answer)
         answer = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), answer)
     answer = _ORDINAL.sub("", answer)
     answer = _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
     answer = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", answer)
-    # A closing point ends the sentence; an ellipsis is part of the answer.
+    # A full stop at the end belongs to the sentence; an ellipsis is part of the answer.
     return answer.strip() if answer.rstrip().endswith("...") else answer.strip().rstrip(" .,;:")
 
 
@@ -86,7 +86,7 @@ def unwrap_text(answer: str) -> str:
 
 def canonical(answer: str) -> str:
     """A tidied answer without its blanks and text commands, for comparison as a string."""
-    # "1 2" is not 12.
+    # A blank between digits stays visible, because "1 2" is not 12.
     flat = "".join(re.sub(r"(?<=\d)\s+(?=\d)", "~", unwrap_text(answer)).split())
     return re.sub(r"([_^])\{(\w)\}", r"\1\2", flat)
 
@@ -99,7 +99,7 @@ _TOKEN = re.compile(
 def rational(answer: str) -> Fraction | None:
     """The exact value of a tidied answer; None when it is anything but arithmetic on rational numbers.
 
-    Raises TooLarge for powers and factorials beyond `MAX_BITS`. Percent is a hundredth here.
+    Raises TooLarge for powers and factorials beyond `MAX_BITS`. A percent sign means a hundredth here.
     """
     tokens: list[str] = []
     position = 0
@@ -231,7 +231,7 @@ def _bounded(value: Fraction) -> Fraction:
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
-        raise _NotRational  # a root: for the algebra system
+        raise _NotRational  # a root, which math_values compares
     if base in (0, 1, -1):
         if base == 0 and exponent <= 0:
             raise _NotRational

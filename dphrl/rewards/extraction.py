@@ -1,14 +1,14 @@
-r"""Where in a completion its final answer stands.
+r"""Finds the final answer in a completion.
 
-Every search here is linear in the text: completions of several megabytes are graded, and a model is free to write
-a million opening braces.
+Every search here takes time linear in the text, because completions of several megabytes are graded, and a model may
+write a million opening braces.
 """
 
 from __future__ import annotations
 
 import re
 
-# A model that runs on past its turn invents the next speaker; what that one says is not its answer.
+# A model that writes on after its turn invents the next speaker; what that speaker says is not the model's answer.
 _CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
 _BOXES = ("\\boxed", "\\fbox")
 _BRACE = re.compile(r"\s*\{")
@@ -42,21 +42,21 @@ _LEAD = re.compile(
     r"[\s,:]*)+",
     re.IGNORECASE,
 )
-# What answers do not hold: a number beside it is an argument, not the answer.
+# Marks of program code, which answers do not hold: a number beside one is an argument of a call, not the answer.
 _PROGRAM = re.compile(
     r"__\w|[A-Za-z_]\.[A-Za-z_]\w*\(|\b(?:import|lambda|eval|exec|system|globals|getattr|compile)\b|\\(?:write|input)"
 )
-# "5, not 6" and "5 (" before a reason say 5; "either 5 or 6" and "not 5" say neither.
+# "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
 _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
 _HEDGE = re.compile(r"^\s*(?:either|neither|not|maybe|perhaps|possibly)\b|\d\$?,?\s+or\s+\$?-?\d", re.I)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\b(?:because|since|as|which|where)\b")
-# Beyond this a line is prose, and only the end of a long text is searched for spans and numbers.
+# A longer text is prose, not a bare answer. Only this much at the end of a text is searched for formulas and numbers.
 _MAX_BARE = 300
 _TAIL = 20_000
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last \boxed{} or \fbox{}, innermost of nested ones; None without one or when it is cut off."""
+    r"""Content of the last \boxed{} or \fbox{} (the innermost of nested ones); None without one or if it is cut off."""
     text = _own_turn(text)
     start = _last_box(text)
     if start is None:
@@ -77,7 +77,7 @@ def extract_boxed(text: str) -> str | None:
 
 def extract_auto(text: str) -> str | None:
     """The final answer of free text: a box, else "####", else "Answer"/"answer is", else the last math span, else
-    the whole text when it is a bare answer, else its last number. None when there is nothing of these."""
+    the whole text when it is a bare answer, else its last number. None when there is none of these."""
     text = _own_turn(text)
     if _last_box(text) is not None:
         return extract_boxed(text)
@@ -100,13 +100,13 @@ EXTRACTORS = {"boxed": extract_boxed, "auto": extract_auto}
 
 
 def _own_turn(text: str) -> str:
-    # Megabytes without the first character of any marker need no regular expression.
+    # Every marker begins with "<": megabytes without one need no search with a regular expression.
     marker = _CHAT_MARKER.search(text) if "<" in text else None
     return text[: marker.start()] if marker else text
 
 
 def _last_box(text: str) -> int | None:
-    """Where the command of the last box ends: a braced one, if there is any."""
+    """The position after the command of the last box; a box with braces goes before one without. None without a box."""
     braced: list[int] = []
     bare: list[int] = []
     for command in _BOXES:
@@ -123,8 +123,8 @@ def _last_box(text: str) -> int | None:
 
 
 def _after_phrase(tail: str) -> str | None:
-    """The answer in what follows "the answer is": a formula at once, else the last formula or number of the
-    sentence, else the sentence's words."""
+    """The answer in the text after "the answer is": a formula at its start, else the last formula or number of the
+    sentence, else the words of the sentence."""
     tail = tail.lstrip(" \t\r\n*_:=")
     if spans := _leading_spans(tail):
         return spans
@@ -149,7 +149,7 @@ def _after_phrase(tail: str) -> str | None:
 
 
 def _leading_spans(text: str) -> str | None:
-    """The formula a text begins with; several joined by "or", "and" or a comma are one answer, a hedged one too."""
+    """The formula at the start of a text. Those joined by "or", "and" or a comma are one answer, even a hedged one."""
     found: list[str] = []
     position = 0
     while (span := _MATH_SPAN.match(text, position)) and not _PRICE.match(_content(span)):
@@ -182,8 +182,8 @@ def _content(span: re.Match[str]) -> str:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a text is an answer with nothing around it: at most one word apart from LaTeX and function names, a
-    unit behind or a name in front of "="."""
+    """Whether a text is an answer with nothing around it: besides LaTeX and function names it has at most one word,
+    which is a unit after the value or a name before "="."""
     if len(text) > _MAX_BARE or not text.strip():
         return False
     plain = _COMMAND.sub(" ", text).strip(" \t\r\n*_.")
@@ -208,5 +208,5 @@ def _first_line(text: str) -> str:
 
 
 def _trim(text: str) -> str | None:
-    """Without Markdown emphasis and a closing full stop."""
+    """The text without Markdown emphasis and a full stop at its end; None when nothing is left."""
     return text.strip().strip("*_` \t").lstrip("=").rstrip(".").strip().strip("`*") or None

@@ -1,15 +1,15 @@
 r"""Grades a mathematical answer by value, without ever executing a part of it.
 
-The cheap and exact decisions are made here; what has to be computed is computed in a child process that may be killed
-(`dphrl.sandbox`). The grammar that reads an answer is closed: model output meets no `eval`, `sympify` or `parse_expr`.
+Cheap and exact decisions are made in this process; all others are computed in a child process that can be killed
+(`dphrl.sandbox`). A closed grammar reads the answers: no `eval`, `sympify` or `parse_expr` gets the model's output.
 
 Covered: value equality without tolerance; units, currency, degrees, percent signs and thousands separators on one side;
 fractions, mixed numbers, scientific notation, roots, powers, elementary functions, complex numbers; expressions in free
-variables; lists and sets in any order, tuples and intervals in theirs, matrices, ratios;
-equations and inequalities up to a factor; words; hedged answers (wrong); several boxes (the last); numbers and nesting
-that would take for ever (refused).
-Not covered: what an operator such as a sum, an integral or a limit evaluates to (they are compared part by part);
-equations that are equal only as sets of solutions; sets by a description; text beyond its words.
+variables; lists and sets in any order, tuples and intervals in their own order, matrices, ratios; equations and
+inequalities up to a factor; words; hedged answers (wrong); several boxes (the last counts); numbers and nesting that
+would take too long (refused).
+Not covered: the value of a sum, a product or an integral sign (two of them are compared part by part); limits;
+equations that are equal only as sets of solutions; sets given by a description; the meaning of text beyond its words.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dphrl.sandbox.process import Limits, Sandbox
 from dphrl.types import RewardResult, RewardStatus
 
 MAX_ANSWER_CHARS = 2_000
-# Texts and numbers of bounded size are all that a comparison holds.
+# A comparison holds only texts and numbers of bounded size, so this memory is enough.
 _LIMITS = Limits(memory_bytes=512 * 2**20)
 _HANDLER = "dphrl.rewards.math_child:make"
 _CACHE_SIZE = 16_384
@@ -111,14 +111,14 @@ class MathAnswerGrader:
 
     def _remember(self, verdicts: dict[Pair, RewardResult]) -> None:
         with self._lock:
-            # Another try may fare better, so a time limit is not remembered.
+            # Another try may succeed after a time-out or the like, so such verdicts are not remembered.
             self._verdicts.update((p, v) for p, v in verdicts.items() if v.status not in _TRANSIENT)
             while len(self._verdicts) > _CACHE_SIZE:
                 self._verdicts.popitem(last=False)
 
 
 def _voting(verdict: RewardResult, answer: str) -> RewardResult:
-    """The verdict with one spelling of the answer, so that equal answers vote together."""
+    """The verdict with one spelling of the answer, so that equal answers count as votes for the same answer."""
     return replace(verdict, answer=canonical(tidy(answer))[:_MAX_VOTE_CHARS])
 
 

@@ -9,8 +9,8 @@ from dphrl.types import JsonDict
 
 
 def make(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
-    """The handler of {"answer", "gold"}: {"status", "detail"}."""
-    # Tables that the first comparison would build in every worker anew.
+    """Make the handler of items {"answer", "gold"}; it returns {"status", "detail"}. `settings` has no effect."""
+    # This comparison builds tables that otherwise every worker would build again in its first comparison.
     compare(r"\frac{\sqrt{2}}{2}+\sin x", r"\sin x+2^{-1/2}")
     return _handle
 

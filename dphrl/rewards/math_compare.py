@@ -1,8 +1,9 @@
 r"""Whether an extracted answer equals the gold answer.
 
 Order of decision: the same spelling; rational numbers, exactly; words; lists, tuples, intervals and sets, entry by
-entry; relations; and what is left by value (`math_values`). The first three are `compare_cheaply`: they take no time
-worth speaking of, whatever the text. The rest is bounded step by step, but belongs into a child process.
+entry; relations; and everything else by value (`math_values`). The first three are `compare_cheaply`: they take almost
+no time, whatever the text is. Each step of the rest is bounded, but its total may be long, so it belongs in a child
+process.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
 from dphrl.types import RewardResult, RewardStatus
 
-# Longer ones are arithmetic too, but not cheap: a thousand fractions have a long common denominator.
+# Longer texts may be arithmetic too, but not cheap arithmetic: a thousand fractions have a long common denominator.
 _MAX_CHEAP_CHARS = 200
-# Of entries, pair by pair; each comparison is bounded, and so is their number.
+# Entries are compared pair by pair. Each comparison is bounded, and this bounds their number.
 _MAX_COMPARISONS = 500
 _BASED = re.compile(r"\(?(\w+)\)?_\{?(\d+)\}?")
 # Words and numbers beside one another: "June 20".
@@ -33,7 +34,7 @@ class _TooManyError(Exception):
 
 
 def compare(answer: str, gold: str) -> RewardResult:
-    """The verdict on an extracted answer. RecursionError and MemoryError are all that it may raise."""
+    """The verdict on an extracted answer. It raises nothing but RecursionError and MemoryError."""
     comparison = _Comparison()
     verdict = _verdict(answer, gold, comparison.equal)
     assert verdict is not None, "a full comparison decides"
@@ -65,10 +66,10 @@ def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) 
 
 
 def _with_currency(text: str) -> str:
-    r"""Tidied; \$5 as 5\text{dollar}, so that five cents differ from it."""
+    r"""The tidied text, with \$5 written as 5\text{dollar}, so that it differs from five cents."""
     tidied = math_units.in_full(tidy(text))
     if _AMOUNT.fullmatch(tidied):
-        # A dollar that opens no formula is money.
+        # A single dollar sign opens no formula, so it means money.
         money = text.replace("$", r"\$") if "\\$" not in text and text.count("$") == 1 else text
         for sign, unit in _CURRENCIES:
             if sign in money:
@@ -98,7 +99,7 @@ def _same_amount(value: Fraction, unit: str, gold: Fraction, gold_unit: str) -> 
     if unit == gold_unit or not unit or not gold_unit:
         if value == gold:
             return True
-        # 25% stands for 0.25, and beside a bare 25 its sign is a unit on one side.
+        # 25% equals 0.25, and it also equals a bare 25: then the sign is a unit on one side only.
         if unit == "percent" and not gold_unit:
             return value == gold * 100
         return gold_unit == "percent" and not unit and value * 100 == gold
@@ -113,15 +114,15 @@ def _same_words(answer: str, gold: str) -> bool | None:
     found = math_forms.words(answer), math_forms.words(gold)
     if found[0] is None or found[1] is None:
         return None
-    # Capitals are points, people or an order of them: ABCD is not ABDC.
+    # Capital letters name points or people, and their order counts: ABCD is not ABDC.
     if all(re.fullmatch(r"[A-Z]{3,}", canonical(text)) for text in (answer, gold)):
         return canonical(answer) == canonical(gold)
-    # abc and cba are products, if they are not words.
+    # abc and cba may be equal products instead of words, so that is left undecided.
     return found[0] == found[1] or (None if sorted(found[0]) == sorted(found[1]) else False)
 
 
 def _is_readable(text: str) -> bool:
-    """Whether an answer is anything that can be compared by more than its spelling."""
+    """Whether an answer can be compared by more than its spelling."""
     core = math_units.split_unit(math_forms.strip_assignments(text, "")[0])[0]
     if math_forms.compound(core)[0] != "plain" or math_forms.words(text) is not None:
         return True
@@ -157,7 +158,7 @@ class _Comparison:
         if kind == gold_kind == "plain":
             return self.equal_relations(answer, gold)
         if {kind, gold_kind} == {"list", "()"}:
-            # The tuple's entries stay as they are: None for having no names.
+            # Entries without names, such as those of the tuple, stay as they are: values_in_order gives None for them.
             values = [
                 math_forms.values_in_order(entries) or entries,
                 math_forms.values_in_order(gold_entries) or gold_entries,

@@ -1,7 +1,7 @@
 r"""The value of an expression tree at a point, to as many digits as `mp` is set to.
 
-Every step is bounded before it is taken: powers, factorials and arguments that would cost more than an answer's value
-can be worth are TooLarge.
+The cost of every step is bounded before the step is taken: powers, factorials and arguments that would be too
+expensive raise TooLarge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Value = Any
 Point = dict[str, Value]
 
 _MAX_FACTORIAL = 10_000
-# Beyond this many bits an argument costs its own length in digits of pi.
+# Reducing an argument longer than this would need as many bits of pi.
 _MAX_ARGUMENT_BITS = 2_000
 
 
@@ -30,12 +30,14 @@ class Undefined(Exception):  # noqa: N818  (a property of the point, not a fault
 
 
 def evaluate(tree: Node, point: Point, real: bool) -> Value:
-    """The value at `mp`'s precision. With `real`, a step outside the real numbers is Undefined."""
+    """The value at `mp`'s precision. Raises TooLarge, or Undefined where there is no value; with `real`, a step outside
+    the real numbers is Undefined too."""
     return _Evaluator(point, real).value(tree)
 
 
 def coordinate(name: str, index: int, signed: bool, scale: int = 1, whole: bool = False) -> Value:
-    """A value below 3 `scale`, the same one for the same arguments; a `whole` one is an integer above 0."""
+    """A pseudo-random value of at most 3 `scale`, the same for the same arguments; `whole` makes it an integer above 0,
+    `signed` lets it be negative."""
     digest = hashlib.sha256(f"{name} {index}".encode()).digest()
     drawn = int.from_bytes(digest[:4], "big")
     if whole:
@@ -79,7 +81,7 @@ class _Evaluator:
         product = factors[0]
         for factor in factors[1:]:
             product = _product(product, factor)
-            # Here too: a hundred factors may each be of a bearable size.
+            # Checked after every factor: a hundred factors of acceptable size may have too large a product.
             if not isinstance(product, tuple):
                 _check_size(product)
         return product
@@ -132,7 +134,7 @@ class _Evaluator:
         _check_power(base, power)
         if isinstance(base, mp.mpc) or base > 0:
             return mp.power(base, power)
-        # School convention: the cube root of -8 is -2, whatever the principal branch says.
+        # The school convention: the cube root of -8 is -2, although the principal branch gives a complex number.
         if exponent.denominator % 2:
             return (-1) ** exponent.numerator * mp.power(-base, power)
         if self.real:
@@ -214,8 +216,9 @@ class _Evaluator:
         return rows
 
     def _opaque(self, tree: Node, *parts: Value) -> Value:
-        """A number that only the same parts give: what f is, or what a sum adds up to, is not asked."""
-        # Arguments count as the same from 30 digits on: rounding must not tell apart what is equal.
+        """A number that depends on the operator and its parts alone: what f is, or what a sum adds up to, is not
+        computed."""
+        # Parts that agree in 30 digits count as the same, so that rounding does not separate equal parts.
         key = " ".join([tree.text, *(mp.nstr(part, 30) for part in parts)])
         return coordinate(key, 0, signed=False)
 
@@ -258,13 +261,13 @@ def _check_size(value: Value) -> None:
 
 
 def _check_power(base: Value, power: Value) -> None:
-    """Before it is computed: an exponent of a million bits would be a million squarings."""
+    """Raises TooLarge before a power is computed: an exponent of a million bits would need a million squarings."""
     if abs(power) * max(1, abs(mp.mag(base))) > MAX_BITS:
         raise TooLarge(f"a power of more than {MAX_BITS} bits")
 
 
 def _exact(tree: Node) -> Fraction | None:
-    """The value of a constant made of whole numbers, for exponents: 1/3 asks for a root."""
+    """The exact value of a tree of plain numbers, else None. Exponents need it: 1/3 asks for a root."""
     if tree.kind == "number":
         return _exact_number(tree.text)
     parts = [_exact(child) for child in tree.children]

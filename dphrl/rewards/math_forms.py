@@ -1,4 +1,4 @@
-r"""What an answer is made of, read from its text: an assignment, words, a list, an interval, relations.
+r"""Finds what an answer is made of from its text alone: an assignment, words, a list, an interval, relations.
 
 Texts are tidied (`exact.tidy`) before they come here. Nothing is computed.
 """
@@ -34,7 +34,7 @@ _REALS = r"(-\infty,\infty)"
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at `separator` outside every bracket; a half-open interval may close with the other bracket."""
+    """Split at `separator` outside all brackets. Brackets of different kinds may close each other, as in (1, 2]."""
     parts, depth, start, position = [], 0, 0, 0
     while position < len(text):
         if depth == 0 and text.startswith(separator, position):
@@ -158,20 +158,20 @@ def intersection(parts: list[str]) -> str | None:
         return None
     low, high = below[0].removesuffix(r",\infty)"), above[0].removeprefix(r"(-\infty,")
     ends = rational(low[1:]), rational(high[:-1])
-    # Numbers the wrong way round leave nothing.
+    # Bounds in the wrong order leave no number between them.
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
         return None
     return f"{low},{high}"
 
 
 def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
-    """Drop "x =" where one side has it, or both have the same. x = 5 and y = 5 stay different, and so does an
-    equation such as x^2 - 4 = 0 from its right side."""
+    """Remove "x =" when only one of the texts has it, or when both have the same. So x = 5 and y = 5 stay different,
+    and an equation such as x^2 - 4 = 0 stays different from its right side."""
     answer, gold = _without_approximation(answer), _without_approximation(gold)
     texts = (answer, gold)
     names = [_ASSIGNMENT.match(text) for text in texts]
     if any(is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
-        # A chain of numbers, "2 + 2 = 4", says what its last part says.
+        # A chain of numbers, "2 + 2 = 4", stands for its last part.
         if is_equation(answer) and not is_equation(gold) and not re.search(r"[A-Za-z,]", _without_numerals(answer)):
             parts = split(answer, "=")
             return (parts[-1] if _agree(parts) else answer), gold
@@ -182,12 +182,12 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
 
 
 def is_equation(text: str) -> bool:
-    """Whether "=" stands outside all brackets; the one in a sum's bounds does not."""
+    """Whether "=" stands outside all brackets; the "=" in the bounds of a sum stands inside."""
     return "=" in text and len(split(text, "=")) > 1
 
 
 def values_in_order(entries: list[str]) -> list[str] | None:
-    """2 and 3 for x = 2 and y = 3, which is the tuple (2, 3); None where names are missing or in another order."""
+    """2 and 3 for x = 2 and y = 3, which is the tuple (2, 3); None where names are missing or not in alphabet order."""
     names = [_ASSIGNMENT.match(entry) for entry in entries]
     spelled = [canonical(name[1]) for name in names if name and is_equation(name.string)]
     if len(spelled) < len(entries) or spelled != sorted(set(spelled)):
@@ -206,7 +206,7 @@ def _without_approximation(text: str) -> str:
 
 
 def _value_of(text: str, assignment: re.Match[str] | None) -> str:
-    # "x = 1, y = 2" is a list, whose entries are stripped one by one.
+    # "x = 1, y = 2" is a list; its entries are stripped one by one.
     if assignment is None or (text.count("=") > 1 and len(list_entries(text)) > 1):
         return text
     # The last part: "x = 2 + 3 = 5" ends in its value.
@@ -215,7 +215,7 @@ def _value_of(text: str, assignment: re.Match[str] | None) -> str:
 
 
 def _agree(parts: list[str]) -> bool:
-    """Whether a chain's numbers are one number: 4 = 5 says nothing."""
+    """Whether all numbers in a chain are equal: a chain such as 4 = 5 has no value."""
     values = {value for part in parts if (value := rational(part)) is not None} if len(parts) > 1 else set()
     return len(values) <= 1
 
@@ -229,7 +229,7 @@ def _without_numerals(text: str) -> str:
 
 
 def words(text: str) -> str | None:
-    """The words of an answer that is words, in lower case; "C" for (C); None for mathematics."""
+    """The text, in lower case, of an answer that consists of words; "C" for (C); None for mathematics."""
     plain = unwrap_text(text).strip()
     if choice := _CHOICE.fullmatch(plain):
         return choice[1]

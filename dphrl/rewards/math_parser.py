@@ -1,8 +1,8 @@
 r"""Reads a LaTeX expression into a tree of `Node`s.
 
-A grammar of what answers are written in: arithmetic, roots, powers, functions, absolute values, matrices, and sums and
-integrals as symbols. What is not in it is no expression: nothing is guessed, dropped or executed, so that two texts
-never become equal because a part of one was not understood. Takes time linear in the text; nesting is bounded.
+The grammar covers what answers are written in: arithmetic, roots, powers, functions, absolute values, matrices, and
+sums and integrals as symbols. Any other text is no expression: nothing is guessed, dropped or executed, so two texts
+never become equal because a part of one was not understood. Parsing takes linear time, and nesting is bounded.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _GREEK = re.compile(
     "(?:var)?(?:epsilon|theta|phi|rho|sigma)|alpha|beta|[gG]amma|[dD]elta|zeta|eta|Theta|iota|kappa|[lL]ambda|mu|nu"
     "|[xX]i|Sigma|tau|[uU]psilon|Phi|chi|[pP]si|[oO]mega|ell|hbar"
 )
-# Symbols whose meaning stays closed: two of them are equal when their parts are.
+# Operators that are not evaluated: two of them are equal when their parts are equal.
 _BIG_OPERATORS = frozenset(["sum", "prod", "int"])
-# Letters that in front of a parenthesis are functions, not factors.
+# Letters that are functions, not factors, when a parenthesis follows.
 _FUNCTION_LETTERS = frozenset("fgFG")
 
 _TOKEN = re.compile(
@@ -34,7 +34,7 @@ _TOKEN = re.compile(
 _PLAIN_NAME = re.compile(
     rf"(?<![\\A-Za-z])(sqrt|pi|infty|{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-z])"
 )
-# Words and the calls of a program, not products of letters.
+# Words of prose and function calls of a program: they are not products of letters.
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{5,}|[A-Za-z]{3,}(?=\())|__")
 _NAMED = re.compile(r"\\(?:operatorname|mathrm|text|mathit|mathbf|vec|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 _MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?")
@@ -103,7 +103,7 @@ class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
         self.position = 0
-        # A bar closes an absolute value that is open, and opens one otherwise; such values do not nest.
+        # A bar closes an absolute value if one is open, and opens one otherwise; absolute values do not nest.
         self.bar_open = False
 
     def peek(self, ahead: int = 0) -> str:
@@ -128,7 +128,7 @@ class _Parser:
         return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
 
     def product(self, depth: int) -> Node:
-        # One flat node, however many factors: trees are walked recursively.
+        # All factors go into one flat node, because trees are walked recursively.
         factors = [self.signed(depth)]
         while True:
             token = self.peek()
@@ -144,8 +144,8 @@ class _Parser:
                 return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
 
     def starts_factor(self) -> bool:
-        """Whether a factor without a sign of multiplication follows. A number does only after a closing brace: in
-        "x 2" and "3 4" a sign was lost, and nobody knows which."""
+        """Whether a factor follows without a multiplication sign. A number never does: in "x 2" and "3 4" a sign was
+        lost, and nobody knows which."""
         token = self.peek()
         if token == "|":
             return not self.bar_open
@@ -174,7 +174,7 @@ class _Parser:
             self.take()
             return Node("neg", (self.exponent(depth + 1),))
         if self.peek()[:1].isdigit():
-            # Not by way of `number`: x^2\\frac{1}{2} has no mixed number in it.
+            # `number` must not read it: x^2\\frac{1}{2} holds no mixed number.
             value = self.postfix(Node("number", text=self.take()))
         else:
             value = self.postfix(self.group(depth) if self.peek() in ("{", "(") else self.atom(depth + 1))

@@ -1,6 +1,6 @@
-r"""The unit of an answer, and the numbers that are written as words.
+r"""Finds the unit of an answer, and numbers that are written as words.
 
-Texts are tidied (`exact.tidy`) before they come here. Nothing is computed but "5 million".
+Texts are tidied (`exact.tidy`) before they come here. The only thing that is computed is "5 million".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AMOUNT_IN_TEXT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{(\s*[\d.,/]+\s+[^{}]*)
 _ABBREVIATIONS = (
     "mm|cm|km|dm|nm|ft|yd|mi|kg|mg|lbs?|oz|mph|kph|kmh|ml|mL|hrs?|mins?|secs?|rad|deg|pct|percent|percentage|in|m|s|g|h"
 )
-# Single letters only with the mark of a square or cube that ASCII lacks: 5m is 5 times m.
+# Single letters are no units here, because 5m is 5 times m; _SUPERSCRIPT_UNIT takes them with a superscript 2 or 3.
 _PLAIN_UNIT = re.compile(
     rf"(?P<core>.*[\d)}}\]])(?:\s+(?P<words>[A-Za-z]{{2,}}(?:(?:\s+|/|\s+per\s+)[A-Za-z]{{1,}}){{0,3}})"
     rf"|\s*(?P<short>(?!m\b|s\b|g\b|h\b)(?:{_ABBREVIATIONS})))\.?{_POWER}",
@@ -55,14 +55,14 @@ _UNIT_NAMES = {
     "radian": ("rad",),
 }
 _UNIT_OF = {other: name for name, others in _UNIT_NAMES.items() for other in (*others, name)}
-# Words after a number that are part of it, or of what is said about it; a unit with one of them is none.
+# Words after a number that are part of the number, or that say something about it. Text with one of them is no unit.
 _NUMBER_WORDS = (
     "hundred thousand million billion trillion half halves third quarter fourth fifth sixth seventh eighth ninth tenth "
     "squared cubed square cubic factorial plus minus over more less than greater fewer not maybe perhaps about least "
     "most possibly probably either neither both"
 )
 _NO_UNITS = frozenset(form for word in _NUMBER_WORDS.split() for form in (word, f"{word}s"))
-# Of one or two letters only these: 4 xy and 4\mathrm{x} are products.
+# Units of one or two letters, besides those in _UNIT_NAMES. All others are factors: 4 xy and 4\mathrm{x} are products.
 _SHORT_UNITS = frozenset([*"msghLlNJWVKCF", "Hz", "hz", "Pa", "kJ", "kW", "eV", "ms", "cc", "mL", "am", "pm"])
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
@@ -80,7 +80,7 @@ def split_unit(text: str) -> tuple[str, str]:
         text = amount[1].strip()
     bare = _DEGREES.sub("", text)
     if bare != text and bare.strip() and not any(name in bare for name in ("sin", "cos", "tan", "cot", "sec", "csc")):
-        # "90 degrees" of temperature are as good as those of an angle.
+        # Degrees of temperature and degrees of an angle count as the same unit.
         return re.sub(r"\s*(?:\\(?:text|mathrm)\s*\{\s*[CF]\s*\}|[CF])$", "", bare.strip()), "degree"
     if text.endswith("%"):
         return text[:-1].strip(), "percent"
@@ -91,7 +91,7 @@ def split_unit(text: str) -> tuple[str, str]:
         name = _unit_name(match["unit"], match["power"])
         return (match["core"].strip(), name) if name else (text, "")
     match = _PLAIN_UNIT.fullmatch(text)
-    # Behind an expression with letters a word may be a factor.
+    # After an expression with letters, a word may be a factor.
     if match is None or re.search(r"(?<!\\)(?<![A-Za-z])[A-Za-z]", match["core"]):
         return text, ""
     name = _unit_name(match["words"] or match["short"], match["power"])
@@ -99,7 +99,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def in_full(text: str) -> str:
-    """5000000 for "5 million", what follows kept as a unit."""
+    """5000000 for "5 million"; the words that follow stay as a unit. Any other text is returned as it is."""
     match = _SCALED.fullmatch(text)
     value = Fraction(match["number"]) * _SCALES[match["scale"].casefold()] if match else Fraction(1, 2)
     if match is None or value.denominator != 1:
@@ -109,7 +109,7 @@ def in_full(text: str) -> str:
 
 
 def _unit_name(unit: str, power: str | None) -> str:
-    """ "" where the words cannot be a unit."""
+    """The full name of a unit, with its power if it has one; "" when the words cannot be a unit."""
     unit = " ".join(unit.strip(" .~").split())
     if len(unit) <= 2 and unit.isascii() and unit.isalpha() and unit not in _SHORT_UNITS and unit not in _UNIT_OF:
         return ""

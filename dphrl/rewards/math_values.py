@@ -1,8 +1,8 @@
 r"""Whether two trees stand for the same value: both are computed at the same points, to many digits.
 
-Two expressions that agree in 220 digits at every point tried count as equal; expressions that differ at one do not. A
-difference is put down to rounding only when it shrinks as the precision grows. Unlike rewriting one expression into
-the other, this always ends, and soon.
+Two expressions that agree in 220 digits at every point tried count as equal; expressions that differ at one point do
+not. A difference counts as rounding only when it shrinks as the precision grows. Unlike rewriting one expression into
+the other, this always ends, and it ends soon.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from dphrl.rewards.math_parser import Node
 
 _LOW_DIGITS, _HIGH_DIGITS, _HIGHEST_DIGITS = 40, 120, 240
 _NUM_POINTS, _MAX_TRIES = 4, 16
-# Functions made of pieces agree with one of their pieces near zero: |x - 5| is 5 - x there. (scale, whole)
+# Near zero a piecewise function is the same as one of its pieces: |x - 5| is 5 - x there. So such functions are also
+# compared at points far from zero, each given as (scale, whole).
 _PIECEWISE = frozenset(["abs", "floor", "ceil", "root", "pow", "factorial"])
 _FAR_POINTS = ((7, False), (50, False), (1000, False), (4, True), (20, True), (100, True))
 
 
 def same_value(a: Node, b: Node) -> bool:
-    """Raises TooLarge for values beyond MAX_BITS."""
+    """Whether both have the same value at every point tried; False if both are defined at none of them.
+
+    Raises TooLarge for values beyond MAX_BITS.
+    """
     seen = 0
     for values in _at_points(a, b, _LOW_DIGITS):
         if not _same_at(a, b, *values):
@@ -51,7 +55,7 @@ def _same_at(a: Node, b: Node, point: Callable[[], Point], real: bool, at_a: Val
         low, scale = _distance(at_a, at_b)
         if scale is None:
             return False
-        # So far apart that no rounding explains it.
+        # The values are so far apart that rounding cannot explain it.
         if scale > mp.mpf(10) ** -20 and low > scale * mp.mpf(10) ** -20:
             return False
     high, scale = _distance_at(a, b, point, real, _HIGH_DIGITS)
@@ -65,7 +69,7 @@ def _same_at(a: Node, b: Node, point: Callable[[], Point], real: bool, at_a: Val
     if scale is None:
         return False
     with mp.workdps(_HIGHEST_DIGITS):
-        # Where the value itself is zero, nothing but rounding is left of both, and that shrinks.
+        # Where the value itself is zero, both results are only rounding errors, and these shrink.
         return bool(highest <= scale * mp.mpf(10) ** -220 or (not near and highest <= high * mp.mpf(10) ** -60))
 
 
@@ -86,7 +90,7 @@ def _distance(a: Value, b: Value) -> tuple[Value, Value]:
         pairs = [_distance(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True)]
         if any(scale is None for _, scale in pairs):
             return mp.inf, None
-        # Entries of different size must not hide one another.
+        # The largest relative distance counts, so that large entries do not hide small ones.
         return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0)
     if mp.isnan(a) or mp.isnan(b):
         return mp.inf, None
@@ -96,8 +100,8 @@ def _distance(a: Value, b: Value) -> tuple[Value, Value]:
 
 
 def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Point], bool, Value, Value]]:
-    """(point, whether real, value of a, value of b) where both are defined: among the real numbers if that can be,
-    else among the complex."""
+    """(point, whether real, value of a, value of b) where both are defined: with real numbers only if that gives any
+    point, else with complex numbers too."""
     names = sorted(_names(a) | _names(b))
     num_found = 0
     imaginary = "i" in names
@@ -121,7 +125,7 @@ def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Poi
                     except Undefined:
                         continue
                     except TooLarge:
-                        # Too far out for this expression; near zero it must have a value.
+                        # The point is too far from zero for this expression; near zero it must have a value.
                         if group is far_points:
                             continue
                         raise
@@ -137,7 +141,7 @@ def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Poi
 def _point(names: Sequence[str], index: int, signed: int, scale: int, whole: bool) -> Point:
     if scale == 1:
         return {name: coordinate(name, index, bool(signed)) for name in names}
-    # Far from zero on one side, then on the other.
+    # Far from zero all coordinates are positive, or with `signed` all are negative.
     return {name: (-1 if signed else 1) * coordinate(name, index, False, scale, whole) for name in names}
 
 

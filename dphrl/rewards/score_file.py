@@ -1,4 +1,4 @@
-"""Grading a file of completions: streaming, in order, in bounded memory."""
+"""Grades a file of completions as a stream, in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dphrl.types import RewardResult, RewardStatus
 
 Pair = tuple[str, str]
 
-# Rows handed to a worker at once, and such batches waiting per worker: enough that none runs dry.
+# Rows that a worker gets at once, and batches that wait for each worker: enough that no worker runs out of work.
 BATCH_ROWS = 64
 BATCHES_PER_WORKER = 4
-# A completion of a few hundred megabytes is no row but a broken file.
+# A longer line is a sign of a broken file, not of a long completion.
 MAX_LINE_BYTES = 64 * 2**20
 MAX_PROBLEMS_SHOWN = 20
 CONVENTIONS = ("bird", "spider")
@@ -46,8 +46,8 @@ class Batch:
 def score_file(source: str, output: Path | None, reward: RewardConfig, num_workers: int) -> None:
     """Grade `source` (a .jsonl path, or "-") into `output` (None: standard output), one JSON line per good row.
 
-    Raises InputError when the input cannot be read, or, once every good row is graded and written, naming file and
-    line of the rows that are malformed.
+    Raises InputError when the input cannot be read. If rows are malformed, it raises InputError with file and line of
+    each, but only after it has graded and written all good rows.
     """
     problems = _Problems(source)
     statuses: Counter[str] = Counter()
@@ -55,7 +55,8 @@ def score_file(source: str, output: Path | None, reward: RewardConfig, num_worke
         rows, total_bytes = _open_input(source, stack)
         target = _open_output(output, source, stack)
         grade = stack.enter_context(closing(_Workers(reward, num_workers))).grade
-        # Beside the results if those go to standard output; in bytes, because nobody has counted the rows.
+        # Progress goes to standard error, because the results may go to standard output. It is counted in bytes,
+        # because the number of rows is not known.
         console = Console(sys.stderr)
         advance = stack.enter_context(console.task(f"grading {source} (bytes)", total_bytes))
         batches = _batches(_parse(rows, reward.name, problems))
@@ -106,7 +107,7 @@ def _open_output(output: Path | None, source: str, stack: ExitStack) -> IO[str]:
 
 
 class _Problems:
-    """The first lines in full, the others counted: a file of the wrong kind has millions."""
+    """Problems of rows: keeps the first ones and counts the others, because a file of the wrong kind has millions."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -125,7 +126,7 @@ class _Problems:
 
 
 def _parse(rows: IO[bytes], name: str, problems: _Problems) -> Iterator[tuple[int, Pair | None, int]]:
-    """(index, pair, bytes) of every row; None for a malformed one, which `problems` then names."""
+    """(index, pair, bytes) of every row. The pair is None for a malformed row, and `problems` then names the row."""
     is_sql = name == "sql_execution"
     read_pair = _sql_pair if is_sql else _math_pair
     index = number = 0
@@ -140,7 +141,8 @@ def _parse(rows: IO[bytes], name: str, problems: _Problems) -> Iterator[tuple[in
                 raise ValueError(f"more than {MAX_LINE_BYTES} bytes; split the file into one object a line")
             row = _as_object(line)
             pair: Pair | None = read_pair(row)
-            # Well-formed, so it has a verdict (infrastructure_error); but only the user can mend it.
+            # The row is well-formed, so it gets a verdict (infrastructure_error). It is named as well, because only
+            # the user can correct it.
             if is_sql and (missing := _missing_database(row)):
                 problems.add(number, missing)
         except ValueError as error:
@@ -161,7 +163,7 @@ def _skip_line(rows: IO[bytes]) -> int:
 
 def _as_object(line: bytes) -> dict[str, object]:
     try:
-        # The mark that some editors write at the start of a file.
+        # "utf-8-sig" removes the mark that some editors write at the start of a file.
         row = json.loads(line.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not a line of JSON ({error}); mend or remove it") from error
@@ -172,7 +174,7 @@ def _as_object(line: bytes) -> dict[str, object]:
 
 def _math_pair(row: dict[str, object]) -> Pair:
     answer = row.get("answer")
-    # A data set may write the answer 42 as a number; NaN and infinity are none.
+    # A data set may write the answer 42 as a number; NaN and infinity are no answers.
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         row = row | {"answer": str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)}
     return _text(row, "completion"), _text(row, "answer", filled=True)
@@ -214,7 +216,7 @@ def _batches(rows: Iterable[tuple[int, Pair | None, int]]) -> Iterator[Batch]:
         if pair is not None:
             indices.append(index)
             pairs.append(pair)
-        # By size too: long completions must not add up to gigabytes in flight.
+        # The size is bounded too: long completions must not add up to gigabytes that wait for workers.
         if len(pairs) == BATCH_ROWS or num_bytes > 2**22:
             yield Batch(indices, pairs, num_bytes)
             indices, pairs, num_bytes = [], [], 0
@@ -229,7 +231,7 @@ _grader: Grader | None = None
 
 def _start_worker(reward: RewardConfig) -> None:
     global _grader
-    # Ctrl-C in a terminal reaches the whole group; the parent decides what becomes of its workers.
+    # Ctrl-C in a terminal reaches every process of the group; only the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _grader = build_grader(reward)
 
@@ -240,7 +242,7 @@ def _grade_in_worker(pairs: Sequence[Pair]) -> list[RewardResult]:
 
 
 class _Workers:
-    """Processes with a grader each; with one worker, this process. Results come in the order of the batches."""
+    """Processes with one grader each; a single worker is this process. Results come in the order of the batches."""
 
     def __init__(self, reward: RewardConfig, num_workers: int) -> None:
         self._reward, self._num_workers = reward, num_workers
@@ -248,7 +250,7 @@ class _Workers:
         self._pool = None if self._own else self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        # spawn: a forked copy of a process with threads may hold a lock that nobody will release.
+        # Spawned, not forked: a forked copy of a process with threads may hold a lock that nobody will release.
         return ProcessPoolExecutor(self._num_workers, get_context("spawn"), _start_worker, (self._reward,))
 
     def grade(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[RewardResult]]]:
@@ -279,7 +281,7 @@ class _Workers:
         except BrokenProcessPool:
             pass
         try:
-            # The worker, not its child, was killed from outside, and took what its neighbours had with it.
+            # A worker itself (not its child) was killed from outside, and the batches of all workers were lost with it.
             return batch, self._submit(batch).result()
         except BrokenProcessPool as error:
             lost = RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"the grading process died twice: {error}")
@@ -291,6 +293,6 @@ class _Workers:
         if self._pool is not None:
             processes = list((self._pool._processes or {}).values())
             self._pool.shutdown(wait=False, cancel_futures=True)
-            # Nobody waits for what they may still be at: every result that counts has been taken.
+            # Workers may still be grading, but nobody waits for that: every result that counts has been taken.
             for process in processes:
                 process.kill()

@@ -1,6 +1,6 @@
 """What happens to one SQL completion inside the sandbox: extract, execute, compare.
 
-Everything that reads the model's text is here, so that the process that trains never does.
+All code that reads the model's text runs here, so that the process that trains never reads it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from dphrl.sandbox.sqlite import QueryError, Result, run_query
 from dphrl.sandbox.sqlite_file import Database, DatabaseUnusableError, file_state, limit_process_memory, open_database
 from dphrl.types import JsonDict, RewardStatus
 
-# Not a verdict: the gold was executed and nothing else was asked for, or it left the prediction too little time.
+# Two replies that are no verdicts: the gold query was executed and nothing else was asked for; or the gold query left
+# the prediction too little time.
 GOLD_RAN, AGAIN = "gold_ran", "again"
-# A prediction that pairs the right columns wrongly has all of them and is wrong nevertheless.
+# A prediction can have all the right columns and still be wrong, if its rows pair them wrongly. So its signal stays
+# below 1.
 MAX_WRONG_SIGNAL = 0.99
 _MAX_CACHED_BYTES = 64 * 2**20
 _MAX_DATABASES = 256
-# Of a cell or a row beyond its text: a Python object and a reference to it.
+# Memory of a cell or a row besides its text: a Python object and a reference to it.
 _OBJECT_BYTES = 64
 _MAX_GOLD_SHARE = 0.1
 _MAX_DETAIL_CHARS = 200
@@ -30,7 +32,7 @@ _MAX_SOLUTION_CHARS = 2_000
 
 
 def make_handler(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
-    """settings: `timeout_s` of one query, `shaping` ("column_overlap" or None)."""
+    """Make the handler of the child. settings: `timeout_s` of one query, `shaping` ("column_overlap" or None)."""
     limit_process_memory()
     return _Judge(settings["timeout_s"], settings["shaping"] is not None)
 
@@ -47,10 +49,10 @@ class _Gold:
 
 
 class _Judge:
-    """Handles {"db", "gold_sql", "convention", "text", "patient"}; without a text the gold alone is executed.
+    """Handles {"db", "gold_sql", "convention", "text", "patient"}; if "text" is None, it only runs the gold query.
 
-    Gold results are kept, the least recently used leaving first, up to `_MAX_CACHED_BYTES`; a database file that
-    changes has none.
+    Gold results are cached up to `_MAX_CACHED_BYTES`; the least recently used one is dropped first. When a database
+    file changes, its cached results are no longer used.
     """
 
     def __init__(self, timeout_s: float, shaped: bool) -> None:
@@ -83,8 +85,8 @@ class _Judge:
         except QueryError as error:
             return _verdict(error.status, str(error), signal=0.0)
         except Exception as error:
-            # The same gold and database did well a moment ago: what is left to blame is the text. Memory is another
-            # matter: the process has to be replaced.
+            # The same gold query worked on the same database a moment ago, so the text is to blame. A lack of memory
+            # is different: then the process has to be replaced.
             if isinstance(error, (MemoryError, RecursionError)):
                 raise
             return _verdict(RewardStatus.REFUSED, f"cannot be judged: {type(error).__name__}: {error}", signal=0.0)
@@ -108,7 +110,7 @@ class _Judge:
         if self._shaped and not result.is_set:
             overlap = sql_compare.column_overlap(expected, rows, gold.result.num_columns, result.num_columns)
             signal = min(overlap, MAX_WRONG_SIGNAL)
-        # Not canonical, which costs as much as the query itself: enough to tell wrong answers from right ones.
+        # A wrong answer gets no canonical form, which costs as much as the query itself: this spelling is enough.
         solution = " ".join(sql.split())[:_MAX_SOLUTION_CHARS]
         return _verdict(RewardStatus.WRONG, _difference(gold.result, result), solution, signal)
 
@@ -128,7 +130,7 @@ class _Judge:
             gold = _Gold(run_query(database, sql, deadline), orders_rows(sql))
             self._golds[key] = gold
             self._cached_bytes += gold.num_bytes
-            # The newest stays whatever its size: it was asked for in order to be used.
+            # The newest result stays whatever its size is, because it is used now.
             while self._cached_bytes > _MAX_CACHED_BYTES and len(self._golds) > 1:
                 self._cached_bytes -= self._golds.popitem(last=False)[1].num_bytes
         self._golds.move_to_end(key)

@@ -9,7 +9,7 @@ from typing import Any
 Row = tuple[Any, ...]
 Rows = Sequence[Row]
 
-# Cells that the search for a column order may look at; some seconds' worth.
+# Cells that the search for a column order may look at; so many take some seconds.
 MAX_CELL_VISITS = 10_000_000
 
 
@@ -18,25 +18,25 @@ class ComparisonTooLargeError(Exception):
 
 
 def same_by_bird(gold: Rows, prediction: Rows) -> bool:
-    """BIRD: the same set of rows, columns in order, repetitions and row order ignored.
+    """BIRD: the same set of rows. The order of columns counts; repetitions and the order of rows do not.
 
-    Cells are equal as Python values are: 1 is 1.0, text is not a blob, NULL is NULL.
+    Cells are compared as Python values: 1 equals 1.0, text does not equal a blob, NULL equals NULL.
     """
     return set(gold) == set(prediction)
 
 
 def same_by_spider(gold: Rows, prediction: Rows, ordered: bool, max_cell_visits: int = MAX_CELL_VISITS) -> bool:
     """Spider's test suite: some order of the prediction's columns gives the same bag of rows, or with `ordered` the
-    same sequence. Two results without rows are the same, whatever their columns.
+    same sequence of rows. Two results without rows are the same, whatever their columns are.
 
-    Raises ComparisonTooLargeError when more than `max_cell_visits` would be needed.
+    Raises ComparisonTooLargeError when the search would need more than `max_cell_visits`.
     """
     if not gold and not prediction:
         return True
     if len(gold) != len(prediction) or len(gold[0]) != len(prediction[0]):
         return False
     if ordered or len(gold) == 1:
-        # A column is its sequence of values, so columns match where they are equal: nothing to search.
+        # The order of rows is fixed, so columns match when their sequences of values are equal: no search is needed.
         return Counter(zip(*gold, strict=True)) == Counter(zip(*prediction, strict=True))
     if len(gold[0]) == 1 or Counter(gold) == Counter(prediction):
         return Counter(gold) == Counter(prediction)
@@ -44,8 +44,8 @@ def same_by_spider(gold: Rows, prediction: Rows, ordered: bool, max_cell_visits:
 
 
 def column_overlap(gold: Rows, prediction: Rows, num_gold_columns: int, num_columns: int) -> float:
-    """Share of the gold columns whose bag of values is that of some prediction column, each used once, of the larger
-    number of columns: from 0 to 1."""
+    """From 0 to 1: the number of gold columns whose bag of values equals that of a prediction column (each used once),
+    divided by the larger number of columns."""
     found = _column_bags(gold, num_gold_columns)
     used = _column_bags(prediction, num_columns)
     return sum((found & used).values()) / max(num_gold_columns, num_columns)
@@ -60,8 +60,8 @@ class _Matching:
     """Search for a one-to-one map of gold columns to prediction columns under which the bags of rows are equal.
 
     Columns are first told apart by what no map can change: the bag of their values, then which rows those values
-    are in (colour refinement of rows and columns in turn). What is left is tried column by column: a partial map
-    survives only while the rows cut to its columns are equal bags.
+    are in (colour refinement of rows and columns in turn). Columns that are still alike are tried one by one: a partial
+    map survives only while the rows, cut to its columns, are equal bags.
     """
 
     def __init__(self, gold: Rows, prediction: Rows, max_cell_visits: int) -> None:
@@ -78,7 +78,7 @@ class _Matching:
         candidates = defaultdict(list)
         for column, colour in enumerate(colours_of_prediction):
             candidates[colour].append(column)
-        # Columns with one possible partner first: they cut the rows apart at no risk.
+        # Columns with only one possible partner come first: they separate the rows without a choice that may be wrong.
         order = sorted(range(len(self._gold)), key=lambda column: (len(candidates[gold_colours[column]]), column))
         options = [candidates[gold_colours[column]] for column in order]
         start = [0] * self._num_rows
@@ -118,7 +118,7 @@ class _Matching:
         return [numbers.setdefault(key, len(numbers)) for key in zip(rows, column, strict=True)]
 
     def _refine(self) -> tuple[list[int], list[int]] | None:
-        """Colours of the gold's and of the prediction's columns, None when they cannot be mapped."""
+        """The colours of the gold's columns and of the prediction's columns; None when no map exists."""
         sides = (self._gold, self._prediction)
         rows = [[0] * self._num_rows, [0] * self._num_rows]
         columns = [[0] * len(self._gold), [0] * len(self._gold)]
@@ -135,7 +135,7 @@ class _Matching:
             ]
             if Counter(columns[0]) != Counter(columns[1]):
                 return None
-            # Done when every column has one partner, or when nothing new was told apart.
+            # Done when every column has one partner, or when no further columns were told apart.
             if len(numbers) == len(self._gold) or len(numbers) == num_colours:
                 return columns[0], columns[1]
             num_colours = len(numbers)

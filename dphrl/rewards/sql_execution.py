@@ -14,13 +14,13 @@ from dphrl.types import JsonDict, RewardResult, RewardStatus
 
 CONVENTIONS = ("bird", "spider")
 SHAPINGS = ("column_overlap",)
-# Of the child, beyond its imports: SQLite's heap, two results at their largest and their comparison.
+# Beyond its imports, the child must hold SQLite's heap, two results of the largest size, and their comparison.
 _LIMITS = Limits(memory_bytes=2 * 2**30, num_files=32)
-# A query that can be interrupted is; only one that cannot costs its process.
+# SQLite interrupts a query at its timeout where it can. If it cannot, the process is killed this much later.
 _KILL_AFTER_S = 0.3
 _NUM_KNOWN_GOLDS = 50_000
 _MAX_TRIES = 3
-# What the child answers when executing the gold once more left too little time for the prediction.
+# The child's answer when it had to execute the gold query again and that left too little time for the prediction.
 _AGAIN = "again"
 
 _State = tuple[int, int, int, int] | None
@@ -28,7 +28,7 @@ _State = tuple[int, int, int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a completion is graded against; `db` is absolute, links resolved."""
+    """What a completion is graded against; `db` is an absolute path with links resolved."""
 
     db: str
     gold_sql: str
@@ -48,16 +48,16 @@ class SqlExecutionGrader:
     """Executes the gold and the completion's query in a sandboxed child and compares their results.
 
     An answer is a JSON object: `db`, the path of an SQLite file; `gold_sql`; `convention`, one of
-    "bird": the same set of rows, columns in order, repetitions and order ignored;
-    "spider": the same bag of rows under some order of the columns, the same sequence where the gold has ORDER BY at
-    its top level; two empty results are the same.
+    "bird": the same set of rows; the order of columns counts, repetitions and the order of rows do not;
+    "spider": the same bag of rows under some order of the columns, or the same sequence of rows if the gold query has
+    ORDER BY at its top level; two empty results are the same.
 
-    timeout_s: of one query, by the wall clock; the gold's execution has as much again and is not part of it. A
-    completion is never graded before its gold ran by itself, so that every later failure is known to be the
-    completion's. A gold that fails, hits a limit or is not permitted, and a database that is missing, no SQLite file
-    or in the middle of a write, give `infrastructure_error`, with a detail that says so.
-    shaping: "column_overlap" gives every result a `signal` for training: 1 when correct, for an executable wrong query
-    the share of the gold's columns it has among its own (below 1), else 0. It enters no score.
+    timeout_s: of one query, by the wall clock; the gold query has as much time for itself. A completion is graded only
+    after its gold query has run by itself, so that every later failure is known to come from the completion. If the
+    gold query fails, hits a limit or is not permitted, or if the database is missing, is no SQLite file or is in the
+    middle of a write, the status is `infrastructure_error`, with a detail that says why.
+    shaping: "column_overlap" gives every result a `signal` for training: 1 when correct; for a wrong query that can be
+    executed, the share of the gold's columns that it has (below 1); else 0. The signal does not enter the score.
 
     Covered, beyond what dphrl.sandbox.sqlite.run_query and dphrl.sandbox.process.Sandbox list: completions of any
     length and content; opcodes that never end; results above 100,000 rows, a million cells or 64 MiB (`resource_limit`;
@@ -68,7 +68,7 @@ class SqlExecutionGrader:
     compared as they come out; sums of doubles depend on the order of addition; equal results on one database do not
     prove equal queries. A database that changes while its golds are graded is noticed by size and time of change.
 
-    Any thread may call; the child works for one at a time.
+    Any thread may call; the child works for one thread at a time.
     """
 
     def __init__(self, timeout_s: float, shaping: str | None = None) -> None:
@@ -103,8 +103,8 @@ class SqlExecutionGrader:
         return [results[index] for index in range(len(items))]
 
     def _try(self, waiting: dict[int, _Question], texts: list[str], patient: bool) -> dict[int, RewardResult]:
-        """Verdicts by index, all of them when `patient`; those left out deserve another try: their gold ran before
-        and fails now, or had to run again and took their time."""
+        """Verdicts by index; when `patient`, for all completions. The others should be tried again: their gold query
+        ran before and fails now, or it had to run again and used up their time."""
         failed = self._run_golds(set(waiting.values()))
         results = {
             index: RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, failed[question])
@@ -122,7 +122,7 @@ class SqlExecutionGrader:
         return results
 
     def check_golds(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
-        """For every (db, gold SQL): why it cannot be graded against, None when it can."""
+        """For every (path of a database, gold SQL): why it cannot be used for grading; None when it can."""
         questions = [_Question(_real_path(db), sql, CONVENTIONS[0]) for db, sql in pairs]
         failed = self._run_golds(set(questions))
         return [failed.get(question) for question in questions]
@@ -132,9 +132,10 @@ class SqlExecutionGrader:
         self._sandbox.close()
 
     def _run_golds(self, questions: set[_Question]) -> dict[_Question, str]:
-        """Execute golds that are not known to run, each by itself; what was wrong with those that fail."""
+        """Execute the gold queries that are not known to run, each by itself. Returns why, for those that fail."""
         keys = {question: _known_key(question) for question in questions}
-        # Conventions differ in the comparison alone. Sorted, so that a database's golds come together.
+        # Conventions differ only in the comparison, so a gold query runs once for all of them. The order keeps the gold
+        # queries of one database together.
         unknown = {key: question for question, key in keys.items() if key not in self._known}
         todo = sorted(unknown.items(), key=lambda entry: entry[0][:2])
         outcomes = self._sandbox.run([question.request(None) for _, question in todo], self._deadline_s)
@@ -164,7 +165,7 @@ class SqlExecutionGrader:
 
 
 def validate_golds(items: Sequence[tuple[str, str]], timeout_s: float) -> list[str | None]:
-    """Execute many (path of a database, gold SQL): for each why it cannot be graded against, None when it can."""
+    """Execute many (path of a database, gold SQL). Returns for each why it cannot be used for grading, else None."""
     grader = SqlExecutionGrader(timeout_s)
     try:
         return grader.check_golds(items)
@@ -181,7 +182,8 @@ def _known_key(question: _Question) -> tuple[str, str, _State]:
 
 
 def _parse_answer(answer: str) -> _Question | str:
-    """The question, or what is wrong with the answer: no completion could be right, so none is wrong."""
+    """The question, or text that says what is wrong with the answer. Then no completion could be right, so none is
+    called wrong."""
     try:
         fields = json.loads(answer)
     except (ValueError, RecursionError) as error:
@@ -200,5 +202,5 @@ def _real_path(path: str) -> str:
     try:
         return os.path.realpath(path)
     except ValueError:
-        # A NUL: the child says so.
+        # The path holds a NUL; the child reports it.
         return path

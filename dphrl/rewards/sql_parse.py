@@ -1,4 +1,4 @@
-"""The SQL in a completion, and what of a query matters beside its rows: whether it orders them, how it is spelled."""
+"""Finds the SQL in a completion, and what matters in a query besides its rows: whether it orders them, its spelling."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SQL_LANGUAGES = frozenset(["sql", "sqlite", "sqlite3", "postgresql", "postgres"
 _QUERY_WORDS = frozenset(["select", "values", "with"])
 _LANGUAGE = re.compile(r"[ \t]*(?P<language>[\w+#.-]*)[ \t]*(?:\r?\n|\Z)|[ \t]*(?P<inline>sql(?:ite3?)?)\b", re.I)
 
-# Blanks are possessive throughout: a model may write a million of them.
+# All patterns for blanks are possessive (without backtracking), because a model may write a million blanks.
 _NAME = r"(?:\w++|\"[^\"\n]{1,200}\"|`[^`\n]{1,200}`|\[[^\]\n]{1,200}\])"
 _QUERY = (
     rf"(?:select\b|values\s*+\(|with\s++(?:recursive\s++)?{_NAME}\s*+(?:\([^()]{{0,1000}}\)\s*+)?"
     r"as\b\s*+(?:(?:not\s++)?materialized\s*+)?\()"
 )
-# "SQL: SELECT ...", "Answer: SELECT ..." and a query in single backquotes are lines of a query too.
+# A line may also begin a query after a label ("SQL: SELECT ...", "Answer: SELECT ...") or after a backquote.
 _QUERY_LINE = re.compile(rf"^[ \t>*]*+(?:[A-Za-z][\w ]{{0,30}}:[ \t*]*+)?`?(?P<sql>{_QUERY})", re.I | re.M)
-# At the end of prose: tags that models are taught, and "the answer is `SELECT ...`".
+# How models mark a query after prose: with tags that they are taught, or by "the answer is `SELECT ...`".
 _TAGGED = re.compile(rf"<(?:answer|sql)>\s*+((?:```[\w ]*\s)?\s*+{_QUERY}.{{0,20000}}?)</(?:answer|sql)>", re.I | re.S)
 _ANSWER_QUOTE = re.compile(rf"\banswer(?:\s+is)?\s*+:?\s*+`(\s*+{_QUERY}[^`]{{0,20000}})`", re.I)
 _FIRST_WORD = re.compile(r"[A-Za-z]\w*")
@@ -34,10 +34,11 @@ _CLAUSES = (
     "rollback savepoint update vacuum"
 )
 _CLAUSE_WORDS = frozenset(_CLAUSES.split())
-# A query of more paragraphs than this keeps whatever follows it: each one costs a look at the whole text.
+# Prose is looked for at the end of so many paragraphs only, because each look reads the whole text.
 _MAX_PARAGRAPHS = 20
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*+\n")
-# WITH begins sentences as well; comments may stand anywhere in it, and a text has one beginning only.
+# The word WITH also begins English sentences, so AS and a parenthesis must follow it, with any comments between. This
+# long look ahead costs little, because a text has only one beginning.
 _STATEMENT = re.compile(
     r"(?>\s|\ufeff|;|--[^\n]*\n|/\*.*?\*/)*+(?:select\b|values\s*+[(/-]|with\b(?=[^;]{1,2000}?\bas\b[^;]{0,100}?\()|"
     r"(?:alter|analyze|attach|begin|commit|create|delete|detach|drop|end|explain|insert|pragma|reindex|release|replace|"
@@ -48,19 +49,19 @@ _STATEMENT = re.compile(
 _TOKEN = re.compile(
     r"'(?:[^']|'')*+'|\"(?:[^\"]|\"\")*+\"|`(?:[^`]|``)*+`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|[()]", re.DOTALL
 )
-# Above this a query is compared by its text: the parser's time grows with it, and recursion has an end.
+# A longer query is compared by its text: the parser would take long, and recursion is limited.
 _MAX_CANONICAL_CHARS = 5_000
 
 
 def extract_sql(text: str) -> str:
-    """The SQL that a completion gives as its answer, "" where there is none. Linear in the text.
+    """The SQL that a completion gives as its answer, in time linear in the text; "" if it gives none.
 
-    The completion ends at a chat marker, and begins after `</think>` (one that starts to think and never stops has no
-    answer). Then: the last block fenced as SQL, else the last fenced block without a language; one that is not closed
-    extends to the end. What <answer> or <sql> tags hold comes before what is around them. Without fences: the whole
-    text when it starts with a statement, up to a blank line that only prose follows; else what "the answer is" quotes;
-    else the last paragraph in which a line starts with SELECT, VALUES or WITH name AS, from the first such line on, a
-    label ("SQL:") before it or not.
+    The completion ends at a chat marker, and begins after `</think>` (one that starts to think and never stops gives
+    no answer). If <answer> or <sql> tags hold a query, only the last of them is read. With fences: the last block
+    fenced as SQL, else the last fenced block without a language; a block that is not closed extends to the end.
+    Without fences: the whole text when it starts with a statement, up to a blank line that only prose follows; else
+    the query that "the answer is" quotes; else the last paragraph with a line that starts with SELECT, VALUES or
+    WITH name AS, from the first such line on (a label such as "SQL:" may come before it); else the whole text.
     """
     marker = _CHAT_MARKER.search(text)
     text = text[: marker.start()] if marker else text
@@ -73,7 +74,7 @@ def extract_sql(text: str) -> str:
         text = tagged[-1]
     if _FENCE in text:
         return _last_block(text)
-    # Before a search that cuts: a bare statement keeps what follows it, to be judged whole.
+    # This comes before the searches that cut the text: a bare statement keeps what follows it and is judged as a whole.
     if _STATEMENT.match(text):
         return _without_remarks(text).strip()
     if answers := _ANSWER_QUOTE.findall(text):
@@ -87,8 +88,8 @@ def extract_sql(text: str) -> str:
 
 
 def _without_remarks(text: str) -> str:
-    """A bare statement without the prose that a blank line parts from it. Whatever could belong to the statement, or be
-    another one, stays: an open quote or parenthesis before the blank line, an SQL word or a semicolon after it."""
+    """A bare statement without the prose after a blank line. Text that could belong to the statement or be another one
+    stays: a quote or parenthesis is open before the blank line, or an SQL word or a semicolon comes after it."""
     for end in islice(_PARAGRAPH_END.finditer(text), _MAX_PARAGRAPHS):
         head, rest = text[: end.start()], text[end.end() :]
         word = _FIRST_WORD.match(rest)
@@ -118,9 +119,9 @@ def _last_block(text: str) -> str:
 
 
 def orders_rows(sql: str) -> bool:
-    """Whether a query orders its result: ORDER BY outside all parentheses, of a set operation's last member too.
+    """Whether a query orders its result: it has ORDER BY outside all parentheses, also at the end of a set operation.
 
-    Inside them it belongs to a subquery, a window or an aggregate and promises nothing about the result.
+    Inside parentheses, ORDER BY belongs to a subquery, a window or an aggregate and does not order the result.
     """
     depth, previous = 0, ""
     for token in _TOKEN.findall(sql):
@@ -137,11 +138,11 @@ def orders_rows(sql: str) -> bool:
 
 
 def canonical_sql(sql: str, columns: frozenset[str]) -> str:
-    """One spelling for queries that differ only in layout, letter case of names, aliases and ways of quoting, by which
-    distinct solutions are counted. Literals are kept.
+    """One spelling for queries that differ only in layout, letter case of names, aliases and ways of quoting; distinct
+    solutions are counted by it. Literals are kept.
 
-    columns: lower-case names of the columns that the query reads; a double-quoted word that is none of them is a
-    string literal to SQLite. Falls back to the text with blanks collapsed where it cannot be parsed or is long.
+    columns: lower-case names of the columns that the query reads; SQLite takes a double-quoted word that is none of
+    them for a string literal. A text that is long or cannot be parsed is returned with its blanks collapsed.
     """
     collapsed = " ".join(sql.split()).rstrip("; ")
     if len(sql) > _MAX_CANONICAL_CHARS:
@@ -188,7 +189,7 @@ def _normalize(tree: exp.Expression, columns: frozenset[str]) -> None:
 
 
 def _without_unused_aliases(tree: exp.Expression) -> list[exp.Expression]:
-    """All nodes, in the order of the text, after replacing output aliases that nothing refers to by their values."""
+    """All nodes in the order of the text, after each output alias that nothing refers to is replaced by its value."""
     nodes = list(tree.walk(bfs=False))
     used = {node.name.lower() for node in nodes if isinstance(node, exp.Column)}
     dropped = set()
