@@ -1,1 +1,1 @@
-"""Where what a model wrote is run: child processes that can be killed, and a read-only SQLite."""
+"""Runs what a model wrote, in child processes that can be killed and in a read-only SQLite."""

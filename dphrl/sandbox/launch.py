@@ -1,4 +1,5 @@
-"""The parent's hold on a zygote: start it, have it fork a worker, have it end that worker, stop it."""
+"""The parent's side of a zygote, the process that workers are forked from: it starts the zygote, tells it to fork or
+end a worker, and stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from dphrl.own_code import own_first
 from dphrl.sandbox.zygote import END, FORK, take_frame
 from dphrl.types import JsonDict
 
-# Imports under a loaded machine take their time; a fork and a kill never do.
+# On a busy machine imports may take long; a fork or a kill never does.
 START_S = 120.0
 COMMAND_S = 30.0
 _STOP_S = 2.0
@@ -29,18 +30,19 @@ _log = logging.getLogger(__name__)
 
 
 class ZygoteLostError(Exception):
-    """The zygote does not do as told: it died, or cannot fork."""
+    """The zygote does not carry out a command: it died, or it cannot fork."""
 
 
 class ZygoteStartError(RuntimeError):
-    """The zygote did not get to where it takes orders."""
+    """The zygote failed before it could take commands."""
 
 
 class Zygote:
-    """One running zygote and at most one worker of it. Workers do not outlive it, nor it this process."""
+    """One running zygote with at most one worker. The worker does not outlive the zygote, and the zygote does not
+    outlive this process."""
 
     def __init__(self, factory: str, settings: JsonDict, limits: JsonDict) -> None:
-        """Raises ZygoteStartError with what kept it from starting."""
+        """Start the zygote and wait for its imports. Raises ZygoteStartError with the reason when it cannot start."""
         restricted = limits["restricted"]
         options = {
             "factory": factory,
@@ -52,7 +54,7 @@ class Zygote:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, tempfile.TemporaryFile() as errors:
             boot = ["-c", _BOOT, json.dumps(options), str(theirs.fileno())]
-            # What the interpreter itself may need to start; workers do not keep it.
+            # The interpreter itself may need this variable to start; workers do not keep it.
             loader = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
             self._process = subprocess.Popen(
                 [sys.executable, *(["-I"] if restricted else []), *boot],
@@ -82,7 +84,7 @@ class Zygote:
             _log.warning("workers of %s run without a system-call filter: %s", factory, ready["missing"])
 
     def fork(self) -> socket.socket:
-        """The connection to a fresh worker, its predecessor ended. Raises ZygoteLostError."""
+        """End the present worker, if there is one, and return the connection to a new one. Raises ZygoteLostError."""
         descriptors = self._tell(FORK)[1]
         if not descriptors:
             raise ZygoteLostError("no worker came")
@@ -103,10 +105,12 @@ class Zygote:
         return worker
 
     def end_worker(self) -> str:
-        """Kill the worker, if there is one; what it had died of before ("SIGKILL" also for this kill)."""
+        """Kill the worker, if there is one. Returns how it died: a signal ("SIGKILL" also for this kill) or an exit
+        status, "" without a worker. Raises ZygoteLostError."""
         return str(self._tell(END)[0]["cause"])
 
     def stop(self) -> None:
+        """End the zygote, and its worker with it."""
         self._control.close()
         try:
             self._process.wait(_STOP_S)

@@ -1,4 +1,4 @@
-"""A child process that may hang, crash or be broken into without costing more than its own item."""
+"""A child process that may hang, crash or be attacked by an item, at the cost of that item's result alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dphrl.sandbox.launch import Zygote, ZygoteLostError, ZygoteStartError
 from dphrl.sandbox.zygote import MAX_REPLY_BYTES, framed, take_frame
 from dphrl.types import JsonDict, RewardStatus
 
-# Written ahead of the replies, so that the worker need not wait for the parent between two items.
+# Items are written ahead of the replies, so that the worker need not wait for the parent between two items.
 _WRITE_AHEAD_BYTES = 2**16
 _READ_BYTES = 2**18
 
@@ -33,8 +33,8 @@ class Limits:
     cpu_s: CPU time of a worker (RLIMIT_CPU), a backstop behind the wall-clock deadline. A worker is replaced between
         two items once half of its memory or CPU time is used, so every item has at least the other half.
     num_files: open files, the worker's own handful included (RLIMIT_NOFILE).
-    restricted: False lifts all of these, and leaves environment, files and network as they are: for code that the
-        user wrote, which has to be killable and nothing else.
+    restricted: False lifts all of these, and leaves environment, files and network as they are. It is for code that
+        the user wrote, which only has to be killable.
     """
 
     memory_bytes: int = 2**30
@@ -65,12 +65,12 @@ class _Ending(Enum):
 
 
 class Sandbox:
-    """Runs a handler on items in a child process with limits; whatever an item does there, its neighbours get theirs.
+    """Runs a handler on items in a child process with limits; whatever one item does there, the others get theirs.
 
     factory: "package.module:function". The child imports it and calls `function(settings)` once; what that returns,
     `Callable[[JsonDict], JsonDict]`, is the handler of every item. Each worker is a fork of the process that made this
-    call, so open there no connection and no file that items use, and start no thread. `settings`, items and values
-    are JSON; nothing that the child says is ever unpickled.
+    call, so the call must not open a connection or a file that items use, and must not start a thread. `settings`,
+    items and values are JSON; nothing that the child says is ever unpickled.
 
     Covered, one test each: a handler past its deadline, inside C code that ignores signals too (killed); one that ends
     its process or crashes it (tried once more alone); memory in Python and C; CPU time; writing, creating, renaming and
@@ -128,11 +128,11 @@ class Sandbox:
         outcomes: list[Outcome] = []
         num_deaths = num_losses = 0
         while (num_before := len(outcomes)) < len(items):
-            # An item that was there when a worker died is tried once more, alone in a fresh one.
+            # When a worker died, the first item without an outcome is tried once more, alone in a fresh worker.
             end = num_before + 1 if num_deaths else len(items)
             try:
                 ending = self._exchange(items[num_before:end], deadline_s, outcomes)
-                # Raises where the worker died because the zygote did: no fault of the item.
+                # This raises if the worker died because the zygote died, which is not the item's fault.
                 cause = "" if ending is _Ending.DONE else self._end_worker()
             except (ZygoteLostError, ZygoteStartError) as loss:
                 self._stop()
@@ -140,7 +140,7 @@ class Sandbox:
                 num_losses = num_losses + 1 if len(outcomes) == num_before else 1
                 num_deaths = 0
                 if isinstance(loss, ZygoteStartError):
-                    # It will not start for the next item either.
+                    # The zygote will not start for the next item either.
                     outcomes += [failure] * (len(items) - len(outcomes))
                 elif num_losses == 2:
                     outcomes.append(failure)
@@ -173,7 +173,7 @@ class Sandbox:
             events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             event = events[0][1] if events else 0
             if event & select.POLLOUT:
-                # Whether the worker is gone shows when its replies are read.
+                # If the worker is gone, this is noticed when its replies are read.
                 with suppress(OSError):
                     del outbox[: worker.send(outbox, socket.MSG_NOSIGNAL)]
             if event & ~select.POLLOUT:
@@ -219,8 +219,8 @@ class Sandbox:
 
 
 def _take_replies(inbox: bytearray, outcomes: list[Outcome], num_before: int, num_sent: int) -> bool:
-    """Move whole replies from `inbox` to `outcomes`; whether the worker wants to be replaced. Raises ValueError for
-    anything that is no reply to the next item: frames too long, no JSON, another index, other types."""
+    """Move whole replies from `inbox` to `outcomes`. Returns whether the worker wants to be replaced. Raises ValueError
+    for anything that is no reply to the next item: a frame too long, no JSON, another index, other types."""
     while (frame := take_frame(inbox, MAX_REPLY_BYTES)) is not None:
         reply = json.loads(frame)
         index = len(outcomes) - num_before

@@ -1,11 +1,11 @@
-"""A system-call filter for a process that computes and answers: what it never needs is denied by the kernel.
+"""A system-call filter for a process that computes and answers: the kernel denies it what it never needs.
 
-A deny list, because the interpreter and the libraries under it change their harmless calls from version to version.
-Everything that reaches outside the process is on it: sockets, programs, processes and threads, signals, writing to or
-rearranging the file system, and the settings that would loosen the limits again. Calls newer than `_FIRST_NEW_CALL`
-do not exist in here, as on an older kernel, which the C library knows how to live with.
+It is a deny list, because the interpreter and the libraries under it change their harmless calls from version to
+version. Everything that reaches outside the process is on it: sockets, programs, processes and threads, signals,
+writing to or rearranging the file system, and the settings that would loosen the limits again. Calls numbered from
+`_FIRST_NEW_CALL` on fail as if they did not exist; an older kernel does the same, and the C library can handle that.
 
-Reading files is not denied. Imports nothing but the standard library: the child process starts with it.
+Reading files is not denied. This module imports only the standard library, because the child process starts with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "setregid": (114, 143), "setresuid": (117, 147), "setresgid": (119, 149), "setgroups": (116, 159),
     "capset": (126, 91), "setpriority": (141, 140), "sched_setscheduler": (144, 119), "setsid": (112, 157),
     "setpgid": (109, 154), "mlockall": (151, 230),
-    # the file system; opening a file for writing is handled apart
+    # the file system; opening a file for writing is handled below
     "creat": (85, None), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "unlink": (87, None),
     "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
     "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "mknod": (133, None), "mknodat": (259, 33),
@@ -53,15 +53,16 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "sethostname": (170, 161), "setdomainname": (171, 162), "swapon": (167, 224), "swapoff": (168, 225),
     "quotactl": (179, 60), "acct": (163, 89), "iopl": (172, None), "ioperm": (173, None), "syslog": (103, 116),
 }  # fmt: skip
-# (number, index of the argument, half of it, bits): denied when the argument has one of these bits. The flags of
-# open and openat, and prlimit64's pointer to new limits, whose halves are tested apart: BPF compares 32 bits.
+# (number of the call, index of the argument, low or high half of it, bits): denied when that half has one of these
+# bits. They are the flags of open and openat, and the pointer to new limits of prlimit64; both halves of the pointer
+# are tested, one by one, because BPF compares 32 bits.
 _OPEN_TO_CHANGE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _ANY_BIT = 0xFFFF_FFFF
 _DENIED_BY_ARGUMENT: dict[str, tuple[tuple[int, int, int, int], ...]] = {
     "x86_64": ((2, 1, 0, _OPEN_TO_CHANGE), (257, 2, 0, _OPEN_TO_CHANGE), (302, 2, 0, _ANY_BIT), (302, 2, 1, _ANY_BIT)),
     "aarch64": ((56, 2, 0, _OPEN_TO_CHANGE), (261, 2, 0, _ANY_BIT), (261, 2, 1, _ANY_BIT)),
 }
-# From here on every architecture has the same numbers: io_uring, pidfd, clone3, openat2 and all that will come.
+# From here on every architecture has the same numbers: io_uring, pidfd, clone3, openat2 and all calls that will come.
 # x86_64's second calling convention (x32) lies above it too.
 _FIRST_NEW_CALL = 424
 _AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}

@@ -1,7 +1,7 @@
-"""One SELECT, on a database file that nothing here can change, within limits.
+"""Runs one SELECT within limits, on a database file that nothing here can change.
 
-For the inside of a sandboxed child: a single opcode of SQLite can run for minutes (`printf('%.*c', 999999999, 'x')`)
-and is stopped by killing its process, never from within.
+It belongs inside a sandboxed child: a single opcode of SQLite can run for minutes (`printf('%.*c', 999999999, 'x')`),
+and only killing its process stops it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_CELLS = 1_000_000
 MAX_RESULT_BYTES = 64 * 2**20
 _OPCODES_PER_CHECK = 20_000
 
-# Blanks and comments as SQLite's tokenizer has them; one that never ends is one too. Atomic: a failure further on must
-# not make a comment end later than it does.
+# Blanks and comments as SQLite's tokenizer reads them; a comment that never ends is a comment too. The group is atomic:
+# a mismatch further on must not make a comment end later than it does.
 _IGNORED = r"(?>[ \t\n\f\r\ufeff]|--[^\n]*|/\*.*?(?:\*/|\Z))"
 _START = re.compile(rf"{_IGNORED}*+(?P<word>[A-Za-z_]*)", re.DOTALL)
 _END = re.compile(rf"(?:;|{_IGNORED})*+\Z", re.DOTALL)
@@ -62,7 +62,7 @@ class Result:
 
 
 def check_sql(sql: str) -> None:
-    """Raises QueryError for a text that is not one query, as far as that shows without parsing it."""
+    """Raises QueryError for a text that is not one query, as far as this can be seen without parsing it."""
     try:
         num_bytes = len(sql.encode())
     except UnicodeEncodeError:
@@ -82,16 +82,16 @@ def check_sql(sql: str) -> None:
 def run_query(database: Database, sql: str, deadline: float, set_suffices: bool = False) -> Result:
     """The rows of one SELECT, VALUES, set operation or WITH over these.
 
-    deadline: on time.monotonic(). set_suffices: above the limits, count repeated rows once rather than fail; a join
-    without its condition can repeat a right answer millions of times. Raises QueryError when the query is not
-    permitted, fails or hits a limit, DatabaseUnusableError when the file cannot be read, MemoryError when the process
-    has no more.
+    deadline: a time of time.monotonic(). set_suffices: above the limits, keep repeated rows once instead of failing,
+    because a join without its condition can repeat a right answer millions of times. Raises QueryError when the query
+    is not permitted, fails or hits a limit, DatabaseUnusableError when the file cannot be read, MemoryError when the
+    process has no more memory.
 
     Covered: anything but one row-returning query (first word, SQLite's authorizer, its notion of read-only and of
     EXPLAIN, nothing but comments after the statement); functions and tables outside the lists of sqlite_policy;
     extensions, ATTACH, files of any kind; schemas that call functions; time between two opcodes; SQLite's memory;
-    rows, cells and bytes of the result. Each query has a connection of its own, so none sees what another left.
-    Not covered: one opcode that runs long, memory of Python's own; the child's deadline and limits are there for that.
+    rows, cells and bytes of the result. Each query has its own connection, so none sees what another one left.
+    Not covered: one opcode that runs long, and Python's own memory; the child's deadline and limits are there for that.
     """
     check_sql(sql)
     guard = Guard(database.tables)
@@ -108,7 +108,7 @@ def run_query(database: Database, sql: str, deadline: float, set_suffices: bool 
 
 
 class _Query:
-    """One execution; holds what the trace learns before the first row."""
+    """One execution of a query; it keeps what the trace learns before the first row."""
 
     def __init__(self, connection: apsw.Connection, guard: Guard, set_suffices: bool) -> None:
         self._connection = connection
@@ -129,7 +129,10 @@ class _Query:
         )
 
     def _inspect(self, cursor: apsw.Cursor, statement: str, bindings: object) -> bool:
-        """Called by apsw with each prepared statement before its first step; the statement begins the text."""
+        """Called by apsw with each prepared statement before its first step; the SQL begins with the first statement.
+
+        Raises QueryError for anything but one statement that returns rows.
+        """
         if not cursor.has_vdbe:
             return True
         if cursor.is_explain:
@@ -143,7 +146,7 @@ class _Query:
         return True
 
     def _fetch_bytes(self) -> _Fetched:
-        """Once more for text that is not UTF-8, which data sets hold: decoded so that no two values fall together."""
+        """Run the query again for text that is not UTF-8, which data sets hold; different values stay different."""
         names = [f'"dphrl {index}"' for index in range(self._num_columns)]
         cells = (
             f"typeof({n}) = 'text', CASE typeof({n}) WHEN 'text' THEN CAST({n} AS BLOB) ELSE {n} END" for n in names
@@ -174,7 +177,7 @@ class _Fetched:
     is_set: bool = False
 
     def add(self, row: tuple[Any, ...]) -> bool:
-        """Whether the limits allow for it."""
+        """Add a row. Returns whether the result is still within the limits."""
         self.rows.append(row)
         self.num_cells += len(row)
         for cell in row:

@@ -1,4 +1,4 @@
-"""Database files opened so that reading them changes nothing and depends on nothing but them."""
+"""Opens database files so that reading them changes nothing, and depends on nothing but the files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import apsw
 from dphrl.sandbox.sqlite_policy import is_internal
 
 MAX_SQL_BYTES = 100_000
-# Of SQLite in this process: caches, sorters, intermediate texts.
+# Memory that SQLite may use in this process: caches, sorters, intermediate texts.
 MAX_HEAP_BYTES = 400 * 2**20
-# "now" in a query: results are the same whenever they are computed, and gold and prediction see one time of day.
+# What "now" means in a query: results do not depend on when they are computed; gold and prediction see one time.
 FROZEN_CLOCK_UNIX_S = 1_719_748_800  # 2024-06-30 12:00:00 UTC
 _UNIX_EPOCH_JULIAN_MS = 210_866_760_000_000
 
@@ -54,12 +54,12 @@ _MAGIC = b"SQLite format 3\x00"
 
 
 class DatabaseUnusableError(Exception):
-    """The file cannot be graded against, whatever the query; the message names it."""
+    """The file cannot be used for grading, whatever the query is; the message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database file that was fit for use, in the state it was in then.
+    """A database file that passed the checks, with the state that it had then.
 
     tables: lower-case names of its ordinary tables and views.
     """
@@ -70,12 +70,13 @@ class Database:
 
 
 def limit_process_memory() -> None:
-    """Once in a process, before its first query."""
+    """Limit SQLite's memory; to be called once in a process, before its first query."""
     apsw.hard_heap_limit(MAX_HEAP_BYTES)
 
 
 def file_state(path: str) -> tuple[int, ...]:
-    """Changes when the file or what lies beside it does. Raises DatabaseUnusableError where there is no file."""
+    """A value that changes when the file, its write-ahead log or its journal changes. Raises DatabaseUnusableError when
+    there is no such file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
@@ -94,9 +95,9 @@ def _size(path: str) -> int:
 
 
 def open_database(path: str) -> Database:
-    """Check the file and read its tables' names. Raises DatabaseUnusableError for one that is missing, is no SQLite
-    database, cannot be parsed, or has changes outside it: a write-ahead log or the journal of a broken-off write,
-    which reading it as immutable would ignore."""
+    """Check the file and read the names of its tables. Raises DatabaseUnusableError for a file that is missing, is no
+    SQLite database, cannot be parsed, or has unfinished changes beside it: a write-ahead log, or the journal of an
+    interrupted write. Reading the file as immutable would ignore these."""
     path = os.path.realpath(path)
     state = file_state(path)
     try:
@@ -124,7 +125,7 @@ def open_database(path: str) -> Database:
 
 def _check_finished(path: str, suffix: str) -> None:
     with open(path + suffix, "rb") as file:
-        # A journal that was finished with keeps its size under journal_mode=PERSIST, zeros for a header.
+        # With journal_mode=PERSIST, a finished journal keeps its size, and its header is zeros.
         if file.read(8).strip(b"\x00"):
             raise DatabaseUnusableError(
                 f"database {path!r} has unfinished changes in {path + suffix!r}: open and close it once for writing"
@@ -134,7 +135,7 @@ def _check_finished(path: str, suffix: str) -> None:
 def connect(path: str) -> apsw.Connection:
     """A connection that can only read `path`. Raises apsw.Error."""
     connection = apsw.Connection(
-        # Immutable: no locks and no journal beside the file, which may lie in a folder that cannot be written.
+        # Immutable: no lock and no journal beside the file, because its folder may not be writable.
         f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1",
         flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         vfs=_still_clock().name,
@@ -144,7 +145,7 @@ def connect(path: str) -> apsw.Connection:
         connection.limit(limit, value)
     for setting, on in _SETTINGS.items():
         connection.config(setting, on)
-    # Sorters that outgrow memory would write files otherwise.
+    # Otherwise a sorter that outgrows its memory would write files.
     connection.execute("PRAGMA temp_store=MEMORY; PRAGMA cell_size_check=ON")
     connection.drop_modules(None)
     return connection

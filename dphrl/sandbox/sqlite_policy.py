@@ -1,7 +1,7 @@
 """What a query may do, and what SQLite's refusals mean.
 
-SQLite's own parser decides, through its authorizer, so that no second grammar can see a statement differently from
-the one that runs it.
+SQLite's own parser decides, through its authorizer. So there is no second grammar that could read a statement
+differently from the parser that runs it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _JSON = """
     jsonb jsonb_array jsonb_array_insert jsonb_extract jsonb_insert jsonb_object jsonb_patch jsonb_remove
     jsonb_replace jsonb_set
 """
-# Left out because their value differs from call to call (random, randomblob), tells of the process rather than of the
-# data (changes, sqlite_version), reaches outside (load_extension), or only serves to make something large (zeroblob).
+# Functions are left out if their value differs from call to call (random, randomblob), or is about the process and not
+# the data (changes, sqlite_version), if they reach outside (load_extension), or only make something large (zeroblob).
 ALLOWED_FUNCTIONS = frozenset(f"{_AGGREGATES} {_TEXT_AND_NUMBERS} {_TIME} {_JSON}".split())
 
-# Tables that SQLite makes up, and tables about the database rather than of it. AUTOINCREMENT's counters are rows like
-# any others, and data sets list them in their schemas.
+# Tables that SQLite makes up, and tables about the database instead of in it. The exception is sqlite_sequence, which
+# holds the counters of AUTOINCREMENT: they are rows like any others, and data sets list this table in their schemas.
 _INTERNAL_PREFIXES = ("sqlite_", "pragma_", "fts5", "rtree", "geopoly")
 _MADE_UP = """
     bytecode carray completion csv dbstat fsdir fts3tokenize generate_series json_each json_tree jsonb_each jsonb_tree
@@ -46,7 +46,8 @@ _MADE_UP = """
 _INTERNAL_TABLES = frozenset(_MADE_UP.split())
 _ORDINARY_DESPITE_PREFIX = "sqlite_sequence"
 
-# Anchored at both ends where a message quotes the query, which could otherwise choose its own status.
+# A pattern must match the whole message, because a message may quote the query, and the query could otherwise choose
+# its own status.
 _STATUS_OF_MESSAGE = (
     (
         re.compile(r'near ".*": syntax error|unrecognized token: .*|incomplete input', re.DOTALL),

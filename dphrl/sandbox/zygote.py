@@ -1,11 +1,11 @@
 """The child's side of `Sandbox`: imports once, then forks a limited worker whenever the parent asks for one.
 
-Two processes. The *zygote* holds the handler and obeys the parent over a control socket (one byte a command); it never
-sees an item. The *worker* is its fork: it gives up what it could do harm with, then answers items over a socket of its
-own. Ending a worker is the zygote's work, because a process that has not been waited for keeps its number: the signal
-cannot hit a stranger. Either follows its parent into death.
+There are two processes. The *zygote* holds the handler and obeys the parent over a control socket (one byte a command);
+it never sees an item. The *worker* is its fork: it gives up what it could do harm with, then answers items over its own
+socket. The zygote also ends the worker: a child that has not been waited for keeps its process id, so the signal cannot
+hit another process. Each of the two dies when its parent dies.
 
-Imports nothing but the standard library: what is loaded here is loaded in every worker.
+This module imports only the standard library, because what is loaded here is loaded in every worker.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAME_HEADER = struct.Struct(">I")
 MAX_REPLY_BYTES = 16 * 2**20
 MAX_DETAIL_CHARS = 300
 RESOURCE_LIMIT, INFRASTRUCTURE_ERROR = "resource_limit", "infrastructure_error"
-# How often the zygote looks whether its parent still lives, in case a fork of the parent keeps the socket open.
+# How often the zygote checks that its parent still lives; a fork of the parent may keep the socket open.
 _PARENT_CHECK_S = 5.0
 _READ_BYTES = 2**16
 _STATM = "/proc/self/statm"
@@ -43,7 +43,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def main(control_fd: int, options: JsonDict) -> None:
-    """Serve the parent until it closes the control socket or dies. `options` are what `Sandbox` starts it with."""
+    """Serve the parent until it closes the control socket or dies. options: as `launch.Zygote` makes them."""
     # An ignored SIGCHLD is inherited from the parent, and would let the kernel reuse a worker's number at once.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # An import that hangs must not outlive a parent that is gone.
@@ -59,7 +59,7 @@ def main(control_fd: int, options: JsonDict) -> None:
         return
     signal.alarm(0)
     control.send(json.dumps({"missing": missing if options["limits"]["restricted"] else ""}).encode())
-    # What is here now stays: no collection touches it, so that workers share its pages.
+    # The garbage collector leaves alone all objects that exist now, so that workers share their memory pages.
     gc.collect()
     gc.freeze()
     _silence(error_too=options["limits"]["restricted"])
@@ -91,7 +91,7 @@ def _serve_parent(control: socket.socket, handler: Handler, limits: JsonDict) ->
 
 
 def _end(worker: int) -> str:
-    """Kill the worker with what it started, wait for it, and say what it had died of ("" when of nothing)."""
+    """Kill the worker and what it started, wait for it, and say how it died ("" when there was no worker)."""
     if not worker:
         return ""
     for kill in (os.killpg, os.kill):
@@ -104,9 +104,9 @@ def _end(worker: int) -> str:
 
 
 def _work(connection: socket.socket, handler: Handler, limits: JsonDict) -> None:
-    """The worker's life; never returns into the zygote's."""
+    """Run as the worker; this never returns into the zygote's code."""
     try:
-        # Says first whether it could make itself safe: a death after that is an item's doing.
+        # The worker first says whether it could limit itself. If it dies later, an item has caused that.
         _write(connection.fileno(), json.dumps({"error": _prepare(limits)}).encode())
         _answer(connection.fileno(), handler, limits)
     finally:
@@ -114,12 +114,12 @@ def _work(connection: socket.socket, handler: Handler, limits: JsonDict) -> None
 
 
 def _prepare(limits: JsonDict) -> str:
-    """What went wrong, "" when nothing."""
+    """Limit this worker. Returns what went wrong, "" if nothing did."""
     try:
         zygote = os.getppid()
         os.setpgid(0, 0)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The zygote may have died before the kernel was told to mind it.
+        # The zygote may have died before the kernel was told to end this process with it.
         if os.getppid() != zygote:
             os._exit(1)
         if limits["restricted"]:
@@ -130,7 +130,7 @@ def _prepare(limits: JsonDict) -> str:
 
 
 def _give_up(limits: JsonDict) -> None:
-    """Everything a handler does not need, for good. Memory is counted from what is mapped already."""
+    """Give up for good what a handler does not need. The memory limit is on top of what is mapped already."""
     os.environ.clear()
     os.chdir("/")
     statm = os.open(_STATM, os.O_RDONLY)
@@ -157,7 +157,7 @@ def _mapped_bytes(statm: int) -> int:
 
 
 def _filter_works() -> str:
-    """Try the filter in a process to throw away: why the kernel refuses it, or ""."""
+    """Try the filter in a process of its own. Returns why the kernel refuses it, "" if it does not."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -177,7 +177,7 @@ def _filter_works() -> str:
 def _answer(connection: int, handler: Handler, limits: JsonDict) -> None:
     """Read framed items, write one framed reply for each, until the parent closes."""
     buffer = bytearray()
-    # Open for good: a handler may use up the files it can have.
+    # The file stays open, because a handler may use up the files that the worker may open.
     statm = os.open(_STATM, os.O_RDONLY)
     mapped_at_start = _mapped_bytes(statm)
     while True:
@@ -189,7 +189,7 @@ def _answer(connection: int, handler: Handler, limits: JsonDict) -> None:
         request = json.loads(frame)
         del frame
         reply = _reply(handler, request)
-        # Each item shall find half of the limits unused: what items leave behind ends with their worker.
+        # Each item must find half of the limits unused. What earlier items left behind goes away with the worker.
         if limits["restricted"] and (
             time.process_time() > limits["cpu_s"] / 2
             or _mapped_bytes(statm) - mapped_at_start > limits["memory_bytes"] / 2
@@ -202,7 +202,7 @@ def _reply(handler: Handler, request: JsonDict) -> JsonDict:
     try:
         return {"value": handler(request["item"])}
     except MemoryError:
-        # What is left of the memory is in pieces: nothing after this would fail for reasons of its own.
+        # What is left of the memory is fragmented, so a later item could fail because of this one.
         return {"failure": RESOURCE_LIMIT, "detail": "MemoryError", "retire": True}
     except RecursionError:
         return {"failure": RESOURCE_LIMIT, "detail": "RecursionError"}
@@ -224,7 +224,7 @@ def _encoded(index: int, reply: JsonDict) -> bytes:
 
 
 def take_frame(buffer: bytearray, max_bytes: int | None = None) -> bytes | None:
-    """Remove the first whole frame; None while it is incomplete. Raises ValueError for one above `max_bytes`."""
+    """Take the first frame from `buffer`; None while it is incomplete. Raises ValueError for one above `max_bytes`."""
     if len(buffer) < FRAME_HEADER.size:
         return None
     (length,) = FRAME_HEADER.unpack_from(buffer)
