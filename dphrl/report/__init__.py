@@ -1,6 +1,6 @@
 """`dphrl report`: one self-contained HTML page of one or several runs, to read, print and mail.
 
-The page needs no network and no script to be read; script adds the read-out, the legend's switches and the browser
+The page can be read without network and without script; script adds the read-out, the legend's switches and the browser
 of completions. Text of models and data is escaped, and a policy in the page forbids it to load or run anything.
 """
 
@@ -19,8 +19,8 @@ from dphrl.report.runs import find_runs, group_arms
 def write_report(run_dirs: Sequence[Path], output: Path) -> None:
     """Write the report of `run_dirs`, each a run's folder or one directly above run folders, to `output`.
 
-    Runs of a suite are grouped by arm, with the interval over seeds; any other run is an arm of its own. What a run
-    lacks (it was killed, it has no reference stage) the page says. The file is replaced as a whole.
+    Runs of a suite are grouped by arm, with the interval over seeds; any other run is an arm of its own. If a run lacks
+    something (it was killed, it has no reference stage), the page says so. The file is replaced as a whole.
     Raises InputError for a path that is neither of the two, or an output that cannot be written.
     """
     runs = find_runs([Path(path).expanduser() for path in run_dirs])

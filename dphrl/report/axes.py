@@ -18,7 +18,7 @@ class Axis:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """0 at low, 1 at high; beyond them clamped. On a log axis what is not positive lies at the lower end."""
+        """0 at low, 1 at high; values beyond them are clamped. On a log axis, values <= 0 lie at the lower end."""
         if self.is_log:
             # Zero has no place on a log axis; the lower end is the nearest.
             value = math.log(max(value, self.low))
@@ -41,13 +41,13 @@ def show_number(value: float) -> str:
 
 
 def linear_axis(label: str, values: Iterable[float], *, floor: float | None = None, cap: float | None = None) -> Axis:
-    """From the values' range and a margin of 5 %; floor and cap bound the margin, or the range when they lie inside it.
+    """An axis over the range of the values with a margin of 5 %; it goes no lower than floor and no higher than cap.
 
     floor=0 does not force zero onto the axis: a curve between 0.90 and 0.95 should fill its chart.
     """
     found = [value for value in values if math.isfinite(value)]
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
-    # What differs by rounding alone is one value.
+    # Values that differ only by rounding count as one value.
     is_constant = high - low <= 1e-9 * max(abs(low), abs(high))
     margin = (0.05 * abs(high) or 0.5) if is_constant else 0.05 * (high - low)
     low, high = low - margin, high + margin
@@ -74,14 +74,14 @@ def step_axis(label: str, last: float) -> Axis:
 def k_axis(label: str, last: int) -> Axis:
     """k from 1 on, logarithmic, with ticks at the powers of two and at the last k."""
     ticks = [2**i for i in range(last.bit_length()) if 2**i <= last]
-    # A tick beside the last one would print over it.
+    # A tick close to the last one would be printed over it.
     if ticks[-1] != last:
         ticks = [tick for tick in ticks if tick * 1.5 <= last] + [last]
     return Axis(label, 1.0, float(max(2, last)), tuple((float(tick), str(tick)) for tick in ticks), is_log=True)
 
 
 def log_axis(label: str, values: Iterable[float]) -> Axis:
-    """Whole powers of ten around the positive values; linear when there are none."""
+    """A log axis between whole powers of ten around the positive values; a linear axis when there are none."""
     found = [value for value in values if math.isfinite(value) and value > 0]
     if not found:
         return linear_axis(label, [0.0, 1.0], floor=0.0)
@@ -93,8 +93,8 @@ def log_axis(label: str, values: Iterable[float]) -> Axis:
 
 
 def thin_out(points: Sequence[tuple[float, float | None]], limit: int = 400) -> list[int]:
-    """Indices of at most about `limit` points that keep the curve's look: each stretch's lowest and highest, the ends,
-    and the gaps (None)."""
+    """Indices of at most about `limit` points that keep the look of the curve: the lowest and the highest point of each
+    stretch, the ends, and the gaps (None)."""
     if len(points) <= limit:
         return list(range(len(points)))
     num_buckets = max(1, limit // 2 - 1)
@@ -110,7 +110,7 @@ def thin_out(points: Sequence[tuple[float, float | None]], limit: int = 400) -> 
 
 
 def _nice_step(rough: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """`rough` rounded up to 1, 2 or 5 times a power of ten."""
     if rough <= 0:
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(rough))

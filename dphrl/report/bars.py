@@ -19,9 +19,9 @@ def stacked_bars(
     *,
     size: tuple[float, float] = (420, 210),
 ) -> str:
-    """Bars between `edges` (one more than bars), each part (name, css class, heights) upon the ones before it.
+    """Bars between `edges` (one more than bars); each of `parts` (name, css class, heights) stands on those before it.
 
-    A bar that exceeds the axis is cut and its full height written above it.
+    A bar that exceeds the axis is cut, and its full height is written above it.
     """
     frame = Frame(*size, x, y, right=14)
     drawn = [axes(frame)]
@@ -33,7 +33,7 @@ def stacked_bars(
             y0, y1 = frame.py(low), frame.py(top)
             if y0 - y1 >= 0.05:
                 x0, x1 = frame.px(edges[i]), frame.px(edges[i + 1])
-                # A gap of background between bars, as long as they are wide enough to spare it.
+                # Bars that are wide enough have a gap of background between them.
                 gap = 0.5 if x1 - x0 > 3 else 0.0
                 pieces.append(f"M{x0 + gap:.1f} {y0:.1f}H{x1 - gap:.1f}V{y1:.1f}H{x0 + gap:.1f}z")
         path = "".join(pieces)
@@ -57,7 +57,7 @@ def stacked_bars(
 
 
 def histogram(title: str, description: str, x_label: str, y: Axis, heights: Sequence[int], css: Sequence[str]) -> str:
-    """A bar for each of 0, 1, ... with its count above it; css: each bar's class."""
+    """A bar for each of 0, 1, ...; with its count above it unless there are many bars. css: each bar's class."""
     every = 1 + len(heights) // 17
     ticks = tuple((i + 0.5, str(i)) for i in range(0, len(heights), every))
     x = Axis(x_label, 0.0, float(len(heights)), ticks)

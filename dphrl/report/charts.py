@@ -13,7 +13,8 @@ from dphrl.report.statistics import Band
 from dphrl.report.svg import BOTTOM_PX, LEFT_PX, TOP_PX, Frame, Style, axes, cursor, straight, svg_element
 from dphrl.report.text import escape
 
-# Width of a character of the direct labels, and what a longer one is cut to.
+# Labels at the ends of curves: width of a character, greatest length, distance between two labels; and how early a
+# curve must end to have its label there instead of at the right edge.
 LABEL_CHAR_PX = 7.0
 MAX_LABEL_CHARS = 18
 LABEL_GAP_PX = 13.0
@@ -22,14 +23,14 @@ EARLY_END_PX = 40.0
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. raw: what it was smoothed from, drawn faintly. marked: the xs that get a marker, the end always."""
+    """One curve. raw: the values before smoothing, drawn faintly. marked: the xs with a marker; the end has one too."""
 
     name: str
     style: Style
     band: Band
     raw: Band | None = None
     marked: frozenset[float] = frozenset()
-    # Beside each x in the read-out, where x is no step or k: "step 40".
+    # Shown beside each x in the read-out if x is no step and no k, such as "step 40".
     notes: Sequence[str] = ()
 
 
@@ -46,7 +47,7 @@ def line_chart(
 ) -> str:
     """Curves with their names at their ends. bound: a horizontal line with its name.
 
-    is_plane: x is no time: a curve may end anywhere, its name stands there, and the diagonal y = x is drawn.
+    is_plane: x is not time. A curve may end anywhere, its name stands at its end, and the diagonal y = x is drawn.
     """
     longest = max((min(len(line.name), MAX_LABEL_CHARS) for line in lines), default=0)
     frame = Frame(*size, x, y, right=18 + LABEL_CHAR_PX * longest)
@@ -60,7 +61,7 @@ def line_chart(
         level = frame.py(bound[0])
         parts.append(straight("guide", LEFT_PX, level, frame.width - frame.right, level))
         parts.append(f'<text class="tick" x="{LEFT_PX + 4:g}" y="{level - 4:.1f}">{escape(bound[1])}</text>')
-    # Bands first: one must not dim another's line.
+    # Bands are drawn first, because a band must not dim the line of another curve.
     parts += [f'<g class="{line.style.css}">{_band_path(frame, line.band)}</g>' for line in lines]
     parts += [_curve(frame, line) for line in lines]
     parts.append(_end_labels(frame, lines, beside_points=is_plane))
@@ -102,7 +103,7 @@ def _end_labels(frame: Frame, lines: Sequence[Line], *, beside_points: bool) -> 
     levels = spread([end[0] for end in ends], LABEL_GAP_PX, TOP_PX, frame.height - BOTTOM_PX + 4)
     parts = []
     for (y, x, line), level in zip(ends, levels, strict=True):
-        # A run that was stopped early is named where it stopped, not across the others' curves.
+        # The curve of a run that stopped early has its name where it ends, not at the edge across other curves.
         edge = frame.width - frame.right
         start = (x if beside_points or edge - x > EARLY_END_PX else edge) + 12
         name = line.name if len(line.name) <= MAX_LABEL_CHARS else f"{line.name[: MAX_LABEL_CHARS - 1]}…"
@@ -115,7 +116,7 @@ def _end_labels(frame: Frame, lines: Sequence[Line], *, beside_points: bool) -> 
 
 
 def spread(levels: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """The ascending levels moved as little as needed to lie `gap` apart, within top and bottom while there is room."""
+    """The ascending levels, moved so that they lie `gap` apart, between top and bottom while there is room."""
     placed: list[float] = []
     for level in levels:
         placed.append(max(level, top, placed[-1] + gap if placed else top))

@@ -1,4 +1,4 @@
-"""What the report draws of its arms: Pass@k, the course of training, where the time goes, the reference split."""
+"""The report's figures of evaluations and of training: Pass@k, Pass@1 against Pass@k, metrics over the steps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dphrl.report.svg import Style
 from dphrl.report.text import escape
 from dphrl.tracking.metrics import BY_NAME
 
-# A run of fewer steps is drawn as it is; a longer one smoothed over this share of its steps.
+# A run of fewer steps is drawn as it is; a longer run is smoothed over this share of its steps.
 MIN_STEPS_TO_SMOOTH = 50
 SMOOTHED_SHARE = 1 / 25
-# The faint curves of more arms than this hide one another and the smoothed ones.
+# With more arms than this, faint raw curves would hide one another and the smoothed curves, so none are drawn.
 MAX_RAW_CURVES = 3
 LARGE = (480.0, 320.0)
 
@@ -49,7 +49,7 @@ def note(text: str) -> str:
 
 
 def pass_at_k_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
-    """Pass@k over k of the base and every arm's newest evaluation."""
+    """Pass@k over k, for the base and for the newest evaluation of every arm."""
     lines = []
     for arm in arms:
         if curve := pass_at_k_curve(trained_summaries(arm, dataset)):
@@ -145,10 +145,10 @@ def _series_figure(
     bound: tuple[float, str] | None = None,
     extra: str = "",
 ) -> tuple[str, bool]:
-    """(markup, whether it is a chart): what never changes is said in a sentence.
+    """(markup, whether it is a chart): a series that never changes becomes a sentence.
 
-    last: the last step on the axis. get: for what is no metric itself; completion tokens over the whole step.
-    extra: after the chart's caption.
+    last: the last step on the axis. get: computes a series that is no metric itself (completion tokens a second).
+    extra: text after the chart's caption.
     """
     if metric:
         unit, meaning = BY_NAME[metric].unit, BY_NAME[metric].meaning
@@ -161,7 +161,7 @@ def _series_figure(
         return _sentence(title, meaning, "No step has it."), False
     if min(values) == max(values):
         return _sentence(title, meaning, f"{show_number(values[0])} at every step of every run."), False
-    # An odd number of steps: as many before as after.
+    # The window is an odd number of steps: as many before a step as after it.
     window = 2 * round(last * SMOOTHED_SHARE / 2) + 1 if last >= MIN_STEPS_TO_SMOOTH else 1
     is_maximum = metric.endswith("_max")
     lines, shown = [], []

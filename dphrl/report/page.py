@@ -21,12 +21,12 @@ from dphrl.report.tables import SPLIT_COLUMNS, retention_table, runs_table, sett
 from dphrl.report.tables import summary_table as one_summary_table
 from dphrl.report.text import embed_json, escape
 
-# Histograms beyond this many would bury the page; the table has them all.
+# More histograms than this would bury the page; the table has all splits.
 MAX_SPLIT_FIGURES = 12
 
 
 def render_page(arms: Sequence[Arm], now: datetime) -> str:
-    """The whole HTML document. now: aware, in UTC."""
+    """The whole HTML document. now: a time in UTC that knows its time zone."""
     bases = group_bases(arms)
     sections = [
         ("results", "Results", _results(arms, bases)),
@@ -42,7 +42,7 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
     ]
     script, style = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing may be loaded, and no script run but ours: hostile text that escaped the escaping would still be inert.
+    # The browser may load nothing and run no script but ours, so hostile text would do nothing even without escaping.
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     title = escape(_title(arms))
     body = "".join(
@@ -74,7 +74,7 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
 """
 
 
-# Referred to from the style sheet; parts of stacked bars stay apart without colour.
+# The style sheet refers to these patterns; with them, parts of stacked bars can be told apart without colour.
 _HATCHES = """<svg width="0" height="0" aria-hidden="true" focusable="false" class="defs"><defs>
 <pattern id="h1" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
 <path d="M0 0V5" stroke="var(--hatch)" stroke-width="1.6"/></pattern>
@@ -192,7 +192,7 @@ def _reference(arms: Sequence[Arm]) -> str:
     for arm in arms:
         for run in arm.runs:
             name = f"{arm.name}, seed {run.seed}" if arm.num_seeds > 1 else arm.name
-            # A suite hands its buffer to every run of a seed, also to one that has no use for it.
+            # The settings decide: a run's folder may hold a buffer that the run had no use for.
             if not run.uses_reference_samples:
                 without.append(name)
             elif run.reference is None:

@@ -1,4 +1,4 @@
-"""Run folders as the report sees them: whatever a run has left, however far it came, and what is wrong with it."""
+"""Reads run folders for the report: everything that a run has left, however far it came, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Run:
     """One run folder.
 
     config: the tree of config.yaml, unvalidated, so that a run of another version can still be read.
-    evaluations: step -> data set -> summary; step 0 is the base. problems: what of the folder could not be used.
+    evaluations: step -> data set -> summary; step 0 is the base. problems: a line for each file that cannot be used.
     """
 
     folder: Path
@@ -84,13 +84,13 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """How far it came, in words; "finished" when it reached its last step and was evaluated there."""
+        """How far the run came, in words; "finished" when it reached its last step and was evaluated there."""
         planned = self.num_steps_planned
         if planned is None or not self.num_steps_done:
             return "no step taken yet" if not self.num_steps_done else f"{self.num_steps_done} steps"
         if self.num_steps_done < planned:
             return f"stopped after step {self.num_steps_done} of {planned}"
-        # Without evaluation.num_samples a run evaluates nothing and is finished all the same.
+        # With evaluation.num_samples 0 a run evaluates nothing, and is still finished.
         wants_evaluation = self.setting("evaluation.num_samples", 0)
         if wants_evaluation and planned not in self.evaluations:
             return f"all {planned} steps taken, final evaluation missing"
@@ -98,7 +98,7 @@ class Run:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Of what the run was made with; empty when it does not say."""
+        """Versions of the packages that the run used; empty when the run does not say."""
         try:
             found = json.loads((self.folder / VERSIONS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -112,14 +112,14 @@ class Run:
         if not path.is_file():
             return None
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        # A message may span lines; only a record's first one begins with the time.
+        # A message may span several lines; only the first line of a record begins with the time.
         stamps = [line[:19] for line in lines if len(line) > 24 and line[10:11] == "T" and line[23:24] == "Z"]
         return (stamps[0], stamps[-1]) if stamps else None
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs that differ by their seed alone, or one run. index: fixes its colour, dash and marker everywhere."""
+    """Runs that differ only in their seed, or one run. index: fixes the arm's colour, dash and marker everywhere."""
 
     name: str
     index: int
@@ -132,7 +132,7 @@ class Arm:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of `paths`, each a run folder or a folder directly above run folders, in order, none twice.
+    """The runs of `paths`, in order and none twice; each path is a run folder or a folder directly above run folders.
 
     Raises InputError, a line for each path that is neither.
     """
@@ -156,10 +156,11 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Runs of one suite's arm together, every other run on its own; plain RL before what preserves diversity."""
+    """One Arm for the runs of each arm of a suite, and one for every other run. If all runs belong to suites, plain RL
+    comes before methods that preserve diversity."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        # The parent folder too: the same suite run twice into two places is two experiments.
+        # The parent folder counts too: one suite that is run into two places is two experiments.
         key = (str(run.folder.resolve().parent), run.suite, run.arm) if run.suite else (str(run.folder.resolve()),)
         groups.setdefault(key, []).append(run)
     members = list(groups.values())
@@ -183,7 +184,7 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def group_bases(arms: Sequence[Arm]) -> list[Arm]:
-    """The untrained models: one Arm for each, whose runs are one run of every seed that measured it."""
+    """The untrained models, one Arm for each; its runs are, for every seed, one run that evaluated the model."""
     groups: dict[str, dict[int, Run]] = {}
     owners: dict[str, list[str]] = {}
     for arm in arms:
@@ -203,7 +204,7 @@ def group_bases(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def load_run(folder: Path) -> Run:
-    """Raises InputError when config.yaml cannot be read; whatever else is missing or broken is in `problems`."""
+    """The run in `folder`. Raises InputError when config.yaml makes no sense; other broken files are in `problems`."""
     problems: list[str] = []
     config_text = (folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
     try:
@@ -235,7 +236,7 @@ def _load_metrics(folder: Path, problems: list[str]) -> list[Mapping[str, Any]]:
     num_lines = len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else 0
     if num_lines > len(records):
         problems.append(f"{METRICS_FILE}: {num_lines - len(records)} of {num_lines} lines are cut off or broken")
-    # A step taken twice counts as it was taken last.
+    # If a step was taken twice, its last record counts.
     by_step = {int(record["step"]): record for record in records}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -1,4 +1,4 @@
-"""Which graded completions the report carries: an even choice of steps that fits a page one can open and mail."""
+"""Chooses the graded completions that the report carries: evenly spaced steps, few enough for a page one can mail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dphrl.tracking.tracker import SAMPLES_FOLDER
 
 MAX_TOTAL_BYTES = 700_000
 MAX_TEXT_CHARS = 4_000
-# A long completion's end is kept too: that is where its answer stands.
+# The end of a long completion is kept too, because its answer stands there.
 TAIL_CHARS = 1_000
 
 
@@ -28,9 +28,9 @@ class Samples:
 
 
 def choose_samples(arms: Sequence[Arm]) -> Samples:
-    """The completions of an even choice of steps, the same ones for all runs, within MAX_TOTAL_BYTES.
+    """The completions of evenly spaced steps, the same steps for all runs, within MAX_TOTAL_BYTES.
 
-    A text beyond MAX_TEXT_CHARS loses its middle, and says so in place.
+    A text beyond MAX_TEXT_CHARS loses its middle, and a note in the text says so.
     """
     files = {(arm.index, i): _sample_files(run) for arm in arms for i, run in enumerate(arm.runs)}
     sizes: dict[int, int] = {}
@@ -67,7 +67,7 @@ def choose_samples(arms: Sequence[Arm]) -> Samples:
 
 
 def choose_steps(sizes: Mapping[int, int], budget: int) -> list[int]:
-    """The first and the last step and every so many between them, as close as the budget (bytes) allows."""
+    """The first step, the last step, and evenly spaced steps between them, as many as the budget (bytes) allows."""
     steps = sorted(sizes)
     for stride in range(1, len(steps) + 1):
         chosen = sorted({*steps[::stride], steps[-1]})
@@ -98,7 +98,7 @@ def _read_lines(path: Path | None) -> list[dict[str, Any] | None]:
     if path is None:
         return []
     samples: list[dict[str, Any] | None] = []
-    # Not splitlines(): a completion may hold any of the other characters it splits at.
+    # splitlines() would also split at other characters, which a completion may hold.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         if not line:
             continue

@@ -1,4 +1,4 @@
-"""The report's numbers: Pass@k curves, rates and step series of an arm, each with what it is uncertain by."""
+"""The report's numbers: Pass@k curves, rates and step series of an arm, each with its interval of uncertainty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dphrl.experiments.results import interval_over_seeds
 from dphrl.report.runs import Arm, DatasetKey, Run, Summary
 
 Floats = NDArray[np.float64]
-# A curve over k is drawn at every k up to here, beyond at this many, evenly on the log axis.
+# A curve over k is drawn at every k up to the first number; beyond it, at the second number of ks, evenly spaced on the
+# log axis.
 MAX_DENSE_K = 32
 NUM_SPARSE_K = 24
 NUM_RESAMPLES = 2000
@@ -40,7 +41,7 @@ class Rate:
 
 
 def trained_summaries(arm: Arm, dataset: DatasetKey) -> list[Summary]:
-    """The arm's newest evaluation on `dataset`, one for each run that has any; the base's own for a base."""
+    """The newest evaluation on `dataset` of each run of the arm that has one; for a base, the evaluation at step 0."""
     steps = [(run, 0 if arm.is_base else run.last_evaluated_step) for run in arm.runs]
     found = [run.evaluations[step].get(dataset) for run, step in steps if step is not None]
     return [summary for summary in found if summary is not None]
@@ -59,14 +60,14 @@ def pass_keys(summaries: Sequence[Summary]) -> list[str]:
 
 
 def rate(summaries: Sequence[Summary], key: str) -> Rate | None:
-    """Mean over seeds of one number of the evaluations; None unless every one has it."""
+    """Mean over seeds of one number of the evaluations; None unless every evaluation has it."""
     values = [summary.get(key) for summary in summaries]
     if not values or any(value is None for value in values):
         return None
     found = [float(value) for value in values if value is not None]
     if len(found) > 1:
         interval = interval_over_seeds(found)
-        # Student's t knows no bounds; a share has them.
+        # An interval by Student's t has no bounds, but a share lies between 0 and 1.
         most = math.inf if key == "distinct_correct" else 1.0
         return Rate(interval["mean"], max(0.0, interval["low"]), min(most, interval["high"]))
     low, high = (summaries[0].get("intervals") or {}).get(key) or (None, None)
@@ -81,7 +82,7 @@ def counts(summary: Summary) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def shown_ks(num_samples: int) -> list[int]:
-    """Every k up to num_samples, thinned out where that is more than a chart can show."""
+    """Every k up to num_samples, thinned out where there are more than a chart can show."""
     dense = list(range(1, min(num_samples, MAX_DENSE_K) + 1))
     if num_samples <= MAX_DENSE_K:
         return dense
@@ -158,8 +159,8 @@ def tokens_per_second(run: Run) -> dict[int, float]:
 def over_seeds(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band | None:
     """The mean at each step and its interval over seeds, each seed smoothed first; None without values.
 
-    Steps that not every run has taken are left out of a mean that would else jump there; a step's interval exists
-    for several seeds only.
+    Steps that not every run has taken are left out, because the mean would jump there. Only several seeds give an
+    interval.
     """
     smoothed = [smooth(values, window) if window > 1 else dict(values) for values in per_seed if values]
     if not smoothed:
@@ -173,7 +174,7 @@ def over_seeds(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band
 
 
 def largest(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band | None:
-    """The largest value over seeds and the `window` steps around each step: for what is a maximum itself."""
+    """The largest value over seeds and the `window` steps around each step, for metrics that are maxima themselves."""
     merged: dict[int, float] = {}
     for values in per_seed:
         for step, value in values.items():
@@ -186,7 +187,7 @@ def largest(per_seed: Sequence[Mapping[int, float]], window: int = 1) -> Band | 
 
 
 def smooth(values: Mapping[int, float], window: int) -> dict[int, float]:
-    """Mean over the `window` steps around each, fewer at the ends; the values themselves for window 1."""
+    """Mean over the `window` steps around each step, over fewer at the ends; window 1 gives the values themselves."""
     sums = np.concatenate([[0.0], np.cumsum(list(values.values()))])
     ends = _windows(list(values), window)
     return {
@@ -195,8 +196,8 @@ def smooth(values: Mapping[int, float], window: int) -> dict[int, float]:
 
 
 def _windows(steps: Sequence[int], window: int) -> list[tuple[int, int]]:
-    """For each of the ascending steps, where in them the stretch around it begins and ends; even windows count as
-    one more."""
+    """For each of the ascending steps, the indices where the stretch around it begins and ends. An even window counts
+    as one more."""
     first = np.searchsorted(steps, np.asarray(steps) - window // 2, side="left")
     end = np.searchsorted(steps, np.asarray(steps) + window // 2, side="right")
     return list(zip(first.tolist(), end.tolist(), strict=True))
@@ -204,7 +205,7 @@ def _windows(steps: Sequence[int], window: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Kept:
-    """Prompts of one evaluation against the same run's base: solved is at least one correct sample."""
+    """Counts of prompts, one evaluation compared with the base of the same run. Solved: at least one correct sample."""
 
     num_prompts: int
     solved_by_base: int
@@ -213,7 +214,8 @@ class Kept:
 
 
 def kept_and_gained(run: Run, dataset: DatasetKey) -> Kept | None:
-    """None without a base evaluation, or one of the trained model, on this data set."""
+    """What the trained model keeps and gains on `dataset`; None unless base and trained model were both evaluated on
+    the same prompts."""
     step = run.last_evaluated_step
     base, trained = run.evaluations.get(0, {}).get(dataset), run.evaluations.get(step or -1, {}).get(dataset)
     if base is None or trained is None:

@@ -1,4 +1,4 @@
-"""What a step is made of, as stacked bars: seconds by phase, completions by status. And the reference split."""
+"""Bars of what a step consists of: seconds by phase, completions by status. And a histogram of the reference split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dphrl.report.text import escape
 from dphrl.types import RewardStatus
 
 MAX_BARS = 50
-# The first step, which warms engines up, may take many times a later one: from this ratio on it is cut, and says so.
+# The first step warms the engines up, and may take many times as long as a later one. From this ratio on its bar is
+# cut, and its height is written above it.
 OUTLIER_RATIO = 1.5
 PHASES = (("rollout", "p0"), ("reward", "p1"), ("learn", "p2"), ("sync", "p3"), ("other", "p4"))
 STATUS_CSS = {
@@ -57,7 +58,7 @@ def status_figures(arms: Sequence[Arm]) -> str:
 
 
 def phases(run: Run) -> dict[str, dict[int, float]]:
-    """Seconds of every phase by step; other is what of the step no phase accounts for, never negative."""
+    """Seconds of every phase by step; `other` is the part of the step that belongs to no phase, never negative."""
     measured = {name: series(run, f"time/{name}_s") for name, _ in PHASES if name != "other"}
     whole = series(run, "time/step_s")
     other = {step: max(0.0, total - sum(m.get(step, 0.0) for m in measured.values())) for step, total in whole.items()}
@@ -109,7 +110,7 @@ def _means(edges: Sequence[int], runs: Sequence[Mapping[int, float]]) -> list[fl
 
 
 def _key(css: Mapping[str, str]) -> str:
-    # As the bars are stacked: the last part lies on top.
+    # In the order in which the bars are stacked: the last part lies on top.
     patch = '<path class="fill" d="M0 0H16V12H0z"/><path class="hatch" d="M0 0H16V12H0z"/>'
     items = "".join(
         f'<li><svg class="patch {style}" width="16" height="12" aria-hidden="true">{patch}</svg>'
@@ -120,7 +121,7 @@ def _key(css: Mapping[str, str]) -> str:
 
 
 def split_figure(owners: str, split: ReferenceSplit, num_samples: int, threshold: int) -> str:
-    """How many prompts have 0, 1, ... K correct responses; at the threshold begins what is rehearsed."""
+    """How many prompts have 0, 1, ... K correct responses; prompts from the threshold on are rehearsed."""
     heights = [0] * (num_samples + 1)
     for correct, graded in zip(split.num_correct, split.num_graded, strict=True):
         if graded:

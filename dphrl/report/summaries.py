@@ -9,7 +9,7 @@ from typing import Any
 def find_summary_fault(summary: Any) -> str | None:
     """What is wrong with one data set's summary, in words; None when the report can use it.
 
-    Checks the names, per_prompt and the pass@k rates. Not that the rates agree with the counts.
+    It checks the names, per_prompt and the pass@k rates. It does not check that the rates agree with the counts.
     """
     if not isinstance(summary, dict) or not {"dataset", "per_prompt"} <= summary.keys():
         return "not an evaluation"

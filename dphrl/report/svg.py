@@ -1,4 +1,4 @@
-"""What all charts of the report are made of: an arm's looks, the plot's frame, axes, the SVG element around them."""
+"""What all charts of the report share: the look of an arm, the plot's frame, axes, the SVG element around them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _marker_path(shape: int, x: float, y: float, r: float) -> str:
         6: [(-0.4, -1.3), (0.4, -1.3), (0.4, 1.3), (-0.4, 1.3)],
     }.get(shape)
     if corners is None:
-        # A circle; the base's (the last shape) a little smaller.
+        # A circle; that of the base (the last shape) is a little smaller.
         r = r * (0.8 if shape else 1.0)
         return f"M{x - r:.1f} {y:.1f}a{r:g} {r:g} 0 1 0 {2 * r:g} 0a{r:g} {r:g} 0 1 0 {-2 * r:g} 0z"
     return "M" + " ".join(f"{x + r * dx:.1f} {y + r * dy:.1f}" for dx, dy in corners) + "z"

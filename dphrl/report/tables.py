@@ -1,4 +1,4 @@
-"""The report's tables: rates of base and arms, what was retained, the runs themselves, settings that differ."""
+"""The report's tables: rates of the base and the arms, retained prompts, the runs, settings that differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dphrl.report.statistics import Rate, kept_and_gained, pass_keys, rate, trai
 from dphrl.report.svg import swatch
 from dphrl.report.text import escape
 
-# Of every run by nature; a difference in them says nothing.
+# Settings that are a run's own; a difference between them says nothing.
 OWN_SETTINGS = ("run_name", "run_dir", "seed")
 Cell = str  # markup
 
@@ -66,7 +66,7 @@ def _steps(arm: Arm) -> Cell:
 def _rate_cell(value: Rate | None, column: Sequence[Rate | None], key: str) -> Cell:
     if value is None:
         return "-"
-    # What is printed decides, so that equal figures are equally bold.
+    # The printed text decides, so that equal figures are all bold.
     shown = _shown(value.mean, key)
     best = _shown(max(other.mean for other in column if other is not None), key)
     mean = f"<strong>{shown}</strong>" if shown == best and len(column) > 1 else shown
