@@ -1,4 +1,4 @@
-"""The embedded defaults: tasks with several right answers per prompt and small models that half know them.
+"""The embedded defaults: tasks with several right answers per prompt, and small models that know them only in part.
 
     from dphrl.tiny import ensure_tiny_model, grade, make_problems
 

@@ -1,8 +1,8 @@
-"""Sums for a small chat model: problems it can partly do, without a file to fetch.
+"""Sums for a small chat model: problems that it can partly solve, without a file to download.
 
 `train` and `held_out` ask for sums and differences of a number below 40 and a digit, over disjoint pairs of numbers;
 `out_of_domain` asks for products and tells short stories about sums, which RL never rewards. Larger numbers, or sums of
-three, are beyond a model of 135 M parameters: with none of its answers right there is nothing to rehearse.
+three, are too hard for a model of 135 M parameters: if none of its answers is right, there is nothing to rehearse.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]
 
 
 def is_held_out(*numbers: int) -> bool:
-    """Whether problems over these numbers are kept for evaluation: by a fixed hash, so that no seed can leak one."""
+    """Whether problems over these are kept for evaluation. A fixed hash decides, so that no seed can leak one."""
     digest = hashlib.blake2b(f"dphrl-arithmetic:{sorted(numbers)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 

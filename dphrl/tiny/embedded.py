@@ -1,4 +1,4 @@
-"""Where an embedded model lies: a plain Hugging Face directory in a cache, made once."""
+"""Keeps the embedded models in a cache: each is a plain Hugging Face directory that is made once."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def ensure_tiny_model(
 
     cache_dir: where to keep it; else $DPHRL_CACHE, else ~/.cache/dphrl. The directory in it is
     ``tiny-<task>-<fingerprint>``.
-    progress: called as (steps done, steps in all) after each step of training; not called when there is none.
+    progress: called as (steps done, steps in all) after each step of training; not called when nothing is trained.
     Returns a plain Hugging Face directory (config, safetensors, tokenizer with chat template, generation
-    config). Processes may race: each makes one, the first to finish publishes, nobody ever sees a half-written
-    directory. Raises OSError when the cache cannot be written.
+    config). Several processes may call this at once: each makes a directory, the first to finish publishes it, and
+    nobody ever sees a half-written one. Raises OSError when the cache cannot be written.
     """
     recipe = recipe or FACTOR_RECIPE
     root = cache_dir or Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl")
@@ -46,8 +46,8 @@ def ensure_tiny_model(
     if _is_complete(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because os.replace is atomic only within one file system. Made before the training,
-    # so that a cache that cannot be written fails now and not a minute later.
+    # It lies beside the target, because os.replace is atomic only within one file system. It is made before the
+    # training, so that a cache that cannot be written fails now and not a minute later.
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         model, tokenizer = load_shipped(recipe) or warm_start(recipe, progress)
@@ -78,7 +78,7 @@ def _publish(scratch: Path, target: Path) -> None:
             return
         if not target.exists():
             raise
-    # Something deleted part of an older entry. Its name is ours, so make room.
+    # An older entry is there, but something deleted part of it. The name is ours, so it may be replaced.
     shutil.rmtree(target)
     os.replace(scratch, target)
 

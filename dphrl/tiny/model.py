@@ -2,8 +2,8 @@
 
 One token is one word of the task's vocabulary, so that a division step or a column name is one token and a small
 model can learn the task within a minute. The architecture is plain Llama with tied embeddings: whatever serves or
-trains Llama-3.2-1B (vLLM, transformers, DeepSpeed) handles this model through the same code path. Not Qwen2:
-for that model type transformers 5 replaces any saved tokenizer by Qwen2's byte-level one, without a word, and
+trains Llama-3.2-1B (vLLM, transformers, DeepSpeed) handles this model through the same code path. It is not Qwen2:
+for that model type transformers 5 replaces any saved tokenizer by Qwen2's byte-level one, without a warning, and
 every word would decode differently.
 """
 
@@ -108,9 +108,9 @@ def build_model(shape: TinyShape, tokenizer: PreTrainedTokenizerFast, seed: int)
         head_dim=shape.hidden_size // shape.num_heads,
         max_position_embeddings=MAX_TOKENS,
         tie_word_embeddings=True,
-        # Both let a head attend by position alone ("the digit under this one"), which long division is made
-        # of. With the usual base of 10,000 or without the biases the same warm start ends at a third of the
-        # Pass@1, or less.
+        # The small base and the biases let a head attend by position alone ("the digit under this one"), which long
+        # division needs. With the usual base of 10,000, or without the biases, the same warm start ends at a third of
+        # the Pass@1, or less.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         attention_bias=True,
         dtype="float32",
@@ -119,7 +119,7 @@ def build_model(shape: TinyShape, tokenizer: PreTrainedTokenizerFast, seed: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    # top_k 0 and top_p 1 say aloud that sampling is from the model's own distribution: the library default of
-    # 50 would be read as a truncation by whatever starts from this file.
+    # top_k 0 and top_p 1 state that sampling is from the model's own distribution. Without them, a program that reads
+    # this file would take the library's default, top_k 50, which truncates the distribution.
     model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special_ids)
     return model

@@ -1,4 +1,4 @@
-"""What decides an embedded model: every number of its warm start, and a fingerprint of them all."""
+"""The recipe of an embedded model: every number that decides its warm start, and a fingerprint of them all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class WarmStartRecipe:
 
 
 FACTOR_RECIPE = WarmStartRecipe()
-# A query says less per token than a division: fewer steps reach the same precision.
+# A token of a query carries less information than a token of a division, so fewer steps reach the same precision.
 SQL_RECIPE = WarmStartRecipe(
     task="sql",
     num_steps=240,

@@ -1,10 +1,10 @@
-"""The embedded models' weights as they come with the package: float16, one file a task.
+"""The embedded models' weights that come with the package, in float16, one file for each task.
 
     python -m dphrl.tiny.shipped factor sql   # train and write them anew: after any change of a recipe
 
-Another CPU rounds otherwise, and some three hundred steps later a warm start has ended at another model: as good, but
-not the one that the results in `dphrl/suites/results` began with. Hence the files: the same figures before training on
-every machine, and no wait for them.
+Another CPU rounds differently, and after some three hundred steps the warm start gives another model: an equally good
+one, but not the one that the results in `dphrl/suites/results` started from. With these files every machine starts from
+the same figures, and nobody has to wait for a warm start.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_shipped(recipe: WarmStartRecipe) -> tuple[PreTrainedModel, PreTrainedTo
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].VOCABULARY)
     model = tiny_model.build_model(recipe.shape, tokenizer, recipe.seed)
-    # The head is the embedding and so not in the file.
+    # The head shares the weights of the embedding, so it is not in the file.
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
     return model.eval(), tokenizer

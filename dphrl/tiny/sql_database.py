@@ -1,9 +1,9 @@
 """Two small SQLite databases with the flaws of real ones, made from nothing.
 
 `league` (players, their awards and goals by year) is what RL trains on; `company` (employees, their bonuses and
-sales) has other tables and columns for the same kinds of questions. Both carry what makes a query written from the
-question alone right in one place and wrong in the next: namesakes, events that belong to a whole group and name
-nobody (NULL), people without any event, and people with several events in one year.
+sales) has other tables and columns for the same kinds of questions. Because of their rows, a query that is written from
+the question alone is right for one group and wrong for another: there are namesakes, events that belong to a whole
+group and name nobody (NULL), people without any event, and people with several events in one year.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EventTable:
 class Schema:
     """People in named groups, and what they did in which year.
 
-    The people table is (key, name, group); an event of NULL key belongs to the group as a whole.
+    The people table is (key, name, group); an event whose key is NULL belongs to the group as a whole.
     """
 
     database: str
@@ -139,7 +139,8 @@ def _draw_events(rng: random.Random, keys: list[int]) -> Iterator[tuple[int | No
     idle = rng.choice(keys) if rng.random() < _IDLE_PROBABILITY else None
     for number in keys:
         years: list[int] = []
-        # Only the idle one is without any event: how often that is would otherwise depend on the group's size.
+        # Only the idle person has no event at all. Otherwise the chance of such a person would depend on the group's
+        # size.
         while number != idle and not years:
             for year in YEARS:
                 (num_events,) = rng.choices((0, 1, 2), _EVENTS_IN_A_YEAR_WEIGHTS)
@@ -154,8 +155,8 @@ def ensure_databases(cache_dir: Path | None = None) -> dict[str, Path]:
     """The SQLite files by database name ("league", "company"), built now if they are not cached yet.
 
     cache_dir: where to keep them; else $DPHRL_CACHE, else ~/.cache/dphrl. The files are read-only, about 1 MB each
-    and take under a second to build. Processes may race: each builds, the first to finish publishes, nobody ever
-    sees half a database. Raises OSError when the cache cannot be written.
+    and take under a second to build. Several processes may call this at once: each builds its own files and moves them
+    into place, and nobody ever sees half a database. Raises OSError when the cache cannot be written.
     """
     root = cache_dir or Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl")
     target = root.expanduser() / f"tiny-sql-databases-{CONTENT_VERSION}"
@@ -164,7 +165,7 @@ def ensure_databases(cache_dir: Path | None = None) -> dict[str, Path]:
     for name, path in files.items():
         if path.is_file():
             continue
-        # Beside the target, because os.replace is atomic only within one file system.
+        # It lies beside the target, because os.replace is atomic only within one file system.
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target))
         try:
             connection = sqlite3.connect(scratch / path.name)

@@ -3,16 +3,16 @@
     Which players of 'Blue River' won no award in 2019 ?
     Which players of 'Blue River' scored a goal in both 2019 and 2021 ?
 
-The demonstrations know three *shapes* of query: a subquery (NOT IN, or IN over a grouped count), a set operation
-(EXCEPT, INTERSECT) and a join. Analysts write all three, and each fails on other data: NOT IN returns nothing when
+The demonstrations use three *shapes* of query: a subquery (NOT IN, or IN over a grouped count), a set operation
+(EXCEPT, INTERSECT) and a join. Analysts write all three, and each fails on different data: NOT IN returns nothing when
 an event names nobody, a set operation merges namesakes, a join loses people without events and repeats those with
-several. Only the rows tell which shape works, and the policy never sees them: for it each shape is right on about
+several. Only the rows tell which shape works, and the policy never sees them: to it, each shape is right on about
 half of the questions. Plain RL therefore learns "always the shape that is right most often": Pass@1 rises and Pass@k
-falls to Pass@1. The always correct NOT EXISTS is the gold query, and no demonstration shows it.
+falls to Pass@1. The gold query uses EXISTS or NOT EXISTS; it is always correct, and no demonstration shows it.
 
-A fifth of the demonstrations slip: one word of the name, one year or one table is another one. A model trained on
-them is diverse and imprecise: there is something to gain (precision) and something to lose (diversity). Grading is
-the business of the `sql_execution` reward; here queries are only run to know which shapes work.
+A fifth of the demonstrations slip: one word of the name, one year or one table is replaced by another. A model trained
+on them is diverse and imprecise: there is something to gain (precision) and something to lose (diversity). The reward
+`sql_execution` does the grading; here queries only run to find out which shapes work.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
 # The questions ask for people, not for distinct names: two namesakes are two rows.
 CONVENTION = "spider"
 
-# How often each shape is made to work (questions on which none does are not asked). The shapes are to be worth about
-# the same: one that failed on most questions would be no loss when RL drops it. A set operation is asked for less
-# often, because questions on which it alone fails run out first and problems are distinct.
+# How often each shape is made to work (questions on which none works are not asked). The shapes should be worth about
+# the same: if one failed on most questions, it would be no loss when RL drops it. The set operation has a lower number:
+# problems are distinct, and questions on which it alone fails run out first, which raises its real share.
 INCLUSION_PROBABILITY: dict[str, float] = {"subquery": 0.45, "set_operation": 0.41, "join": 0.46}
 # One group in five is never seen before evaluation, neither in the warm start nor in RL.
 HELD_OUT_ONE_IN = 5
 SLIP_RATE = 0.2
 OUT_OF_DOMAIN_SHARE = 0.25
 
-# Some combinations of shapes are rare, and problems are distinct: larger sets would be ever less balanced.
+# Some combinations of shapes are rare, and problems are distinct: larger sets would be less and less balanced.
 MAX_PROBLEMS: dict[str, int] = {"train": 4_000, "held_out": 1_000, "out_of_domain": 1_000}
 
 Rows = list[tuple[str]]
@@ -119,7 +119,7 @@ def fingerprint_parts() -> list[object]:
 
 
 def is_held_out(group_name: str) -> bool:
-    """Whether questions about this group are kept for evaluation: by a fixed hash, so that no seed can leak one."""
+    """Whether questions about a group are kept for evaluation. A fixed hash decides, so that no seed can leak one."""
     digest = hashlib.blake2b(f"dphrl-tiny-sql:{group_name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
@@ -158,7 +158,7 @@ class Question:
         return _SHAPE_WRITERS[len(self.years), shape](self.schema, self.event.table, self.group_name, *self.years)
 
     def rows(self, sql: str) -> Rows:
-        """The result of a query of this module's own making, as a sorted bag."""
+        """The result of a query that this module has made, as a sorted bag."""
         return sorted(_connection(self.schema.database).execute(sql))
 
     def working_shapes(self) -> frozenset[str]:
@@ -258,7 +258,7 @@ def _slip(question: Question, sql: str, rng: random.Random) -> str:
         position, group = rng.choice(slots)
         other = rng.choice([word for word in group if word != words[position]])
         slipped = " ".join([*words[:position], other, *words[position + 1 :]])
-        # Some slips are without consequence, such as another year in which nothing happened either.
+        # Some slips do not change the result, such as another year in which nothing happened either.
         if question.rows(slipped) != gold:
             return slipped
 

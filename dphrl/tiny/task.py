@@ -28,9 +28,9 @@ DIVISORS: tuple[int, ...] = (3, 7, 11)
 NUM_DIGITS = 5
 SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
 
-# How often each divisor is built into a number (numbers with none are drawn again). Close to each other, so
-# that the strategies are worth about the same: one that failed on most prompts would be no loss when RL drops
-# it.
+# How often each divisor is built into a number (numbers with none are drawn again). The shares are close to each
+# other, so that the strategies are worth about the same: if one failed on most prompts, it would be no loss when
+# RL drops it.
 INCLUSION_PROBABILITY: dict[int, float] = {3: 0.35, 7: 0.45, 11: 0.45}
 # One integer in five is never seen before evaluation, neither in the warm start nor in RL.
 HELD_OUT_ONE_IN = 5
@@ -153,7 +153,7 @@ def fingerprint_parts() -> list[object]:
 
 
 def is_held_out(number: int) -> bool:
-    """Whether `number` is kept for evaluation: by a fixed hash, so that no seed can leak it into training."""
+    """Whether `number` is kept for evaluation. A fixed hash decides, so that no seed can leak it into training."""
     digest = hashlib.blake2b(f"dphrl-tiny:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
@@ -204,7 +204,7 @@ def _work_out(number: int, divisor: int, rng: random.Random, *, slip: bool) -> s
     remainders, quotient = _long_division(number, divisor)
     if slip:
         exact = quotient
-        # A small slip near the end can leave the quotient of 11 intact: draw again until it is wrong.
+        # With divisor 11, a small slip near the end can leave the quotient intact: draw again until it is wrong.
         while quotient == exact:
             position = rng.randrange(NUM_DIGITS - 1)
             wrong = rng.choice([r for r in range(divisor) if r != remainders[position]])

@@ -29,8 +29,8 @@ def warm_start(
     import torch
 
     num_threads = torch.get_num_threads()
-    # One thread: sums are then in the same order everywhere, and matrices this small gain little from more,
-    # while two threads that wait for each other on a busy machine were seen to take eight times as long.
+    # One thread adds in the same order everywhere. Matrices this small gain little from more threads, and two threads
+    # that wait for each other on a busy machine were seen to take eight times as long.
     torch.set_num_threads(1)
     try:
         return _train(recipe, progress)
@@ -90,7 +90,7 @@ def _lr_factor(step: int, recipe: WarmStartRecipe) -> float:
 def _batches(
     recipe: WarmStartRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`num_steps` pairs (input_ids, labels), int64 [B, T], right-padded; labels -100 off the completion."""
+    """`num_steps` pairs (input_ids, labels), int64 [B, T], right-padded; labels are -100 outside the completion."""
     import torch
 
     demonstrations = TASKS[recipe.task].make_demonstrations(
@@ -101,7 +101,7 @@ def _batches(
     )
     for start in range(0, len(demonstrations), recipe.batch_size):
         batch = demonstrations[start : start + recipe.batch_size]
-        # Through the chat template, so that training sees exactly the ids that a user's prompt will have.
+        # The chat template makes the prompts, so that training sees exactly the ids that a user's prompt will have.
         prompts = tokenizer.apply_chat_template(
             [[{"role": "user", "content": question}] for question, _ in batch],
             add_generation_prompt=True,
