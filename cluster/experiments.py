@@ -1,4 +1,4 @@
-"""Running a suite: its arms one after another on the same engines, or several at a time on a larger cluster."""
+"""Runs a suite: its arms one after another on the same engines, or several at a time on a larger cluster."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def run_experiment(
     output: Path | None = None,
     others: Path | None = None,
 ) -> None:
-    """Train what is missing of `runs` of a suite, then write and show the results of all of them.
+    """Train those of `runs` that are not finished, then write and show the results of the whole suite.
 
-    is_part: others run at the same time, and whoever started them adds up. others: a results file of further runs,
-    made elsewhere, that count too.
-    Interrupted, it goes on where it stopped: finished runs stay, an unfinished one resumes. Raises InputError when a
-    run's folder holds another configuration, RuntimeError when runs of their own processes failed.
+    num_parallel: runs at a time. is_part: other runs of the suite train at the same time, and the process that started
+    them writes the results. others: a results file of further runs, made elsewhere, that count too.
+    A second call after an interrupt goes on where the first one stopped: finished runs stay, an unfinished one resumes.
+    Raises InputError when a run's folder holds another configuration, RuntimeError when a run in a process of its own
+    failed.
     """
     suite = load_suite(source)
     elsewhere = _results_of(suite, others) if others else None
@@ -56,7 +57,7 @@ def run_experiment(
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
-        # The first run of a seed goes ahead of the others: it should leave a reference buffer, if any of them has one.
+        # The first run of a seed goes ahead of the others, so it should be one that leaves a reference buffer.
         ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_samples)
         _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
     else:
@@ -80,7 +81,7 @@ def run_experiment(
 
 
 def _results_of(suite: Suite, path: Path) -> Results:
-    """Before anything is trained: a file of another suite must not cost the runs of this one."""
+    """The results in `path`. Read before anything is trained, because a file of another suite is an InputError."""
     results = committed_results(str(path)) if path.suffix == ".json" else {}
     if results.get("suite") != suite.name:
         raise InputError(f"--with {path}: holds no results of suite {suite.name}; name a results.json of it")
@@ -88,7 +89,7 @@ def _results_of(suite: Suite, path: Path) -> Results:
 
 
 def _check_prediction(source: str, results: Results, console: Console) -> None:
-    """Whether another seed's figures are where the committed results say they should be."""
+    """Show whether the figures of another seed lie where the committed results say they should."""
     try:
         committed = committed_results(source)
     except InputError:
@@ -128,7 +129,7 @@ class _Systems:
 def _finished_runs(
     suite: Suite, configs: dict[Run, Config], run_dir: str, overrides: Sequence[str]
 ) -> dict[Run, dict[str, Any]]:
-    """Every run of the suite that is there, not only of this part of it: results of pieces add up."""
+    """All finished runs of the suite, not only those of this call: results of pieces add up."""
     seeds = dict.fromkeys([*suite.seeds, *(seed for _, seed in configs)])
     every = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for seed in seeds for arm in suite.arms}
     found = {run: read_run(config.folder, config) for run, config in every.items() if _is_same_config(config)}
@@ -137,7 +138,7 @@ def _finished_runs(
 
 def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrides: Sequence[str]) -> Results:
     of_arms = [run for arm in suite.arms for run in sorted(runs) if run[0] == arm]
-    # The base was measured by every run of a seed, and shared: one of them speaks for it.
+    # All runs of a seed share the measurement of the base, so one of them gives it.
     of_base = {seed: runs[arm, seed]["base"] for arm, seed in reversed(of_arms)}
     rows = [row for seed, evaluation in sorted(of_base.items()) for row in rows_of(BASE_ARM, seed, evaluation)]
     rows += [row for arm, seed in of_arms for row in rows_of(arm, seed, runs[arm, seed]["trained"])]
@@ -158,7 +159,7 @@ def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console:
 
 def _is_same_config(config: Config) -> bool:
     stored = config.folder / "config.yaml"
-    # As settings, not as text: a comment in the file is no difference, nor is the way to the folder it lies in.
+    # Compared as settings, not as text: a comment in the file makes no difference, nor does another path to its folder.
     elsewhere = [f"run_dir={json.dumps(config.run_dir)}"]
     return not stored.is_file() or load_config(str(stored), elsewhere) == config
 
@@ -171,11 +172,12 @@ def _check_same_config(config: Config) -> None:
 
 
 def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> None:
-    """Give a fresh run the base evaluation and the reference buffer of one with the same seed.
+    """Give a fresh run the base evaluation and the reference buffer of another run with the same seed.
 
-    The run itself checks by fingerprint whether they are what it would have made. Siblings may be at work, at this too.
+    The run itself checks by fingerprint whether they are what it would have made. The siblings may be running, or
+    copying, at the same time.
     """
-    # Where there is a buffer, what it was selected from is whole, and was copied before it.
+    # If there is a buffer, the graded samples that it was selected from are complete. They are copied before it.
     shared = {"eval": "eval/.base-identity"}
     if with_reference:
         shared |= dict.fromkeys(("reference.graded", "reference"), "reference/manifest.json")
@@ -192,8 +194,8 @@ def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> No
 def _run_apart(
     source: str, missing: Sequence[Run], run_dir: str, overrides: Sequence[str], num_parallel: int, *, inline: bool
 ) -> None:
-    """Each run in a process of its own, which waits for its place on the cluster. The first run of a seed goes ahead
-    of the others of that seed, which then find its reference buffer and base evaluation."""
+    """Train each run in a process of its own, which waits for its place on the cluster. The first run of a seed goes
+    ahead of the others of that seed, which then find its reference buffer and base evaluation."""
 
     children: set[subprocess.Popen[str]] = set()
 
@@ -221,7 +223,7 @@ def _run_apart(
                     problems.append(future.result())
                     advance(1)
         except BaseException:
-            # The pool's exit waits for what runs: let that end, and nothing new begin.
+            # The pool waits at its exit for what still runs. So end the running processes, and let nothing new begin.
             pool.shutdown(wait=False, cancel_futures=True)
             for child in [*children]:
                 child.terminate()

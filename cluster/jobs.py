@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster: what to submit, and a thin client of Ray Jobs to submit, follow, list and stop it."""
+"""Runs as jobs of a Ray cluster: what to submit, and a thin client that submits, lists, follows and stops jobs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from dphrl.config.loading import InputError, list_presets, load_config
 from dphrl.own_code import hides_program
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Where a client of Ray Jobs looks, before it looks at what it was told.
+# A client of Ray Jobs obeys these variables rather than the address that it was given.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # Left out of the upload besides what .gitignore names: results, environments, history.
 NOT_UPLOADED = [".git", ".venv", "venv", "runs", "**/__pycache__", "*.sqlite-journal", ".pytest_cache", ".mypy_cache"]
-# Paths and switches that a run needs to find the same things over there. On top of them comes what --env names.
+# Variables that a run needs to find the same things on the cluster. What --env names is added to them.
 PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE", "MLFLOW_TRACKING_URI")
-# Of Ray's client: a line for every file that it does not upload.
+# Loggers of Ray's client, which write a line for every file that is not uploaded.
 CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
     "ray._private.runtime_env.working_dir",
 )
-# On a node, where `dphrl` may be no program: a --wheel brings none. -P: not from the folder that Ray was started in.
+# How a job starts the program: as a module, because a --wheel brings no command `dphrl` to a node. With -P
+# no module is imported from the folder that Ray was started in.
 PROGRAM = ("python", "-P", "-m", "dphrl")
-# What this program exits with when somebody stopped the job.
+# The exit status of this program when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
-# A job's uploads and its environment take seconds; after this the user should read what it waits for.
+# A job's uploads and its environment take seconds; after this time the user is told what the job waits for.
 PENDING_SILENCE_S = 10.0
 # Ray writes a job's final state a moment after its log has ended.
 SETTLE_S = 30.0
@@ -44,7 +45,7 @@ SETTLE_S = 30.0
 
 @dataclass(frozen=True)
 class Submission:
-    """A job, before it has an id. `run_name` is what the id is made from."""
+    """A job before it has an id. The id is made from `run_name`."""
 
     run_name: str
     entrypoint: str
@@ -85,7 +86,7 @@ def plan_submission(
     arguments, notes = [_config_argument(source, working_dir), *overrides], []
     run_dir = Path(config.run_dir).expanduser()
     if not run_dir.is_absolute():
-        # The job's own folder goes with the job.
+        # The job's own folder is deleted with the job, so the results must not go there.
         run_dir = Path.cwd() / run_dir
         arguments.append(f"run_dir={run_dir}")
         notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
@@ -116,8 +117,9 @@ def _config_argument(source: str, working_dir: Path | None) -> str:
 
 
 def _variables(env: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """NAME=VALUE as given, NAME with the value it has here. Ray's own job log holds them: no place for secrets."""
-    # A job's output is a file, and a line should be there when it is written.
+    """The job's variables: NAME=VALUE as given, NAME with the value it has here. Ray writes them to its own job log, so
+    they must not be secrets. Raises InputError for a name that is not set here."""
+    # A job's output goes to a file, and a line should be in it as soon as it is written.
     variables = {"PYTHONUNBUFFERED": "1"} | {name: environ[name] for name in PASSED_ON if environ.get(name)}
     for text in env:
         name, given, value = text.partition("=")
@@ -167,13 +169,13 @@ class JobClient:
         known = next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
         self.address = address or known or DEFAULT_ADDRESS
         if address:
-            # Ray lets these override what it is told.
+            # Ray lets these override the address that it is given.
             for name in ADDRESS_VARIABLES:
                 os.environ.pop(name, None)
         self._client = _asked(self.address, lambda: JobSubmissionClient(self.address))
 
     def submit(self, submission: Submission) -> str:
-        """Returns the job's id. Raises InputError while a job of this run is still there: two would share a folder."""
+        """Returns the job's id. Raises InputError while a job of this run is active: two jobs would share a folder."""
         jobs = self.list()
         stem = next_id(submission.run_name, [])
         running = [job.job_id for job in jobs if _is_job_of(job.job_id, stem) and job.status in ("PENDING", "RUNNING")]
@@ -202,14 +204,14 @@ class JobClient:
         return _job(self._ask(lambda: self._client.get_job_info(job_id)), job_id)
 
     def stop(self, job_id: str) -> bool:
-        """Whether there was something to stop."""
+        """Stop a job. Returns whether there was anything to stop."""
         return bool(self._ask(lambda: self._client.stop_job(job_id)))
 
     def logs(self, job_id: str) -> str:
         return str(self._ask(lambda: self._client.get_job_logs(job_id)))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
-        """Its log as it comes, until it has ended. An interrupt ends the following, not the job.
+        """Write the job's log as it comes, until the job has ended. An interrupt ends the following, not the job.
 
         Raises RuntimeError when the cluster goes away meanwhile.
         """
@@ -228,7 +230,8 @@ class JobClient:
                     said = True
                 time.sleep(POLL_INTERVAL_S)
                 job = self.get(job_id)
-            # A connection that breaks is no failed job: what became of it is asked below, and the rest is read.
+            # A broken connection does not mean a failed job: its state is asked below, and if it still runs, its log
+            # is read on.
             while True:
                 with suppress(RuntimeError, OSError, ClientError):
                     asyncio.run(tail())
@@ -245,7 +248,7 @@ class JobClient:
 
 
 def exit_status_of(job: Job) -> int:
-    """Of an ended job: its program's own, where it had the time to have one."""
+    """The exit status for an ended job: that of its program, if the program ended by itself."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
@@ -265,7 +268,7 @@ def _asked(address: str, question: Callable[[], Any]) -> Any:
     except InputError:
         raise
     except Exception as error:
-        # Ray's own kinds, a missing token's among them, have no base in common with what its client raises besides.
+        # Ray's own errors (such as that for a missing token) and the others that its client raises have no common base.
         if not (isinstance(error, RuntimeError | ValueError) or type(error).__module__.startswith("ray.")):
             raise
         text = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""From a validated config to a finished run: what the CLI's commands call."""
+"""From a validated config to a finished run: the functions that the commands of the CLI call."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Result = TypeVar("Result")
 
 
 def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
-    """The main job. Raises InputError for what the user can mend, anything else when the run itself failed."""
+    """Train a model. Raises InputError for what the user can correct, other errors when the run itself failed."""
     folder = config.folder
     check_run_folder(folder, resume=resume, overwrite=overwrite)
-    _external_sinks(config)  # a missing library should be told before anything starts
+    _external_sinks(config)  # a missing library should be reported before anything starts
     quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
@@ -42,7 +42,7 @@ def run_training(config: Config, *, resume: bool = False, inline: bool = False, 
 
 
 def train_on(system: System, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
-    """A run on a system that is there already."""
+    """Train on a system that runs already."""
     folder = config.folder
     sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
     with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
@@ -58,7 +58,10 @@ def _external_sinks(config: Config) -> list[Sink]:
 
 
 def run_sampling(config: Config, *, inline: bool = False) -> None:
-    """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint."""
+    """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint.
+
+    Raises InputError when the algorithm uses no reference samples.
+    """
     folder = config.folder
     quiet_libraries()
     console = Console()
@@ -97,7 +100,7 @@ def run_evaluation(
     console = Console()
     results: dict[str, list[Summary]] = {}
     output = output or config.folder / "eval" / f"{_slug(model)}.json"
-    if output.is_dir():  # now, not when hours of work are to be written
+    if output.is_dir():  # checked now, not when the result of hours of work is to be written
         raise InputError(f"{output} is a folder; name the file for the result, such as {output / 'result.json'}")
     samples, partial = output.with_suffix(".samples"), output.with_name(output.name + ".partial")
     for label, path in (("base", base), ("model", model)):
@@ -143,7 +146,7 @@ def quiet_libraries() -> None:
 
 
 def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[System]:
-    """One process, or actors on a Ray cluster: whichever, behind `protocols.System`."""
+    """The system of this one process, or of actors on a Ray cluster; both are a `protocols.System`."""
     if inline:
         from dphrl.inline import InlineSystem
 
@@ -154,7 +157,7 @@ def open_system(config: Config, prepared: Prepared, *, inline: bool) -> Abstract
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises InputError rather than let two runs mix in one folder, or delete what is no run."""
+    """Raises InputError when two runs would mix in one folder, or when a folder that holds no run would be deleted."""
     metrics = folder / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size and not (resume or overwrite):
         raise InputError(
@@ -168,7 +171,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def run_async(coroutine: Coroutine[object, Never, Result]) -> Result:
-    """asyncio.run, with a task group's single failure as itself: users should read the cause, not its wrapping."""
+    """asyncio.run, but the first error of a task group is raised as itself: users should read the cause."""
     try:
         return asyncio.run(coroutine)
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""The whole system as Ray actors: start, hand out behind the protocols, tear down."""
+"""The whole system as Ray actors: starts them, gives them out behind the protocols, and ends them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
-# A worker may die before it holds anything, of something amiss on its node for a moment. To start it again costs
-# seconds, to fail costs the turn in a queue.
+# A learner worker may die at its start because of a short problem on its node. It holds nothing yet, so starting it
+# again costs only seconds, while a failed run would lose its turn in a queue.
 MAX_LEARNER_STARTS = 3
-# Ray sets it in the driver of a submitted job.
+# Ray sets this variable in the driver of a submitted job.
 JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -107,7 +107,7 @@ class RaySystem:
     def renew_learner(self, config: Config) -> bool:
         """Continue with another configuration: fresh learner ranks, the same running engines and reward workers.
 
-        False, with nothing done, when the configurations differ in what those were started with.
+        Returns False, and does nothing, when the configurations differ in what engines and workers were started with.
         """
         if _engine_settings(config) != _engine_settings(self.config):
             return False
@@ -116,7 +116,7 @@ class RaySystem:
         return True
 
     def sinks(self) -> list[Sink]:
-        """Where the run's numbers go because it runs on Ray."""
+        """Sinks for the run's metrics that it only has on Ray."""
         return [PrometheusSink(self.config.run_name, self._live_metrics)] if self.config.tracking.prometheus else []
 
     def _live_metrics(self) -> dict[str, float]:
@@ -137,7 +137,7 @@ class RaySystem:
                 joined = asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
                 infos = await within(joined, limit, "learner.timeout_s", f"{len(self._ranks)} learner ranks to start")
             except ActorDiedError as error:
-                # An exception of our own code would come again.
+                # An exception of our own code would come again at the next start.
                 if error.actor_init_failed or num_starts == 1:
                     raise
                 on_ready("a learner worker died while starting: starting the learner again")
@@ -204,7 +204,10 @@ def _engine_settings(config: Config) -> list[Any]:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster the config or RAY_ADDRESS names, else start one on this machine."""
+    """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
+
+    Raises InputError for the URL of a dashboard.
+    """
     debug = bool(os.environ.get("DPHRL_DEBUG"))
     address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
@@ -213,7 +216,7 @@ def connect(config: Config) -> None:
     if is_hidden_from_workers():
         runtime_env["worker_process_setup_hook"] = worker_hook()
     log_format = os.environ.get(LOG_ENVIRONMENT)
-    # A submitted job's actors have its variables anyway, and Ray refuses to be told one of them twice.
+    # The actors of a submitted job have its variables anyway, and Ray refuses a variable that it is told twice.
     if log_format and JOB_CONFIG_ENVIRONMENT not in os.environ:
         runtime_env["env_vars"] = {LOG_ENVIRONMENT: log_format}
     if runtime_env:
@@ -233,5 +236,5 @@ def connect(config: Config) -> None:
 
 
 def _engine_env(config: Config) -> dict[str, Any]:
-    # Read when the process starts, before any of our code runs in it.
+    # OMP_NUM_THREADS is read when the process starts, before any of our code runs in it.
     return {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}}

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before it is known what is asked: `dphrl --help` answers at once.
+"""The command line. Heavy modules are imported only by the command that needs them: `dphrl --help` answers at once.
 
 Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interrupted.
 """
@@ -25,7 +25,7 @@ app = typer.Typer(
     epilog="First steps:  dphrl doctor;  dphrl presets;  dphrl train demo-math",
     no_args_is_help=True,
     add_completion=False,
-    # Both would turn the [brackets] of a message into markup, and a traceback into a screenful.
+    # These would read [brackets] in a message as markup, and make a traceback fill the screen.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -117,7 +117,7 @@ def evaluate(
     inline: InlineOption = False,
 ) -> None:
     with exit_status() as run:
-        # As overrides, so that they are checked like every other setting.
+        # The options become overrides, so that they are checked like every other setting.
         settings = [*(overrides or [])]
         if samples is not None:
             settings.append(f"evaluation.num_samples={samples}")
@@ -255,7 +255,7 @@ def report(
         typer.echo(f"written to {output}")
 
 
-# Here, for their place in the list that --help shows.
+# Added here, because --help lists the commands in this order.
 add_cluster_commands(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands about clusters: what a run would take, submitting it, the jobs there are, files that start a cluster."""
+"""Commands about clusters: plan a run, submit it, handle the jobs of a cluster, write files that start a cluster."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def submit(
 
 
 def _follow(client: JobClient, job_id: str) -> None:
-    """Show the log, say how it ended, and exit as it did."""
+    """Show the job's log, say how the job ended, and exit with its status."""
     from cluster.jobs import exit_status_of
 
     try:
@@ -181,7 +181,7 @@ def _follow(client: JobClient, job_id: str) -> None:
         raise typer.Exit(130) from None
     status = exit_status_of(job)
     if job.exit_status is None and status == 1 and job.message:
-        # It never came to run, so its log says nothing.
+        # The job never began to run, so its log says nothing.
         say(f"dphrl: {job.message[:300]}")
     if status:
         say(f"dphrl: job {job_id} {job.status.lower()}, exit status {status}")
@@ -243,7 +243,7 @@ def render(
 
 
 def _command_line() -> str:
-    """What was typed, less where the file goes: the same file should say the same."""
+    """The command that was typed, without --output: the text of a file should not depend on where the file goes."""
     words, skip = [], False
     for word in sys.argv[1:]:
         if skip or word in ("-o", "--output"):

@@ -1,4 +1,4 @@
-"""How every command starts and ends: a configuration loaded, an exit status, a few lines on standard error."""
+"""How every command starts and ends: a loaded configuration, an exit status, a few lines on standard error."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ OverridesArgument = Annotated[
 
 
 class Command:
-    """What a failing command needs to know for its last words."""
+    """A running command: it loads the configuration, and remembers the run's folder for the message of a failure."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
 
     def load(self, source: str, overrides: list[str] | None) -> Config:
+        """The checked configuration. Raises InputError for what is wrong in it, its reward included."""
         from dphrl.config.loading import InputError, load_config
         from dphrl.rewards.base import check_reward
 
         _show_warnings()
         config = load_config(source, overrides or [])
         try:
-            # Now, so that commands which prepare nothing, such as `plan` and `submit`, refuse it too.
+            # Checked now, so that commands which prepare nothing, such as `plan` and `submit`, refuse a bad reward too.
             check_reward(config.reward)
         except ValueError as error:
             raise InputError(f"{source}: reward: {error}") from None
@@ -45,7 +46,7 @@ class Command:
         return config
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError for the two ways to treat an earlier run at once."""
+        """Raises InputError when both ways to treat an earlier run are asked for at once."""
         if resume and overwrite:
             raise self.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
 
@@ -64,7 +65,7 @@ def exit_status() -> Iterator[Command]:
     except typer.Exit:
         raise  # a status that the command chose itself
     except BrokenPipeError:
-        # Whoever read the output has enough. The interpreter's own flush at the end must not complain again.
+        # The reader of the output has closed it. The interpreter's own flush at the end must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -90,7 +91,7 @@ def exit_status() -> Iterator[Command]:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """What really happened: the members of an exception group, the error that a remote call carried here."""
+    """The real errors: those in an exception group, or the error that a remote call carried here."""
     if isinstance(error, BaseExceptionGroup):
         return [cause for member in error.exceptions for cause in _causes(member)]
     carried = getattr(error, "cause", None)
@@ -102,7 +103,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _in_a_line(error: BaseException) -> str:
-    """`Type: message`; of a message that holds a whole traceback, its last line."""
+    """`Type: message`; if the message holds a whole traceback, the last line of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -112,7 +113,7 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _where_to_look(error: BaseException, folder: Path | None) -> str:
-    """Puts the traceback into run.log where there is a run, and says where it is."""
+    """Write the traceback to run.log if there is a run, and say where to find the traceback."""
     if folder is not None and folder.is_dir():
         try:
             with (folder / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -125,7 +126,7 @@ def _where_to_look(error: BaseException, folder: Path | None) -> str:
 
 
 def _show_warnings() -> None:
-    """Our packages' warnings reach the terminal as they come, not only run.log."""
+    """Show warnings of our packages on the terminal as they come, not only in run.log."""
     import logging
 
     from dphrl.tracking.console import WarningHandler

@@ -28,7 +28,7 @@ UNITS = {"s": "s", "share": "percentunit", "tokens/s": "none"}
 
 @dataclass(frozen=True)
 class Panel:
-    """families: shown in one chart, which has the unit of the first. quantiles: of a histogram."""
+    """families: shown in one chart, which has the unit of the first family. quantiles: shown of a histogram."""
 
     title: str
     families: Sequence[str]
@@ -128,8 +128,8 @@ def dashboard() -> dict[str, Any]:
 def expressions(family: Family, quantiles: Sequence[float] = ()) -> list[tuple[str, str]]:
     """The queries that show a family, as (PromQL, legend).
 
-    Ray's own labels (node, session, worker) are aggregated away: a resumed run comes back with others, and should
-    go on as the same line.
+    Ray's own labels (node, session, worker) are aggregated away: a resumed run has other values of them, but should
+    continue the same line.
     """
     name, chosen = RAY_PREFIX + family.name, '{run=~"$run"}'
     by = ", ".join(family.tags)
@@ -198,7 +198,7 @@ def _variables() -> list[dict[str, Any]]:
             "datasource": DATASOURCE,
             "definition": runs,
             "query": {"query": runs, "refId": "runs"},
-            "refresh": 2,  # with the time range, which decides what runs there are
+            "refresh": 2,  # when the time range changes, because it decides what runs there are
             "sort": 1,
             "multi": True,
             "includeAll": True,

@@ -1,7 +1,7 @@
 """What this machine has for a run, what is missing, and how to get it.
 
-Looks at package metadata and the system's own files; imports none of the packages, so that a broken one cannot
-break the diagnosis. Each check is a judgement over plain values, beside a small reader that fetches them.
+It looks at package metadata and the system's own files, and imports none of the packages, so that a broken one cannot
+break the diagnosis. Each check is a judgement over plain values; a small reader beside it fetches these values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ DEFAULT_RUN_DIR = Path("runs")
 def examine(
     cluster_address: str | None = None, run_dir: str | Path | None = None, timeout_s: float = 60.0
 ) -> list[Check]:
-    """Every check, in the order a user would fix them. Well under a second, the driver's answer and a cluster's aside.
+    """Every check, in the order in which a user would fix problems. Takes well under a second, besides the time that
+    the driver and a cluster need to answer.
 
     cluster_address: a Ray cluster to examine too, at most timeout_s long; else RAY_ADDRESS, else none.
     run_dir: where runs would go; whether a cluster's nodes see it is tested only when it is given.
@@ -39,7 +40,7 @@ def examine(
     cluster = named_cluster(cluster_address, os.environ)
     shared = Path(run_dir) if run_dir is not None else None
     checks = [
-        # Told, not judged: an older one could not have read this far.
+        # Reported, not judged: an older Python could not have run this far.
         Check("python", "ok", sys.version.split()[0]),
         *(_package(name) for name in PACKAGES),
         _engine(driver.gpus),

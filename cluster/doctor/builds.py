@@ -1,6 +1,6 @@
 """GPUs, their driver, and the builds of torch and its companions: do they fit each other?
 
-Reads version files, package metadata and the names that libraries are linked to. Nothing is imported: a build that
+This reads version files, package metadata and the names that libraries are linked to. Nothing is imported: a build that
 does not fit fails on import, often with a message that names something else.
 """
 
@@ -18,7 +18,8 @@ from cluster.doctor.check import Check, Status, numbers, read_text, requirements
 
 # The oldest Linux driver for any release of a CUDA major version.
 MIN_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
-# vLLM's requirements bring them, text needs none of them. Status: what a run does with one that cannot be loaded.
+# vLLM's requirements install these packages, but text models need none of them. The status says what it means for a run
+# when one cannot be loaded.
 COMPANIONS: dict[str, Status] = {"torchvision": "missing", "torchaudio": "warning", "torchcodec": "warning"}
 NCCL_PACKAGES = ("nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 NCCL_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib")
@@ -37,7 +38,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """version as torch itself tells it, with the build after a +; cuda, hip: what it was built for."""
+    """version: as torch itself tells it, with the build after a +. cuda, hip: what torch was built for."""
 
     version: str
     cuda: str | None = None
@@ -61,7 +62,7 @@ class Companion:
 
 
 def examine_builds(driver: Driver, engines: Mapping[str, str], installed: Callable[[str], str | None]) -> list[Check]:
-    """engines: the installed builds of vLLM and their versions. Says nothing of a torch that is not there."""
+    """engines: the installed builds of vLLM and their versions. Without torch, only the driver is checked."""
     torch = _torch_build()
     checks = [judge_driver(driver, torch.cuda if torch else None)] if driver.gpus else []
     if torch is None:
@@ -79,7 +80,7 @@ def examine_builds(driver: Driver, engines: Mapping[str, str], installed: Callab
 
 
 def ask_driver() -> Driver:
-    """What nvidia-smi says; no GPUs without it or without an answer."""
+    """What nvidia-smi says; a Driver without GPUs if there is no nvidia-smi, or no answer."""
     if not shutil.which("nvidia-smi"):
         return Driver()
     try:
@@ -157,14 +158,14 @@ def pinned(requires: Sequence[str], name: str) -> list[str]:
 
 
 def _agrees(version: str, pins: Sequence[str]) -> bool:
-    """By release: which build it is, the part after the +, is judged by what it was built for."""
+    """Compares releases only. The build, after the +, is judged by what torch was built for."""
     return not pins or version.partition("+")[0] in {pin.partition("+")[0] for pin in pins}
 
 
 def judge_torch(
     torch: TorchBuild, engines: Mapping[str, str], requires: Mapping[str, Sequence[str]], *, has_gpu: bool
 ) -> Check:
-    """Compiled parts of vLLM fit one release and one kind of torch."""
+    """The compiled parts of vLLM fit only one release and one kind of torch."""
     name, found = "torch build", f"{torch.version} for {torch.kind}"
     for engine, version in engines.items():
         pins = pinned(requires.get(engine, ()), "torch")
@@ -216,9 +217,9 @@ def _companion(name: str, version: str) -> Companion:
 
 
 def linked_to_cuda(folder: Path) -> bool:
-    """Does any library in this package name one of CUDA's as what it needs?
+    """Whether any library in this package is linked to one of CUDA's libraries.
 
-    The version does not tell: the same number, without a build after a +, is on package indexes for CPUs and GPUs.
+    The version does not tell: package indexes for CPUs and for GPUs use the same number, without a build after a +.
     """
     libraries = [*folder.glob("*.so"), *folder.glob("lib/*.so"), *folder.glob("lib/*/*.so")]
     try:
@@ -228,7 +229,7 @@ def linked_to_cuda(folder: Path) -> bool:
 
 
 def judge_companion(torch: TorchBuild, companion: Companion) -> Check:
-    """One that does not fit breaks what imports it: transformers fails with `torchvision::nms does not exist`."""
+    """A misfit breaks what imports it: transformers fails with `torchvision::nms does not exist`."""
     name, found = companion.name, companion.version
     remedy = f"`pip uninstall {name}`: text models do without it (`make setup` removes one that does not load)"
     if companion.linked_to_cuda and not torch.cuda:

@@ -1,4 +1,4 @@
-"""What a check says, and the two readers that most checks need."""
+"""The result of a check, and small helpers that most checks need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal["ok", "warning", "missing"]
 
 @dataclass(frozen=True)
 class Check:
-    """status: ok; warning, a run works but slower or smaller; missing, runs fail. remedy: empty when ok."""
+    """status: ok; warning: a run works, but slower or smaller; missing: runs fail. remedy: empty when ok."""
 
     name: str
     status: Status
@@ -26,7 +26,7 @@ class Check:
 
 
 def read_text(path: Path) -> str:
-    """The file's text; empty when there is none to read, which for the system's files says the same."""
+    """The file's text; empty when it cannot be read, which for the system's files means the same."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -42,7 +42,7 @@ def requirements(name: str) -> list[str]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """`580.95.05` as something to compare; stops at the first part that is no number."""
+    """`580.95.05` as numbers that can be compared; it stops at the first part that is no number."""
     parts: list[int] = []
     for part in version.split("."):
         if not part.isdigit():
@@ -52,7 +52,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def shortened(names: Iterable[str], limit: int = 5) -> str:
-    """A list for one line of a table: a cluster may have hundreds of nodes."""
+    """The first names, and how many more there are, for one line of a table: a cluster may have hundreds of nodes."""
     listed = list(names)
     rest = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")

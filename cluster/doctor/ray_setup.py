@@ -1,4 +1,4 @@
-"""What a Ray cluster that is started on this machine would meet: its ports, and who may give it commands."""
+"""What a Ray cluster that is started on this machine would find: free ports or not, and who may give it commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN_FILE = Path(".ray") / "auth_token"
 
 
 def examine_ray(*, has_cluster: bool, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> list[Check]:
-    """has_cluster: the user named one, so that a token is not only for later."""
+    """has_cluster: the user named a cluster, so a token is needed now and not only later."""
     token = find_token(environ, home or Path.home())
     return [judge_ports(port_holders(PORTS)), judge_token(environ.get("RAY_AUTH_MODE", ""), token, has_cluster)]
 
@@ -26,7 +26,7 @@ def examine_ray(*, has_cluster: bool, environ: Mapping[str, str] = os.environ, h
 
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: a connection of a minute ago, still fading, does not count.
+        # Servers set this option too: a connection that was closed a minute ago must not count as a busy port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -36,7 +36,7 @@ def is_free(port: int) -> bool:
 
 
 def port_holders(ports: Iterable[int]) -> dict[int, str]:
-    """For each port: empty when it is free, else who has it, as far as this user may see."""
+    """For each port: "" when it is free, else the program that has it, as far as this user may see."""
     busy = {port: not is_free(port) for port in ports}
     lines = _command_lines() if any(busy.values()) else []
     return {port: ray_part_on(port, lines) or "another program" if taken else "" for port, taken in busy.items()}
@@ -74,7 +74,7 @@ def judge_ports(holders: Mapping[int, str]) -> Check:
 
 @dataclass(frozen=True)
 class Token:
-    """Where a token was found, never what it is. problem: why what was named cannot be used."""
+    """Where a token was found, never the token itself. problem: why the place that was named cannot be used."""
 
     source: str = ""
     problem: str = ""
@@ -82,7 +82,7 @@ class Token:
 
 
 def find_token(environ: Mapping[str, str], home: Path) -> Token:
-    """In the order in which Ray looks."""
+    """Looks for the token in the same order as Ray."""
     if environ.get("RAY_AUTH_TOKEN"):
         return Token("RAY_AUTH_TOKEN")
     named = environ.get("RAY_AUTH_TOKEN_PATH")
@@ -93,13 +93,14 @@ def find_token(environ: Mapping[str, str], home: Path) -> Token:
 
 
 def _open_to_others(path: Path) -> bool:
-    """May users outside the owner's group read it? A folder on the way that they may not enter protects it."""
+    """Whether users outside the owner's group may read the file. A folder on its path that they may not enter protects
+    it."""
     readable = bool(path.stat().st_mode & 0o004)
     return readable and all(folder.stat().st_mode & 0o001 for folder in path.absolute().parents)
 
 
 def judge_token(mode: str, token: Token, has_cluster: bool) -> Check:
-    """Who reaches the ports of a cluster without a token can run any program on its nodes."""
+    """Anyone who reaches the ports of a cluster without a token can run any program on its nodes."""
     name, told = "ray token", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE not set"
     make = "make one with `ray get-auth-token --generate` and give every node the same"
     if token.problem:

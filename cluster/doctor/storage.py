@@ -15,14 +15,14 @@ from cluster.doctor.check import GIB, Check
 
 MIN_DISK_GIB = 5.0
 TEST_BYTES = 2**20
-# A mebibyte that takes longer than this to be safe on disk: checkpoints of gigabytes will hold up the run.
+# If a mebibyte takes longer than this to be safe on disk, checkpoints of gigabytes will delay the run.
 SLOW_WRITE_S = 3.0
 TRUE_WORDS = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
 class WriteTest:
-    """seconds: to write, make safe and read back; error: why that failed."""
+    """seconds: time to write, sync and read back. error: why that failed, "" if it did not."""
 
     folder: Path
     seconds: float = 0.0
@@ -30,7 +30,7 @@ class WriteTest:
 
 
 def examine_storage(run_dir: Path, environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """run_dir need not be there yet: a run makes it, and then what holds it is what counts."""
+    """run_dir need not exist yet, because a run makes it; then the nearest folder above it is examined."""
     folder, cache = nearest_folder(run_dir), hub_cache(environ)
     written = write_test(folder)
     num_models = sum(1 for _ in cache.glob("models--*")) if cache.is_dir() else 0
@@ -42,21 +42,21 @@ def examine_storage(run_dir: Path, environ: Mapping[str, str] = os.environ) -> l
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself, absolute, or what is there of it."""
+    """The path itself, made absolute, or the nearest folder above it that exists."""
     path = path.expanduser().absolute()
     return next((one for one in (path, *path.parents) if one.exists()), path)
 
 
 def described(run_dir: Path, folder: Path) -> str:
-    """run_dir, and the folder that stands for it until it is made."""
+    """run_dir in words, with the existing folder that it will be made in."""
     return str(folder) if run_dir.expanduser().absolute() == folder else f"{run_dir} (to be made in {folder})"
 
 
 @contextmanager
 def probe_file(folder: Path, content: bytes) -> Iterator[Path]:
-    """A new file with this content, safe on disk, which is gone afterwards.
+    """A new file with this content, synced to disk; it is deleted afterwards.
 
-    Its name is new to every node, so that none answers from what it remembers about the folder. Raises OSError.
+    Its name is new to every node, so that no node answers from a cached list of the folder. Raises OSError.
     """
     path = folder / f".dphrl-doctor-{secrets.token_hex(8)}"
     try:
@@ -103,7 +103,7 @@ def judge_disk(free_bytes: int) -> Check:
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where Hugging Face's libraries keep what they download, by the rules they follow themselves."""
+    """Where Hugging Face's libraries keep what they download, by the same rules that they follow."""
     if environ.get("HF_HUB_CACHE"):
         return Path(environ["HF_HUB_CACHE"]).expanduser()
     home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"

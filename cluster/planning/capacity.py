@@ -1,4 +1,5 @@
-"""What a plan takes: memory on each GPU, tokens a step, seconds a step. Arithmetic, for clusters one may not have.
+"""What a plan needs: memory on each GPU, sequences in the cache, seconds a step. It is arithmetic, so it also works
+for clusters that one does not have.
 
 The formulas are the usual ones, stated below one by one; they leave out fragmentation and the frameworks' own
 buffers, for which `HEADROOM` is kept free.
@@ -17,19 +18,19 @@ from dphrl.config.schema import Config
 from dphrl.tracking.tracker import METRICS_FILE
 
 GIB = 2**30
-# Of a GPU's memory, for CUDA contexts, collectives' buffers and fragmentation.
+# The share of a GPU's memory that is kept free for CUDA contexts, buffers of collectives and fragmentation.
 HEADROOM = 0.1
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2}
-# Activations kept for the backward pass, in values a token, layer and unit of hidden size: attention and MLP inputs,
-# projections and gates of a Llama block with a fused attention kernel.
+# Activations kept for the backward pass, in values for each token, layer and unit of hidden size: attention and MLP
+# inputs, projections and gates of a Llama block with a fused attention kernel.
 VALUES_PER_LAYER = 16
-# With checkpointing, each layer's input alone.
+# With checkpointing, only the input of each layer.
 VALUES_PER_CHECKPOINTED_LAYER = 1
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory depends on. `num_parameters` counts tied embeddings once."""
+    """The sizes of a model that its memory depends on. `num_parameters` counts tied embeddings once."""
 
     num_parameters: float
     num_layers: int
@@ -43,7 +44,7 @@ class ModelShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_size
 
 
-# The models of the paper's presets are gated or large: planning should not need them.
+# The models of the paper's presets are gated or large: planning should not need their files.
 KNOWN_SHAPES = {
     "meta-llama/Llama-3.1-8B-Instruct": ModelShape(8.03e9, 32, 4096, 8, 128),
     "Qwen/Qwen2.5-Math-7B": ModelShape(7.62e9, 28, 3584, 4, 128),
@@ -54,7 +55,7 @@ KNOWN_SHAPES = {
 
 
 def model_shape(path: str, *, trust_remote_code: bool = False) -> ModelShape | None:
-    """From the model's own configuration where it is on this machine, else from what is known here, else None."""
+    """From the models known here, else from the model's own configuration if it is on this machine, else None."""
     if path in KNOWN_SHAPES:
         return KNOWN_SHAPES[path]
     from transformers import AutoConfig
@@ -67,7 +68,7 @@ def model_shape(path: str, *, trust_remote_code: bool = False) -> ModelShape | N
 
 
 def shape_of(text: Any) -> ModelShape:
-    """Of a Llama-like `PretrainedConfig`: gated MLP, grouped queries, norms left out of the count."""
+    """The shape of a Llama-like `PretrainedConfig`: gated MLP, grouped queries; norms are left out of the count."""
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -90,7 +91,7 @@ class Memory:
 
 
 def learner_memory(config: Config, shape: ModelShape, dtype: str) -> Memory:
-    """Of one learner rank.
+    """Memory of one learner rank.
 
     AdamW keeps two float32 moments, and for a bfloat16 model a float32 copy of the weights; gradients are summed in
     float32. ZeRO divides the optimizer's share by the ranks from stage 1, the gradients from 2, the weights from 3.
@@ -111,7 +112,7 @@ def learner_memory(config: Config, shape: ModelShape, dtype: str) -> Memory:
 
 
 def engine_memory(config: Config, shape: ModelShape, dtype: str, gpu_bytes: float) -> Memory:
-    """Of one GPU of an engine: its part of the weights, the cache in what gpu_memory_utilization leaves."""
+    """Memory on one GPU of an engine: its part of the weights, and a cache in the rest of gpu_memory_utilization."""
     rollout, width = config.rollout, BYTES_PER_PARAMETER[dtype]
     weights = shape.num_parameters * width / rollout.tensor_parallel
     return Memory({"weights": weights, "KV cache": max(0.0, gpu_bytes * rollout.gpu_memory_utilization - weights)})
@@ -126,8 +127,8 @@ def cached_sequences(config: Config, shape: ModelShape, dtype: str, cache_bytes:
 # ------------------------------------------------------------------------------------------ time
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of one engine (generated) and of one learner rank (trained on: prompts, completions and
-    rehearsal); what a step's completions and prompts are long; seconds a sync takes."""
+    """Tokens a second that one engine generates, and that one learner rank trains on (prompts, completions and
+    rehearsal); mean lengths of completions and prompts in tokens; seconds that a sync takes."""
 
     engine_tokens_per_s: float
     rank_tokens_per_s: float
@@ -185,7 +186,7 @@ def measured_speed(folder: Path) -> Speed:
         steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"--measured {folder}: no metrics of a run there ({error}); name a run's folder") from None
-    # Kernels, caches and the allocator settle in the first steps.
+    # The first quarter is left out, because kernels, caches and the allocator settle in the first steps.
     steps = steps[len(steps) // 4 :]
     if not steps:
         raise InputError(f"--measured {folder}: the run has no step yet; name a finished run's folder")

@@ -1,4 +1,4 @@
-"""What a run would start, as tables: batch arithmetic, who goes where, memory, time. Starts nothing."""
+"""Tables of what a run would start: batch arithmetic, placement, memory, time. Nothing is started."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ HEADINGS = ["what", "how much"]
 
 @dataclass(frozen=True)
 class SimulatedCluster:
-    """Nodes one may not have, and the memory of each of their GPUs."""
+    """Nodes that need not exist. gpu_gib: memory of a GPU, the smallest where they differ."""
 
     nodes: tuple[Node, ...]
     gpu_gib: float
 
 
 def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
-    """From `nodes=8,gpus=8,cpus=96,gpu_gib=80`; several texts are nodes of several shapes.
+    """From `nodes=8,gpus=8,cpus=96,gpu_gib=80`; several texts give nodes of several shapes.
 
     Raises InputError for an unknown key, or a value that is no positive number (gpus may be 0).
     """
@@ -55,7 +55,7 @@ def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
                     f"--simulate {text}: cannot read {part!r}; write nodes=8,gpus=8,cpus=96,gpu_gib=80 (nodes, and "
                     "what one node has)"
                 ) from None
-        # Twelve cores a GPU is what cloud nodes come with.
+        # Cloud nodes commonly have twelve cores for each GPU.
         cpus = shape["cpus"] or max(8.0, 12 * shape["gpus"])
         if shape["nodes"] < 1 or shape["nodes"] % 1 or shape["gpus"] < 0 or cpus < 0 or shape["gpu_gib"] <= 0:
             raise InputError(f"--simulate {text}: give at least one node, and what it has as positive numbers")
@@ -65,8 +65,8 @@ def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
 
 
 def describe_plan(config: Config, cluster: SimulatedCluster | None = None, speed: Speed | None = None) -> str:
-    """The batch arithmetic and the placement of a run: on this machine, or on a simulated cluster, then with the
-    memory of a GPU; with a speed also the time of a step.
+    """The batch arithmetic of a run and its placement on this machine, or on a simulated cluster. A simulated cluster
+    adds the memory of a GPU, and a speed adds the time of a step.
 
     Raises InputError, with the arithmetic, when the simulated cluster cannot hold the run.
     """
@@ -169,7 +169,7 @@ def _terms(memory: Memory) -> str:
 
 
 def _verdict(memory: Memory, gpu_bytes: float, who: str) -> str:
-    # The engine takes what it was told to; it is too much only where its weights do not fit.
+    # An engine takes as much memory as it is told to take, so only its weights can be too large.
     if who == "engine":
         return "" if memory.parts["KV cache"] > 0 else "TOO LARGE: raise rollout.tensor_parallel"
     if memory.total <= gpu_bytes * (1 - HEADROOM):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dphrl.config.schema import Config
 
-# Shares are decimal fractions; sums of them are not.
+# Shares are decimal fractions, and sums of them have rounding errors.
 EPSILON = 1e-6
 
 
@@ -37,7 +37,7 @@ class Bundle:
     shares_gpus_of: tuple[int, ...] = ()
 
     def resources(self) -> dict[str, float]:
-        """In Ray's names."""
+        """What the bundle reserves, by Ray's names."""
         return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
 
 
@@ -71,7 +71,7 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> list[Bundle]:
     Learner ranks sit on as few nodes as they can, next to their NVLink peers. Every engine lies within one node:
     engines with GPUs fill the nodes that the run is on already, so that whole nodes stay free for others; engines on
     CPUs spread out, since they compete for the cores. Reward workers go where most CPUs are spare, among the nodes of
-    the run and those without GPUs. GPUs are used where any node has one.
+    the run and those without GPUs. GPUs are used if any node has one.
 
     Raises PlacementError when the nodes cannot hold the plan.
     """
@@ -91,7 +91,7 @@ def num_nodes_needed(config: Config, shape: Node) -> int:
     if shape.num_cpus <= 0:
         raise PlacementError("needs CPUs; the nodes have none")
     count = max(1, math.ceil(cpus / shape.num_cpus - EPSILON), math.ceil(gpus / shape.num_gpus) if gpus else 0)
-    # From the totals' own bound upwards: what does not fit side by side costs a few nodes more, not many.
+    # The search begins at the number that the totals need. Actors that do not fit side by side need a few nodes more.
     while True:
         try:
             plan_placement(config, _copies(shape, count))
@@ -158,16 +158,16 @@ _Layout = Sequence[tuple[str, int]]
 
 
 def _learner_layouts(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Iterator[_Layout]:
-    """Ways to fill nodes with learner ranks, the preferable ones first.
+    """Ways to fill nodes with learner ranks, the preferred ones first.
 
-    With engines of equal width these few are enough: the last one spends GPUs that no engine could use before it
-    breaks up room for an engine, so where it fails on GPUs every other layout would.
+    With engines of equal width these few are enough: the last one uses GPUs that no engine could use before it breaks
+    up room for an engine. So if the last one fails for lack of GPUs, every other layout would fail.
     """
     ranks = [bundle for bundle in bundles if bundle.role == "learner"]
     left, count = _Nodes(nodes), len(ranks)
     room = {node.name: left.room(node.name, _with_its_part_of_an_engine(ranks[0], bundles)) for node in nodes}
     largest_first = sorted(room, key=lambda name: -room[name])
-    # One node that just holds them all leaves larger ones to the engines.
+    # The smallest node that holds all ranks leaves larger nodes to the engines.
     if enough := [name for name in room if room[name] >= count]:
         yield [(min(enough, key=room.__getitem__), count)]
     yield [(name, room[name]) for name in largest_first]
@@ -179,7 +179,7 @@ def _learner_layouts(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Iterat
 
 
 def _with_its_part_of_an_engine(rank: Bundle, bundles: Sequence[Bundle]) -> Bundle:
-    """What a node must have for a rank: also the CPUs of the colocated engine, which has to follow it there."""
+    """What a node must have for a rank, also its part of the CPUs of a colocated engine, which must follow it."""
     engine = next((bundle for bundle in bundles if bundle.shares_gpus_of), None)
     if engine is None:
         return rank
@@ -187,7 +187,7 @@ def _with_its_part_of_an_engine(rank: Bundle, bundles: Sequence[Bundle]) -> Bund
 
 
 def _place(bundles: Sequence[Bundle], nodes: Sequence[Node], layout: _Layout) -> list[Bundle] | None:
-    """The bundles on nodes, learner ranks by `layout`; None when one finds no room."""
+    """All bundles on nodes, with the learner ranks placed by `layout`; None when a bundle finds no room."""
     left = _Nodes(nodes)
     of_role = {role: [bundle for bundle in bundles if bundle.role == role] for role in ("learner", "rollout", "reward")}
     placed = _place_learner(of_role["learner"], of_role["rollout"], left, layout)
@@ -209,7 +209,7 @@ def _place(bundles: Sequence[Bundle], nodes: Sequence[Node], layout: _Layout) ->
 def _place_learner(
     ranks: Sequence[Bundle], engines: Sequence[Bundle], left: _Nodes, layout: _Layout
 ) -> list[Bundle] | None:
-    """Ranks onto nodes. As many as a colocated engine spans stay together."""
+    """Put the ranks on nodes. The ranks that share one colocated engine stay together."""
     block = max((len(engine.shares_gpus_of) for engine in engines), default=0) or 1
     placed: list[Bundle] = []
     for node, at_most in layout:
@@ -221,8 +221,9 @@ def _place_learner(
 
 
 def _node_for_engine(engine: Bundle, learner: Sequence[Bundle], left: _Nodes) -> str | None:
-    """Beside its learner ranks when it shares their GPUs; with GPUs of its own on the fullest node that holds it; on
-    CPUs away from the learner, then with the fewest engines, then where most room is."""
+    """The node of an engine, None if none has room. An engine that shares GPUs goes beside its learner ranks. One with
+    GPUs of its own goes on the fullest node that holds it. One on CPUs goes away from the learner, then where the
+    fewest engines are, then where the most room is."""
     fitting = left.fitting(engine)
     if engine.shares_gpus_of:
         home = learner[engine.shares_gpus_of[0]].node
@@ -236,7 +237,7 @@ def _node_for_engine(engine: Bundle, learner: Sequence[Bundle], left: _Nodes) ->
 
 
 def _why_it_does_not_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
-    """The totals suffice, so it is a matter of what fits side by side on one node."""
+    """The reason when the totals suffice: something does not fit on one node, or not side by side."""
     largest = max(nodes, key=lambda node: (node.num_gpus, node.num_cpus))
     shapes = Counter((node.num_gpus, node.num_cpus) for node in nodes)
     have = ", ".join(f"{count} x ({gpus:g} GPUs, {cpus:g} CPUs)" for (gpus, cpus), count in shapes.items())

@@ -1,4 +1,4 @@
-"""A placement plan on a real Ray cluster: what nodes there are, and one placement group that follows the plan."""
+"""Puts a placement plan on a real Ray cluster: reads its nodes, and makes one placement group that follows the plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLL_INTERVAL_S = 2.0
 
 def cluster_nodes(*, free: bool = False) -> list[Node]:
     """The living nodes by node id, with all their resources, or with those that nobody has taken."""
-    # The per-node figure has no public reader.
+    # Ray has no public function that gives these figures for each node.
     from ray._private.state import available_resources_per_node
 
     unclaimed = available_resources_per_node() if free else {}
@@ -37,8 +37,8 @@ def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
     """The bundles, each with its node, and the ready placement group that reserves them in that order.
 
     Raises InputError, before anything is reserved, when the cluster can never hold them (with cluster.autoscaling:
-    when it has not grown to it in cluster.placement_timeout_s); RuntimeError when others hold what is needed for
-    longer than that.
+    when it has not grown enough within cluster.placement_timeout_s). Raises RuntimeError when others hold what is
+    needed for longer than that time.
     """
     deadline = time.monotonic() + config.cluster.placement_timeout_s
     try:
@@ -51,7 +51,10 @@ def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
 
 
 def _plan_on_present_nodes(config: Config) -> list[Bundle]:
-    """On what is free, if it fits there; else on the whole, to wait for what others hold now."""
+    """A plan on the free resources if it fits there; else on all resources, and then it waits for what others hold.
+
+    Raises PlacementError when it does not fit even on all of them.
+    """
     everything, unclaimed = cluster_nodes(), cluster_nodes(free=True)
     has_gpus = any(node.num_gpus for node in everything)
     if config.cluster.autoscaling == "gpu" and not has_gpus:
@@ -72,7 +75,7 @@ def _grow(config: Config, deadline: float) -> tuple[list[Bundle], Any]:
         bundles = _wait_for_nodes(config, deadline)
         return bundles, _reserve(bundles, config, deadline)
     finally:
-        # What is reserved keeps its nodes; the request would keep them when the run has ended, too.
+        # The reservation keeps the nodes now. The request must go, because it would keep them after the run's end too.
         request_resources(bundles=[])
 
 
@@ -96,7 +99,7 @@ def _reserve(bundles: Sequence[Bundle], config: Config, deadline: float) -> Any:
     """
     where = [{NODE_ID_LABEL: bundle.node} for bundle in bundles]
     group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK", bundle_label_selector=where)
-    # Nodes that came in the last moment still get one to be taken.
+    # Wait at least one interval, so that nodes that came at the last moment can still be reserved.
     if not group.wait(max(deadline - time.monotonic(), POLL_INTERVAL_S)):
         remove_placement_group(group)
         free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}

@@ -17,8 +17,8 @@ from dphrl.tracking.console import format_table
 
 
 def is_suite(source: str) -> bool:
-    """Whether `source` is an embedded suite's name, or a YAML file with arms. A file that cannot be read is none: who
-    reads it next says what is wrong with it."""
+    """Whether `source` is the name of an embedded suite, or a YAML file with arms. A file that cannot be read counts as
+    no suite: the code that reads it next says what is wrong with it."""
     path = Path(source).expanduser()
     if source in list_suites():
         return source not in list_presets()
@@ -34,13 +34,13 @@ def is_suite(source: str) -> bool:
 def describe_suite(source: str, overrides: Sequence[str] = (), run_dir: str = "runs") -> str:
     """Runs, arms and the plan of the arms' common base, as tables; starts nothing.
 
-    Raises InputError, for the first arm of which the configuration makes no sense.
+    Raises InputError for the first arm whose configuration makes no sense.
     """
     suite = load_suite(source)
     arms = {arm: suite.config(arm, suite.seeds[0], run_dir, overrides) for arm in suite.arms}
-    # What they have in common is an arm that changes nothing.
+    # What all arms have in common is the configuration of an arm that changes nothing.
     common = suite.model_copy(update={"arms": {BASE_ARM: {}}}).config(BASE_ARM, suite.seeds[0], run_dir, overrides)
-    # It is not run itself.
+    # This configuration is not run itself, so it has no run folder.
     plan = [line for line in describe_plan(common).splitlines() if not line.startswith("run folder")]
     rows = [(arm, _needs(config), _settings(suite.arms[arm])) for arm, config in arms.items()]
     return "\n\n".join(
@@ -89,6 +89,6 @@ def _needs(config: Config) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """As they would stand on a command line."""
+    """The settings as they would stand on a command line."""
     shown = (value if isinstance(value, str) else json.dumps(value) for value in settings.values())
     return ", ".join(f"{key}={value}" for key, value in zip(settings, shown, strict=True)) or "-"

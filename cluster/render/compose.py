@@ -1,6 +1,6 @@
 """A small Ray cluster on one machine with Docker Compose: a head, workers, and the run as a node without resources.
 
-To try out a run on several nodes where there is one machine. GPUs are divided among the workers by their numbers.
+It is for trying out a run on several nodes with only one machine. GPUs are divided among the workers by their numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MIN_WORKERS = 2
 RUN_DIR = "/app/runs"
 DATA_DIR = "/data"
 SECRET = "ray_auth_token"
-# Of a node that holds no part of a run; of a worker at most, where the configuration gives none: they share a machine.
+# The object store of a node that holds no part of a run, and the largest one of a worker if the configuration gives no
+# size: all nodes share one machine.
 IDLE_STORE_GIB, MAX_STORE_GIB = 1, 32
 HEALTH_CHECK = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{HEALTH_PORT}{HEALTH_PATH}', timeout=5)"
 
@@ -62,7 +63,7 @@ def render_compose(config: Config, options: RenderOptions) -> str:
     document = {
         "name": object_name(config.run_name),
         "services": services,
-        # Compose replaces $NAME itself, so that ours are written twice.
+        # Compose replaces $NAME itself, so each of our dollar signs is written twice.
         "configs": {"run": {"content": settings.replace("$", "$$")}},
         "secrets": {SECRET: {"environment": "RAY_AUTH_TOKEN"}},
         "volumes": {"runs": {}},
@@ -71,10 +72,11 @@ def render_compose(config: Config, options: RenderOptions) -> str:
 
 
 def _workers(config: Config, options: RenderOptions) -> Nodes:
-    """At least two, so that there is something between nodes; where nothing is said, just large enough for two."""
+    """At least two workers, so that something passes between nodes. Where the options say nothing, a worker is just
+    large enough for two of them to hold the run."""
     gpus = options.gpus_per_node
     needed = wanted_gpus(config)
-    # Half of the GPUs; more where an engine or the like does not divide so.
+    # Each worker gets half of the GPUs, or more if the actors cannot be divided that way.
     guesses = [gpus] if gpus is not None else range(math.ceil(needed / MIN_WORKERS), needed + 1)
     given = options.cpus_per_node
     bundles = plan_bundles(config, with_gpus=bool(guesses[0]))
@@ -105,7 +107,7 @@ def _common(image: str, needs_data: bool) -> dict[str, Any]:
         "RAY_AUTH_TOKEN_PATH": f"/run/secrets/{SECRET}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
-        # Beside the runs, where every container finds what one of them has made.
+        # The caches lie beside the runs, where every container finds what another one has made.
         "HF_HOME": f"{RUN_DIR}/.cache/huggingface",
         "DPHRL_CACHE": f"{RUN_DIR}/.cache/dphrl",
     }
@@ -129,7 +131,7 @@ def _head(common: dict[str, Any]) -> dict[str, Any]:
     check = ["CMD", "ray", "health-check", "--address", f"head:{RAY_PORT}"]
     return {
         **_ray_node(common, arguments, IDLE_STORE_GIB, 0),
-        # For this machine only.
+        # The dashboard can be reached from this machine only.
         "ports": [f"127.0.0.1:{DASHBOARD_PORT}:{DASHBOARD_PORT}"],
         "healthcheck": _health(check),
     }
@@ -140,24 +142,24 @@ def _worker(common: dict[str, Any], workers: Nodes, index: int, store: int) -> d
     arguments = [address, f"--num-cpus={workers.cpus}", f"--num-gpus={workers.gpus}"]
     service = _ray_node(common, arguments, store, workers.gpus)
     service["depends_on"] = {"head": {"condition": "service_healthy"}}
-    # Whether this node is well; `ray health-check` would tell of the head.
+    # This asks whether this node is well; `ray health-check` would ask about the head.
     service["healthcheck"] = _health(["CMD", "python3", "-c", HEALTH_CHECK])
     if workers.gpus:
         mine = range(index * workers.gpus, (index + 1) * workers.gpus)
-        # By number: `count` would give every worker the same ones.
+        # The GPUs are given by number, because `count` would give every worker the same ones.
         device = {"driver": "nvidia", "device_ids": [str(i) for i in mine], "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     return service
 
 
 def _train(common: dict[str, Any], others: list[str]) -> dict[str, Any]:
-    """The driver, which Ray wants on a node of the cluster: one that offers nothing."""
+    """The driver. Ray wants it on a node of the cluster, so its container joins as a node without resources."""
     join = f"ray start --address=head:{RAY_PORT} --num-cpus=0 --num-gpus=0 {_store_flag(IDLE_STORE_GIB)}"
     environment = {**common["environment"], "RAY_ADDRESS": f"head:{RAY_PORT}"}
     return {
         **common,
         "environment": environment,
-        # RAY_ADDRESS is the driver's: `ray start` is told where to go.
+        # RAY_ADDRESS is meant for the driver; `ray start` gets its address as an option.
         "entrypoint": ["bash", "-ec", f'env -u RAY_ADDRESS {join} >/dev/null; exec dphrl "$$@"', "dphrl"],
         "command": ["train", CONFIG_PATH],
         "shm_size": f"{shared_memory_gib(IDLE_STORE_GIB, 0)}g",

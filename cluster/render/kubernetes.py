@@ -1,8 +1,8 @@
 """A run on Kubernetes: a KubeRay RayJob with its cluster, its configuration, and the volume that all pods share.
 
-The head schedules and runs the driver, no actor that takes CPUs or GPUs. Workers come in one group of GPU nodes, and a
-group of CPU nodes for reward workers that find no room beside. The operator makes the cluster's token itself, so no
-secret is in the file.
+The head schedules and runs the driver, but no actor that takes CPUs or GPUs. Workers come in one group of GPU nodes,
+and a group of CPU nodes for reward workers that find no room there. The operator makes the cluster's token itself, so
+no secret is in the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cluster.render.nodes import (
 from dphrl.config.loading import InputError, config_to_yaml
 from dphrl.config.schema import Config
 
-# What the images hold at least; the operator decides by it how to start and authenticate.
+# The images hold at least this version of Ray; by it the operator decides how to start and authenticate.
 RAY_VERSION = "2.60.0"
 MOUNT = "/shared"
 RUN_DIR = f"{MOUNT}/runs"
@@ -84,7 +84,7 @@ def render_kubernetes(config: Config, options: RenderOptions) -> str:
     there = with_settings(
         config,
         RUN_DIR,
-        # Nodes that died or were taken for idle come back when the run asks for them.
+        # Nodes that died, or that were removed as idle, come back when the run asks for them.
         autoscaling="gpu" if groups[0].gpus else "cpu",
         placement_timeout_s=max(config.cluster.placement_timeout_s, PLACEMENT_TIMEOUT_S),
     )
@@ -124,7 +124,7 @@ def worker_groups(config: Config, options: RenderOptions) -> list[Group]:
     reward_cpus = sum(bundle.num_cpus for bundle in workers)
     size = max(math.ceil(workers[0].num_cpus), min(MAX_REWARD_CPUS, math.ceil(reward_cpus)))
     beside = Node("cpu", float(size))
-    # Without extra nodes first, for every number of GPU nodes: beside costs nothing.
+    # For every number of GPU nodes, no extra CPU nodes come first: room on the GPU nodes costs nothing.
     for count in range(math.ceil(gpus / shape.num_gpus), len(plan_bundles(config, with_gpus=True)) + 1):
         for extra in range(math.ceil(reward_cpus / size) + 2):
             if _fits(config, [shape] * count + [beside] * extra):
@@ -132,7 +132,7 @@ def worker_groups(config: Config, options: RenderOptions) -> list[Group]:
                 check_max_nodes(nodes, options)
                 found = [_group("gpu", nodes, config, options, options.max_nodes)]
                 return found + ([_group("cpu", Nodes(beside, extra), config, RenderOptions())] if extra else [])
-    # No number of nodes does: say why.
+    # No number of nodes holds the run: this call raises the error that says why.
     return [_group("gpu", nodes_for(config, options, shape), config, options)]
 
 
@@ -191,7 +191,7 @@ def _job_spec(config: Config, options: RenderOptions, name: str, image: str, gro
             },
             "headGroupSpec": {
                 "rayStartParams": {
-                    # No actor of the run: it would compete with the driver, and no GPU is here.
+                    # No actor of the run may come here: it would compete with the driver, and there is no GPU.
                     "num-cpus": "0",
                     "num-gpus": "0",
                     "dashboard-host": "0.0.0.0",
@@ -227,7 +227,7 @@ def _worker_group(group: Group, config: Config, options: RenderOptions, image: s
         pod["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
         "groupName": group.name,
-        # All at once, so that the run starts when it fits; idle ones may go.
+        # All nodes start at once, so that the run can begin; idle ones may go later.
         "replicas": group.count,
         "minReplicas": 0,
         "maxReplicas": group.most,
@@ -265,13 +265,13 @@ def _submitter(image: str) -> dict[str, Any]:
 def _pod(container: dict[str, Any], options: RenderOptions, shared_gib: int) -> dict[str, Any]:
     return {
         "spec": {
-            # A dead node is replaced, not restarted: Ray would know it no more.
+            # A dead node is replaced, not restarted, because Ray would not know a restarted one.
             "restartPolicy": "Never",
             "securityContext": _pod_security(),
             "containers": [container],
             "volumes": [
                 {"name": "shared", "persistentVolumeClaim": {"claimName": options.volume_claim or CLAIM}},
-                # Memory, and counted as the container's.
+                # This volume is memory, and it counts as memory of the container.
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_gib}Gi"}},
             ],
         }
@@ -287,14 +287,14 @@ def _ray_container(name: str, image: str, cpus: int, gpus: int, memory_gib: int)
         "resources": _resources(str(cpus), f"{memory_gib}Gi", gpus),
         "securityContext": _container_security(),
         "readinessProbe": _probe(delay_s=10, period_s=10, failures=12),
-        # Patient: a node that is busy compiling or loading answers late.
+        # This probe is patient, because a node that is busy compiling or loading answers late.
         "livenessProbe": _probe(delay_s=60, period_s=15, failures=20),
         "volumeMounts": [{"name": "shared", "mountPath": MOUNT}, {"name": "shm", "mountPath": "/dev/shm"}],
     }
 
 
 def _probe(*, delay_s: int, period_s: int, failures: int) -> dict[str, Any]:
-    # The operator's own probes may call wget, which a small image has not.
+    # The operator's own probes may call wget, which a small image does not have.
     return {
         "httpGet": {"path": HEALTH_PATH, "port": HEALTH_PORT},
         "initialDelaySeconds": delay_s,
@@ -314,7 +314,7 @@ def _pod_security() -> dict[str, Any]:
         "runAsNonRoot": True,
         "runAsUser": USER_ID,
         "runAsGroup": USER_ID,
-        # Who may write to the volume. Changed only where it differs: a large one takes minutes.
+        # This group may write to the volume. Owners are changed only where they differ: a large volume takes minutes.
         "fsGroup": USER_ID,
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},

@@ -21,7 +21,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
 KINDS = ("kubernetes", "slurm", "compose")
-# The user that the images make: numbers, since Kubernetes can only tell of a number that it is not root.
+# The user that the images make. It is a number, because Kubernetes can see only of a number that it is not root.
 USER_ID = 10001
 CONFIG_PATH = "/etc/dphrl/config.yaml"
 RAY_PORT = 6379
@@ -31,15 +31,15 @@ HEALTH_PORT, HEALTH_PATH = 52365, "/api/healthz"
 # What nodes commonly have where nothing is said: GPUs, cores a GPU, cores without GPUs.
 GPUS_PER_NODE, CPUS_PER_GPU, CPUS_PER_NODE = 8, 12, 8
 MEMORY_GIB_PER_GPU, MEMORY_GIB_PER_CPU = 96, 4
-# Of the name of a RayJob; KubeRay refuses more.
+# The longest name of a RayJob; KubeRay refuses longer ones.
 MAX_NAME_CHARS = 47
-# Ray's own choice of an object store, and where it stops.
+# Ray's own choice of an object store: this share of a node's memory, up to this size.
 STORE_SHARE, MAX_STORE_GIB = 0.3, 200
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What a configuration does not say about the place it runs at. None and "" stand for a choice made here."""
+    """What a configuration does not say about the place where it runs. None and "" leave the choice to this package."""
 
     # Container image. "": dphrl:cuda where nodes have GPUs, else dphrl:cpu (docker/*.Dockerfile build them).
     image: str = ""
@@ -94,12 +94,12 @@ def _count(number: int, what: str) -> str:
 def render(kind: str, config: Config, options: RenderOptions) -> str:
     """The file of a kind, one of KINDS. The same arguments give the same text.
 
-    Raises InputError, one line, for an option that is no good, or nodes that cannot hold the run.
+    Raises InputError, one line, for an option that is not valid, or nodes that cannot hold the run.
     """
     if kind not in KINDS:
         raise InputError(f"{kind}: nothing renders that; choose one of {', '.join(KINDS)}")
     check_options(options)
-    # Each kind imports this module.
+    # Imported here, not at the top, because the module of each kind imports this one.
     module = import_module(f"cluster.render.{kind}")
     renderer: Callable[[Config, RenderOptions], str] = getattr(module, f"render_{kind}")
     return renderer(config, options)
@@ -112,7 +112,7 @@ _QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|Pi|M|G|T|P)")
 
 
 def check_options(options: RenderOptions) -> None:
-    """Raises InputError for a value that can be right in no kind of file."""
+    """Raises InputError for a value that is wrong in every kind of file."""
     for flag, number, least in (
         ("--gpus-per-node", options.gpus_per_node, 0),
         ("--cpus-per-node", options.cpus_per_node, 1),
@@ -149,7 +149,8 @@ def node_shape(config: Config, options: RenderOptions) -> Node:
 
 
 def nodes_for(config: Config, options: RenderOptions, shape: Node, *, at_least: int = 1) -> Nodes:
-    """As many nodes of this shape as the run needs. Raises InputError when it needs more than may be."""
+    """As many nodes of this shape as the run needs. Raises InputError when it needs more than are allowed, or when no
+    number of them holds the run."""
     try:
         nodes = Nodes(shape, max(at_least, num_nodes_needed(config, shape)))
     except PlacementError as error:
@@ -165,7 +166,7 @@ def check_max_nodes(nodes: Nodes, options: RenderOptions) -> None:
 
 
 def flags_of(shape: Node) -> str:
-    """As a user would have given it."""
+    """The shape as options of the command line."""
     return f"--gpus-per-node {shape.num_gpus:g} --cpus-per-node {shape.num_cpus:g}"
 
 
@@ -181,13 +182,13 @@ def store_gib(config: Config, memory_gib: float) -> int:
 
 
 def shared_memory_gib(store: int, gpus: int) -> int:
-    """Of /dev/shm. NCCL, torch and vLLM's processes pass things there too, the more the more GPUs there are."""
+    """The size of /dev/shm. Besides the object store, NCCL, torch and vLLM pass data there, and more with more GPUs."""
     return store + 1 + gpus
 
 
 # ------------------------------------------------------------------------------------------ text
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines as a block, nothing as an alias: people read and edit what is written."""
+    """Writes text of several lines as a block, and nothing as an alias, because people read and edit the file."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -220,7 +221,7 @@ def object_name(run_name: str) -> str:
     """A name that Kubernetes, Slurm and Compose all accept."""
     name = re.sub(r"[^a-z0-9]+", "-", f"dphrl-{run_name.lower()}").strip("-")
     if len(name) > MAX_NAME_CHARS:
-        # Runs that differ late in their names stay different.
+        # The checksum keeps apart runs whose names differ only near the end.
         name = f"{name[: MAX_NAME_CHARS - 9].rstrip('-')}-{zlib.crc32(run_name.encode()):08x}"
     return name
 

@@ -13,7 +13,7 @@ from dphrl.config.loading import config_to_yaml
 from dphrl.config.schema import Config
 
 TIME_LIMIT = "24:00:00"
-# Before the end of the time limit; a job that is to go on elsewhere has to be put back in the queue by then.
+# Slurm warns so long before the time limit ends; in that time, a job that is to go on must be put back in the queue.
 WARNING_S = 120
 
 
@@ -28,7 +28,7 @@ def render_slurm(config: Config, options: RenderOptions) -> str:
         "--ntasks-per-node=1",
         f"--cpus-per-task={nodes.cpus}",
         *([f"--gpus-per-node={nodes.gpus}"] if nodes.gpus else []),
-        # Ray's ports would meet those of another job's Ray on the same node.
+        # Otherwise Ray's ports could be those of another job's Ray on the same node.
         "--exclusive",
         f"--time={TIME_LIMIT}",
         "--output=%x-%j.log",
@@ -50,7 +50,7 @@ def render_slurm(config: Config, options: RenderOptions) -> str:
     }
     script = SCRIPT
     for name, value in values.items():
-        # The configuration comes last, so that nothing in it is taken for a place to fill.
+        # The configuration comes last, so that no text in it is taken for a name to replace.
         script = script.replace(f"@{name}@", value)
     return script
 
