@@ -9,7 +9,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential git \
     && rm -rf /var/lib/apt/lists/*
 
-# A number, so that Kubernetes can tell it is not root.
+# The user is a number, so that Kubernetes can see that it is not root.
 RUN useradd --create-home --uid 10001 dphrl \
     && mkdir -p /app/runs /opt/venv \
     && chown -R dphrl:dphrl /app /opt/venv
@@ -18,8 +18,8 @@ WORKDIR /app
 
 ENV DPHRL_VENV=/opt/venv DPHRL_BACKEND=cpu PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1
 
-# Everything slow depends on these three files alone: dphrl is installed in place, from empty packages that the
-# code then fills.
+# The slow layer depends on these three files alone: dphrl is installed in place from empty packages, and the code is
+# copied into them afterwards.
 COPY --chown=10001 pyproject.toml ./
 COPY --chown=10001 docker/setup.sh docker/constraints-cpu.txt docker/
 RUN mkdir dphrl actors cluster \

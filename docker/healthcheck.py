@@ -1,4 +1,4 @@
-"""Exit 0 when the Ray node of this container answers, or when it runs none (a plan, an inline run)."""
+"""Exits with 0 when the Ray node of this container answers, or when the container runs none (a plan, an inline run)."""
 
 import sys
 import urllib.request
@@ -13,7 +13,7 @@ def runs_a_node() -> bool:
         try:
             if path.read_text().strip() == "raylet":
                 return True
-        except OSError:  # a process that ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
     return False
 
