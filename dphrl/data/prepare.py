@@ -49,10 +49,12 @@ _CC_BY = re.compile(r"\bCC BY\b(?!\s*-|\s*(?:NC|SA|ND)\b)")
 
 
 def plain_row(row: Row) -> JsonDict | None:
+    """The row's question and answer."""
     return {"question": _text(row, *_QUESTION_FIELDS), "answer": _text(row, "answer")}
 
 
 def math500_row(row: Row) -> JsonDict | None:
+    """The row's problem and answer."""
     # The presets expect the field names of the original file.
     return {"problem": _text(row, *_QUESTION_FIELDS), "answer": _text(row, "answer")}
 

@@ -37,6 +37,7 @@ class SchemaFitter:
         self._indices: dict[Schema, SchemaIndex] = {}
 
     def whole(self, schema: Schema) -> FittedSchema:
+        """The schema with all its tables, columns and sample rows."""
         return FittedSchema(self._render_whole(schema, _most_rows(schema))[0])
 
     def fit(self, schema: Schema, text: str, max_tokens: int) -> FittedSchema:

@@ -70,6 +70,7 @@ class SchemaIndex:
         self._matches: dict[str, Mapping[tuple[int, str], float]] = {}
 
     def relevance(self, text: str) -> Relevance:
+        """How relevant each table is to `text`, and which columns match it."""
         scores = [0.0] * len(self._tables)
         columns: list[set[str]] = [set() for _ in self._tables]
         for matches in self._text_matches(text):

@@ -27,6 +27,8 @@ _VISIBLE_COLUMNS = (0, 2, 3)  # of table_xinfo's "hidden": ordinary, generated v
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
+    """columns: of the table that has the key. parent: the table that it points to, by `parent_columns`."""
+
     columns: tuple[str, ...]
     parent: str
     parent_columns: tuple[str, ...]
@@ -142,7 +144,7 @@ def _foreign_keys(
 
 
 def _same_name(name: str, names: Collection[str]) -> str | None:
-    """The spelling in `names`: SQL ignores case, and declarations of keys make use of that."""
+    """The spelling of a name in `names`, None if it is not there: SQL ignores case, and keys rely on it."""
     if name in names:
         return name
     return next((other for other in names if other.lower() == name.lower()), None)
@@ -193,10 +195,12 @@ class TableView:
 
     @classmethod
     def whole(cls, table: Table, num_rows: int = 0) -> TableView:
+        """All columns of a table, with up to `num_rows` sample rows."""
         return cls(table, frozenset(table.columns), min(num_rows, len(table.sample_rows)))
 
     @property
     def is_whole(self) -> bool:
+        """Whether all columns are shown."""
         return len(self.columns) == len(self.table.columns)
 
 
