@@ -13,7 +13,7 @@ class Grader(Protocol):
     """Grades completions with any text; it holds what it needs for that (a child process, caches)."""
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
-        """One verdict per (completion text, answer), in order; never raises for what the texts hold."""
+        """One verdict per (completion text, answer), in order; never raises because of what the texts hold."""
         ...
 
     def close(self) -> None:
@@ -28,9 +28,11 @@ class FactorizationGrader:
     """Adapts the grader of the embedded factorisation task."""
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        """One verdict per (completion text, answer), in order; an answer of another task is an infrastructure error."""
         return [self._grade_one(text, answer) for text, answer in items]
 
     def close(self) -> None:
+        """Nothing to end."""
         pass
 
     def _grade_one(self, completion_text: str, answer: str) -> RewardResult:

@@ -70,6 +70,7 @@ class CustomGrader:
             self._child = Sandbox("dphrl.rewards.custom:serve", settings, Limits(restricted=False))
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+        """One verdict per (completion text, answer), in order; never raises because of the user's code."""
         if self._child is None:
             return asyncio.run(self._grade_together(items))
         jobs = [{"completion": text, "answer": answer} for text, answer in items]
@@ -83,6 +84,7 @@ class CustomGrader:
         ]
 
     def close(self) -> None:
+        """End the child process, if there is one."""
         if self._child is not None:
             self._child.close()
 

@@ -56,7 +56,7 @@ class TooLarge(Exception):  # noqa: N818  (a verdict on the answer, not a fault)
 def tidy(answer: str) -> str:
     r"""One spelling for what TeX spells in many ways; keeps spaces, \text{} and units."""
     answer = answer.strip().strip("$").strip()
-    # \$ would otherwise end a formula; no answer's value depends on it.
+    # Dollar signs are removed: \$ would end a formula, and the value of no answer depends on it.
     answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
     answer = answer.replace("\u20ac", "").replace("\u00a3", "")
     answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)

@@ -67,6 +67,7 @@ class MathAnswerGrader:
         return [_voting(verdicts[pair], pair[0]) if isinstance(pair, tuple) else pair for pair in pairs]
 
     def close(self) -> None:
+        """End the child process; the next answer that needs one starts another."""
         with self._lock:
             if self._sandbox is not None:
                 self._sandbox.close()

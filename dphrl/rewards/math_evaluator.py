@@ -247,6 +247,7 @@ def _product(a: Value, b: Value) -> Value:
 
 
 def shape(matrix: tuple[tuple[Value, ...], ...]) -> tuple[int, int]:
+    """(rows, columns) of a matrix."""
     return len(matrix), len(matrix[0])
 
 

@@ -76,6 +76,7 @@ def compound(text: str) -> tuple[str, list[str]]:
 
 
 def list_entries(text: str) -> list[str]:
+    """The entries of a list that commas, semicolons, "and" or "or" separate; one entry for any other text."""
     return split(_CONJUNCTION.sub(",", text), ",")
 
 

@@ -84,7 +84,7 @@ class SqlExecutionGrader:
         self._known: OrderedDict[tuple[str, str, _State], None] = OrderedDict()
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
-        """One verdict per (completion text, answer), in order; never raises for what the texts hold."""
+        """One verdict per (completion text, answer), in order; never raises because of what the texts hold."""
         results: dict[int, RewardResult] = {}
         waiting: dict[int, _Question] = {}
         parsed = {answer: _parse_answer(answer) for _, answer in items}
@@ -128,7 +128,7 @@ class SqlExecutionGrader:
         return [failed.get(question) for question in questions]
 
     def close(self) -> None:
-        """End the child; not usable afterwards."""
+        """End the child; the grader is not usable afterwards."""
         self._sandbox.close()
 
     def _run_golds(self, questions: set[_Question]) -> dict[_Question, str]:
@@ -152,7 +152,7 @@ class SqlExecutionGrader:
         return {question: failures[key] for question, key in keys.items() if key in failures}
 
     def _verdict(self, outcome: Outcome) -> RewardResult | None:
-        """None when the child asks for the item again."""
+        """The verdict of an outcome; None when the child asks for the item again."""
         if outcome.value is None:
             assert outcome.failure is not None
             scored = outcome.failure is not RewardStatus.INFRASTRUCTURE_ERROR
