@@ -114,7 +114,7 @@ class Sandbox:
             try:
                 return self._run(items, deadline_s)
             except BaseException:
-                # Replies to this batch may still come; the next one must not read them.
+                # Replies to this batch may still come; the next batch must not read them.
                 self._stop()
                 raise
 

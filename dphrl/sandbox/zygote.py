@@ -239,6 +239,7 @@ def take_frame(buffer: bytearray, max_bytes: int | None = None) -> bytes | None:
 
 
 def framed(payload: bytes) -> bytes:
+    """The payload with its length before it, as `take_frame` reads it."""
     return FRAME_HEADER.pack(len(payload)) + payload
 
 
