@@ -31,6 +31,7 @@ LARGE = (480.0, 320.0)
 
 
 def style_of(arm: Arm) -> Style:
+    """The look of an arm in all charts."""
     return Style(f"{'b' if arm.is_base else 'a'}{arm.index}", arm.index, arm.is_base)
 
 
@@ -42,6 +43,7 @@ def figure(title: str, caption: str, svg: str, css: str = "") -> str:
 
 
 def note(text: str) -> str:
+    """A remark as a paragraph; text is not markup."""
     return f'<p class="note">{escape(text)}</p>'
 
 
@@ -71,7 +73,7 @@ def pass_at_k_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
 
 
 def plane_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
-    """Pass@1 against Pass@k over training; a note where evaluations have one k only."""
+    """Pass@1 against Pass@k over training; only a note if the evaluations have one k."""
     summaries = [
         s for arm in arms for run in arm.runs for found in run.evaluations.values() if (s := found.get(dataset))
     ]
@@ -105,6 +107,7 @@ def plane_figure(arms: Sequence[Arm], dataset: DatasetKey) -> str:
 
 
 def name_of(dataset: DatasetKey) -> str:
+    """A data set's name with its split, as shown to readers."""
     name, split = dataset
     return f"{name}, {split.replace('_', ' ')}" if split else name
 
@@ -198,6 +201,7 @@ def _gap_bound(arms: Sequence[Arm]) -> tuple[float, str] | None:
 
 
 def last_step(arms: Iterable[Arm]) -> int:
+    """The last step that any run has taken; 0 when there is none."""
     return max((run.num_steps_done for arm in arms for run in arm.runs), default=0)
 
 

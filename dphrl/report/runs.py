@@ -63,10 +63,12 @@ class Run:
 
     @property
     def num_steps_done(self) -> int:
+        """The last recorded step; 0 without any."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def num_steps_planned(self) -> int | None:
+        """learner.num_steps; None when the configuration has none."""
         return _whole_number(self.setting("learner.num_steps"))
 
     @property
@@ -76,10 +78,12 @@ class Run:
 
     @property
     def uses_divergence(self) -> bool:
+        """Whether the loss has a divergence term."""
         return self.setting("algorithm.divergence.name") != "none" and bool(self.setting("algorithm.eta"))
 
     @property
     def uses_reference_samples(self) -> bool:
+        """Whether the divergence is estimated on reference samples."""
         return self.uses_divergence and self.setting("algorithm.estimator") != "rollout"
 
     @cached_property
@@ -128,6 +132,7 @@ class Arm:
 
     @property
     def num_seeds(self) -> int:
+        """How many runs the arm has."""
         return len(self.runs)
 
 

@@ -24,6 +24,7 @@ class Style:
 
     @property
     def css(self) -> str:
+        """The classes of an element of this arm: colour, dash, legend switch."""
         colour = "cb" if self.is_base else f"c{self.index % NUM_COLOURS}"
         # Beyond the number of colours, the second round gets other dashes and markers than the first.
         dash = "db" if self.is_base else f"d{(self.index + self.index // NUM_COLOURS) % NUM_DASHES}"
@@ -46,9 +47,11 @@ class Frame:
     right: float
 
     def px(self, value: float) -> float:
+        """The horizontal position of a value, in pixels from the left."""
         return LEFT_PX + self.x.place(value) * (self.width - LEFT_PX - self.right)
 
     def py(self, value: float) -> float:
+        """The vertical position of a value, in pixels from the top."""
         return self.height - BOTTOM_PX - self.y.place(value) * (self.height - TOP_PX - BOTTOM_PX)
 
 
@@ -61,6 +64,7 @@ def swatch(style: Style) -> str:
 
 
 def svg_element(title: str, description: str, frame: Frame, parts: Iterable[str], *, interactive: bool) -> str:
+    """The SVG around `parts`. interactive: it can be focused, and the script shows a read-out for it."""
     scales = ""
     if interactive:
         box = f"{LEFT_PX:g},{frame.width - frame.right:g}"
@@ -76,6 +80,7 @@ def svg_element(title: str, description: str, frame: Frame, parts: Iterable[str]
 
 
 def axes(frame: Frame) -> str:
+    """Grid lines, ticks, numbers and names of both axes."""
     left, right, bottom = LEFT_PX, frame.width - frame.right, frame.height - BOTTOM_PX
     parts = []
     for value, label in frame.y.ticks:
@@ -100,6 +105,7 @@ def cursor(frame: Frame) -> str:
 
 
 def straight(css: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    """A straight line from (x1, y1) to (x2, y2), in pixels."""
     return f'<path class="{css}" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"/>'
 
 

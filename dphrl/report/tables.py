@@ -32,6 +32,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], 
 
 
 def arm_cell(arm: Arm) -> Cell:
+    """An arm's swatch and name, with the number of its seeds if there are several."""
     seeds = f' <span class="quiet">{arm.num_seeds} seeds</span>' if arm.num_seeds > 1 else ""
     return f"{swatch(style_of(arm))}{escape(arm.name)}{seeds}"
 
