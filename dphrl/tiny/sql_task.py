@@ -135,11 +135,13 @@ class Question:
 
     @property
     def problem_id(self) -> str:
+        """Unique within a split, such as league-award-Blue-River-2019."""
         group = self.group_name.replace(" ", "-")
         return "-".join([self.schema.database, self.event.table, group, *map(str, self.years)])
 
     @property
     def text(self) -> str:
+        """The question as the model sees it, its tokens separated by single spaces."""
         who = f"Which {self.schema.asked_as} of '{self.group_name}'"
         if len(self.years) == 1:
             return f"{who} {self.event.none_of_it} in {self.years[0]} ?"
@@ -147,6 +149,7 @@ class Question:
 
     @property
     def gold_sql(self) -> str:
+        """A query with EXISTS that is always correct."""
         s, event = self.schema, self.event.table
         same_person = f"{event}.{s.key} = {s.people}.{s.key}"
         exists = [f"EXISTS ( SELECT * FROM {event} WHERE {same_person} AND year = {year} )" for year in self.years]

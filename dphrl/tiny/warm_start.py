@@ -73,7 +73,7 @@ def demonstration_loss(model: PreTrainedModel, recipe: WarmStartRecipe, *, seed:
 def _loss(model: PreTrainedModel, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     import torch
 
-    # No attention mask: rows are padded on the right, where causal attention from real tokens cannot look.
+    # No attention mask is needed: rows are padded on the right, where causal attention from real tokens cannot look.
     logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
     return torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=_IGNORED_LABEL
