@@ -145,6 +145,8 @@ def _is_job_of(name: str, stem: str) -> bool:
 # ------------------------------------------------------------------------------------------ the client
 @dataclass(frozen=True)
 class Job:
+    """A job that was submitted. started_s, ended_s: seconds since 1970 (UTC). message: Ray's words about its state."""
+
     job_id: str
     status: str
     entrypoint: str
@@ -155,7 +157,7 @@ class Job:
 
 
 class JobClient:
-    """Ray Jobs at an address: a dashboard's URL, or nothing for RAY_ADDRESS or the cluster of this machine.
+    """Ray Jobs at an address: the URL of a dashboard; None stands for RAY_ADDRESS, else the cluster of this machine.
 
     Every method raises InputError when there is no cluster, no such job, or no right to see it (a token is read from
     RAY_AUTH_TOKEN or where `ray get-auth-token` keeps it).
@@ -201,6 +203,7 @@ class JobClient:
         return sorted(found, key=lambda job: job.started_s or float("inf"))
 
     def get(self, job_id: str) -> Job:
+        """The job with this id."""
         return _job(self._ask(lambda: self._client.get_job_info(job_id)), job_id)
 
     def stop(self, job_id: str) -> bool:
@@ -208,6 +211,7 @@ class JobClient:
         return bool(self._ask(lambda: self._client.stop_job(job_id)))
 
     def logs(self, job_id: str) -> str:
+        """What the job has printed so far."""
         return str(self._ask(lambda: self._client.get_job_logs(job_id)))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:

@@ -90,7 +90,8 @@ def run_evaluation(
 ) -> None:
     """Pass@k of `model` on the config's evaluation sets, with retention against `base` when there is one.
 
-    Continues a killed evaluation of the same models, data and settings to the same output.
+    A killed evaluation of the same models, data and settings to the same output is continued. Raises InputError when
+    the config has no evaluation sets, or when `output` is a folder.
     """
     if not config.data.evaluation:
         raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")

@@ -124,7 +124,7 @@ class RaySystem:
         return {name: value for pool in self._pools or () for name, value in pool.live_metrics().items()}
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
-        """Wait until every actor is up, reporting each; returns the parts, engines not yet refit."""
+        """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
         limit = self.config.learner.timeout_s
 
         async def report(what: str, ready: Any) -> None:

@@ -9,6 +9,7 @@ URL = "http://127.0.0.1:52365/api/healthz"
 
 
 def runs_a_node() -> bool:
+    """Whether a Ray node (its raylet) runs in this container."""
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
             if path.read_text().strip() == "raylet":
@@ -19,6 +20,7 @@ def runs_a_node() -> bool:
 
 
 def main() -> int:
+    """Returns the exit status: 0 for healthy, else 1."""
     if not runs_a_node():
         return 0
     try:

@@ -51,6 +51,7 @@ class Command:
             raise self.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
 
     def refuse(self, message: str) -> Exception:
+        """The error for bad input; raised, it ends the command with exit status 2."""
         from dphrl.config.loading import InputError
 
         return InputError(message)
@@ -142,4 +143,5 @@ def _show_warnings() -> None:
 
 
 def say(line: str) -> None:
+    """Print a line on standard error at once."""
     print(line, file=sys.stderr, flush=True)

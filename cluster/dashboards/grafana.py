@@ -223,6 +223,7 @@ def render() -> str:
 
 
 def main() -> None:
+    """Write the dashboard's file and print its path."""
     DASHBOARD.parent.mkdir(exist_ok=True)
     DASHBOARD.write_text(render(), encoding="utf-8")
     print(DASHBOARD)

@@ -46,6 +46,7 @@ class TorchBuild:
 
     @property
     def kind(self) -> str:
+        """What torch was built for, in words: CUDA 13.0, ROCm 6.3 or CPU."""
         if self.cuda:
             return f"CUDA {self.cuda}"
         return f"ROCm {self.hip}" if self.hip else "CPU"
@@ -107,6 +108,7 @@ def parse_driver(table: str, banner: str) -> Driver:
 
 
 def judge_gpus(driver: Driver) -> Check:
+    """The GPUs that the driver shows; a machine without any gets a warning."""
     gpus = driver.gpus
     if gpus:
         return Check("gpu", "ok", f"{len(gpus)} x {gpus[0]}" if len(set(gpus)) == 1 else "; ".join(gpus))

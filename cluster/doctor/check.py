@@ -22,6 +22,7 @@ class Check:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
         return asdict(self)
 
 

@@ -104,6 +104,7 @@ def named_cluster(address: str | None, environ: Mapping[str, str]) -> str | None
 
 
 def is_dashboard(address: str) -> bool:
+    """Whether an address is the URL of a dashboard."""
     return address.startswith(("http://", "https://"))
 
 
@@ -193,6 +194,7 @@ def parse_answer(text: str, problem: str = "") -> ClusterAnswer:
 
 
 def judge_cluster(address: str, answer: ClusterAnswer, shared: SharedFile | None, timeout_s: float) -> list[Check]:
+    """The checks of an answer. Versions, clocks and files are judged only for nodes that answered."""
     checks = [judge_connection(address, answer, timeout_s)]
     answered = [node for node in answer.nodes if node.versions is not None]
     if answered:
@@ -202,6 +204,7 @@ def judge_cluster(address: str, answer: ClusterAnswer, shared: SharedFile | None
 
 
 def judge_connection(address: str, answer: ClusterAnswer, timeout_s: float) -> Check:
+    """Whether the cluster and all its living nodes answer."""
     name, count = "cluster", f"{len(answer.nodes)} node{'' if len(answer.nodes) == 1 else 's'}"
     dead = f", {answer.num_dead} gone" if answer.num_dead else ""
     if not answer.nodes:

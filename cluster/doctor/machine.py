@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def examine_machine(engine_is_cpu: bool) -> list[Check]:
-    """engine_is_cpu: the CPU build of vLLM is installed, so that its demands on the processor count."""
+    """engine_is_cpu: the CPU build of vLLM is installed, so the processor must be able to run it."""
     return [
         judge_cpus(_visible_cpus(), cpu_quota(_cpu_quota_texts())),
         judge_vectors(cpu_flags(read_text(Path("/proc/cpuinfo"))), platform.machine(), engine_is_cpu),

@@ -44,9 +44,11 @@ class NodeProbe:
     """Runs on one node. It reserves no processor, so that a busy cluster answers too."""
 
     def versions(self, packages: Sequence[str]) -> dict[str, str | None]:
+        """Versions of the packages on this node, as `package_versions` gives them."""
         return package_versions(packages)
 
     def now(self) -> float:
+        """This node's clock, in seconds since 1970 (UTC)."""
         return time.time()
 
     def read(self, path: str, patience_s: float) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def clock_offset(readings: Sequence[tuple[float, float, float]]) -> tuple[float,
 
 
 def tell(**answer: Any) -> None:
+    """Print one line of the answer."""
     print(json.dumps(answer), flush=True)
 
 
@@ -133,6 +136,7 @@ def list_by_dashboard(address: str, timeout_s: float) -> None:
 
 
 def main() -> None:
+    """Answer the request on standard input; a failure is told as `failed` and not raised."""
     request = json.load(sys.stdin)
     deadline = time.monotonic() + request["timeout_s"]
     try:

@@ -25,6 +25,7 @@ def examine_ray(*, has_cluster: bool, environ: Mapping[str, str] = os.environ, h
 
 
 def is_free(port: int) -> bool:
+    """Whether a server could listen on this port now."""
     with socket.socket() as probe:
         # Servers set this option too: a connection that was closed a minute ago must not count as a busy port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -71,6 +71,7 @@ def probe_file(folder: Path, content: bytes) -> Iterator[Path]:
 
 
 def write_test(folder: Path) -> WriteTest:
+    """Write a file of TEST_BYTES to `folder`, read it back, and measure the time."""
     content = secrets.token_bytes(TEST_BYTES)
     start = time.perf_counter()
     try:
@@ -83,6 +84,7 @@ def write_test(folder: Path) -> WriteTest:
 
 
 def judge_write(run_dir: Path, test: WriteTest) -> Check:
+    """Whether the folder of runs can be written to, and fast enough."""
     where = described(run_dir, test.folder)
     if test.error:
         remedy = f"make {test.folder} a folder that this user may write to, or set run_dir to one"
@@ -94,6 +96,7 @@ def judge_write(run_dir: Path, test: WriteTest) -> Check:
 
 
 def judge_disk(free_bytes: int) -> Check:
+    """Whether there is room for runs."""
     gib = free_bytes / GIB
     if gib >= MIN_DISK_GIB:
         return Check("disk", "ok", f"{gib:.0f} GiB free for runs")
@@ -111,10 +114,12 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether the variables of Hugging Face's libraries forbid them to download."""
     return any(environ.get(name, "").lower() in TRUE_WORDS for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def judge_hub_cache(cache: Path, writable: bool, num_models: int, offline: bool) -> Check:
+    """Whether models can be downloaded to the cache, and how many are in it."""
     found = f"{cache}, models in it: {num_models}"
     if offline:
         return Check("model cache", "ok", f"{found}; offline, so only these and folders can be used")

@@ -87,6 +87,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """The sum of the parts, in bytes."""
         return sum(self.parts.values())
 
 
@@ -139,6 +140,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class StepTime:
+    """Seconds of one step and of its parts."""
+
     rollout_s: float
     learn_s: float
     sync_s: float
@@ -146,7 +149,7 @@ class StepTime:
 
 
 def step_time(config: Config, speed: Speed) -> StepTime:
-    """Work divides among engines and among ranks; with max_staleness 1 the next rollout hides behind the update."""
+    """Engines share the rollout and ranks share the update; with max_staleness 1 both of these run at the same time."""
     rollout = config.rollout
     rows = rollout.num_prompts * rollout.num_samples
     rehearsal = config.reference.rows_per_step if config.uses_reference_samples else 0

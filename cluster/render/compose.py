@@ -121,7 +121,7 @@ def _common(image: str, needs_data: bool) -> dict[str, Any]:
         "init": True,
         "environment": environment,
         "volumes": volumes,
-        # Readable by the user that the images run as, and by nobody else.
+        # The secret is readable by the user that the images run as, and by nobody else.
         "secrets": [{"source": SECRET, "uid": str(USER_ID), "gid": str(USER_ID)}],
     }
 

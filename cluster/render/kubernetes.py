@@ -113,7 +113,7 @@ def worker_groups(config: Config, options: RenderOptions) -> list[Group]:
     """The nodes of the run, those with GPUs first.
 
     As few GPU nodes as hold the learner and the engines; reward workers go beside them where they fit, else on CPU
-    nodes of their own, since a GPU node for them would be dear.
+    nodes of their own, since a GPU node for them would be expensive.
     """
     shape = node_shape(config, options)
     if not shape.num_gpus:

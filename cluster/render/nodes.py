@@ -28,7 +28,7 @@ RAY_PORT = 6379
 DASHBOARD_PORT = 8265
 # Where every Ray node answers whether it is well, without a token. Ray's default, stated because probes rely on it.
 HEALTH_PORT, HEALTH_PATH = 52365, "/api/healthz"
-# What nodes commonly have where nothing is said: GPUs, cores a GPU, cores without GPUs.
+# What nodes commonly have, used where the options say nothing: GPUs, cores for each GPU, cores without GPUs.
 GPUS_PER_NODE, CPUS_PER_GPU, CPUS_PER_NODE = 8, 12, 8
 MEMORY_GIB_PER_GPU, MEMORY_GIB_PER_CPU = 96, 4
 # The longest name of a RayJob; KubeRay refuses longer ones.
@@ -72,10 +72,12 @@ class Nodes:
 
     @property
     def cpus(self) -> int:
+        """CPUs of one node."""
         return int(self.shape.num_cpus)
 
     @property
     def gpus(self) -> int:
+        """GPUs of one node."""
         return int(self.shape.num_gpus)
 
     def __str__(self) -> str:
@@ -83,6 +85,7 @@ class Nodes:
 
     @property
     def each(self) -> str:
+        """What one node has, in words."""
         gpus = f"{_count(self.gpus, 'GPU')} and " if self.gpus else ""
         return f"{gpus}{_count(self.cpus, 'CPU')}"
 
@@ -171,6 +174,7 @@ def flags_of(shape: Node) -> str:
 
 
 def image_for(options: RenderOptions, shape: Node) -> str:
+    """The container image: the one given, else that for nodes with or without GPUs."""
     return options.image or ("dphrl:cuda" if shape.num_gpus else "dphrl:cpu")
 
 
@@ -208,6 +212,7 @@ def to_yaml(documents: Sequence[Mapping[str, Any]], header: Sequence[str]) -> st
 
 
 def as_comments(lines: Sequence[str]) -> str:
+    """The lines as comments of YAML or a shell script."""
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
