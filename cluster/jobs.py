@@ -75,7 +75,7 @@ def plan_submission(
     config = load_config(source, overrides)
     if working_dir is not None and not working_dir.is_dir():
         raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
-    # A wheel comes before the uploaded folder, what is installed on the nodes after it.
+    # Python looks in the wheel first, then in the uploaded folder, then in what is installed on the nodes.
     if working_dir is not None and wheel is None and (hiding := hides_program(working_dir)):
         raise InputError(
             f"{hiding}: would be uploaded and hide the program on the nodes, which is found by the same name; rename "
@@ -235,7 +235,7 @@ class JobClient:
                 time.sleep(POLL_INTERVAL_S)
                 job = self.get(job_id)
             # A broken connection does not mean a failed job: its state is asked below, and if it still runs, its log
-            # is read on.
+            # is followed again. Ray then sends the log from its start.
             while True:
                 with suppress(RuntimeError, OSError, ClientError):
                     asyncio.run(tail())

@@ -212,7 +212,7 @@ def connect(config: Config) -> None:
     address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     runtime_env: dict[str, Any] = {}
-    # Only where it is needed: with a runtime environment, the workers that Ray starts beforehand are of no use.
+    # Set only where it is needed: with a runtime environment, Ray cannot use the workers that it starts beforehand.
     if is_hidden_from_workers():
         runtime_env["worker_process_setup_hook"] = worker_hook()
     log_format = os.environ.get(LOG_ENVIRONMENT)

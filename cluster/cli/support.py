@@ -81,7 +81,7 @@ def exit_status() -> Iterator[Command]:
         if os.environ.get("DPHRL_DEBUG") == "1":
             traceback.print_exception(error)
         if all(isinstance(cause, InputError | ForeignCodeError) for cause in causes):
-            # Actors of one node say the same.
+            # All actors of one node say the same, so each line is shown once.
             for line in dict.fromkeys("\n".join(map(str, causes)).splitlines()):
                 say(f"dphrl: error: {line}")
             raise typer.Exit(2) from None
