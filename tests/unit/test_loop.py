@@ -1,206 +1,234 @@
-"""Rows, weights, staleness and streaming, against fakes of the protocols."""
+"""What the loop does in which order, written down by parts that only record what they are asked."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from dphrl import collect
-from dphrl.batch import check_staleness, learning_rate, make_batch
-from dphrl.collect import collect_groups, collect_step
-from dphrl.config.learner import LearnerConfig
+from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.loop import train
 from dphrl.protocols import Parts
-from dphrl.tracking.step_metrics import rollout_metrics
-from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind
+from dphrl.types import (
+    Completion,
+    Prompt,
+    ReferenceSample,
+    RewardResult,
+    RewardStatus,
+    RolloutGroup,
+    RowKind,
+    TrainBatch,
+)
 
-CORRECT, WRONG = RewardResult(RewardStatus.CORRECT), RewardResult(RewardStatus.WRONG)
-FAILED = RewardResult(RewardStatus.INFRASTRUCTURE_ERROR)
-
-
-def prompt(name: str) -> Prompt:
-    return Prompt(name, name, (1, 2, 3), "answer", "data")
-
-
-def completion(name: str, index: int, length: int = 2, version: int = 0, finish: str = "stop") -> Completion:
-    return Completion(name, index, (7,) * length, "text", (-0.5,) * length, finish, version)
-
-
-def group(name: str, results: list[RewardResult], **options: Any) -> RolloutGroup:
-    completions = tuple(completion(name, i, **options) for i in range(len(results)))
-    return RolloutGroup(prompt(name), completions, tuple(results))
+PROMPTS = [Prompt(f"p{i}", f"question {i}", (1, 2, 10 + i), "", "data") for i in range(16)]
+NEAR_PERFECT = frozenset({"p0", "p5", "p9"})
+DROPPED = frozenset({"p3"})
+EXPLORATION = frozenset(p.prompt_id for p in PROMPTS) - NEAR_PERFECT - DROPPED
 
 
-def sample(length: int) -> ReferenceSample:
-    return ReferenceSample("p", (1, 2), (5,) * length, (-0.1,) * length)
+@dataclass
+class World:
+    """Learner, engines, grader, reference store and observer in one: `events` is what happened, in order."""
 
+    solved: Any = lambda prompt_id, i: i % 2 == 0
+    refit_works: bool = True
+    policy_version: int = 0
+    engine_version: int = 0
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    batches: list[TrainBatch] = field(default_factory=list)
+    near_perfect: frozenset[str] = NEAR_PERFECT
+    exploration: frozenset[str] = EXPLORATION
 
-def test_each_minibatch_and_each_term_has_its_own_denominator(make_config: Any) -> None:
-    groups = [group("a", [CORRECT, WRONG], length=2), group("b", [CORRECT, WRONG], length=3)]
-    batch = make_batch(make_config(), 0, 0, groups, [sample(4), sample(6), sample(1), sample(1)])
-    for rows, policy_tokens, reference_tokens in zip(batch.minibatches, (4, 6), (10, 2), strict=True):
-        for row in rows:
-            expected = policy_tokens if row.kind is RowKind.POLICY else reference_tokens
-            assert row.weight == pytest.approx(1 / expected)
-        totals = {kind: sum(r.weight * r.num_completion_tokens for r in rows if r.kind is kind) for kind in RowKind}
-        assert totals == pytest.approx({RowKind.POLICY: 1.0, RowKind.REFERENCE: 1.0})
-
-
-def test_an_infrastructure_error_is_excluded_not_scored_zero(make_config: Any) -> None:
-    config = make_config(algorithm={"num_minibatches": 1, "advantage": "mean_only"})
-    groups = [group("a", [CORRECT, WRONG, FAILED])]
-    assert [row.advantage for row in make_batch(config, 0, 0, groups, []).minibatches[0]] == [0.5, -0.5]
-    metrics = rollout_metrics(groups, 0)
-    assert metrics["reward/mean"] == 0.5
-    assert metrics["reward/status/infrastructure_error"] == 1
-
-
-def test_masked_truncations_count_in_the_mean_but_not_in_the_loss(make_config: Any) -> None:
-    mixed = RolloutGroup(prompt("a"), (completion("a", 0), completion("a", 1, finish="length")), (CORRECT, WRONG))
-    config = make_config(algorithm={"num_minibatches": 1, "advantage": "mean_only"}, rollout={"truncated": "mask"})
-    (rows,) = make_batch(config, 0, 0, [mixed], []).minibatches
-    assert [row.advantage for row in rows] == [0.5]
-    assert rows[0].weight == pytest.approx(1 / 2)
-
-
-def test_nothing_to_train_on_is_an_error_that_says_so(make_config: Any) -> None:
-    with pytest.raises(RuntimeError, match="nothing to train on"):
-        make_batch(make_config(), 0, 0, [group("a", [FAILED, FAILED])], [])
-
-
-@pytest.mark.parametrize(("version", "bound", "fine"), [(5, 0, True), (4, 0, False), (4, 1, True), (6, 1, False)])
-def test_staleness_bound(version: int, bound: int, fine: bool) -> None:
-    groups = [group("a", [CORRECT], version=version)]
-    if fine:
-        check_staleness(groups, 5, bound)
-    else:
-        with pytest.raises(RuntimeError, match=f"policy version {version}, the learner is at 5"):
-            check_staleness(groups, 5, bound)
-
-
-def test_learning_rate() -> None:
-    linear = LearnerConfig(num_steps=11, lr=1.0, lr_schedule="linear", lr_final_fraction=0.1)
-    assert [learning_rate(linear, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.55, 0.1])
-    warm = LearnerConfig(num_steps=10, lr=1.0, warmup_steps=4)
-    assert [learning_rate(warm, step) for step in (0, 1, 3, 4, 9)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0])
-
-
-class SlowEngine:
-    """Yields one completion at a time, later prompts first."""
-
-    def __init__(self, missing: int = 0) -> None:
-        self.missing, self.num_yielded = missing, 0
-
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
-        jobs = [(p, i) for p in reversed(prompts) for i in reversed(range(num_samples))]
-        for p, i in jobs[self.missing :]:
-            self.num_yielded += 1
-            yield [completion(p.prompt_id, i)]
+    async def update(self, batch: TrainBatch) -> dict[str, float]:
+        self.events.append(("update", batch.step))
+        self.batches.append(batch)
+        for _ in range(50):  # long enough for whatever runs beside it to come to its turn
             await asyncio.sleep(0)
+        self.policy_version += 1
+        self.events.append(("updated", batch.step))
+        return {"learner/grad_norm": 1.0}
 
+    async def refit(self, learner: Any) -> dict[str, float]:
+        self.events.append(("refit", learner.policy_version))
+        if self.refit_works:
+            self.engine_version = learner.policy_version
+        return {"sync/logprob_gap_max": 0.0}
 
-class WatchingGrader:
-    def __init__(self, engine: SlowEngine) -> None:
-        self.engine, self.yielded_at_first_grade = engine, None
+    async def generate(self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+        version = self.engine_version
+        self.events.append(("generate", tuple(p.prompt_id for p in prompts), num_samples, seed, greedy, version))
+        for prompt in prompts:
+            await asyncio.sleep(0)
+            yield [
+                Completion(prompt.prompt_id, i, (7, 8), "", (-1.0,) * 2, "stop", version) for i in range(num_samples)
+            ]
 
     async def grade(self, items: Any) -> list[RewardResult]:
-        if self.yielded_at_first_grade is None:
-            self.yielded_at_first_grade = self.engine.num_yielded
-        return [CORRECT if c.sample_index else WRONG for _, c in items]
+        return [
+            RewardResult(RewardStatus.CORRECT if self.solved(p.prompt_id, c.sample_index) else RewardStatus.WRONG)
+            for p, c in items
+        ]
 
     def drain_metrics(self) -> dict[str, float]:
         return {}
 
+    async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
+        self.events.append(("rehearse", step, num_rows))
+        return [ReferenceSample("p0", (1, 2, 10), (5, 6), (-0.1, -0.2)) for _ in range(num_rows)]
 
-def test_grading_starts_while_others_still_decode_and_order_is_restored() -> None:
-    engine = SlowEngine()
-    grader = WatchingGrader(engine)
-    prompts, counted = [prompt("a"), prompt("b")], []
-    collected = asyncio.run(collect_groups(engine, grader, prompts, 3, seed=0, on_graded=counted.append))
-    assert grader.yielded_at_first_grade < 6
-    assert [g.prompt.prompt_id for g in collected.groups] == ["a", "b"]
-    assert all([c.sample_index for c in g.completions] == [0, 1, 2] for g in collected.groups)
-    assert all(g.results == (WRONG, CORRECT, CORRECT) for g in collected.groups)
-    assert (sum(counted), collected.num_tokens) == (6, 12)
+    async def after_step(self, step: int, metrics: Any, groups: Sequence[RolloutGroup]) -> None:
+        self.events.append(("observe", step, dict(metrics), tuple(group.prompt.prompt_id for group in groups)))
 
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [event for event in self.events if event[0] == kind]
 
-def test_a_lost_completion_stops_the_step() -> None:
-    engine = SlowEngine(missing=1)
-    with pytest.raises(RuntimeError, match="prompt b: 2 completions came back, 3 were asked"):
-        asyncio.run(collect_groups(engine, WatchingGrader(engine), [prompt("a"), prompt("b")], 3, seed=0))
+    def place(self, kind: str, number: int) -> int:
+        """Where in the order of events the `number`-th of a kind (from 0) is."""
+        return self.events.index(self.of(kind)[number])
 
 
-class ScriptedGrader:
-    """Prompts whose name ends in an even digit are solved by every sample: no signal."""
+def run(
+    make_config: Any, world: World | None = None, *, start_step: int = 0, plain: bool = False, **changes: Any
+) -> World:
+    sections: dict[str, Any] = {
+        "rollout": {"num_prompts": 2, "num_samples": 4},
+        "reference": {"rows_per_step": 6},
+        "learner": {"num_steps": 4},
+    }
+    for name, section in changes.items():
+        sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
+    world = world or World()
+    parts: Any = Parts(world, world, world)  # type: ignore[arg-type]
+    asyncio.run(train(make_config(**sections), PROMPTS, parts, None if plain else world, world, start_step=start_step))
+    return world
 
-    async def grade(self, items: Any) -> list[RewardResult]:
-        return [CORRECT if int(p.prompt_id[-1]) % 2 == 0 or c.sample_index else WRONG for p, c in items]
 
-    def drain_metrics(self) -> dict[str, float]:
-        return {}
+# ----------------------------------------------------------------------------- which prompts, which seeds
 
 
-def dynamic_step(make_config: Any, rounds: int, names: list[str]) -> Any:
-    config = make_config(
-        rollout={"num_prompts": 4, "num_samples": 2},
-        algorithm={"dynamic_sampling_rounds": rounds},
+def test_only_the_prompts_of_the_exploration_set_are_rolled_out(make_config: Any) -> None:
+    world = run(make_config, learner={"num_steps": 12})
+    asked = {prompt_id for _, prompt_ids, *_ in world.of("generate") for prompt_id in prompt_ids}
+    assert asked == EXPLORATION
+    plain = run(make_config, plain=True, algorithm={"divergence": "none"}, learner={"num_steps": 16})
+    assert {prompt_id for _, prompt_ids, *_ in plain.of("generate") for prompt_id in prompt_ids} == {
+        p.prompt_id for p in PROMPTS
+    }
+    assert plain.of("rehearse") == []
+    assert all(row.kind is RowKind.POLICY for batch in plain.batches for rows in batch.minibatches for row in rows)
+
+
+def test_prompts_and_seeds_are_those_of_the_step_and_the_run(make_config: Any) -> None:
+    world, other = run(make_config, seed=3), run(make_config, seed=4)
+    explored = [p.prompt_id for p in PROMPTS if p.prompt_id in EXPLORATION]
+    for step, (_, prompt_ids, num_samples, seed, greedy, _) in enumerate(world.of("generate")):
+        assert prompt_ids == tuple(explored[i] for i in step_indices(len(explored), step, 2, 3))
+        assert (seed, num_samples, greedy) == (derive_seed(3, "rollout", step), 4, False)
+    seeds = [event[3] for event in world.of("generate") + other.of("generate")]
+    assert len(set(seeds)) == 8, "no two steps share a seed, nor two runs"
+    assert [event[1] for event in world.of("generate")] != [event[1] for event in other.of("generate")]
+
+
+def test_every_round_of_dynamic_sampling_has_prompts_and_a_seed_of_its_own(make_config: Any) -> None:
+    # Twelve prompts to explore, three rounds of two a step: two steps see each prompt once.
+    world = run(
+        make_config,
+        World(solved=lambda prompt_id, i: False),
+        algorithm={"dynamic_sampling_rounds": 3, "num_minibatches": 1},
+        learner={"num_steps": 4},
     )
-    parts = Parts(None, SlowEngine(), ScriptedGrader())  # type: ignore[arg-type]
-    return asyncio.run(collect_step(config, [prompt(name) for name in names], parts, 0))
+    rounds = world.of("generate")
+    assert len({seed for _, _, _, seed, *_ in rounds}) == len(rounds) == 12
+    for epoch in (rounds[:6], rounds[6:]):
+        assert sorted(prompt_id for _, prompt_ids, *_ in epoch for prompt_id in prompt_ids) == sorted(EXPLORATION)
 
 
-def test_dynamic_sampling_refills_until_enough_groups_have_signal(make_config: Any) -> None:
-    names = [f"p{i}" for i in range(10)]
-    plain = dynamic_step(make_config, 1, names)
-    assert (len(plain.groups), len(plain.sampled), plain.metrics["rollout/num_rounds"]) == (4, 4, 1)
-    refilled = dynamic_step(make_config, 5, names)
-    assert len(refilled.groups) == 4
-    assert all(int(g.prompt.prompt_id[-1]) % 2 for g in refilled.groups)
-    assert 1 < refilled.metrics["rollout/num_rounds"] <= 5
-    assert len(refilled.sampled) == 4 * refilled.metrics["rollout/num_rounds"]
+def test_a_step_trains_on_groups_with_signal_and_reports_all_it_sampled(make_config: Any) -> None:
+    flat = {"p1", "p2", "p4", "p6", "p7", "p8"}
+    world = run(
+        make_config,
+        World(solved=lambda prompt_id, i: prompt_id not in flat and i % 2 == 0),
+        algorithm={"dynamic_sampling_rounds": 6, "num_minibatches": 1},
+        learner={"num_steps": 3},
+    )
+    for batch, (_, _, metrics, sampled) in zip(world.batches, world.of("observe"), strict=True):
+        trained = {f"p{row.token_ids[2] - 10}" for row in batch.minibatches[0] if row.kind is RowKind.POLICY}
+        assert (len(trained), trained & flat) == (2, set())
+        assert len(sampled) == 2 * metrics["rollout/num_rounds"]
+        assert metrics["reward/zero_variance_fraction"] == sum(p in flat for p in sampled) / len(sampled)
+    assert any(len(sampled) > 2 for _, _, _, sampled in world.of("observe"))
 
 
-def test_dynamic_sampling_stops_at_its_bound_with_what_it_has(make_config: Any) -> None:
-    hopeless = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
-    assert (hopeless.metrics["rollout/num_rounds"], len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(make_config: Any, max_staleness: int) -> None:
+    settings = {"learner": {"num_steps": 6}, "rollout": {"max_staleness": max_staleness}, "seed": 5}
+    whole = run(make_config, **settings)
+    rest = run(make_config, World(policy_version=3, engine_version=3), start_step=3, **settings)
+    assert [event[1:5] for event in rest.of("generate")] == [event[1:5] for event in whole.of("generate")][3:]
+    assert rest.of("rehearse") == whole.of("rehearse")[3:]
+    assert [event[1] for event in rest.of("observe")] == [4, 5, 6]
+    assert [batch.learning_rate for batch in rest.batches] == [batch.learning_rate for batch in whole.batches][3:]
 
 
-def test_length_penalty_shapes_the_advantage_and_nothing_else(make_config: Any) -> None:
-    # max 24, buffer 8: 16 tokens cost nothing, 20 cost 1/2, 24 cost 1. Scores 1, 1/2, 0: mean 1/2.
-    completions = tuple(completion("a", i, length=n) for i, n in enumerate((16, 20, 24)))
-    groups = [RolloutGroup(prompt("a"), completions, (CORRECT,) * 3)]
-    shaping = {"num_minibatches": 1, "advantage": "mean_only", "overlong_buffer_tokens": 8}
-    (rows,) = make_batch(make_config(algorithm=shaping), 0, 0, groups, []).minibatches
-    assert [row.advantage for row in rows] == pytest.approx([0.5, 0.0, -0.5])
-    assert rollout_metrics(groups, 0)["reward/mean"] == 1.0
+# --------------------------------------------------------------------------------------- in which order
 
 
-class EndlessEngine:
-    """Yields one completion at a time, as fast as it is asked."""
-
-    num_yielded = 0
-
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
-        for i in range(num_samples):
-            self.num_yielded += 1
-            yield [Completion(prompts[0].prompt_id, i, (1,), "x", (0.0,), "stop", 0)]
+def test_on_policy_a_step_is_sampled_after_the_refit_that_follows_the_update(make_config: Any) -> None:
+    world = run(make_config)
+    kinds = [kind for kind, *_ in world.events]
+    assert kinds == ["generate", "rehearse", "update", "updated", "refit", "observe"] * 4
+    assert [event[-1] for event in world.of("generate")] == [0, 1, 2, 3], "each with the newest weights"
+    assert [event[1] for event in world.of("refit")] == [1, 2, 3, 4]
 
 
-def test_a_slow_reward_holds_up_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "MAX_UNGRADED", 3)
-    engine = EndlessEngine()
-    ahead: list[int] = []
+def test_with_staleness_the_next_step_is_sampled_during_the_update(make_config: Any) -> None:
+    world = run(make_config, rollout={"max_staleness": 1})
+    assert len(world.of("generate")) == 4, "none is made again, and none after the last step"
+    for step in range(3):
+        assert world.place("update", step) < world.place("generate", step + 1) < world.place("updated", step)
+    assert [event[-1] for event in world.of("generate")] == [0, 0, 1, 2], "with the weights of the step before"
+    assert [event[1] for event in world.of("refit")] == [1, 2, 3, 4], "a refit follows every update all the same"
+    staleness = [metrics["rollout/staleness_max"] for _, _, metrics, _ in world.of("observe")]
+    assert staleness == [0, 1, 1, 1]
 
-    class SlowGrader:
-        num_graded = 0
 
-        async def grade(self, items: Any) -> list[RewardResult]:
-            await asyncio.sleep(0.001)
-            ahead.append(engine.num_yielded - self.num_graded)
-            self.num_graded += len(items)
-            return [CORRECT] * len(items)
+@pytest.mark.parametrize(("max_staleness", "updates"), [(0, 1), (1, 2)])
+def test_completions_staler_than_allowed_stop_the_run(make_config: Any, max_staleness: int, updates: int) -> None:
+    world = World(refit_works=False)
+    with pytest.raises(RuntimeError, match=f"outside rollout.max_staleness={max_staleness}"):
+        run(make_config, world, rollout={"max_staleness": max_staleness})
+    assert len(world.of("update")) == updates
 
-    collected = asyncio.run(collect_groups(engine, SlowGrader(), [prompt("p")], 50, seed=0))
-    assert len(collected.groups[0].completions) == 50
-    assert max(ahead) <= 4
+
+# ------------------------------------------------------------------------------- what each part is told
+
+
+def test_each_step_rehearses_its_own_rows(make_config: Any) -> None:
+    world = run(make_config)
+    assert [event[1:] for event in world.of("rehearse")] == [(step, 6) for step in range(4)]
+    for batch in world.batches:
+        kinds = [[row.kind for row in rows] for rows in batch.minibatches]
+        assert [of.count(RowKind.REFERENCE) for of in kinds] == [3, 3], "half of them in each mini-batch"
+        assert [of.count(RowKind.POLICY) for of in kinds] == [4, 4]
+
+
+def test_the_batch_is_of_the_step_and_of_the_version_before_the_update(make_config: Any) -> None:
+    world = run(make_config, learner={"num_steps": 4, "lr": 1.0, "warmup_steps": 2})
+    assert [(batch.step, batch.policy_version) for batch in world.batches] == [(step, step) for step in range(4)]
+    assert [batch.learning_rate for batch in world.batches] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_the_observer_counts_from_one_and_hears_the_version_after_the_update(make_config: Any) -> None:
+    world = run(make_config)
+    for number, ((_, step, metrics, sampled), asked) in enumerate(
+        zip(world.of("observe"), world.of("generate"), strict=True), start=1
+    ):
+        assert (step, metrics["step"], metrics["policy_version"]) == (number, number, number)
+        assert sampled == asked[1]
+        assert metrics["reward/mean"] == 0.5
+        assert metrics["learner/grad_norm"] == 1.0
+        assert metrics["sync/logprob_gap_max"] == 0.0
+        assert metrics["time/step_s"] >= metrics["time/learn_s"] > 0
