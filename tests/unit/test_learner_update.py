@@ -1,0 +1,144 @@
+"""What an update asks of its engine, in which order; and what one rank or several make of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dphrl.inline import InlineLearner
+from dphrl.learner.policy import PolicyModel
+from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
+from dphrl.types import RowKind, TrainBatch, TrainRow
+
+
+def row(length: int, kind: RowKind = RowKind.POLICY, token: int = 5) -> TrainRow:
+    return TrainRow(kind, (1, 2, *[token] * length), 2, (-1.0,) * length, 0.01, 1.0)
+
+
+class RecordingEngine:
+    """Log-probs of -2 everywhere from one trainable number; writes down what it is asked."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.weight = torch.tensor(-2.0, requires_grad=True)
+        self.calls: list[Any] = []
+
+    def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls.append("forward" if torch.is_grad_enabled() else "old")
+        return self.weight.expand(len(batch.target_ids_N)), torch.ones(len(batch.target_ids_N))
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()
+        self.calls.append("last backward" if last else "backward")
+
+    def step(self, learning_rate: float) -> float:
+        self.calls.append(("step", learning_rate))
+        return 4.0 if len([call for call in self.calls if isinstance(call, tuple)]) == 1 else 1.0
+
+
+def test_a_step_follows_the_last_micro_batch_of_each_mini_batch(make_config: Any) -> None:
+    settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
+    engine = RecordingEngine()
+    first = tuple(row(18) for _ in range(6))  # two rows of 20 tokens fit
+    second = (row(18), row(18), row(18))
+    metrics = run_update(TrainBatch(0, 0, (first, second), 0.125), engine, settings)
+    assert engine.calls == [
+        *["old"] * 2,  # of the second mini-batch alone: the first is trained by the weights that define pi_old
+        *["forward", "backward"] * 2,
+        *["forward", "last backward"],
+        ("step", 0.125),
+        *["forward", "backward"],
+        *["forward", "last backward"],
+        ("step", 0.125),
+    ]
+    assert metrics["learner/grad_norm"] == 2.5, "the mean of the two steps'"
+
+
+def test_the_gap_is_the_largest_of_any_micro_batch_and_rank(make_config: Any) -> None:
+    settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
+    rows = tuple(
+        TrainRow(RowKind.POLICY, (1, 2, *[5] * 30), 2, (-2.0 - gap,) * 30, 0.01, 1.0) for gap in (0.25, 0.5, 0.125)
+    )
+    rehearsed = TrainRow(RowKind.REFERENCE, (1, 2, *[5] * 30), 2, (-9.0,) * 30, 0.01)
+    batch = TrainBatch(0, 0, ((*rows, rehearsed),), 1e-3)
+    for num_ranks in (1, 2, 4):
+        parts = [run_update(batch, RecordingEngine(), settings, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
+        together = combine_rank_metrics(parts)
+        assert together["rollout/logprob_gap_max"] == pytest.approx(0.5)
+        assert together["policy/entropy"] == pytest.approx(3 * 30 * 0.01)
+
+
+@pytest.fixture(scope="module")
+def policy() -> PolicyModel:
+    from dphrl.tiny import TinyShape, build_model, build_tokenizer
+
+    return PolicyModel(build_model(TinyShape(), build_tokenizer(), seed=0).eval(), temperature=1.0)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config: Any, num_ranks: int) -> None:
+    class Engine:
+        device = torch.device("cpu")
+        forward = staticmethod(policy)
+
+    settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
+    # Long rows that fill a micro-batch each, and a short one: some rank has fewer, and repeats a row.
+    sequences = [((1, 2, *range(5, 5 + length)), 2) for length in (15, 14, 3, 13)]
+    alone = score_sequences(sequences, Engine(), settings)
+    parts = [score_sequences(sequences, Engine(), settings, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
+    assert sorted(index for part in parts for index in part) == [0, 1, 2, 3]
+    for part in parts:
+        for index, logprobs in part.items():
+            assert logprobs == pytest.approx(alone[index], abs=1e-5)
+            assert len(logprobs) == (15, 14, 3, 13)[index]
+
+
+# ----------------------------------------------------------------------------- the inline learner
+
+
+@pytest.fixture
+def learner(make_config: Any, tiny_dir: str, tokenizer: Any) -> InlineLearner:
+    return InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir, tokenizer)
+
+
+def batch_of(learner: InlineLearner) -> TrainBatch:
+    return TrainBatch(0, learner.policy_version, ((row(4), row(6, RowKind.REFERENCE)),), 1e-2)
+
+
+def test_an_update_moves_the_policy_and_raises_its_version(learner: InlineLearner) -> None:
+    sequence = [((1, 2, 5, 6, 7), 2)]
+    before = asyncio.run(learner.score(sequence))
+    assert learner.policy_version == 0
+    asyncio.run(learner.update(batch_of(learner)))
+    assert learner.policy_version == 1
+    after = asyncio.run(learner.score(sequence))
+    assert max(abs(a - b) for a, b in zip(before[0], after[0], strict=True)) > 1e-3
+    asyncio.run(learner.update(batch_of(learner)))
+    assert learner.policy_version == 2
+
+
+def test_scores_are_at_the_sampling_temperature(learner: InlineLearner) -> None:
+    ids = (1, 2, 5, 6, 7)
+    with torch.no_grad():
+        logits = learner.policy.lm(torch.tensor([ids])).logits[0] / 0.8
+    expected = [float(logits[t - 1].log_softmax(-1)[ids[t]]) for t in range(2, 5)]
+    assert asyncio.run(learner.score([(ids, 2)]))[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_checkpoint_brings_back_weights_moments_and_version(
+    learner: InlineLearner, make_config: Any, tiny_dir: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    asyncio.run(learner.update(batch_of(learner)))
+    asyncio.run(learner.save(tmp_path))
+    other = InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir, tokenizer)
+    asyncio.run(other.load(tmp_path, 1))
+    for one in (learner, other):
+        asyncio.run(one.update(batch_of(one)))
+    assert other.policy_version == learner.policy_version == 2
+    for ours, theirs in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
