@@ -88,14 +88,15 @@ def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config:
 
     settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
     # Long rows that fill a micro-batch each, and a short one: some rank has fewer, and repeats a row.
-    sequences = [((1, 2, *range(5, 5 + length)), 2) for length in (15, 14, 3, 13)]
+    lengths = (29, 28, 3, 27, 26)
+    sequences = [((1, 2, *[5 + i % 12 for i in range(length)]), 2) for length in lengths]
     alone = score_sequences(sequences, Engine(), settings)
     parts = [score_sequences(sequences, Engine(), settings, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
-    assert sorted(index for part in parts for index in part) == [0, 1, 2, 3]
+    assert sorted(index for part in parts for index in part) == [0, 1, 2, 3, 4]
     for part in parts:
         for index, logprobs in part.items():
             assert logprobs == pytest.approx(alone[index], abs=1e-5)
-            assert len(logprobs) == (15, 14, 3, 13)[index]
+            assert len(logprobs) == lengths[index]
 
 
 # ----------------------------------------------------------------------------- the inline learner
