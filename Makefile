@@ -8,7 +8,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-fast lint format clean
+.PHONY: help setup lock demo test test-fast mutants lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## every test that needs no GPU; ARGS="-k name" to select
 
 test-fast: setup ## the tests that start no process and no engine: unit, golden, contracts
 	$(PYTEST) $(FAST) $(ARGS)
+
+mutants: setup ## make deliberate errors in the core and see that tests notice; ARGS="--only losses" to select, --list
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

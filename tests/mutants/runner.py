@@ -39,6 +39,7 @@ PRELOAD = (
 )
 OWN = ("dphrl", "actors", "cluster", "tests")
 BASELINE_TIMEOUT_S = 600
+WAIT_S = 30
 NEVER_IMPORTED = 90
 IGNORED = (".*", "__pycache__", "runs", "build", "dist", "*.egg-info")
 
@@ -147,8 +148,8 @@ def _child(worker: Worker, tests: Sequence[str], mutant: Mutant | None, timeout_
     log = os.open(worker.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    # An error may make a loop endless, or a wait: both are noticed. By processor time, so that a busy machine does not
-    # pass for an endless loop; by the clock only long after.
+    # An error may make a loop endless. By processor time, so that a busy machine does not pass for one; by the clock
+    # only long after.
     signal.setitimer(signal.ITIMER_PROF, timeout_s)
     signal.alarm(10 * timeout_s)
     os.chdir(worker.tree)
@@ -163,7 +164,8 @@ def _child(worker: Worker, tests: Sequence[str], mutant: Mutant | None, timeout_
         sys.modules["torch"].set_num_threads(1)
     import pytest
 
-    stop = ["-x"] if mutant else []
+    # An error may also make a test wait for ever; on the tree as it is, none of these waits for long.
+    stop = ["-x", "-o", f"timeout={WAIT_S}"] if mutant else []
     code = int(pytest.main([*stop, "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short", *tests]))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

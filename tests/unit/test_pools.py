@@ -1,0 +1,337 @@
+"""Weights to engines and back again as a proof, work to engines and graders: with stand-ins for Ray's actors.
+
+A stand-in has, for each method, `.remote` that gives something to await, as a handle does; nothing of Ray runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from actors import buffer as buffer_module
+from actors import learner_group, reward_pool, weight_sync
+from actors.buffer import BufferActor, RayReferenceStore
+from actors.learner_group import RayLearner
+from actors.reward_pool import RayRewardPool
+from actors.rollout_pool import RayRolloutPool
+from actors.weight_proof import PROBE_TOKENS, WeightProof, max_logprob_gap
+from actors.weight_sync import pack_tensor, packed_chunks, unpack_tensor
+from dphrl.data.schedule import derive_seed
+from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.split import Split
+from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, TrainBatch
+
+PROBES = [Prompt(f"probe{i}", "text", (1, 2, 3 + i), "", "d") for i in range(3)]
+
+
+class Handle:
+    """A stand-in for an actor: its methods by name, each called through `.remote`."""
+
+    def __init__(self, **methods: Any) -> None:
+        for name, method in methods.items():
+            setattr(self, name, SimpleNamespace(remote=method))
+
+
+async def answer(value: Any) -> Any:
+    await asyncio.sleep(0)
+    return value
+
+
+# ------------------------------------------------------------------------------------------ packing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_a_tensor_comes_back_as_it_was(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = (torch.randn(shape) * 3).to(dtype)
+    packed = pack_tensor("model.weight", tensor.requires_grad_() if dtype.is_floating_point else tensor)
+    back = unpack_tensor(packed)
+    assert (packed.name, back.dtype, tuple(back.shape)) == ("model.weight", dtype, shape)
+    assert torch.equal(back, tensor.detach())
+
+
+def test_a_view_that_is_not_contiguous_is_packed_by_its_values() -> None:
+    tensor = torch.arange(12.0).reshape(3, 4).T
+    assert torch.equal(unpack_tensor(pack_tensor("w", tensor)), tensor)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 160, 400, 10**6])
+def test_every_tensor_is_in_one_chunk_and_chunks_are_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(weight_sync, "CHUNK_BYTES", chunk_bytes)
+    tensors = [(f"w{i}", torch.full((10,), float(i))) for i in range(9)]  # 40 bytes each
+    chunks = list(packed_chunks(tensors))
+    sent = {packed.name: unpack_tensor(packed) for chunk in chunks for packed in chunk}
+    assert list(sent) == [name for name, _ in tensors]
+    assert all(torch.equal(sent[name], tensor) for name, tensor in tensors)
+    assert all(chunks)
+    # A chunk ends with the tensor that fills it.
+    assert all(sum(p.data.nbytes for p in chunk[:-1]) < chunk_bytes for chunk in chunks)
+    assert all(sum(p.data.nbytes for p in chunk) >= chunk_bytes for chunk in chunks[:-1])
+
+
+# -------------------------------------------------------------------------------- refit and its proof
+
+
+class Learner:
+    """A learner at version 7 whose log-prob of a token is minus a hundredth of it."""
+
+    policy_version = 7
+
+    def __init__(self) -> None:
+        self.scored: list[Any] = []
+
+    async def publish(self) -> list[str]:
+        return ["chunk 0", "chunk 1", "chunk 2"]
+
+    async def score(self, sequences: Any) -> list[tuple[float, ...]]:
+        self.scored.append(list(sequences))
+        return [tuple(-0.01 * token for token in ids[num_prompt:]) for ids, num_prompt in sequences]
+
+
+class Engine(Handle):
+    """Takes weights in order; its log-probs are the learner's but for `gap` at the last token of the last probe."""
+
+    def __init__(self, gap: float = 0.0, acknowledges: int | None = None) -> None:
+        self.gap, self.acknowledges, self.calls = gap, acknowledges, []
+        super().__init__(
+            start_weight_update=self._start,
+            update_weights=self._update,
+            finish_weight_update=self._finish,
+            generate=self._generate,
+        )
+
+    def _start(self) -> Any:
+        self.calls.append("start")
+        return answer(None)
+
+    def _update(self, chunk: Any) -> Any:
+        self.calls.append(chunk)
+        return answer(None)
+
+    def _finish(self, version: int) -> Any:
+        self.calls.append(("finish", version))
+        return answer(version if self.acknowledges is None else self.acknowledges)
+
+    async def _generate(
+        self, prompts: Any, num_samples: int, seed: int, greedy: bool = False, max_tokens: Any = None
+    ) -> Any:
+        self.calls.append(("generate", len(prompts), num_samples, seed, greedy, max_tokens))
+        for prompt in prompts:
+            tokens = (prompt.token_ids[-1], 20)
+            logprobs = [-0.01 * token for token in tokens]
+            if prompt is prompts[-1]:
+                logprobs[-1] += self.gap
+            yield answer(
+                [Completion(prompt.prompt_id, i, tokens, "", tuple(logprobs), "stop", 7) for i in range(num_samples)]
+            )
+
+
+def refit(make_config: Any, *engines: Engine, learner: Any = None, **sync: Any) -> Any:
+    pool = RayRolloutPool(engines, make_config(sync=sync), PROBES)
+    return asyncio.run(pool.refit(learner or Learner()))  # type: ignore[arg-type]
+
+
+def test_every_engine_takes_every_chunk_in_order_and_then_proves_it(make_config: Any) -> None:
+    engines, learner = [Engine(), Engine(gap=5e-4)], Learner()
+    assert refit(make_config, *engines, learner=learner) == {"sync/logprob_gap_max": pytest.approx(5e-4)}
+    for engine in engines:
+        assert engine.calls[:5] == ["start", "chunk 0", "chunk 1", "chunk 2", ("finish", 7)]
+        assert engine.calls[5][:3] == ("generate", 3, 1)
+        assert engine.calls[5][4:] == (False, PROBE_TOKENS)
+    # The learner judges each probe of each engine, completion and all, by one call.
+    (scored,) = learner.scored
+    assert [(ids[-2:], num_prompt) for ids, num_prompt in scored] == [((3 + i, 20), 3) for i in range(3)] * 2
+
+
+def test_an_engine_that_acknowledges_another_version_is_refused(make_config: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"acknowledged versions \[6, 7\] after a sync to 7"):
+        refit(make_config, Engine(), Engine(acknowledges=6))
+
+
+@pytest.mark.parametrize("gap", [2e-3, -2e-3, math.nan, math.inf, -math.inf])
+def test_an_engine_that_is_off_is_named_whatever_the_sign(make_config: Any, gap: float) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"after the sync to policy version 7, log-probs of rollout engine 1 are off"
+    ):
+        refit(make_config, Engine(gap=5e-4), Engine(gap=gap), Engine())
+    with pytest.raises(RuntimeError, match=r"engine 0 .*sync\.max_logprob_gap=0\.0001"):
+        refit(make_config, Engine(gap=5e-4), max_logprob_gap=1e-4)
+    assert refit(make_config, Engine(gap=2e-3), max_logprob_gap=0.01)["sync/logprob_gap_max"] == pytest.approx(2e-3)
+
+
+def test_each_proof_samples_with_a_seed_of_its_own() -> None:
+    engine, other = Engine(), Engine()
+    proof = WeightProof([engine, other], PROBES, 1e-3)
+    for _ in range(3):
+        asyncio.run(proof.largest_gap(Learner()))  # type: ignore[arg-type]
+    seeds = [call[3] for call in engine.calls]
+    assert len(set(seeds)) == 3
+    assert seeds == [call[3] for call in other.calls]
+
+
+def test_the_bound_on_the_gap_is_the_settings_or_the_dtypes(make_config: Any) -> None:
+    assert max_logprob_gap(make_config().sync, "float32") == 1e-3
+    assert max_logprob_gap(make_config().sync, "bfloat16") == 0.5
+    assert max_logprob_gap(make_config(sync={"max_logprob_gap": 0.25}).sync, "float32") == 0.25
+
+
+# ------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("num_engines", [1, 2, 3])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_every_prompt_is_sampled_once_with_a_seed_of_its_place(
+    make_config: Any, num_engines: int, greedy: bool
+) -> None:
+    engines = [Engine() for _ in range(num_engines)]
+    pool = RayRolloutPool(engines, make_config())
+    prompts = [Prompt(f"p{i}", "text", (1, 2, i), "", "d") for i in range(10)]
+
+    async def run() -> list[Completion]:
+        return [c async for done in pool.generate(prompts, 2, seed=5, greedy=greedy) for c in done]
+
+    sampled = sorted((c.prompt_id, c.sample_index) for c in asyncio.run(run()))
+    assert sampled == sorted((p.prompt_id, i) for p in prompts for i in range(2))
+    calls = [call for engine in engines for call in engine.calls]
+    share = {1: 10, 2: 3, 3: 2}[num_engines]
+    assert sorted(call[3] for call in calls) == sorted(derive_seed(5, start) for start in range(0, 10, share))
+    assert {call[4] for call in calls} == {greedy}
+
+
+# ------------------------------------------------------------------------------------- the learner's ranks
+
+
+def test_ranks_are_one_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_group.ray, "put", lambda value: value)
+    loaded: list[Any] = []
+
+    def rank(place: int) -> Handle:
+        return Handle(
+            score=lambda sequences: answer({i: (float(i),) for i in range(len(sequences)) if i % 2 == place}),
+            update=lambda batch: answer({"policy/loss": 1.0 + place, "rollout/logprob_gap_max": 0.5 * place}),
+            publish=lambda: answer(["chunks"] if place == 0 else []),
+            load=lambda folder: answer(loaded.append(folder)),
+        )
+
+    async def run() -> None:
+        learner = RayLearner([rank(0), rank(1)])
+        assert learner.policy_version == 0
+        assert await learner.score([((1, 2), 1)] * 5) == [(0.0,), (1.0,), (2.0,), (3.0,), (4.0,)]
+        assert await learner.score([]) == []
+        metrics = await learner.update(TrainBatch(0, 0, (), 1e-3))
+        assert metrics == {"policy/loss": 3.0, "rollout/logprob_gap_max": 0.5}, "shares add up, the largest stays"
+        assert learner.policy_version == 1
+        assert list(await learner.publish()) == ["chunks"]
+        await learner.load("folder", 9)  # type: ignore[arg-type]
+        assert (learner.policy_version, loaded) == (9, ["folder", "folder"])
+
+    asyncio.run(run())
+
+
+# ------------------------------------------------------------------------------------- the buffer
+
+
+@pytest.mark.parametrize("samples_per_object", [1, 4, 100])
+def test_the_buffer_actor_chooses_as_the_buffer_does(monkeypatch: pytest.MonkeyPatch, samples_per_object: int) -> None:
+    monkeypatch.setattr(buffer_module, "SAMPLES_PER_OBJECT", samples_per_object)
+    fetched: list[int] = []
+
+    def get(shards: list[Any]) -> list[Any]:
+        fetched.append(len(shards))
+        return shards
+
+    monkeypatch.setattr(buffer_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(buffer_module.ray, "get", get)
+    samples = [ReferenceSample(f"p{i}", (1,), (i,), (-0.5,)) for i in range(10)]
+    whole = ReferenceBuffer(Split((), (), ()), {}, {}, samples, {}, 3)
+    actor = BufferActor.__ray_metadata__.modified_class()
+    actor.put(whole)
+    store = RayReferenceStore(
+        Handle(sample=lambda step, num_rows: answer(actor.sample(step, num_rows))), frozenset("a"), frozenset("b")
+    )
+    for step in range(7):
+        rows = asyncio.run(store.sample(step, 4))
+        assert rows == asyncio.run(whole.sample(step, 4))
+        assert len(rows) == 4
+    assert max(fetched) <= 4, "a step fetches the objects it reads and no other"
+
+
+# ------------------------------------------------------------------------------------- rewards
+
+CORRECT, FAILED = RewardResult(RewardStatus.CORRECT), RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "no")
+
+
+class Worker(Handle):
+    """Grades; fails on a text as often as it is told to, and dies on `deadly`."""
+
+    def __init__(self, log: list[Any], name: str, failures: dict[str, int]) -> None:
+        self.log, self.name, self.failures = log, name, failures
+        super().__init__(grade=self._grade, ready=lambda: answer(True))
+
+    async def _grade(self, pairs: Any) -> list[RewardResult]:
+        await asyncio.sleep(0)
+        self.log.append((self.name, [text for text, _ in pairs]))
+        if any(text == "deadly" for text, _ in pairs):
+            raise ray.exceptions.RayActorError
+        return [self._verdict(text) for text, _ in pairs]
+
+    def _verdict(self, text: str) -> RewardResult:
+        if self.failures.get(text, 0) > 0:
+            self.failures[text] -= 1
+            return FAILED
+        return RewardResult(RewardStatus.CORRECT, text)
+
+
+def grade(
+    make_config: Any, texts: list[str], failures: dict[str, int], num_workers: int = 2, num_retries: int = 2
+) -> tuple[list[RewardResult], list[Any], Any]:
+    log: list[Any] = []
+    workers = [Worker(log, f"worker {i}", failures) for i in range(num_workers)]
+    pool = RayRewardPool(workers, make_config(reward={"num_retries": num_retries}))
+    prompt = Prompt("a", "text", (1,), "", "d")
+    items = [(prompt, Completion("a", i, (1,), text, (-0.1,), "stop", 0)) for i, text in enumerate(texts)]
+    return asyncio.run(pool.grade(items)), log, pool.drain_metrics()
+
+
+def test_verdicts_come_in_the_order_of_the_items(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_pool, "MAX_BATCH", 3)
+    texts = [f"text {i}" for i in range(11)]
+    results, log, metrics = grade(make_config, texts, {})
+    assert [result.detail for result in results] == texts
+    assert [len(batch) for _, batch in log] == [3, 3, 3, 2]
+    assert {name for name, _ in log} == {"worker 0", "worker 1"}
+    assert (metrics["reward/num_retried"], metrics["reward/num_restarts"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("failures", "num_retries", "retried", "good"),
+    [(1, 2, 1, True), (2, 2, 2, True), (3, 2, 2, False), (1, 0, 0, False)],
+)
+def test_an_infrastructure_error_is_tried_again_alone_so_often(
+    make_config: Any, failures: int, num_retries: int, retried: int, good: bool
+) -> None:
+    results, log, metrics = grade(make_config, ["a", "bad", "c", "d"], {"bad": failures}, 2, num_retries)
+    statuses = [result.status for result in results]
+    assert statuses == ["correct", "correct" if good else "infrastructure_error", "correct", "correct"]
+    alone = [name for name, batch in log if batch == ["bad"]]
+    assert len(alone) == retried == metrics["reward/num_retried"]
+    first = next(name for name, batch in log if batch != ["bad"] and "bad" in batch)
+    for before, after in zip([first, *alone], alone, strict=False):
+        assert before != after, "on another worker than the one it failed on"
+
+
+def test_one_that_kills_workers_costs_its_neighbours_nothing(make_config: Any) -> None:
+    results, _, metrics = grade(make_config, ["a", "deadly"], {}, num_workers=1)
+    assert [result.status for result in results] == ["correct", "infrastructure_error"]
+    assert results[1].score is None
+    assert results[1].detail.startswith("reward worker: ")
+    # Both lost the first batch; the neighbour came back at its first retry.
+    assert metrics["reward/num_retried"] == 3
