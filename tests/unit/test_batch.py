@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dphrl.batch import check_staleness, learning_rate, make_batch, shaped_scores
-from dphrl.config.schema import LearnerConfig
+from dphrl.config.learner import LearnerConfig
 from dphrl.tracking.step_metrics import rollout_metrics
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup, RowKind
 
