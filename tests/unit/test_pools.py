@@ -335,3 +335,53 @@ def test_one_that_kills_workers_costs_its_neighbours_nothing(make_config: Any) -
     assert results[1].detail.startswith("reward worker: ")
     # Both lost the first batch; the neighbour came back at its first retry.
     assert metrics["reward/num_retried"] == 3
+
+
+# ------------------------------------------------------------------------------------- one rank
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from actors import learner_rank
+
+    monkeypatch.setattr(learner_rank.ray, "put", lambda value: value)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=11, num_key_value_heads=2, tie_word_embeddings=tied, **shape))
+    published = []
+    for number in range(2):
+        rank = object.__new__(learner_rank.LearnerRank.__ray_metadata__.modified_class)
+        rank._rank, rank._config, rank._policy = number, make_config(), SimpleNamespace(lm=lm)
+        published.append(rank.publish())
+    assert published[1] == [], "the other ranks only take part in the gathers"
+    sent = {packed.name: unpack_tensor(packed) for chunk in published[0] for packed in chunk}
+    assert sum(len(chunk) for chunk in published[0]) == len(sent)
+    assert sent.keys() == dict(lm.named_parameters()).keys()
+    assert ("lm_head.weight" in sent) is not tied
+    assert all(torch.equal(sent[name], parameter) for name, parameter in lm.named_parameters())
+
+
+def test_a_rank_steps_with_the_steps_rate_at_the_last_micro_batch() -> None:
+    from actors.learner_rank import DeepSpeedEngine
+
+    calls: list[Any] = []
+    groups = [{"lr": 1.0}, {"lr": 1.0}]
+    engine = object.__new__(DeepSpeedEngine)
+    engine.module = SimpleNamespace(
+        set_gradient_accumulation_boundary=lambda last: calls.append(("boundary", last)),
+        backward=lambda loss: calls.append(("backward", loss)),
+        step=lambda: calls.append(("step", [group["lr"] for group in groups])),
+        get_global_grad_norm=lambda: 0.75,
+        optimizer=SimpleNamespace(param_groups=groups),
+    )
+    engine.backward(torch.tensor(2.0), last=False)
+    engine.backward(torch.tensor(3.0), last=True)
+    assert engine.step(0.25) == 0.75
+    assert calls == [
+        ("boundary", False),
+        ("backward", 2.0),
+        ("boundary", True),
+        ("backward", 3.0),
+        ("step", [0.25] * 2),
+    ]
