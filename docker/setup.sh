@@ -207,8 +207,8 @@ fi
 
 # ------------------------------------------------------------------------------ 3. the lock, if that is asked for
 # One version of each package for every Python that is supported: the oldest chooses, the newer ones change only
-# what they cannot take. Where a newer one cannot be resolved (a CPU build of torch that is not to be had for it),
-# it does without, and says so.
+# what they cannot take. For a newer one there may be no CPU build of torch at hand: the lock for CPU then does
+# without it, and says so.
 compile() {  # compile PYTHON FILE REQUIREMENTS...: FILE, which uv also prefers the versions of
     local python=$1 file=$2
     shift 2
@@ -238,10 +238,11 @@ lock_backend() {
             # A package that only an older Python needs keeps its place.
             awk -F == '!seen[$1]++' "$work/new.txt" "$work/all.txt" >"$work/pins.txt"
             cp "$work/pins.txt" "$work/all.txt"
-        elif [ "$python" = "${PYTHONS%% *}" ]; then
-            fail "uv could not resolve dphrl[$1,dev]"
-        else
+        elif [ "$1" = cpu ] && [ "$python" != "${PYTHONS%% *}" ]; then
             say "  $1: note: not checked for Python $python, for which uv finds no solution; $log says why"
+        else
+            fail "no solution for dphrl[$1,dev] on Python $python. An index that holds a version for some Pythons" \
+                "hides the others' files of that version: PIP_CONFIG_FILE=/dev/null make lock leaves pip's files out"
         fi
     done
     compile "${PYTHONS%% *}" "$work/check.txt" pyproject.toml "$work/requirements.in" --extra "$1" --extra dev $source \
