@@ -48,12 +48,19 @@ def forget_user_methods() -> None:
         registry._methods = dict(BUILTIN[key])
 
 
+@pytest.fixture(autouse=True)
+def only_builtin_methods() -> Iterator[None]:
+    """Whatever other tests have registered in this process."""
+    forget_user_methods()
+    yield
+    forget_user_methods()
+
+
 @pytest.fixture
 def user_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module that registers one method of each kind."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     yield "user_methods"
-    forget_user_methods()
 
 
 def double(*values: float) -> torch.Tensor:
