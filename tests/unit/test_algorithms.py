@@ -57,10 +57,10 @@ def only_builtin_methods() -> Iterator[None]:
 
 
 @pytest.fixture
-def user_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def user_module(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module that registers one method of each kind."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    yield "user_methods"
+    return "user_methods"
 
 
 def double(*values: float) -> torch.Tensor:
