@@ -7,6 +7,7 @@ anywhere, and the gap between engine and learner is zero by construction.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -51,12 +52,14 @@ class TorchEngine:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
 
 class InlineLearner:

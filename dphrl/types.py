@@ -112,7 +112,7 @@ class RolloutGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether the training scores differ; if not, every advantage is 0."""
+        """Whether the training scores differ, before any length penalty; a group where they do not teaches nothing."""
         return len({r.training_score for r in self.results if r.training_score is not None}) > 1
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ def dotted(node: ast.expr, names: dict[str, str]) -> str:
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """(line, module) of every absolute import, the dynamic ones with a literal name included.
 
-    A relative import cannot leave its own package, so it has nothing to tell here.
+    Relative imports are forbidden: see `relative_imports`.
     """
     names = call_names(tree)
     for node in ast.walk(tree):
@@ -149,6 +150,14 @@ def imports_of(path: Path, modules: set[str]) -> list[str]:
     ]
 
 
+def relative_imports(path: Path) -> list[str]:
+    """Imports that do not say in full what they import, so that the rules about rooms could not see them."""
+    tree = parse(path)
+    dots = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    dots += [line for line, module in imports(tree) if module.startswith(".")]
+    return [f"{path}:{line}: a relative import; name the module in full" for line in dots]
+
+
 def import_direction(path: Path, root: Path) -> list[str]:
     place = path.relative_to(root)
     return imports_of(path, FORBIDDEN_IMPORTS[place.parts[0]] - ({"cluster"} if place == ENTRY_POINT else set()))
@@ -170,15 +179,30 @@ def module_of(path: Path, root: Path) -> str:
 def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import of our own code; `from dphrl import loop` imports the module `dphrl.loop`."""
     tree = parse(path)
+    told = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            told.add((node.lineno, node.module))
             for alias in node.names:
-                inner = root.joinpath(*node.module.split("."), alias.name)
-                is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
-                yield node.lineno, f"{node.module}.{alias.name}" if is_module else node.module
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if is_module(inner, root) else node.module
     # `import a.b` and the dynamic imports, which name modules in full; from-imports were told better above.
-    from_lines = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    yield from ((line, module) for line, module in imports(tree) if line not in from_lines)
+    yield from ((line, module) for line, module in imports(tree) if (line, module) not in told)
+
+
+def named_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every text that is the name of one of our modules: something will import it by that name."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and is_module(node.value, root):
+            yield node.lineno, node.value
+
+
+def is_module(name: str, root: Path) -> bool:
+    """Whether `name` is a dotted name of a module or package below `root`."""
+    if not re.fullmatch(r"\w+(\.\w+)+", name):
+        return False
+    place = root.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
 
 
 def room_arrows(root: Path) -> dict[tuple[str, str], list[str]]:
@@ -186,7 +210,7 @@ def room_arrows(root: Path) -> dict[tuple[str, str], list[str]]:
     arrows: dict[tuple[str, str], list[str]] = {}
     for path in source_files(root):
         room = room_of(module_of(path, root))
-        for line, module in imported_modules(path, root):
+        for line, module in dict.fromkeys([*imported_modules(path, root), *named_modules(path, root)]):
             if module.partition(".")[0] in PACKAGES and (other := room_of(module)) != room:
                 arrows.setdefault((room, other), []).append(f"{path}:{line}: {room} imports {other}")
     return arrows
@@ -349,6 +373,10 @@ def test_rooms_import_only_what_the_table_says() -> None:
     assert room_offences(ROOT, ROOMS) == []
 
 
+def test_no_import_is_relative() -> None:
+    assert not every_offence(relative_imports)
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert import_circles(ROOT) == []
 
@@ -438,6 +466,13 @@ def test_the_entry_point_alone_may_name_the_command_line(tmp_path: Path) -> None
     assert import_direction(write(tmp_path, "dphrl/algo/__main__.py", text), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", ["from . import y", "from ..learner import update", "import importlib as i\ni.import_module('..loop', 'x')"]
+)
+def test_a_relative_import_is_caught(tmp_path: Path, text: str) -> None:
+    assert len(relative_imports(write(tmp_path, "dphrl/algo/x.py", text))) == 1
+
+
 def test_actors_importing_cluster_is_caught(tmp_path: Path) -> None:
     assert import_direction(write(tmp_path, "actors/x.py", "from cluster.planning import placement"), tmp_path)
 
@@ -452,6 +487,9 @@ SMALL_HOUSE = {"types": "", "algo": "types", "loop": "algo", "actors": "loop", "
         ({"dphrl/algo/x.py": "from dphrl.loop import train"}, ["dphrl/algo/x.py:1: algo imports loop"]),
         ({"dphrl/algo/x.py": "def f():\n    from dphrl import loop"}, ["dphrl/algo/x.py:2: algo imports loop"]),
         ({"dphrl/algo/x.py": "import importlib\nimportlib.import_module('dphrl.loop')"}, ["algo imports loop"]),
+        ({"dphrl/algo/x.py": "HOME = 'dphrl.loop'"}, ["dphrl/algo/x.py:1: algo imports loop"]),
+        ({"dphrl/algo/x.py": "import dphrl.loop; from dphrl.types import Row"}, ["algo imports loop"]),
+        ({"dphrl/algo/x.py": "ABOUT = 'see dphrl.loop'; KEY = 'dphrl.lr'"}, []),
         ({"dphrl/algo/x.py": "from dphrl.algo.y import z"}, []),
         ({"dphrl/loop.py": ""}, ["nothing in loop imports algo"]),
         ({"dphrl/new/x.py": ""}, ["new is missing"]),

@@ -41,7 +41,7 @@ class Command:
             # Checked now, so that commands which prepare nothing, such as `plan` and `submit`, refuse a bad reward too.
             check_reward(config.reward)
         except ValueError as error:
-            raise InputError(f"{source}: reward: {error}") from None
+            raise InputError(str(error)) from None
         self.folder = config.folder
         return config
 

@@ -179,6 +179,11 @@ class RewardConfig(Section):
         needed = REWARD_OF_KIND[kind]
         if self.name == "auto":
             return RewardConfig.model_validate(self.model_dump() | {"name": needed})
+        if self.name not in REWARD_OF_KIND.values() and not self.is_custom:
+            known = ", ".join(dict.fromkeys(REWARD_OF_KIND.values()))
+            raise ValueError(
+                f"reward.name={self.name!r} is unknown; choose one of {known}, or name your own as package.module:name"
+            )
         if self.name != needed and not self.is_custom:
             raise ValueError(
                 f"reward.name={self.name} cannot grade data of kind {kind}; set reward.name: {needed}, or name your "

@@ -98,7 +98,7 @@ def test_a_config_that_names_no_reward_is_refused_with_the_reason(name: str, wor
     """By every command as it loads its configuration, and by whoever prepares a run without one."""
     with pytest.raises(InputError, match=words) as refused:
         Command().load("demo-math", [f"reward.name={name}"])
-    assert str(refused.value).startswith("demo-math: reward: ")
+    assert str(refused.value).startswith(f"reward.name='{name}' ")
     assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(InputError, match=words):
         prepare(load_config("demo-math", [f"reward.name={name}"]), Console())
@@ -113,7 +113,7 @@ def test_a_config_takes_a_users_reward_for_any_data() -> None:
     ("settings", "words"),
     [
         ("reward.name=math_answer", "cannot grade data of kind tiny"),
-        ("reward.name=maths", "cannot grade data of kind tiny; set reward.name: factorization"),
+        ("reward.name=maths", "reward.name='maths' is unknown; choose one of factorization"),
         ("reward.params={a: 1}", "takes none"),
         ("reward.shaping=column_overlap", "is for sql_execution"),
     ],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dphrl.inline import InlineLearner
+from dphrl.inline import InlineLearner, TorchEngine
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -143,3 +144,19 @@ def test_a_checkpoint_brings_back_weights_moments_and_version(
     assert other.policy_version == learner.policy_version == 2
     for ours, theirs in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(make_config: Any, bad: float) -> None:
+    model: Any = torch.nn.Linear(2, 1, bias=False)
+    engine = TorchEngine(model, make_config())
+    before = model.weight.detach().clone()
+    engine.backward(model(torch.tensor([[1.0, bad]])).sum(), last=True)
+    assert not math.isfinite(engine.step(1e-2)), "and its norm tells of it"
+    assert torch.equal(model.weight, before)
+    assert not engine.optimizer.state, "nor does it enter the moments"
+    # The next step is made as if there had been none.
+    engine.backward(model(torch.tensor([[1.0, 2.0]])).sum(), last=True)
+    assert engine.step(1e-2) == pytest.approx(math.sqrt(5))
+    assert not torch.equal(model.weight, before)
+    assert bool(torch.isfinite(model.weight).all())
