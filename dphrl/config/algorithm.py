@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from dphrl.algo.registry import METHODS, show
+from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, show
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dphrl.own_code import name_taken
 
@@ -39,14 +39,30 @@ def _imported(plugins: tuple[str, ...]) -> tuple[str, ...]:
     return plugins
 
 
+def one_form(value: dict[str, Any]) -> dict[str, Any]:
+    """`{name: alpha, alpha: 0.5}` as `{name: alpha, params: {alpha: 0.5}}`, which a later layer can change.
+
+    What cannot be brought to one form is returned as it is, and is refused when the method is read.
+    """
+    flat = {key: inner for key, inner in value.items() if key not in RESERVED_PARAMETERS}
+    given = value.get("params", {})
+    if not flat or not isinstance(given, dict) or flat.keys() & given.keys():
+        return value
+    return {**{key: inner for key, inner in value.items() if key == "name"}, "params": {**given, **flat}}
+
+
 def _parse_method(value: Any) -> Any:
     """`forward_kl`, or `{name: alpha, alpha: 0.5}`: the short form users write."""
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, dict):
-        params = {key: inner for key, inner in value.items() if key not in ("name", "params")}
-        given = value.get("params", {})
-        return {"name": value.get("name"), "params": {**given, **params} if isinstance(given, dict) else given}
+        formed = one_form(value)
+        given = formed.get("params", {})
+        if isinstance(given, dict) and (
+            twice := [key for key in formed if key in given and key not in RESERVED_PARAMETERS]
+        ):
+            raise ValueError(f"{', '.join(twice)} stands here twice, once in params and once beside it; remove one")
+        return {"name": formed.get("name"), "params": given}
     if isinstance(value, MethodConfig):
         return value
     raise ValueError(f"expected a method's name, or {{name: NAME, PARAMETER: VALUE}} (got {show(value)})")

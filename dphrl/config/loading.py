@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dphrl.algo.registry import METHODS
+from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS
+from dphrl.config.algorithm import one_form
 from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
 from dphrl.config.schema import Config
 
@@ -197,6 +198,16 @@ def _merged(below: Any, above: Any, loc: Loc = ()) -> Any:
     return {**below, **both}
 
 
+def _methods_in_one_form(tree: Any, loc: Loc = ()) -> Any:
+    """A copy of the tree of a layer, which begins at `loc` of the configuration."""
+    if not isinstance(tree, dict):
+        return tree
+    if loc in METHOD_PLACES:
+        return one_form(tree)
+    above = [place[: len(loc)] for place in METHOD_PLACES]
+    return {key: _methods_in_one_form(value, (*loc, key)) for key, value in tree.items()} if loc in above else tree
+
+
 # ------------------------------------------------------------ overrides
 
 
@@ -225,7 +236,11 @@ def parse_override(text: str, schema: ConfigSchema) -> tuple[Loc, Any]:
 
 
 def _apply_override(tree: dict[str, Any], loc: Loc, value: Any) -> None:
-    here: Any = tree
+    value, here = _methods_in_one_form(value, loc), tree
+    parameter = loc[:2] in METHOD_PLACES and len(loc) > 2 and loc[2] not in RESERVED_PARAMETERS
+    # A method that is a bare name has no parameters; the message about that is to show the key as it was written.
+    if parameter and not (_holds(tree, loc[:2]) and isinstance(tree[str(loc[0])][str(loc[1])], str)):
+        loc = (*loc[:2], "params", *loc[2:])
     for i, part in enumerate(loc):
         key: Any = part if isinstance(here, list) else str(part)
         where = ".".join(map(str, loc[:i]))
@@ -279,7 +294,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     schema = ConfigSchema()
     tree: dict[str, Any] = {}
     for layer in layers:
-        tree = _merged(tree, layer.tree)
+        tree = _merged(tree, _methods_in_one_form(layer.tree))
     # A private copy, so that an override into a list or section does not reach into a layer.
     tree = copy.deepcopy(tree)
     lines: list[str] = []

@@ -178,6 +178,8 @@ MISTAKES = {
     "clipped?",
     "policy_loss={name: gspo, params: 3}": "policy_loss.params: expected a mapping of names to values (got 3)",
     "policy_loss={scale: 3}": "policy_loss.name: expected text (got null)",
+    "advantage={name: above, params: {threshold: 1}, threshold: 2}": "advantage: threshold stands here twice, once in "
+    "params and once beside it; remove one",
     "plugins=[no_such_module]": "plugins: plugin 'no_such_module' cannot be imported (ModuleNotFoundError: No module "
     "named 'no_such_module'); install it or put its folder on PYTHONPATH",
 }
@@ -228,6 +230,40 @@ def test_a_method_merges_and_reads_back_like_any_other(user_module: str, tmp_pat
     assert stored.algorithm.policy_loss.params == {"scale": 5.0}
     # Names and numbers alone: any process can be sent them.
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+FORMS = ("{alpha: VALUE}", "{params: {alpha: VALUE}}")
+
+
+@pytest.mark.parametrize("below", FORMS)
+@pytest.mark.parametrize("above", [*FORMS, "algorithm.divergence.alpha=", "algorithm.divergence.params.alpha="])
+def test_of_two_layers_the_later_one_sets_a_parameter_in_whichever_form(tmp_path: Path, below: str, above: str) -> None:
+    def write(name: str, base: str, form: str, value: str) -> str:
+        text = f"base: {base}\nalgorithm: {{divergence: {form.replace('VALUE', value)}}}\n"
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    named = below.replace("{", "{name: alpha, ", 1)
+    lower = write("lower.yaml", "demo-math", named, "0.3")
+    if above in FORMS:
+        config = load_config(write("upper.yaml", "lower.yaml", above, "0.8"))
+    else:
+        config = load_config(lower, [f"{above}0.6", f"{above}0.8"])
+    assert config.algorithm.divergence.params == {"alpha": 0.8}
+    assert load_config(lower).algorithm.divergence.params == {"alpha": 0.3}
+
+
+def test_a_method_or_the_whole_algorithm_may_be_one_override() -> None:
+    for override in (
+        "algorithm.divergence={name: alpha, alpha: 0.3}",
+        "algorithm={divergence: {name: alpha, alpha: 0.3}}",
+    ):
+        for change in ("algorithm.divergence.params.alpha=0.8", "algorithm.divergence.alpha=0.8"):
+            assert load_config("demo-math", [override, change]).algorithm.divergence.params == {"alpha": 0.8}
+    with pytest.raises(
+        ConfigError, match=r"algorithm.divergence.alpha: algorithm.divergence is a value, not a section"
+    ):
+        load_config("demo-math", ["algorithm.divergence=js", "algorithm.divergence.alpha=0.8"])
 
 
 def test_the_config_of_an_earlier_run_loads(tmp_path: Path) -> None:
