@@ -16,7 +16,8 @@ A complete example of a user's own loss:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,7 @@ class PolicyLossSettings:
 
 # Returns the loss and metrics. The loss is a plain sum of terms that are each multiplied by weights_N, so that
 # micro-batches and ranks add up. Metrics are summed in the same way; of those that end in _max the largest is taken.
+# A metric is a number or a tensor of one number, and its name begins with policy/.
 PolicyLoss = Callable[[PolicyTokens, PolicyLossSettings], tuple[Tensor, Metrics]]
 
 _POLICY_LOSSES: Registry[PolicyLoss] = METHODS["policy_loss"]
@@ -78,6 +80,59 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
     Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
     return _POLICY_LOSSES.build(name, params)
+
+
+# What every step's record says of a policy loss, so that no policy loss may say it otherwise.
+OWN_METRICS = ("policy/loss", "policy/entropy")
+
+
+def _checked(label: str, policy_loss: PolicyLoss) -> PolicyLoss:
+    """`policy_loss`, which raises ValueError when it does not return what a policy loss has to."""
+
+    @functools.wraps(policy_loss)
+    def checked(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
+        made: Any = policy_loss(tokens, settings)
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise ValueError(f"{label} returned {_shown(made)}; return its loss and its metrics: (loss, {{}})")
+        loss, metrics = made
+        if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point()):
+            raise ValueError(
+                f"{label} returned as its loss {_shown(loss)}; return a tensor of one number: sum the terms"
+            )
+        if tokens.logprobs_N.requires_grad and not loss.requires_grad:
+            if len(tokens.logprobs_N):
+                raise ValueError(
+                    f"{label} returned a loss without a gradient; compute it from tokens.logprobs_N, not detached"
+                )
+            # Without any token a constant is right too, but an engine can run backward only from a gradient.
+            loss = loss + 0 * tokens.logprobs_N.sum()
+        if not isinstance(metrics, Mapping):
+            raise ValueError(f"{label} returned as its metrics {_shown(metrics)}; return a dict, {{}} for none")
+        return loss, {name: _metric(label, name, value, loss) for name, value in metrics.items()}
+
+    return checked
+
+
+def _metric(label: str, name: Any, value: Any, loss: Tensor) -> Tensor:
+    if not (isinstance(name, str) and name.startswith("policy/") and name != "policy/"):
+        raise ValueError(f"{label} returned a metric named {name!r}; begin its name with policy/")
+    if name in OWN_METRICS:
+        raise ValueError(f"{label} returned a metric named {name!r}, which every step has already; choose another name")
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value.detach()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return loss.detach().new_tensor(value)
+    raise ValueError(f"{label} returned the metric {name!r} as {_shown(value)}; return a number or a tensor of one")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} with the shape {list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_POLICY_LOSSES.accept = _checked
 
 
 def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:

@@ -68,6 +68,8 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, home: str, *, reserved: Mapping[str, str] | None = None) -> None:
         self.kind, self.home, self.reserved = kind, home, reserved or {}
         self._methods: dict[str, Method[T]] = {}
+        # The home module's check of what a factory made, which needs torch: (label, method) to the method to be used.
+        self.accept: Callable[[str, T], T] = lambda label, made: made
 
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         """Decorator that makes `factory(**params)` available to configurations under `name`.
@@ -134,7 +136,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r}: {error}") from error
         if not callable(made):
             raise ValueError(f"{self.kind} {name!r}: its factory returned {made!r}, not a function; add the return")
-        return made
+        return self.accept(f"{self.kind} {name!r}", made)
 
 
 def show(value: Any) -> str:

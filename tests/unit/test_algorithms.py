@@ -495,6 +495,66 @@ def test_no_token_is_a_loss_of_zero_with_a_gradient(user_module: str, name: str)
     assert loss.item() == 0.0
 
 
+BAD_LOSSES: dict[str, tuple[Any, str]] = {
+    "a number": (lambda loss: (0.5, {}), r"as its loss 0\.5; return a tensor of one number"),
+    "no loss": (lambda loss: (None, {}), r"as its loss None; return a tensor of one number"),
+    "a vector": (lambda loss: (loss + torch.zeros(2), {}), r"as its loss a tensor of .* the shape \[2\]; .*: sum the"),
+    "an integer": (lambda loss: (loss.detach().long(), {}), r"as its loss a tensor of torch\.int64 with"),
+    "no gradient": (lambda loss: (loss.detach(), {}), r"a loss without a gradient; compute it from tokens\.logprobs_N"),
+    "the loss alone": (lambda loss: loss, r"a tensor of torch\.float64 with the shape \[\]; .*: \(loss, \{\}\)"),
+    "nothing": (lambda loss: None, r"None; return its loss and its metrics"),
+    "no metrics": (lambda loss: (loss, None), r"as its metrics None; return a dict, \{\} for none"),
+    "a text": (lambda loss: (loss, {"policy/x": "much"}), r"the metric 'policy/x' as 'much'; return a number"),
+    "true": (lambda loss: (loss, {"policy/x": True}), r"the metric 'policy/x' as True; return a number"),
+    "many numbers": (
+        lambda loss: (loss, {"policy/x": torch.zeros(3)}),
+        r"'policy/x' as a tensor .* \[3\]; return a num",
+    ),
+    "the loss's metric": (lambda loss: (loss, {"policy/loss": 0.0}), r"'policy/loss', which every step has already"),
+    "the entropy": (lambda loss: (loss, {"policy/entropy": 0.0}), r"'policy/entropy', which every step has already"),
+    "another's metric": (
+        lambda loss: (loss, {"learner/grad_norm": 0.0}),
+        r"'learner/grad_norm'; begin its name with pol",
+    ),
+    "the step": (lambda loss: (loss, {"step": 0}), r"a metric named 'step'; begin its name with policy/"),
+    "a number's metric": (lambda loss: (loss, {3: 0.0}), r"a metric named 3; begin its name with policy/"),
+}
+
+
+def mine(make: Any) -> Any:
+    """The loss of a user who makes what he returns from the sum of the log-probs."""
+    register_policy_loss("mine")(lambda: lambda tokens, settings: make(tokens.logprobs_N.sum()))
+    return get_policy_loss("mine")
+
+
+@pytest.mark.parametrize("case", BAD_LOSSES)
+def test_a_policy_loss_that_breaks_its_contract_is_named(case: str) -> None:
+    make, words = BAD_LOSSES[case]
+    with pytest.raises(ValueError, match=rf"^policy loss 'mine' returned .*{words}"):
+        mine(make)(tokens([1.0, 2.0], [1.0, 1.0]), SETTINGS)
+
+
+def test_a_policy_loss_may_return_numbers_and_what_has_a_gradient_as_metrics() -> None:
+    batch = tokens([1.0, math.e], [1.0, 1.0])
+    loss, metrics = mine(lambda loss: (2 * loss, {"policy/a": loss, "policy/b": 3, "policy/clip_fraction": 0.5}))(
+        batch, SETTINGS
+    )
+    assert loss.item() == -6.0
+    assert {name: value.item() for name, value in metrics.items()} == {
+        "policy/a": -3.0,
+        "policy/b": 3.0,
+        "policy/clip_fraction": 0.5,
+    }
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_without_any_token_a_constant_is_a_loss_too() -> None:
+    batch = tokens([], [])
+    loss, _ = mine(lambda loss: (torch.zeros(()), {}))(batch, SETTINGS)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
 # ------------------------------------------------------------ both terms
 
 
