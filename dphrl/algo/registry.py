@@ -30,6 +30,9 @@ T = TypeVar("T")
 # The short form in the configuration, {name: alpha, alpha: 0.5}, uses these keys, so no parameter may have their names.
 RESERVED_PARAMETERS = ("name", "params")
 
+_ANY = "any value"
+_FACTORY = "register a factory, which takes the parameters and returns the method"
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -77,7 +80,9 @@ class Registry(Generic[T]):
         Raises ValueError when the name is taken, or the factory's parameters cannot be written in a configuration.
         """
         if not isinstance(name, str) or not name:
-            raise ValueError(f"a {self.kind} is registered under a name: write the decorator as (...)('my_method')")
+            raise ValueError(
+                f"{self.kind}: a method is registered under a name; write the decorator as (...)('my_method')"
+            )
 
         def register(factory: Callable[..., T]) -> Callable[..., T]:
             if name in self._methods or name in self.reserved:
@@ -124,19 +129,30 @@ class Registry(Generic[T]):
                     got = show(params[key])
                     raise ValueError(f"{label} takes {key}: {parameter.wants} (got {got})") from None
             elif parameter.required:
-                raise ValueError(f"{label} needs {key}: {parameter.wants}; write {{name: {name}, {key}: ...}}")
+                hint = f"; if {key} is no setting, {_FACTORY}" if parameter.wants == _ANY else ""
+                raise ValueError(f"{label} needs {key}: {parameter.wants}; write {{name: {name}, {key}: ...}}{hint}")
         return checked
 
     def build(self, name: str, params: Mapping[str, Any]) -> T:
         """The method itself. Raises ValueError as `check` does, and when the factory refuses or returns no function."""
-        checked = self.check(name, params)
+        checked, label = self.check(name, params), f"{self.kind} {name!r}"
         try:
             made = self.get(name).factory(**checked)
         except ValueError as error:
-            raise ValueError(f"{self.kind} {name!r}: {error}") from error
+            raise ValueError(f"{label}: {' '.join(str(error).split())}") from error
+        # A factory is a user's code: whatever else it raises, the message is to say which one it was.
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{label}: its factory failed ({one_line(error)}); correct it, and {_FACTORY}") from error
         if not callable(made):
-            raise ValueError(f"{self.kind} {name!r}: its factory returned {made!r}, not a function; add the return")
-        return self.accept(f"{self.kind} {name!r}", made)
+            remedy = "add the return" if made is None else _FACTORY
+            raise ValueError(f"{label}: its factory returned {made!r}, not a function; {remedy}")
+        return self.accept(label, made)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and message: some messages have line breaks, and some are empty."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def show(value: Any) -> str:
@@ -163,7 +179,7 @@ def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]
             adapter: TypeAdapter[Any] = TypeAdapter(
                 hints[name] if typed else Any, config=ConfigDict(allow_inf_nan=False)
             )
-            wants = describe(adapter.json_schema()) if typed else "any value"
+            wants = describe(adapter.json_schema()) if typed else _ANY
         except PydanticUserError:
             raise ValueError(f"{label}: a configuration has no values for {parameter}; use plain types") from None
         required = parameter.default is empty

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, show
+from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dphrl.own_code import name_taken
 
@@ -27,10 +27,11 @@ def import_plugins(plugins: Sequence[str]) -> None:
     for name in plugins:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            taken = name_taken(error) if isinstance(error, Exception) else ""
             raise ValueError(
-                f"plugin {name!r} cannot be imported ({type(error).__name__}: {error}); "
-                + (name_taken(error) or "install it or put its folder on PYTHONPATH")
+                f"plugin {name!r} cannot be imported ({one_line(error)}); "
+                + (taken or "install it or put its folder on PYTHONPATH")
             ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -139,6 +140,40 @@ def test_a_factory_that_forgets_its_return_is_named() -> None:
         registry.build("m", {})
 
 
+def test_whatever_a_factory_raises_is_one_line_that_names_it() -> None:
+    def failing(error: BaseException) -> Any:
+        def factory() -> None:
+            raise error
+
+        return factory
+
+    for i, (error, words) in enumerate(
+        {
+            ValueError("two\nlines"): "two lines",
+            TypeError("'int' object\nis not iterable"): r".*failed \(TypeError: 'int' object is not iterable\); .*",
+            KeyError("x"): r".*failed \(KeyError: 'x'\); .*",
+            ZeroDivisionError(): r".*failed \(ZeroDivisionError\); correct it, and register a factory, which .*",
+            SystemExit(0): r".*failed \(SystemExit: 0\); .*",
+        }.items()
+    ):
+        register_advantage(f"bad{i}")(failing(error))
+        with pytest.raises(ConfigError) as caught:
+            load_config("demo-math", [f"algorithm.advantage=bad{i}"])
+        (line,) = caught.value.lines
+        assert re.fullmatch(rf"command line: algorithm.advantage: advantage 'bad{i}': {words}", line)
+
+
+def test_a_method_in_place_of_its_factory_gets_a_hint() -> None:
+    hint = "register a factory, which takes the parameters and returns the method$"
+    register_advantage("bare")(lambda scores: [0.0 for _ in scores])
+    with pytest.raises(ValueError, match=rf"'bare' needs scores: any value; .*; if scores is no setting, {hint}"):
+        get_advantage("bare")
+    with pytest.raises(ValueError, match=rf"TypeError: 'int' object is not iterable\); .*{hint}"):
+        get_advantage("bare", scores=3)
+    with pytest.raises(ValueError, match=rf"its factory returned \[0.0\], not a function; {hint}"):
+        get_advantage("bare", scores=[3])
+
+
 @pytest.mark.parametrize("get", [get_divergence, get_advantage, get_policy_loss])
 def test_an_unknown_name_lists_the_known_ones(get: Any) -> None:
     with pytest.raises(ValueError, match=r"^unknown (divergence|advantage|policy loss) 'zzz'; known: \w+, \w+[^;]*$"):
@@ -200,6 +235,17 @@ def test_every_mistaken_method_is_named_at_once() -> None:
         f"{CL}advantage: unknown advantage 'zzz'",
         f"{CL}policy_loss: unknown policy loss 'zzz'",
     ]
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(3)", "raise KeyError('x')", "raise ValueError('two\\nlines')"])
+def test_whatever_a_plugin_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    (tmp_path / "raising.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind, words = code.split()[1].split("(")[0], {"S": "3", "K": "'x'", "V": "two lines"}[code[6]]
+    result = CliRunner().invoke(app, ["plan", "demo-math", "algorithm.plugins=[raising]"])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert f"algorithm.plugins: plugin 'raising' cannot be imported ({kind}: {words}); " in line
 
 
 def test_a_plugin_that_cannot_be_imported_is_the_only_error_its_names_give() -> None:
