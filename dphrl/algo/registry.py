@@ -17,7 +17,8 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -98,6 +99,12 @@ class Registry(Generic[T]):
         """Every method that is registered by now, sorted by name."""
         importlib.import_module(self.home)
         return dict(sorted(self._methods.items()))
+
+    def restore(self, methods: Mapping[str, Method[T]]) -> list[Method[T]]:
+        """Forget all but `methods`. Returns those that are forgotten."""
+        forgotten = [method for name, method in self._methods.items() if name not in methods]
+        self._methods = dict(methods)
+        return forgotten
 
     def get(self, name: str) -> Method[T]:
         """The method `name`. Raises ValueError, which lists the known names, when it is not registered."""
@@ -195,3 +202,22 @@ METHODS: dict[str, Registry[Any]] = {
     "advantage": Registry("advantage", "dphrl.algo.advantages"),
     "policy_loss": Registry("policy loss", "dphrl.algo.policy_losses"),
 }
+
+
+@contextmanager
+def undone_on_failure() -> Iterator[None]:
+    """What is registered inside is forgotten when an error leaves the block.
+
+    Python forgets a module whose import failed, so that a second import runs it again and meets its own names.
+    """
+    before = {key: registry.methods() for key, registry in METHODS.items()}
+    loaded = set(sys.modules)
+    try:
+        yield
+    except BaseException:
+        for key, registry in METHODS.items():
+            for method in registry.restore(before[key]):
+                # It may have come from a part of the plugin that was imported whole: a later import is to register it.
+                if method.factory.__module__ not in loaded:
+                    sys.modules.pop(method.factory.__module__, None)
+        raise

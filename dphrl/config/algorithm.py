@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show
+from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show, undone_on_failure
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dphrl.own_code import name_taken
 
@@ -26,13 +26,19 @@ def import_plugins(plugins: Sequence[str]) -> None:
     """Import a user's modules by name. Raises ValueError that says which one cannot be, and why."""
     for name in plugins:
         try:
-            importlib.import_module(name)
+            with undone_on_failure():
+                importlib.import_module(name)
         except (Exception, SystemExit) as error:
-            taken = name_taken(error) if isinstance(error, Exception) else ""
-            raise ValueError(
-                f"plugin {name!r} cannot be imported ({one_line(error)}); "
-                + (taken or "install it or put its folder on PYTHONPATH")
-            ) from error
+            remedy = (isinstance(error, Exception) and name_taken(error)) or _remedy(name, error)
+            raise ValueError(f"plugin {name!r} cannot be imported ({one_line(error)}); {remedy}") from error
+
+
+def _remedy(plugin: str, error: BaseException) -> str:
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return "correct the module"
+    if f"{plugin}.".startswith(f"{error.name}."):
+        return "install it or put its folder on PYTHONPATH"
+    return f"install {error.name!r}, or correct the module"
 
 
 def _imported(plugins: tuple[str, ...]) -> tuple[str, ...]:

@@ -245,7 +245,55 @@ def test_whatever_a_plugin_raises_is_one_line(tmp_path: Path, monkeypatch: pytes
     result = CliRunner().invoke(app, ["plan", "demo-math", "algorithm.plugins=[raising]"])
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert f"algorithm.plugins: plugin 'raising' cannot be imported ({kind}: {words}); " in line
+    assert line.endswith(
+        f"algorithm.plugins: plugin 'raising' cannot be imported ({kind}: {words}); correct the module"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plugin", "code", "remedy"),
+    [
+        ("no_such_module", "", "install it or put its folder on PYTHONPATH"),
+        ("no_such_package.part", "", "install it or put its folder on PYTHONPATH"),
+        ("importing", "import no_such_library.part", "install 'no_such_library', or correct the module"),
+        ("importing", "from math import no_such_name", "correct the module"),
+        ("importing.part", "", "install it or put its folder on PYTHONPATH"),
+    ],
+)
+def test_the_remedy_suits_what_a_plugin_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin: str, code: str, remedy: str
+) -> None:
+    (tmp_path / "importing.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "importing", raising=False)
+    with pytest.raises(ValueError, match=rf"^plugin '{plugin}' cannot be imported \(.*\); {remedy}$"):
+        import_plugins([plugin])
+    sys.modules.pop("importing", None)
+
+
+def test_a_plugin_that_failed_can_be_imported_once_it_is_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = "from dphrl.algo.advantages import register_advantage\n"
+    package = tmp_path / "halves"
+    package.mkdir()
+    (package / "first.py").write_text(f"{register}register_advantage('first')(lambda: list)\n")
+    second = f"import halves.first\n{register}register_advantage('second')(lambda: list)\n"
+    (package / "__init__.py").write_text(f"{second}raise RuntimeError('half-way')\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"^plugin 'halves' cannot be imported \(RuntimeError: half-way\); correct"
+        ):
+            import_plugins(["halves"])
+        assert not {"first", "second"} & METHODS["advantage"].methods().keys()
+    assert METHODS["advantage"].methods().keys() >= {"mean_only"}
+    (package / "__init__.py").write_text(second)
+    import_plugins(["halves"])
+    assert {"first", "second", "mean_only"} <= METHODS["advantage"].methods().keys()
+    sys.modules.pop("halves.first")
+    sys.modules.pop("halves")
 
 
 def test_a_plugin_that_cannot_be_imported_is_the_only_error_its_names_give() -> None:
