@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dphrl.algo.registry import METHODS, Registry
+from dphrl.algo.registry import METHODS, Registry, one_line
 
-# Takes the graded scores of one group, at least two, and returns their advantages in the same order.
+# Takes the graded scores of one group, at least two, as a tuple, and returns their advantages in the same order.
+# It is made anew for each group, so it cannot keep anything from one to the next.
 AdvantageFn = Callable[[Sequence[float]], Sequence[float]]
 
 # GRPO implementations add this to the standard deviation. It matters only when the spread is numerical noise.
@@ -33,16 +34,32 @@ def group_advantages(scores: Sequence[float | None], name: str, /, **params: Any
 
     A score of None (an infrastructure error) stays None and is not passed to the method. A group with fewer than two
     graded completions gets zeros, because there is nothing to compare. Raises ValueError as `get_advantage` does, and
-    when the method does not return one finite number for each score.
+    when the method fails or does not return one finite number for each score.
     """
     graded = [score for score in scores if score is not None]
     if len(graded) < 2:
         return [None if score is None else 0.0 for score in scores]
-    values = list(get_advantage(name, **params)(graded))
-    if len(values) != len(graded) or not all(map(math.isfinite, values)):
-        raise ValueError(f"advantage {name!r} made {values} of the scores {graded}; return one finite number for each")
+    advantages = get_advantage(name, **params)
+    # A tuple of its own: a method that sorts what it is given must not change whose score is whose.
+    values = _finite_numbers(name, advantages, tuple(graded))
     given = iter(values)
     return [None if score is None else next(given) for score in scores]
+
+
+def _finite_numbers(name: str, advantages: AdvantageFn, scores: tuple[float, ...]) -> list[float]:
+    try:
+        made: Any = advantages(scores)
+    except Exception as error:
+        raise ValueError(f"advantage {name!r} failed at the scores {list(scores)} ({one_line(error)})") from error
+    try:
+        values = [math.nan if isinstance(value, str) else float(value) for value in made]
+    except (TypeError, ValueError, OverflowError):
+        values = []
+    if len(values) != len(scores) or not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"advantage {name!r} made {made!r} of the scores {list(scores)}; return one finite number for each"
+        )
+    return values
 
 
 @register_advantage("group_normalized")

@@ -506,11 +506,50 @@ def test_ungraded_completions_and_lone_ones_reach_no_method(user_module: str) ->
     assert group_advantages([2.0, 2.0], "group_normalized") == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("made", [[1.0], [1.0, 2.0, 3.0], [1.0, math.nan], [math.inf, 0.0]])
-def test_an_advantage_that_breaks_its_contract_is_named(user_module: str, made: list[float]) -> None:
+BROKEN = [
+    [1.0],
+    [1.0, 2.0, 3.0],
+    [1.0, math.nan],
+    [math.inf, 0.0],
+    ["1", "2"],
+    [None, 1.0],
+    None,
+    3.0,
+    "12",
+    [[1], [2]],
+]
+
+
+@pytest.mark.parametrize("made", [*BROKEN, [10**400, 0]], ids=repr)
+def test_an_advantage_that_breaks_its_contract_is_named(made: Any) -> None:
     register_advantage("broken")(lambda: lambda scores: made)
-    with pytest.raises(ValueError, match=r"advantage 'broken' made \[.*\] of the scores \[1.0, 0.0\]; return one"):
+    words = f"advantage 'broken' made {made} of the scores [1.0, 0.0]; return one finite number for each"
+    if isinstance(made, str):
+        words = words.replace("made 12", "made '12'")
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         group_advantages([1.0, 0.0], "broken")
+
+
+@pytest.mark.parametrize(
+    ("advantages", "words"),
+    [
+        (lambda scores, more: [0.0, 0.0], r"\(TypeError: .*missing 1 required positional argument: 'more'\)"),
+        (lambda scores: scores.sort(), r"\(AttributeError: 'tuple' object has no attribute 'sort'\)"),
+        (lambda scores: [1 / score for score in scores], r"\(ZeroDivisionError: .*division by zero\)"),
+    ],
+)
+def test_an_advantage_that_fails_is_named(advantages: Any, words: str) -> None:
+    register_advantage("failing")(lambda: advantages)
+    with pytest.raises(ValueError, match=rf"^advantage 'failing' failed at the scores \[1\.0, 0\.0\] {words}$"):
+        group_advantages([1.0, 0.0], "failing")
+
+
+@pytest.mark.parametrize("make", [tuple, torch.tensor, iter])
+def test_an_advantage_may_return_whatever_holds_numbers(make: Any) -> None:
+    register_advantage("kind")(lambda: lambda scores: make([2 * score for score in scores]))
+    made = group_advantages([1.0, None, 0.25], "kind")
+    assert made == [2.0, None, 0.5]
+    assert [type(value) for value in made] == [float, type(None), float]
 
 
 def test_the_length_penalty_falls_along_a_line() -> None:
