@@ -28,13 +28,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dphrl.algo.registry import METHODS, Registry
+from dphrl.algo.registry import METHODS, Registry, one_line
 
 ElementwiseFn = Callable[[Tensor], Tensor]
 
 # Beyond this |log u| a generator continues along its tangent. Up to it float32 is exact enough, and the gradient of a
 # single token never exceeds |slope(10)|, which is 2e4 for forward KL.
 LINEAR_BEYOND = 10.0
+# How far a user's formula may be from 0 at u = 1, and below it elsewhere, by rounding.
+TOLERANCE = 1e-6
 _LOG2 = math.log(2.0)
 
 
@@ -71,6 +73,37 @@ def get_divergence(name: str, **params: Any) -> Divergence:
     Raises ValueError for an unknown name, an unknown or missing parameter, or a value out of range.
     """
     return _DIVERGENCES.build(name, params)
+
+
+def _checked(label: str, made: Any) -> Divergence:
+    """`made`, tried at a few points, so that a wrong formula is told before anything starts."""
+    if not isinstance(made, Divergence):
+        raise ValueError(f"{label}: its factory returned {made!r}; return a Divergence(name, value, slope)")
+    log_u = torch.tensor([0.0, -LINEAR_BEYOND, -1.0, 1.0, LINEAR_BEYOND], dtype=torch.float64)
+    for part, function in (("value", made.value), ("slope", made.slope)):
+        try:
+            at = function(log_u)
+        except Exception as error:
+            raise ValueError(f"{label}: its {part} fails at a tensor of log u ({one_line(error)})") from error
+        if not (isinstance(at, Tensor) and at.shape == log_u.shape and at.is_floating_point()):
+            raise ValueError(f"{label}: its {part} returns no number for each log u; compute it elementwise")
+        if not bool(at.isfinite().all()):
+            raise ValueError(f"{label}: its {part} is not finite where log u is {_where(log_u, ~at.isfinite())}")
+        if part == "value" and abs(at[0].item()) > TOLERANCE:
+            raise ValueError(f"{label}: its value at log u = 0 is {at[0].item():g}; make it 0, as f(1) is")
+        if part == "value" and bool((at < -TOLERANCE).any()):
+            raise ValueError(
+                f"{label}: its value is negative where log u is {_where(log_u, at < -TOLERANCE)}; "
+                "make f convex with f'(1) = 0: add a multiple of u - 1"
+            )
+    return made
+
+
+def _where(log_u: Tensor, chosen: Tensor) -> str:
+    return ", ".join(f"{x:g}" for x in log_u[chosen].tolist())
+
+
+_DIVERGENCES.accept = _checked
 
 
 @register_divergence("forward_kl")

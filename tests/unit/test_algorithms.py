@@ -479,6 +479,42 @@ def test_the_settings_of_the_configuration_reach_the_loss() -> None:
     assert UpdateSettings.from_config(load_config("demo-math", ["algorithm.divergence=none"])).term is None
 
 
+# ------------------------------------------------------------ a user's divergence
+
+WRONG_DIVERGENCES: dict[str, tuple[Any, str]] = {
+    "a function": (torch.expm1, r"its factory returned <.*expm1.*>; return a Divergence\(name, value, slope\)"),
+    "a sum": (lambda x: (torch.expm1(x) - x).sum(), r"its value returns no number for each log u; compute it elementw"),
+    "a number": (lambda x: 0.0, r"its value returns no number for each log u"),
+    "more of them": (lambda x: torch.expm1(x)[None].square(), r"its value returns no number for each log u"),
+    "not finite": (lambda x: x.sqrt(), r"its value is not finite where log u is -10, -1$"),
+    "not zero": (torch.exp, r"its value at log u = 0 is 1; make it 0, as f\(1\) is"),
+    "negative": (torch.expm1, r"its value is negative where log u is -10, -1; make f convex with f'\(1\) = 0"),
+    "an error": (lambda x: x.frob(), r"its value fails at a tensor of log u \(AttributeError: .*frob'\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_DIVERGENCES)
+def test_a_divergence_with_a_wrong_value_is_refused_before_a_run(case: str) -> None:
+    value, words = WRONG_DIVERGENCES[case]
+    made = value if case == "a function" else Divergence("wrong", value, torch.expm1)
+    register_divergence("wrong")(lambda: made)
+    with pytest.raises(ConfigError, match=rf"divergence 'wrong': {words}"):
+        load_config("demo-math", ["algorithm.divergence=wrong"])
+
+
+@pytest.mark.parametrize(
+    ("slope", "words"),
+    [
+        (lambda x: x.log(), "its slope is not finite where log u is 0, -10, -1"),
+        (lambda x: torch.expm1(x).mean(), "its slope returns no number for each log u"),
+    ],
+)
+def test_a_divergence_with_a_wrong_slope_is_refused(slope: Any, words: str) -> None:
+    register_divergence("wrong")(lambda: Divergence("wrong", lambda x: torch.expm1(x) - x, slope))
+    with pytest.raises(ValueError, match=f"divergence 'wrong': {words}"):
+        get_divergence("wrong")
+
+
 # ------------------------------------------------------------ advantages, to the last digit
 
 
