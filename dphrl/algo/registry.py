@@ -45,6 +45,13 @@ class Parameter:
     required: bool
     default: Any = None
 
+    def takes(self, value: Any) -> bool:
+        try:
+            self.adapter.validate_python(value, strict=True)
+        except ValidationError:
+            return False
+        return True
+
     def __str__(self) -> str:
         return f"{self.name}: {self.wants}" + ("" if self.required else f" (default {show(self.default)})")
 
@@ -191,6 +198,9 @@ def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]
             raise ValueError(f"{label}: a configuration has no values for {parameter}; use plain types") from None
         required = parameter.default is empty
         found[name] = Parameter(name, adapter, wants, required, None if required else parameter.default)
+        if not required and not found[name].takes(parameter.default):
+            default = show(parameter.default)
+            raise ValueError(f"{label}: the default of {name} is not {wants} (it is {default}); correct one of them")
     return found
 
 

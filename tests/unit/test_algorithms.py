@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from pydantic import Field
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -113,6 +114,23 @@ def test_a_factory_that_no_configuration_can_call_is_refused() -> None:
     assert "a configuration has no values for x: 'torch.Tensor'" in refused(registry, "m", odd)
     assert "write the decorator as (...)('my_method')" in refused(registry, odd, odd)
     assert registry.methods() == {}
+
+
+def test_a_default_that_its_own_annotation_refuses_is_told_when_the_method_is_registered() -> None:
+    registry: Registry[Any] = Registry("method", "math")
+
+    def far(q: Annotated[float, Field(gt=0, lt=1)] = 1.5) -> Any: ...
+    def nothing(q: float = None) -> Any: ...  # type: ignore[assignment]  # noqa: RUF013
+    def truth(times: int = True) -> Any: ...
+    def good(a: float = 1, b: int | None = None, c: Annotated[float, Field(gt=0)] = 2.0, d=object) -> Any: ...
+
+    assert refused(registry, "m", far) == (
+        "method 'm': the default of q is not a number > 0 and < 1 (it is 1.5); correct one of them"
+    )
+    assert "'m': the default of q is not a number (it is null)" in refused(registry, "m", nothing)
+    assert "'m': the default of times is not an integer (it is true)" in refused(registry, "m", truth)
+    assert registry.methods() == {}
+    registry.register("m")(good)
 
 
 def test_a_factory_may_be_a_class_and_leave_types_out() -> None:
