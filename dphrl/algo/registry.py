@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from dphrl.algo.wording import describe
+from dphrl.algo.wording import describe, without_null
 
 T = TypeVar("T")
 
@@ -45,7 +45,19 @@ class Parameter:
     required: bool
     default: Any = None
 
+    def read(self, value: Any) -> Any:
+        """A configuration's value as the factory receives it: text as a path, a list as a tuple, by the annotation.
+
+        Raises ValidationError for a value that is not accepted.
+        """
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError):  # what only Python code can give
+            return self.adapter.validate_python(value, strict=True)
+        return self.adapter.validate_json(text, strict=True)
+
     def takes(self, value: Any) -> bool:
+        """Whether the factory may have `value` as it is."""
         try:
             self.adapter.validate_python(value, strict=True)
         except ValidationError:
@@ -53,7 +65,10 @@ class Parameter:
         return True
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.wants}" + ("" if self.required else f" (default {show(self.default)})")
+        if self.required:
+            return f"{self.name}: {self.wants}"
+        default = self.adapter.dump_python(self.default, mode="json", fallback=repr)
+        return f"{self.name}: {self.wants} (default {show(default)})"
 
 
 @dataclass(frozen=True)
@@ -124,10 +139,14 @@ class Registry(Generic[T]):
         raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(known)}{hint}")
 
     def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """`params` as the factory receives them, without defaults.
+        """`params` as a configuration stores them, without defaults: values that a YAML file can hold.
 
         Raises ValueError for an unknown method, an unknown or missing parameter, or a value that is not accepted.
         """
+        values = self._read(name, params)
+        return {key: value if _is_plain(value) else params[key] for key, value in values.items()}
+
+    def _read(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         method, label = self.get(name), f"{self.kind} {name!r}"
         for key in params:
             if key not in method.parameters:
@@ -138,7 +157,7 @@ class Registry(Generic[T]):
         for key, parameter in method.parameters.items():
             if key in params:
                 try:
-                    checked[key] = parameter.adapter.validate_python(params[key], strict=True)
+                    checked[key] = parameter.read(params[key])
                 except ValidationError:
                     got = show(params[key])
                     raise ValueError(f"{label} takes {key}: {parameter.wants} (got {got})") from None
@@ -149,7 +168,7 @@ class Registry(Generic[T]):
 
     def build(self, name: str, params: Mapping[str, Any]) -> T:
         """The method itself. Raises ValueError as `check` does, and when the factory refuses or returns no function."""
-        checked, label = self.check(name, params), f"{self.kind} {name!r}"
+        checked, label = self._read(name, params), f"{self.kind} {name!r}"
         try:
             made = self.get(name).factory(**checked)
         except ValueError as error:
@@ -174,6 +193,23 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=repr)
 
 
+def _is_plain(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(inner) for key, inner in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    def resolve(node: Mapping[str, Any]) -> Mapping[str, Any]:
+        node = without_null(node)
+        reference = node.get("$ref")
+        return resolve(schema["$defs"][reference.rpartition("/")[2]]) if reference else node
+
+    return describe(schema, resolve)
+
+
 def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]:
     signature = inspect.signature(factory)
     given = {p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty}
@@ -193,7 +229,7 @@ def _parameters(factory: Callable[..., Any], label: str) -> dict[str, Parameter]
             adapter: TypeAdapter[Any] = TypeAdapter(
                 hints[name] if typed else Any, config=ConfigDict(allow_inf_nan=False)
             )
-            wants = describe(adapter.json_schema()) if typed else _ANY
+            wants = _words(adapter.json_schema()) if typed else _ANY
         except PydanticUserError:
             raise ValueError(f"{label}: a configuration has no values for {parameter}; use plain types") from None
         required = parameter.default is empty

@@ -38,7 +38,7 @@ def check_setting(text: str) -> str:
 
 def _accepts(parameter: Parameter, value: Any) -> bool:
     try:
-        parameter.adapter.validate_python(value, strict=True)
+        parameter.read(value)
     except ValidationError:
         return False
     return True

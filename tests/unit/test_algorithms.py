@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import pickle
@@ -9,6 +10,8 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +36,7 @@ from dphrl.algo.reduce import row_weights
 from dphrl.algo.registry import METHODS, Registry
 from dphrl.batch import make_batch
 from dphrl.config.algorithm import import_plugins
+from dphrl.config.check import check_setting
 from dphrl.config.loading import ConfigError, config_to_yaml, load_config
 from dphrl.learner.update import UpdateSettings, run_update
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup
@@ -389,6 +393,79 @@ def test_the_config_of_an_earlier_run_loads(tmp_path: Path) -> None:
         "sequence",
     )
     assert algorithm.divergence.params == {"alpha": 0.5}
+
+
+class Shape(Enum):
+    STEP = "step"
+    LINE = "line"
+
+
+TYPES: list[tuple[Any, str, Any, str]] = [
+    (tuple[float, ...], "[1, 0.5]", (1.0, 0.5), "a list, each item a number"),
+    (set[int], "[3, 1, 3]", {1, 3}, "a list, each item an integer"),
+    (Path, "a/b", Path("a/b"), "text"),
+    (Shape, "step", Shape.STEP, "one of step, line"),
+    (Shape | None, "line", Shape.LINE, "one of step, line or null"),
+    (list[Shape], "[line]", [Shape.LINE], "a list, each item one of step, line"),
+    (datetime.date, "2026-01-31", datetime.date(2026, 1, 31), "text"),
+    (Decimal, "0.1", Decimal("0.1"), "a number"),
+    (dict[str, tuple[int, int]], "{a: [1, 2]}", {"a": (1, 2)}, "a mapping of names to values"),
+    (list[float], "[1]", [1.0], "a list, each item a number"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "expected", "wants"), TYPES, ids=[str(kind) for kind, *_ in TYPES])
+def test_a_parameter_may_have_any_type_that_yaml_can_write(
+    tmp_path: Path, kind: Any, text: str, expected: Any, wants: str
+) -> None:
+    given = []
+
+    def typed(x) -> Any:
+        given.append(x)
+        return list
+
+    typed.__annotations__["x"] = kind
+    register_advantage("typed")(typed)
+    assert METHODS["advantage"].get("typed").takes == f"x: {wants}"
+    config = load_config("demo-math", [f"algorithm.advantage={{name: typed, x: {text}}}"])
+    assert given == [expected]
+    # The stored configuration holds what YAML and JSON can, and reads back equal.
+    assert json.loads(json.dumps(config.algorithm.advantage.params)) == config.algorithm.advantage.params
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    get_advantage("typed", **config.algorithm.advantage.params)
+    get_advantage("typed", x=expected)
+    assert given == [expected] * 4
+    assert check_setting(f"algorithm.advantage.x={text}").endswith("checks it together with the others")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((float, '"0.5"'), (float, "true"), (float, ".inf"), (float, ".nan"), (tuple[float, ...], "[1, .nan]")),
+        *((int, "2.0"), (int, "true"), (Path, "3"), (Shape, "round"), (datetime.date, "2026-02-30"), (str, "1")),
+    ],
+)
+def test_what_does_not_suit_the_type_of_a_parameter_is_refused(kind: Any, value: str) -> None:
+    def typed(x) -> Any:
+        return list
+
+    typed.__annotations__["x"] = kind
+    register_advantage("typed")(typed)
+    with pytest.raises(ConfigError, match=r"advantage 'typed' takes x: "):
+        load_config("demo-math", [f"algorithm.advantage={{name: typed, x: {value}}}"])
+    with pytest.raises(ConfigError, match=r"algorithm.advantage.x: expected "):
+        check_setting(f"algorithm.advantage.x={value}")
+
+
+def test_the_default_of_a_typed_parameter_is_listed_as_yaml_writes_it() -> None:
+    def typed(shape: Shape = Shape.LINE, at: tuple[float, ...] = (0.5, 1.0), path: Path = Path("a")) -> Any: ...
+
+    register_advantage("typed")(typed)
+    assert METHODS["advantage"].get("typed").takes == (
+        'shape: one of step, line (default "line"), at: a list, each item a number (default [0.5, 1.0]), '
+        'path: text (default "a")'
+    )
 
 
 # ------------------------------------------------------------ the list
