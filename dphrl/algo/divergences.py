@@ -130,7 +130,11 @@ def _js() -> Divergence:
 
 
 @register_divergence("alpha")
-def _alpha(alpha: Annotated[float, Field(gt=0, lt=1)]) -> Divergence:
+def _alpha(
+    alpha: Annotated[
+        float, Field(gt=0, lt=1, description="its limits are forward_kl (alpha -> 1) and reverse_kl (alpha -> 0)")
+    ],
+) -> Divergence:
     """Alpha divergence, between reverse KL (alpha -> 0) and forward KL (alpha -> 1)."""
 
     def value(x: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ class Parameter:
     required: bool
     default: Any = None
 
+    @property
+    def about(self) -> str:
+        """The description in its annotation, if it has one: what helps somebody who gave a wrong value."""
+        text = self.adapter.json_schema().get("description", "") if self.wants != _ANY else ""
+        return " ".join(text.split())
+
     def read(self, value: Any) -> Any:
         """A configuration's value as the factory receives it: text as a path, a list as a tuple, by the annotation.
 
@@ -159,8 +165,9 @@ class Registry(Generic[T]):
                 try:
                     checked[key] = parameter.read(params[key])
                 except ValidationError:
+                    hint = f"; {parameter.about}" if parameter.about else ""
                     got = show(params[key])
-                    raise ValueError(f"{label} takes {key}: {parameter.wants} (got {got})") from None
+                    raise ValueError(f"{label} takes {key}: {parameter.wants} (got {got}){hint}") from None
             elif parameter.required:
                 hint = f"; if {key} is no setting, {_FACTORY}" if parameter.wants == _ANY else ""
                 raise ValueError(f"{label} needs {key}: {parameter.wants}; write {{name: {name}, {key}: ...}}{hint}")

@@ -216,6 +216,8 @@ MISTAKES = {
     "<= 8 (got true)",
     "divergence={name: scaled_kl, scale: .nan}": "divergence: divergence 'scaled_kl' takes scale: a number > 0 and "
     "<= 8 (got NaN)",
+    "divergence={name: alpha, alpha: 2}": "divergence: divergence 'alpha' takes alpha: a number > 0 and < 1 (got 2); "
+    "its limits are forward_kl (alpha -> 1) and reverse_kl (alpha -> 0)",
     "divergence={name: js, alpha: 1}": "divergence: divergence 'js' has no parameter 'alpha'; it takes no parameters",
     "divergence={name: none, alpha: 1}": "divergence: divergence 'none' has no parameters; remove alpha",
     "advantage=mean-only": "advantage: unknown advantage 'mean-only'; known: above, group_normalized, leave_one_out, "
