@@ -92,7 +92,7 @@ def _checked(label: str, policy_loss: PolicyLoss) -> PolicyLoss:
     @functools.wraps(policy_loss)
     def checked(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
         made: Any = policy_loss(tokens, settings)
-        if not (isinstance(made, tuple) and len(made) == 2):
+        if not (isinstance(made, tuple | list) and len(made) == 2):
             raise ValueError(f"{label} returned {_shown(made)}; return its loss and its metrics: (loss, {{}})")
         loss, metrics = made
         if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point()):
