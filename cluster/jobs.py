@@ -16,6 +16,7 @@ from typing import Any
 
 from dphrl.config.loading import InputError, list_presets, load_config
 from dphrl.own_code import hides_program
+from dphrl.rewards.base import check_reward
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # A client of Ray Jobs obeys these variables rather than the address that it was given.
@@ -73,6 +74,7 @@ def plan_submission(
     Raises InputError, one line each, for what is wrong with the configuration or the paths.
     """
     config = load_config(source, overrides)
+    check_reward(config.reward)
     if working_dir is not None and not working_dir.is_dir():
         raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
     # Python looks in the wheel first, then in the uploaded folder, then in what is installed on the nodes.

@@ -111,7 +111,7 @@ def plan(
             return
         if tokens_per_s and measured:
             raise run.refuse("--tokens-per-s and --measured: both give the speed; choose one")
-        loaded = run.load(config, overrides)
+        loaded = run.load_with_reward(config, overrides)
         if as_yaml:
             from dphrl.config.explain import explained_yaml
 
@@ -220,7 +220,7 @@ def render(
     ] = "200Gi",
 ) -> None:
     with exit_status() as run:
-        loaded = run.load(config, overrides)
+        loaded = run.load_with_reward(config, overrides)
         import cluster.render.nodes as rendering
 
         options = rendering.RenderOptions(

@@ -31,18 +31,23 @@ class Command:
         self.folder: Path | None = None
 
     def load(self, source: str, overrides: list[str] | None) -> Config:
-        """The checked configuration. Raises InputError for what is wrong in it, its reward included."""
-        from dphrl.config.loading import InputError, load_config
-        from dphrl.rewards.base import check_reward
+        """The checked configuration. Raises InputError for what is wrong in it.
+
+        The user's reward is not loaded: a run does that when it prepares, and `load_with_reward` for other commands.
+        """
+        from dphrl.config.loading import load_config
 
         _show_warnings()
         config = load_config(source, overrides or [])
-        try:
-            # Checked now, so that commands which prepare nothing, such as `plan` and `submit`, refuse a bad reward too.
-            check_reward(config.reward)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         self.folder = config.folder
+        return config
+
+    def load_with_reward(self, source: str, overrides: list[str] | None) -> Config:
+        """As `load`, for commands that prepare no run. Raises InputError for a reward that cannot be loaded, too."""
+        from dphrl.rewards.base import check_reward
+
+        config = self.load(source, overrides)
+        check_reward(config.reward)
         return config
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:

@@ -174,16 +174,21 @@ class RewardConfig(Section):
     def is_custom(self) -> bool:
         return ":" in self.name
 
+    def check_name(self) -> None:
+        """Raises ValueError for a name that is neither one of ours nor of the form module:name."""
+        known = dict.fromkeys(REWARD_OF_KIND.values())
+        if self.name not in known and not self.is_custom:
+            raise ValueError(
+                f"reward.name={self.name!r} is unknown; choose one of {', '.join(known)}, or name your own as "
+                "package.module:name"
+            )
+
     def for_kind(self, kind: str) -> RewardConfig:
         """This with `auto` resolved for data of `kind`. Raises ValueError for a reward that cannot grade it."""
         needed = REWARD_OF_KIND[kind]
         if self.name == "auto":
             return RewardConfig.model_validate(self.model_dump() | {"name": needed})
-        if self.name not in REWARD_OF_KIND.values() and not self.is_custom:
-            known = ", ".join(dict.fromkeys(REWARD_OF_KIND.values()))
-            raise ValueError(
-                f"reward.name={self.name!r} is unknown; choose one of {known}, or name your own as package.module:name"
-            )
+        self.check_name()
         if self.name != needed and not self.is_custom:
             raise ValueError(
                 f"reward.name={self.name} cannot grade data of kind {kind}; set reward.name: {needed}, or name your "

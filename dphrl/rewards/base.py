@@ -79,18 +79,22 @@ def build_grader(config: RewardConfig) -> Grader:
         from dphrl.rewards.custom import CustomGrader
 
         return CustomGrader(config.name, config.params, config.timeout_s)
-    check_reward(config)
+    config.check_name()
     return _GRADERS[config.name](config)
 
 
 def check_reward(config: RewardConfig) -> None:
-    """Raises ValueError when `build_grader` would; starts nothing."""
+    """Raises InputError, which is a ValueError, when `build_grader` would refuse the name; starts nothing.
+
+    It loads a user's reward, and makes the object when that is a class.
+    """
     if config.is_custom:
+        from dphrl.config.loading import InputError
         from dphrl.rewards.custom import load_reward
 
-        load_reward(config.name, config.params)
-    elif config.name not in _GRADERS:
-        raise ValueError(
-            f"reward.name={config.name!r} is unknown; choose one of {', '.join(_GRADERS)}, or name your own as "
-            "package.module:name"
-        )
+        try:
+            load_reward(config.name, config.params)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    else:
+        config.check_name()

@@ -256,8 +256,16 @@ def test_the_engine_s_build_must_fit_the_machine(
     assert cluster.doctor._engine(gpus).status == status
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["presets"], ["doctor"], ["plan", "nope"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["train", "--help"], ["presets"], ["doctor"], ["plan", "nope"]),
+        *(["config"], ["config", "learner.lr=1e-5"], ["config", "nope"], ["config", "algorithm"]),
+    ],
+)
 def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
+    # Explaining a setting needs no arrays either.
+    heavy = (*HEAVY, "numpy") if arguments[0] == "config" else HEAVY
     program = (
         "import sys\n"
         "from cluster.cli import app\n"
@@ -265,7 +273,7 @@ def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
         "    app(sys.argv[1:])\n"
         "except SystemExit:\n"
         "    pass\n"
-        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])\n"
+        f"print('LOADED', [name for name in {heavy!r} if name in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

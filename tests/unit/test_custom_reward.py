@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.cli.support import Command
+from cluster.jobs import plan_submission
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import ConfigError, InputError, load_config
 from dphrl.prepare import prepare
@@ -95,13 +98,33 @@ def test_coroutines_of_a_batch_wait_together_each_with_a_deadline() -> None:
     ],
 )
 def test_a_config_that_names_no_reward_is_refused_with_the_reason(name: str, words: str) -> None:
-    """By every command as it loads its configuration, and by whoever prepares a run without one."""
-    with pytest.raises(InputError, match=words) as refused:
-        Command().load("demo-math", [f"reward.name={name}"])
-    assert str(refused.value).startswith(f"reward.name='{name}' ")
-    assert len(str(refused.value).splitlines()) == 1
-    with pytest.raises(InputError, match=words):
-        prepare(load_config("demo-math", [f"reward.name={name}"]), Console())
+    """When a run is prepared, and by the commands that prepare none: `plan`, `render`, `submit`."""
+    setting = f"reward.name={name}"
+    for refuse in (
+        lambda: prepare(load_config("demo-math", [setting]), Console()),
+        lambda: Command().load_with_reward("demo-math", [setting]),
+        lambda: plan_submission("demo-math", [setting]),
+    ):
+        with pytest.raises(InputError, match=words) as refused:
+            refuse()
+        assert str(refused.value).startswith(f"reward.name='{name}' ")
+        assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["plan", "render kubernetes", "render slurm", "submit"])
+def test_commands_that_prepare_no_run_refuse_a_reward_that_is_not_there(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "demo-math", "reward.name=no_such_module:f"])
+    assert result.exit_code == 2
+    assert "reward.name='no_such_module:f' cannot be loaded" in result.stderr
+
+
+def test_preparing_a_run_makes_a_reward_of_a_class_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dphrl.rewards.custom.load_reward", lambda name, params: made.append(name))
+    made: list[str] = []
+    config = Command().load("demo-math", ["reward.name=user_rewards:Counting", "data.train.limit=4"])
+    assert made == []
+    prepare(config, Console())
+    assert made == ["user_rewards:Counting"]
 
 
 def test_a_config_takes_a_users_reward_for_any_data() -> None:

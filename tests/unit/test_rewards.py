@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dphrl.config.data import RewardConfig
-from dphrl.rewards.base import FactorizationGrader, build_grader
+from dphrl.config.data import REWARD_OF_KIND, RewardConfig
+from dphrl.rewards.base import _GRADERS, FactorizationGrader, build_grader
 from dphrl.types import RewardStatus
 
 
@@ -14,6 +14,12 @@ def test_math_grader_reads_where_the_configuration_says(extraction: str, text: s
     grader = build_grader(RewardConfig.model_validate({"name": "math_answer", "extraction": extraction}))
     assert [result.score for result in grader.grade([(text, "4"), ("4 or so I believe", "5")])] == [1.0, 0.0]
     grader.close()
+
+
+def test_every_reward_of_ours_is_known_by_its_name() -> None:
+    assert set(_GRADERS) == set(REWARD_OF_KIND.values())
+    with pytest.raises(ValueError, match=r"reward.name='maths' is unknown; choose one of factorization, sql_exec"):
+        build_grader(RewardConfig(name="maths"))
 
 
 def test_factorization_grader() -> None:

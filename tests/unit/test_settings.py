@@ -279,22 +279,6 @@ def test_one_value_is_checked_without_what_else_its_section_needs() -> None:
         check_setting("data.max_prompt_tokens=0")
 
 
-@pytest.mark.parametrize("arguments", [["learner.lr=1e-5"], [], ["nope"], ["algorithm"]])
-def test_explaining_loads_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\n"
-        "from cluster.cli import app\n"
-        "try:\n"
-        "    app(sys.argv[1:])\n"
-        "except SystemExit:\n"
-        "    pass\n"
-        "print('LOADED', [name for name in ('torch', 'ray', 'vllm', 'numpy') if name in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", program, "config", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines()[-1] == "LOADED []"
-
-
 def test_the_command_says_how_it_is_used() -> None:
     output = invoke("config", "--help").output
     assert "Examples:\n" in output
