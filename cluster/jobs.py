@@ -16,7 +16,6 @@ from typing import Any
 
 from dphrl.config.loading import InputError, list_presets, load_config
 from dphrl.own_code import hides_program
-from dphrl.rewards.base import check_reward
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # A client of Ray Jobs obeys these variables rather than the address that it was given.
@@ -66,7 +65,7 @@ def plan_submission(
     environ: Mapping[str, str] = os.environ,
 ) -> Submission:
     """What `dphrl submit` hands to the cluster. The configuration is checked here first; the job checks it again
-    where it runs, with the data and models that are there.
+    where it runs, with the data, the models and the user's own reward that are there.
 
     working_dir: uploaded, and the job starts in it, so that relative paths mean the same; None uploads nothing.
     wheel: a dphrl to run instead of the one installed on the nodes.
@@ -74,7 +73,6 @@ def plan_submission(
     Raises InputError, one line each, for what is wrong with the configuration or the paths.
     """
     config = load_config(source, overrides)
-    check_reward(config.reward)
     if working_dir is not None and not working_dir.is_dir():
         raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
     # Python looks in the wheel first, then in the uploaded folder, then in what is installed on the nodes.

@@ -220,7 +220,7 @@ def render(
     ] = "200Gi",
 ) -> None:
     with exit_status() as run:
-        loaded = run.load_with_reward(config, overrides)
+        loaded = run.load(config, overrides)
         import cluster.render.nodes as rendering
 
         options = rendering.RenderOptions(

@@ -33,7 +33,7 @@ class Command:
     def load(self, source: str, overrides: list[str] | None) -> Config:
         """The checked configuration. Raises InputError for what is wrong in it.
 
-        The user's reward is not loaded: a run does that when it prepares, and `load_with_reward` for other commands.
+        The user's reward is not loaded: a run does that when it prepares. Its module may be on the cluster alone.
         """
         from dphrl.config.loading import load_config
 
@@ -43,7 +43,7 @@ class Command:
         return config
 
     def load_with_reward(self, source: str, overrides: list[str] | None) -> Config:
-        """As `load`, for commands that prepare no run. Raises InputError for a reward that cannot be loaded, too."""
+        """As `load`, for `plan`, which prepares no run. Raises InputError for a reward that cannot be loaded, too."""
         from dphrl.rewards.base import check_reward
 
         config = self.load(source, overrides)

@@ -98,12 +98,11 @@ def test_coroutines_of_a_batch_wait_together_each_with_a_deadline() -> None:
     ],
 )
 def test_a_config_that_names_no_reward_is_refused_with_the_reason(name: str, words: str) -> None:
-    """When a run is prepared, and by the commands that prepare none: `plan`, `render`, `submit`."""
+    """When a run is prepared, and by `plan`, which prepares none."""
     setting = f"reward.name={name}"
     for refuse in (
         lambda: prepare(load_config("demo-math", [setting]), Console()),
         lambda: Command().load_with_reward("demo-math", [setting]),
-        lambda: plan_submission("demo-math", [setting]),
     ):
         with pytest.raises(InputError, match=words) as refused:
             refuse()
@@ -111,11 +110,21 @@ def test_a_config_that_names_no_reward_is_refused_with_the_reason(name: str, wor
         assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["plan", "render kubernetes", "render slurm", "submit"])
-def test_commands_that_prepare_no_run_refuse_a_reward_that_is_not_there(command: str) -> None:
-    result = CliRunner().invoke(app, [*command.split(), "demo-math", "reward.name=no_such_module:f"])
+def test_a_plan_refuses_a_reward_that_is_not_there() -> None:
+    result = CliRunner().invoke(app, ["plan", "demo-math", "reward.name=no_such_module:f"])
     assert result.exit_code == 2
     assert "reward.name='no_such_module:f' cannot be loaded" in result.stderr
+
+
+def test_what_runs_elsewhere_may_have_its_reward_there_alone() -> None:
+    """The uploaded folder and the nodes' own packages are not on this process's path; the job itself refuses."""
+    setting = "reward.name=only_over_there:f"
+    assert setting in plan_submission("demo-math", [setting]).entrypoint
+    for kind in ("kubernetes", "slurm"):
+        assert CliRunner().invoke(app, ["render", kind, "demo-math", setting]).exit_code == 0
+    # A name of the wrong form is wrong everywhere.
+    with pytest.raises(InputError, match="is unknown"):
+        plan_submission("demo-math", ["reward.name=maths"])
 
 
 def test_preparing_a_run_makes_a_reward_of_a_class_once(monkeypatch: pytest.MonkeyPatch) -> None:
