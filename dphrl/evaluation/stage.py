@@ -18,6 +18,7 @@ from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
+from dphrl.evaluation.differences import compare, self_retention
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.fingerprint import Fingerprint, fingerprint, hash_value
 from dphrl.prepare import EvaluationSet
@@ -103,7 +104,7 @@ class Evaluation:
 
 
 async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) -> list[Summary]:
-    """Pass@k of the engines' present policy on every data set.
+    """Pass@k of the engines' present policy on every data set, and what differs from the base prompt by prompt.
 
     Each prompt gets evaluation.num_samples completions at training temperature and a greedy one.
     """
@@ -118,9 +119,15 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
             rows = known[chosen.name]["per_prompt"]
             base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
         counts, ks = count_groups(sampled), evaluation.config.evaluation.k
-        graded = [num_correct for _, num_graded, num_correct in count_groups(greedy) if num_graded]
+        solved = [num_correct if num_graded else None for _, num_graded, num_correct in count_groups(greedy)]
+        graded = [num_correct for num_correct in solved if num_correct is not None]
         share = sum(graded) / len(graded) if graded else None
         summary = summarize(chosen.name, chosen.split, counts, ks, share, base_counts)
+        for row, num_correct in zip(summary["per_prompt"], solved, strict=True):
+            row["greedy"] = num_correct
+        summary["self_retention"] = self_retention(summary["per_prompt"])
+        if chosen.name in known:
+            summary["difference"] = compare(known[chosen.name]["per_prompt"], summary["per_prompt"], ks)
         summaries.append(summary | describe_samples(sampled, ks))
     return summaries
 

@@ -23,6 +23,36 @@ def report_evaluations(console: Console, models: Mapping[str, Sequence[Summary]]
         if max(map(len, format_table(columns, rows).splitlines())) <= TABLE_WIDTH:
             break
     console.table("evaluation" + (", ± half of the 95 % interval" if intervals else ""), columns, rows)
+    for model, summaries in models.items():
+        compared = [summary for summary in summaries if summary.get("difference")]
+        if compared:
+            console.table(*_difference_table(model, compared))
+
+
+def _difference_table(model: str, summaries: Sequence[Summary]) -> tuple[str, list[str], list[list[object]]]:
+    """Title, columns and rows: what `model` gained or lost against the base, and what each of them keeps."""
+    keys = list(dict.fromkeys(key for summary in summaries for key in summary["difference"] if key != "retention"))
+    title = f"{model} minus base, prompt by prompt, ± half of the 95 % interval"
+    columns = ["data set", "split", *keys]
+    if any(summary["difference"]["retention"] for summary in summaries):
+        title += (
+            "\nkept: of the prompts that half of the base's samples solve, the share that as many of the other model's "
+            "do;\nby the base: the share that its other half does; where both are equal, nothing was lost"
+        )
+        columns += ["half", "kept", "by the base"]
+    rows: list[list[object]] = []
+    for summary in summaries:
+        difference, retention = summary["difference"], summary["difference"]["retention"] or {}
+        shares = [retention.get(name) for name in ("num_samples", "model", "base")]
+        changes = [_signed(difference.get(key)) for key in keys]
+        rows.append([summary["dataset"], summary["split"], *changes, *shares][: len(columns)])
+    return title, columns, rows
+
+
+def _signed(difference: Mapping[str, float] | None) -> str | None:
+    if difference is None:
+        return None
+    return f"{difference['value']:+.3f} ±{(difference['high'] - difference['low']) / 2:.3f}"
 
 
 def _evaluation_table(

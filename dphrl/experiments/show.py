@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dphrl.config.loading import InputError
+from dphrl.evaluation.differences import self_retention
 from dphrl.evaluation.estimators import pass_curve
 from dphrl.experiments.results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 from dphrl.experiments.suite import committed_results
@@ -41,9 +42,42 @@ def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
 def show(results: Results, console: Console) -> None:
     """Print the rates, and the claims if there are arms to compare."""
     console.table(title(results), *results_table(results))
+    for line in kept_of_itself(results):
+        console.info(line)
     header, rows = claims_table(results)
     if rows:
         console.table("The paper's claims; figures are means over seeds ± half of the 95 % interval", header, rows)
+        console.info(count_claims(claims(results)))
+
+
+def kept_of_itself(results: Results) -> list[str]:
+    """For each domain, what the base keeps of itself by split halves: what a retention must be compared with."""
+    lines = []
+    for domain in DOMAINS:
+        mine = [row for row in results["rows"] if row["arm"] == BASE_ARM and row["domain"] == domain]
+        counts = [zip(row["num_graded"], row["num_correct"], strict=True) for row in mine]
+        prompts = [[{"num_samples": n, "num_correct": c} for n, c in of_row] for of_row in counts]
+        shares = [share for of_row in prompts if (share := self_retention(of_row)) is not None]
+        if shares:
+            lines.append(
+                f"{domain.replace('_', ' ')}: of the prompts that half of the base's samples solve, its other half "
+                f"solves {statistics.fmean(shares):.3f}; an arm with that retention lost nothing"
+            )
+    return lines
+
+
+def count_claims(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many claims were tested and how they came out, and how many would look sure by chance.
+
+    A claim is sure when its whole 95 % interval is as claimed. Of claims that are just not true, 2.5 % come out so.
+    """
+    sure = sum(bool(claim["is_sure"]) for claim in found)
+    in_the_mean = sum(bool(claim["holds"] and not claim["is_sure"]) for claim in found)
+    return (
+        f"{len(found)} claims were tested: {sure} hold with their whole interval (yes), {in_the_mean} in the mean "
+        f"only ((yes)), {len(found) - sure - in_the_mean} do not (no); were none of them true, about "
+        f"{0.025 * len(found):.1f} would come out as a yes by chance"
+    )
 
 
 def title(results: Results) -> str:

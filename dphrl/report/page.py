@@ -17,12 +17,28 @@ from dphrl.report.samples import choose_samples
 from dphrl.report.statistics import datasets_of
 from dphrl.report.steps import split_figure, status_figures, time_figures
 from dphrl.report.svg import swatch
-from dphrl.report.tables import SPLIT_COLUMNS, retention_table, runs_table, settings_table, split_row, table
+from dphrl.report.tables import (
+    SPLIT_COLUMNS,
+    difference_table,
+    retention_table,
+    runs_table,
+    settings_table,
+    split_row,
+    table,
+)
 from dphrl.report.tables import summary_table as one_summary_table
 from dphrl.report.text import embed_json, escape
 
 # More histograms than this would bury the page; the table has all splits.
 MAX_SPLIT_FIGURES = 12
+
+
+_ABOUT_CHANGES = (
+    "Both models answered the same prompts, so each prompt is compared with itself: a change whose interval excludes 0 "
+    "is one, even where the intervals of the rates touch. Kept of a half: of the prompts that half of the base's "
+    "samples solve, the share that as many of the model's solve. By the base itself: the share that its other half "
+    "solves. Where both are equal, nothing was lost."
+)
 
 
 def render_page(arms: Sequence[Arm], now: datetime) -> str:
@@ -149,7 +165,9 @@ def _results(arms: Sequence[Arm], bases: Sequence[Arm]) -> str:
     )
     without = [arm.name for arm in arms if all(run.last_evaluated_step is None for run in arm.runs)]
     missing = note(f"Not evaluated after training began: {', '.join(without)}.") if without else ""
-    return note(text) + missing + "".join(one_summary_table(rows, dataset) for dataset in datasets)
+    tables = "".join(one_summary_table(rows, dataset) for dataset in datasets)
+    changes = "".join(difference_table(arms, dataset) for dataset in datasets)
+    return note(text) + missing + tables + (note(_ABOUT_CHANGES) + changes if changes else "")
 
 
 def _per_dataset(render: Any, arms: Sequence[Arm], *, wraps: bool = True) -> str:

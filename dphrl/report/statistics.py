@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dphrl.evaluation.differences import Difference, compare
 from dphrl.evaluation.estimators import pass_at_k
 from dphrl.experiments.results import interval_over_seeds
 from dphrl.report.runs import Arm, DatasetKey, Run, Summary
@@ -216,13 +217,47 @@ class Kept:
 def kept_and_gained(run: Run, dataset: DatasetKey) -> Kept | None:
     """What the trained model keeps and gains on `dataset`; None unless base and trained model were both evaluated on
     the same prompts."""
-    step = run.last_evaluated_step
-    base, trained = run.evaluations.get(0, {}).get(dataset), run.evaluations.get(step or -1, {}).get(dataset)
-    if base is None or trained is None:
+    both = _same_prompts(run, dataset)
+    if both is None:
         return None
-    before = {row["prompt_id"]: row["num_correct"] > 0 for row in base["per_prompt"]}
-    after = {row["prompt_id"]: row["num_correct"] > 0 for row in trained["per_prompt"]}
-    if before.keys() != after.keys():
-        return None
+    before, after = ({row["prompt_id"]: row["num_correct"] > 0 for row in side["per_prompt"]} for side in both)
     still = sum(before[i] and after[i] for i in before)
     return Kept(len(before), sum(before.values()), still, sum(after.values()) - still)
+
+
+def paired_changes(runs: Sequence[Run], dataset: DatasetKey) -> dict[str, Rate]:
+    """Newest evaluation minus base by rate, prompt by prompt; of several runs their mean, with its interval over seeds.
+
+    Beside the rates: `kept`, of what half of the base's samples solve the share that as many of the trained model's
+    solve, and `itself`, the share that the base's other half solves. Empty without a run that has both evaluations.
+    """
+    columns: dict[str, list[Difference]] = {}
+    for run in runs:
+        both = _same_prompts(run, dataset)
+        if both is None:
+            continue
+        ks = [int(key.removeprefix("pass@")) for key in pass_keys(both)]
+        changes = compare(both[0]["per_prompt"], both[1]["per_prompt"], ks)
+        retention = changes.pop("retention")
+        for key, change in changes.items():
+            columns.setdefault(key, []).extend([change] if change else [])
+        for key, name in (("kept", "model"), ("itself", "base")):
+            columns.setdefault(key, []).extend([{"value": retention[name]}] if retention else [])
+    return {key: _mean_of_changes(found) for key, found in columns.items() if found}
+
+
+def _mean_of_changes(found: Sequence[Difference]) -> Rate:
+    if len(found) == 1:
+        return Rate(found[0]["value"], found[0].get("low"), found[0].get("high"))
+    interval = interval_over_seeds([change["value"] for change in found])
+    return Rate(interval["mean"], interval["low"], interval["high"])
+
+
+def _same_prompts(run: Run, dataset: DatasetKey) -> tuple[Summary, Summary] | None:
+    """The run's base evaluation and its newest later one; None unless both are of the same prompts."""
+    base = run.evaluations.get(0, {}).get(dataset)
+    trained = run.evaluations.get(run.last_evaluated_step or -1, {}).get(dataset)
+    if base is None or trained is None:
+        return None
+    asked = [{row["prompt_id"] for row in side["per_prompt"]} for side in (base, trained)]
+    return (base, trained) if asked[0] == asked[1] else None

@@ -17,7 +17,7 @@ def find_summary_fault(summary: Any) -> str | None:
         return "dataset or split is not text"
     rows = summary["per_prompt"]
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
-        return "per_prompt has a row without a prompt_id and 0 <= num_correct <= num_samples"
+        return "per_prompt has a row without a prompt_id and 0 <= num_correct <= num_samples, or greedy is not 0 or 1"
     for key, value in summary.items():
         if not key.startswith("pass@"):
             continue
@@ -32,6 +32,8 @@ def find_summary_fault(summary: Any) -> str | None:
 
 def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("prompt_id"), str):
+        return False
+    if row.get("greedy") not in (None, 0, 1):
         return False
     correct, graded = row.get("num_correct"), row.get("num_samples")
     return type(correct) is int and type(graded) is int and 0 <= correct <= graded < 2**31

@@ -10,7 +10,7 @@ from typing import Any
 
 from dphrl.report.figures import name_of, note, style_of
 from dphrl.report.runs import Arm, DatasetKey, ReferenceSplit, Run
-from dphrl.report.statistics import Rate, kept_and_gained, pass_keys, rate, trained_summaries
+from dphrl.report.statistics import Rate, kept_and_gained, paired_changes, pass_keys, rate, trained_summaries
 from dphrl.report.svg import swatch
 from dphrl.report.text import escape
 
@@ -97,6 +97,29 @@ def retention_table(arms: Sequence[Arm], dataset: DatasetKey) -> str:
         return note(f"{name_of(dataset)}: no run has both a base and a later evaluation of the same prompts.")
     columns = ["arm", "retention, %", "solved by the base", "still solved", "lost", "newly solved"]
     return table(f"{name_of(dataset)}: prompts with at least one correct sample", columns, rows, css="numbers")
+
+
+def difference_table(arms: Sequence[Arm], dataset: DatasetKey) -> str:
+    """Each arm minus its base, prompt by prompt; empty without an arm that has both evaluations."""
+    found = [(arm, changes) for arm in arms if (changes := paired_changes(arm.runs, dataset))]
+    if not found:
+        return ""
+    keys = list(dict.fromkeys(key for _, changes in found for key in changes if key not in ("kept", "itself")))
+    rows = []
+    for arm, changes in found:
+        shares = [_rate_cell(changes.get(key), [changes.get(key)], key) for key in ("kept", "itself")]
+        rows.append([arm_cell(arm), *(_change_cell(changes.get(key)) for key in keys), *shares])
+    columns = ["arm", *map(_heading, keys), "kept of a half", "by the base itself"]
+    return table(f"{name_of(dataset)}: change from the base, in points of %", columns, rows, css="numbers")
+
+
+def _change_cell(change: Rate | None) -> Cell:
+    if change is None:
+        return "-"
+    shown = f"{100 * change.mean:+.1f}"
+    if change.low is None or change.high is None:
+        return shown
+    return f"{shown} <small>{100 * change.low:+.1f} to {100 * change.high:+.1f}</small>"
 
 
 def _mean(values: Sequence[int]) -> Cell:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dphrl.evaluation.differences import self_retention
 from dphrl.evaluation.estimators import bootstrap_interval, describe_samples, summarize
 from dphrl.evaluation.stage import Evaluation, evaluate_sets
 from dphrl.prepare import EvaluationSet
@@ -66,6 +67,7 @@ def test_what_the_grader_failed_on_is_in_no_rate(make_config: Any) -> None:
     assert summary["num_ungraded"] == 1
     (nothing,), _ = evaluate(make_config, {"d": ["xxxx"]})
     assert nothing["greedy"] is None
+    assert [row["greedy"] for row in (*summary["per_prompt"], *nothing["per_prompt"])] == [None, 1, 0, None]
 
 
 def test_retention_is_measured_on_the_same_set_of_the_base(make_config: Any) -> None:
@@ -77,6 +79,14 @@ def test_retention_is_measured_on_the_same_set_of_the_base(make_config: Any) -> 
     assert model[1]["retention"] is None, "another data set's base says nothing"
     low, high = model[0]["intervals"]["retention"]
     assert low < 2 / 3 < high
+    # Greedy: w r w w against r r r r. Pass@1 over three samples: 1 3 0 1 against 3 0 3 1.
+    assert [row["greedy"] for row in base[0]["per_prompt"]] == [0, 1, 0, 0]
+    assert model[0]["difference"]["greedy"]["value"] == 0.75
+    assert model[0]["difference"]["pass@1"]["value"] == pytest.approx((2 - 3 + 3) / 12)
+    assert model[0]["difference"]["retention"]["num_samples"] == 1
+    assert "difference" not in base[0]
+    assert "difference" not in model[1]
+    assert base[0]["self_retention"] == self_retention(base[0]["per_prompt"])
 
 
 def test_the_interval_of_retention_is_over_what_the_base_solves() -> None:

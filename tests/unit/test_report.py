@@ -94,6 +94,24 @@ def test_retention_counts_lost_and_newly_solved(tmp_path: Path) -> None:
     assert rows[1][2:] == ["3", "2", "1", "1"]
 
 
+def test_changes_from_the_base_are_paired(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "only", correct=(7, 3, 2, 1))
+    row = render(tmp_path, run).table("arm Pass@1 Pass@8 kept")[1]
+    # Every prompt has one more right sample of eight than the base's 6, 2, 1, 0.
+    assert row[1].split() == ["+12.5", "+12.5", "to", "+12.5"]
+    assert row[2].split()[0] == "+25.0"
+    halves = [pass_at_k([8] * 4, counts, 4) for counts in ([6, 2, 1, 0], [7, 3, 2, 1])]
+    itself = 2 * np.sum(halves[0]) - np.sum(pass_at_k([8] * 4, [6, 2, 1, 0], 8))
+    shares = [100 * share / np.sum(halves[0]) for share in (np.sum(halves[0] * halves[1]), itself)]
+    assert [float(cell) for cell in row[-2:]] == pytest.approx(shares, abs=0.06)
+    # Over seeds: Student's t for changes of 12.5 and 0 is 6.25 +- 12.706 * 6.25.
+    suite = tmp_path / "suite"
+    for seed, correct in enumerate([(7, 3, 2, 1), (6, 2, 1, 0)]):
+        write_run(suite / f"grpo-s{seed}", seed=seed, arm=("passk", "grpo"), correct=correct)
+    row = render(tmp_path, suite).table("arm Pass@1 Pass@8 kept")[1]
+    assert row[1].split() == ["+6.2", "-73.2", "to", "+85.7"]
+
+
 def test_reference_split_is_counted_and_its_absence_said(tmp_path: Path) -> None:
     dph = write_run(tmp_path / "dph")
     write_reference(dph, correct=[4, 3, 0, 0, 1, 2], graded=[4, 4, 4, 0, 4, 4])
@@ -192,6 +210,7 @@ def test_broken_file_is_named_and_left_out(tmp_path: Path, broken: str) -> None:
     [
         ({"per_prompt": [{}]}, "per_prompt has a row"),
         ({"per_prompt": [{"prompt_id": "a", "num_samples": 2, "num_correct": 3}]}, "per_prompt has a row"),
+        ({"per_prompt": [{"prompt_id": "a", "num_samples": 2, "num_correct": 1, "greedy": "yes"}]}, "greedy is not"),
         ({"pass@x": 0.5}, "is not pass@k"),
         ({"pass@1": "half"}, "pass@1 is not a number"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import dphrl
 from cluster.cli import app
+from dphrl.evaluation.differences import self_retention
 from dphrl.evaluation.estimators import summarize
 from dphrl.experiments.results import (
     add_up,
@@ -26,7 +28,15 @@ from dphrl.experiments.results import (
     rows_of,
     write_results,
 )
-from dphrl.experiments.show import claims_table, curve_over_seeds, plot, prediction_table, results_table
+from dphrl.experiments.show import (
+    claims_table,
+    count_claims,
+    curve_over_seeds,
+    kept_of_itself,
+    plot,
+    prediction_table,
+    results_table,
+)
 from dphrl.experiments.suite import committed_results, load_suite
 
 KINDS = {"grpo": "plain", "rkl": "penalised", "dph-js": "rehearsing"}
@@ -173,6 +183,26 @@ def test_claims_by_hand() -> None:
     twice = {(arm, seed): c for arm, c in {"grpo": [4, 0], "dph-js": [3, 3]}.items() for seed in (0, 1)}
     sure = {claim["claim"]: claim["is_sure"] for claim in claims(results_of(twice, base=[1, 1]))}
     assert sure["above grpo at Pass@4 by"]
+
+
+def test_claims_are_counted_with_what_chance_would_give() -> None:
+    twice = {(arm, seed): c for arm, c in {"grpo": [4, 0], "dph-js": [3, 3]}.items() for seed in (0, 1)}
+    found = claims(results_of(twice, base=[1, 1]))
+    verdicts = [cell.split()[-1] for row in claims_table(results_of(twice, base=[1, 1]))[1] for cell in row[2:]]
+    counted = [verdicts.count(verdict) for verdict in ("yes", "(yes)", "no")]
+    said = count_claims(found)
+    assert [int(number) for number in re.findall(r"(\d+) (?:hold|in the mean|do not)", said)] == counted
+    assert said.startswith(f"{sum(counted)} claims were tested: ")
+    assert f"about {0.025 * len(found):.1f} would" in said
+
+
+def test_the_base_s_own_retention_is_said_for_each_domain() -> None:
+    results = results_of({("grpo", 0): [4, 0]}, base=[2, 1])
+    shares = [self_retention([{"num_samples": 4, "num_correct": c} for c in (2, 1)])] * 2
+    assert shares[0] is not None
+    lines = kept_of_itself(results)
+    assert [line.split(":")[0] for line in lines] == ["in domain", "out of domain"]
+    assert all(f"its other half solves {share:.3f};" in line for line, share in zip(lines, shares, strict=True))
 
 
 def test_no_share_of_a_way_that_is_none_or_leads_down() -> None:
