@@ -16,7 +16,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
-        epilog="setup has options of its own: --old REVISION, --new REVISION, --rounds N.",
+        epilog=(
+            "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
+            "grader_change: --old REVISION, --rounds N, --pairs N."
+        ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")
     parser.add_argument("--json", action="store_true", help="the JSON object alone")

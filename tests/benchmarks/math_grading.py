@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,27 @@ Pair = tuple[str, str]
 
 def run() -> dict[str, Any]:
     """Exits with status 2 where the data folder is missing."""
-    root = Path(os.environ.get("DPHRL_DATA", "../shared/data"))
-    if not root.is_dir():
-        print(f"math_grading needs the data folder, and {root} is none; set DPHRL_DATA", file=sys.stderr)
-        raise SystemExit(2)
-    golds = [json.loads(line)["answer"] for line in (root / "math" / "math500.jsonl").read_text().splitlines()]
-    hostile = [
-        _expanded(json.loads(line)) for line in (root / "labels" / "hostile_math.jsonl").read_bytes().splitlines()
-    ]
-    pairs = _pairs(golds, random.Random(0))
+    pairs = realistic_pairs(random.Random(0))
+    lines = (_data_root() / "labels" / "hostile_math.jsonl").read_bytes().splitlines()
+    hostile = [_expanded(json.loads(line)) for line in lines]
     return {"benchmark": "math_grading", **_beside_math_verify(pairs), **_with_hostile(pairs, hostile)}
 
 
-def _pairs(golds: list[str], generator: random.Random) -> Any:
-    """(answer, gold) without end and without repetition."""
+def _data_root() -> Path:
+    root = Path(os.environ.get("DPHRL_DATA", "../shared/data"))
+    if not root.is_dir():
+        print(f"this benchmark needs the data folder, and {root} is none; set DPHRL_DATA", file=sys.stderr)
+        raise SystemExit(2)
+    return root
+
+
+def realistic_pairs(generator: random.Random) -> Iterator[Pair]:
+    """(answer, gold) without end and without repetition. Exits with status 2 where the data folder is missing."""
+    lines = (_data_root() / "math" / "math500.jsonl").read_text().splitlines()
+    return _pairs([json.loads(line)["answer"] for line in lines], generator)
+
+
+def _pairs(golds: list[str], generator: random.Random) -> Iterator[Pair]:
     respellings: list[Callable[[str], str]] = [
         lambda gold: gold,
         lambda gold: gold.replace("\\frac", "\\dfrac") + ".",
