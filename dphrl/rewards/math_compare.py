@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from dphrl.rewards import math_forms, math_units, math_values
+from dphrl.rewards import math_choice, math_currency, math_forms, math_times, math_units, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
 from dphrl.types import RewardResult, RewardStatus
@@ -24,9 +24,9 @@ _MAX_COMPARISONS = 500
 _BASED = re.compile(r"\(?(\w+)\)?_\{?(\d+)\}?")
 # Words and numbers beside one another: "June 20".
 _DATE_LIKE = re.compile(r"(?=.*[A-Za-z]{3})[\w\s.,:'/-]+")
+# Most answers: they need no reading.
+_PLAIN_NUMBER = re.compile(r"-?(?:\d{1,100}|\d{1,3}(?:,\d{3}){1,10})(?:\.\d{1,100})?", re.ASCII)
 _BRACKETS = frozenset(["()", "(]", "[)", "[]", "union"])
-_CURRENCIES = (("\\$", "dollar"), ("\u20ac", "euro"), ("\u00a3", "sterling"))
-_AMOUNT = re.compile(r"-?[\d.]+")
 
 
 class _TooManyError(Exception):
@@ -52,7 +52,9 @@ def compare_cheaply(answer: str, gold: str) -> RewardResult | None:
 
 
 def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) -> RewardResult | None:
-    tidied = _with_currency(answer), _with_currency(gold)
+    if _PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(gold):
+        return _result(answer, gold, Fraction(answer.replace(",", "")) == Fraction(gold.replace(",", "")))
+    tidied = math_choice.as_choices(_read(answer), _read(gold))
     if not canonical(tidied[0]):
         return RewardResult(RewardStatus.UNPARSABLE, "the answer is empty")
     try:
@@ -61,42 +63,42 @@ def _verdict(answer: str, gold: str, decide: Callable[[str, str], bool | None]) 
         return RewardResult(RewardStatus.REFUSED, str(error))
     if same is None:
         return None
+    return _result(answer, gold, same)
+
+
+def _result(answer: str, gold: str, same: bool) -> RewardResult:
     status = RewardStatus.CORRECT if same else RewardStatus.WRONG
     return RewardResult(status, f"{answer[:80]!a} {'equals' if same else 'is not'} {gold[:80]!a}")
 
 
-def _with_currency(text: str) -> str:
-    r"""The tidied text, with \$5 written as 5\text{dollar}, so that it differs from five cents."""
-    tidied = math_units.in_full(tidy(text))
-    if _AMOUNT.fullmatch(tidied):
-        # A single dollar sign opens no formula, so it means money.
-        money = text.replace("$", r"\$") if "\\$" not in text and text.count("$") == 1 else text
-        for sign, unit in _CURRENCIES:
-            if sign in money:
-                return rf"{tidied}\text{{{unit}}}"
-    return tidied
+def _read(text: str) -> str:
+    """The tidied text, with its amount of money and its phrases in their usual wording."""
+    return math_choice.in_other_words(math_currency.tidy_amount(text))
 
 
 def _decide_cheaply(answer: str, gold: str) -> bool | None:
     if canonical(answer) == canonical(gold):
         return True
+    for compare_as in (math_times.same_time, math_times.same_amounts):
+        if (same := compare_as(answer, gold)) is not None:
+            return same
     answer, gold = math_forms.strip_assignments(answer, gold)
     (answer, unit), (gold, gold_unit) = math_units.split_unit(answer), math_units.split_unit(gold)
     if not canonical(answer) or not canonical(gold):
         return False
     if canonical(answer) == canonical(gold):
-        return not (unit and gold_unit and unit != gold_unit)
+        return not math_units.differ(unit, gold_unit)
     if max(len(answer), len(gold)) <= _MAX_CHEAP_CHARS:
         value, gold_value = rational(answer), rational(gold)
         if value is not None and gold_value is not None:
             return _same_amount(value, unit, gold_value, gold_unit)
-    if unit and gold_unit and unit != gold_unit:
+    if math_units.differ(unit, gold_unit):
         return False
     return _same_words(answer, gold)
 
 
 def _same_amount(value: Fraction, unit: str, gold: Fraction, gold_unit: str) -> bool:
-    if unit == gold_unit or not unit or not gold_unit:
+    if not math_units.differ(unit, gold_unit):
         if value == gold:
             return True
         # 25% equals 0.25, and it also equals a bare 25: then the sign is a unit on one side only.
