@@ -73,9 +73,9 @@ CHANGING = {
         cubed | E3 | e3 | e-3 | exp | kk | km^0 | cm^9 | m^{x} | cm^x | \cdot 2 | \cdot 2 cm | \times 3 | \div 2 |
         \frac{1}{2} | \frac12 cm | 1/2 | 1/2 cups | 6 | 6 cm | 0 | 00 cm | apples short | too many | over par | and
         counting | groups of ten | bags of a dozen | weeks from now | minutes late | degrees colder | times a day |
-        percent off | dollars off | squared units | cubed apples | half hours | of a kind | of hearts | D | X | CE
-        | in hex | cents on the dollar | parts | k | ten thousandths | raised to two | sixty-fourths | degrees west |
-        °S | S | E | in the red | per two hours | per 2 hours | m/(2 s) | m//s | cm/0 | m^-
+        percent off | dollars off | squared units | cubed apples | half hours | of a kind | of hearts | D | X | CE |
+        in hex | cents on the dollar | parts | k | ten thousandths | raised to two | sixty-fourths | degrees west | °S
+        | S | E | in the red | per two hours | per 2 hours | m/(2 s) | m//s | cm/0 | m^-
     """,
 }  # fmt: skip
 
@@ -122,21 +122,20 @@ UNITS = {
         ways | possible ways | possible outcomes | outcomes | permutations | combinations | arrangements | committees
         | subsets | functions | paths | solutions | real solutions | integer solutions | positive integer solutions |
         real roots | distinct real roots | roots | integers | positive integers | prime numbers | primes | divisors |
-        positive divisors | factors | terms | digits | numbers | three-digit numbers | ordered pairs | pairs of integers |
-        ordered triples
-        | elements | points | lines | triangles | squares | cubes | unit cubes | unit squares | rectangles | sides |
-        edges | vertices | faces | diagonals | regions | intersections | intersection points | lattice points | values
-        | values of x | zeros | trailing zeros | letters | words | sentences | houses | rooms | floors | tables |
-        chairs | seats | rows | columns | shirts | shoes | hats | toys | balloons | balls | cards | dice | rolls |
-        flips | tosses | trips | laps | rounds | steps | stairs | questions | problems | goals | votes | voters |
-        members | guests | workers | employees | customers | passengers | visitors | families | groups | classes |
-        weeks in total | apples left | marbles remaining | students in total | apples total | songs | movies | photos
-        | stickers | ribbons | beads | necklaces | bracelets | bricks | tiles | planks | nails | screws | push-ups |
-        sit-ups | miles per day | shares | dresses | knives | loaves of bread | leaves | wolves | mice | geese |
-        puppies | kittens | berries | strawberries | potatoes | tomatoes | sandwiches | peaches | cherries | burgers |
-        donuts | hours of sleep | minutes of exercise | hours per week | hours per day | days per week | servings |
-        calories per serving | tablespoons of sugar | additional apples | t-shirts | x-intercepts | gallons left |
-        cups of sugar | atoms
+        positive divisors | factors | terms | digits | numbers | three-digit numbers | ordered pairs | pairs of
+        integers | ordered triples | elements | points | lines | triangles | squares | cubes | unit cubes | unit
+        squares | rectangles | sides | edges | vertices | faces | diagonals | regions | intersections | intersection
+        points | lattice points | values | values of x | zeros | trailing zeros | letters | words | sentences | houses
+        | rooms | floors | tables | chairs | seats | rows | columns | shirts | shoes | hats | toys | balloons | balls
+        | cards | dice | rolls | flips | tosses | trips | laps | rounds | steps | stairs | questions | problems |
+        goals | votes | voters | members | guests | workers | employees | customers | passengers | visitors | families
+        | groups | classes | weeks in total | apples left | marbles remaining | students in total | apples total |
+        songs | movies | photos | stickers | ribbons | beads | necklaces | bracelets | bricks | tiles | planks | nails
+        | screws | push-ups | sit-ups | miles per day | shares | dresses | knives | loaves of bread | leaves | wolves
+        | mice | geese | puppies | kittens | berries | strawberries | potatoes | tomatoes | sandwiches | peaches |
+        cherries | burgers | donuts | hours of sleep | minutes of exercise | hours per week | hours per day | days per
+        week | servings | calories per serving | tablespoons of sugar | additional apples | t-shirts | x-intercepts |
+        gallons left | cups of sugar | atoms
     """,
 }  # fmt: skip
 
