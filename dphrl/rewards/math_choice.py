@@ -10,7 +10,7 @@ import re
 
 from dphrl.rewards.exact import canonical, unwrap_text
 
-_WORD = r"(?i:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s*)"
+_WORD = r"(?i:(?:the\s+)?(?:correct\s+)?(?:(?:answer\s+)?(?:option|choice)|answer)(?:\s+is)?\s*:?\s*)"
 _CHOICE = re.compile(
     rf"(?:{_WORD}(?:\(\s*(?P<after_word>[A-Ja-j])\s*\)|(?P<plain>[A-Ja-j])(?:\s?\)|(?!\w)))"
     r"|[(\[]\s*(?P<closed>[A-Ja-e])\s*[)\]]|(?P<small>[a-e])\s?\)"

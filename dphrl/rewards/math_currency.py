@@ -12,8 +12,11 @@ _DOLLARS = {
     "": "dollar", "US": "dollar", "A": "australian_dollar", "AU": "australian_dollar", "C": "canadian_dollar",
     "CA": "canadian_dollar", "NZ": "newzealand_dollar", "HK": "hongkong_dollar", "S": "singapore_dollar",
 }  # fmt: skip
-_COMMANDS = {r"\pounds": "sterling_pound", r"\euro": "euro", r"\yen": "yen", r"\cent": "cent", r"\rupee": "rupee"}
-_COMMAND = r"\\(?:pounds|euro|yen|cent|rupee)(?![A-Za-z])"
+_COMMANDS = {
+    r"\pounds": "sterling_pound", r"\euro": "euro", r"\yen": "yen", r"\cent": "cent", r"\rupee": "rupee",
+    r"\textdollar": "dollar", r"\texteuro": "euro", r"\textsterling": "sterling_pound", r"\textyen": "yen",
+}  # fmt: skip
+_COMMAND = rf"(?:{'|'.join(map(re.escape, _COMMANDS))})(?![A-Za-z])"
 _CODE = (
     "(?:USD|EUR|GBP|JPY|CNY|RMB|INR|CAD|AUD|NZD|CHF|HKD|SGD|KRW|MXN|RUB|SEK|NOK|DKK|PLN|THB|IDR|MYR|PHP|VND|ILS|AED|BDT"
     "|PKR|NGN|EGP|KES|TWD|HUF|CZK|Rs|Rp)(?![A-Za-z])"

@@ -152,7 +152,7 @@ def flat(text: str, keep_stops: bool = False) -> str:
     text = _EXPONENT.sub(lambda match: "^" + (match[1] or match[2]).replace("\u2212", "-").replace(" ", ""), text)
     if "\\" in text:
         text = _FRACTION.sub(r"(\1)/(\2)", _TEXT.sub(_text_content, text))
-        text = text.replace("{", "").replace("}", "")
+    text = text.replace("{", "").replace("}", "")
     text = _SIGN.sub(lambda match: match[0] if keep_stops and match[0] == "." else _SIGNS[match[0]], text)
     text = _BARE_POWER.sub(r"\1^\2", text)
     return _PREFIX_GAP.sub(r"\1", " ".join(text.split()))

@@ -146,7 +146,7 @@ SAME = {
         ("12:00 AM", "midnight"), ("3:00 PM", r"3\text{ p.m.}"), ("3:00", "3 o'clock"),
         (r"4:30\text{ PM}", "4:30 P.M."), ("4:30 p.m.", r"\text{4:30 in the afternoon}"), ("09:30 AM", "9:30 a.m."),
         (r"9{:}30\text{ AM}", "9:30"), ("9:30 AM", "9:30~AM"), (r"9\!:\!30 \text{ AM}", "9:30 AM"),
-        ("10:15 am", "10:15 AM"), ("12 noon", "12:00 PM"),
+        ("10:15 am", "10:15 AM"), ("12 noon", "12:00 PM"), ("2: 15 PM", "2:15 p.m."), ("9:30 AM", "9{:}30"),
     ],
     "amounts in several units": [
         ("3 hours 20 minutes", r"3\text{ hours and }20\text{ minutes}"),
@@ -158,6 +158,7 @@ SAME = {
     ],
     "choices": [
         ("C", "(C) 5"), ("(C) 5", "C) 5"), (r"\textbf{(C)}\ 5", "C"), (r"\textbf{(C) }5", "(C)"), ("option (C)", "C"),
+        ("answer choice C", "C"),
         ("choice C", "C"), ("c)", "C"), ("(c) 5", "C"), ("[C]", "C"), ("(C) (1,2)", "(1,2)"), ("(C) (1,2)", "C"),
         ("(b) 5", "(B)"), ("(c)", "C"), ("Option C", "(C)"), ("(C) 5", "5"), ("5", r"\text{(C) } 5"), ("C. 5", "C"),
         ("C: 5", "C"), ("The correct answer is (C)", "C"), ("option c", "C"), ("(C)5", "C"),
@@ -203,7 +204,7 @@ SAME = {
         (r"3 \text{ hours } 20 \text{ min}", "3 hours 20 minutes"), (r"30^\circ", "30 degrees"),
         (r"5\text{ }\text{cm}", "5 cm"), (r"5\text{ cm}\text{ per }\text{s}", "5 cm/s"),
         (r"3 \text{ and } 4 \text{ cm}", "3,4"), (r"5\cdot 10^3 m", "5000"), ("5m/s", "5"), ("20 m", "20"),
-        ("2: 15 PM", "2:15 p.m."), ("5 psi", "5 lb/in^2"),
+        ("5 psi", "5 lb/in^2"), (r"\textdollar 5", r"\$5"),
     ],
 }  # fmt: skip
 
