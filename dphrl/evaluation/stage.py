@@ -114,10 +114,8 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
         sampled, greedy = await _grade_set(evaluation, chosen, parts, console)
         if evaluation.samples_folder is not None:
             write_samples(evaluation.samples_folder / f"{chosen.name}.jsonl", sampled)
-        base_counts = None
-        if chosen.name in known:
-            rows = known[chosen.name]["per_prompt"]
-            base_counts = [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in rows]
+        base = known[chosen.name]["per_prompt"] if chosen.name in known else None
+        base_counts = base and [(row["prompt_id"], row["num_samples"], row["num_correct"]) for row in base]
         counts, ks = count_groups(sampled), evaluation.config.evaluation.k
         solved = [num_correct if num_graded else None for _, num_graded, num_correct in count_groups(greedy)]
         graded = [num_correct for num_correct in solved if num_correct is not None]
@@ -126,8 +124,8 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
         for row, num_correct in zip(summary["per_prompt"], solved, strict=True):
             row["greedy"] = num_correct
         summary["self_retention"] = self_retention(summary["per_prompt"])
-        if chosen.name in known:
-            summary["difference"] = compare(known[chosen.name]["per_prompt"], summary["per_prompt"], ks)
+        if base is not None:
+            summary["difference"] = compare(base, summary["per_prompt"], ks)
         summaries.append(summary | describe_samples(sampled, ks))
     return summaries
 
