@@ -51,7 +51,7 @@ class DeepSpeedEngine:
                 "steps_per_print": 10**9,
             },
         )
-        self.device = torch.device(self.module.device)
+        self.device, self.weight_decay = torch.device(self.module.device), learner.weight_decay
         # Every rank holds the whole reference model. Only baselines need one: rehearsal uses stored samples.
         self.reference = load_reference(model_dir, config, self.device)
 
@@ -68,7 +68,8 @@ class DeepSpeedEngine:
 
     def step(self, learning_rate: float) -> float:
         for group in self.module.optimizer.param_groups:
-            group["lr"] = learning_rate
+            # Both of them: a checkpoint brings those of its own run back.
+            group["lr"], group["weight_decay"] = learning_rate, self.weight_decay
         self.module.step()
         return float(self.module.get_global_grad_norm())
 

@@ -22,6 +22,7 @@ from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suit
 from dphrl.own_code import own_first
 from dphrl.prepare import Prepared, prepare
 from dphrl.protocols import System
+from dphrl.resume import ResumeCheck
 from dphrl.tracking.console import Console
 
 Run = tuple[str, int]  # (arm, seed)
@@ -153,8 +154,11 @@ def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console:
     share(folder, siblings, with_reference=config.uses_reference_samples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
+    check = ResumeCheck(config, remedy="remove that run's folder to train it anew")
+    check.check_settings()
     prepared = prepare(config, console)
-    train_on(systems.get(config, prepared), config, prepared, console, resume=True)
+    check.check_inputs(prepared)
+    train_on(systems.get(config, prepared), config, prepared, console, resume=check)
 
 
 def _is_same_config(config: Config) -> bool:

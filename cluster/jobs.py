@@ -58,6 +58,7 @@ def plan_submission(
     overrides: Sequence[str],
     *,
     resume: bool = False,
+    insist: bool = False,
     overwrite: bool = False,
     working_dir: Path | None = None,
     wheel: Path | None = None,
@@ -90,8 +91,8 @@ def plan_submission(
         run_dir = Path.cwd() / run_dir
         arguments.append(f"run_dir={run_dir}")
         notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
-    flags = [*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else [])]
-    words = [*PROGRAM, "train", *arguments, *flags]
+    flags = {"--resume": resume, "--insist": insist, "--overwrite": overwrite}
+    words = [*PROGRAM, "train", *arguments, *(flag for flag, wanted in flags.items() if wanted)]
     runtime_env: dict[str, Any] = {"env_vars": _variables(env, environ)}
     if working_dir is not None:
         runtime_env |= {"working_dir": str(working_dir.resolve()), "excludes": NOT_UPLOADED}

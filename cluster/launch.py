@@ -16,9 +16,11 @@ from dphrl.config.schema import Config
 from dphrl.evaluation.base import write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
+from dphrl.fingerprint import blind_spots
 from dphrl.prepare import Prepared, prepare
 from dphrl.protocols import System
 from dphrl.reference.reuse import prepare_reference
+from dphrl.resume import ResumeCheck
 from dphrl.run import training_run
 from dphrl.tracking.console import Console
 from dphrl.tracking.sinks import Sink, SinkGroup, external_sinks
@@ -27,29 +29,43 @@ from dphrl.tracking.tracker import Tracker, write_versions
 Result = TypeVar("Result")
 
 
-def run_training(config: Config, *, resume: bool = False, inline: bool = False, overwrite: bool = False) -> None:
-    """Train a model. Raises InputError for what the user can correct, other errors when the run itself failed."""
+def run_training(
+    config: Config, *, resume: bool = False, insist: bool = False, inline: bool = False, overwrite: bool = False
+) -> None:
+    """Train a model. insist: resume although the checkpoint was trained with something else.
+
+    Raises InputError for what the user can correct, other errors when the run itself failed.
+    """
     folder = config.folder
     check_run_folder(folder, resume=resume, overwrite=overwrite)
+    check = ResumeCheck(config, insist=insist) if resume else None
+    if check is not None:
+        check.check_settings()
     _external_sinks(config)  # a missing library should be reported before anything starts
     quiet_libraries()
     console = Console()
     prepared = prepare(config, console)
+    if check is not None:
+        check.check_inputs(prepared)
     with open_system(config, prepared, inline=inline) as system:
         if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
             shutil.rmtree(folder, ignore_errors=True)
-        train_on(system, config, prepared, console, resume=resume)
+        train_on(system, config, prepared, console, resume=check)
 
 
-def train_on(system: System, config: Config, prepared: Prepared, console: Console, *, resume: bool) -> None:
-    """Train on a system that runs already."""
+def train_on(
+    system: System, config: Config, prepared: Prepared, console: Console, *, resume: ResumeCheck | None
+) -> None:
+    """Train on a system that runs already. resume: the check that the run passed, which may go on; None starts anew."""
     folder = config.folder
     sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
     with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
         dump_config(config, folder / "config.yaml")
         write_versions(folder)
         sinks.start(config.model_dump(mode="json"), folder)
-        run_async(training_run(config, prepared, system, tracker, console, resume=resume))
+        for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
+            console.info(note)
+        run_async(training_run(config, prepared, system, tracker, console, resume=resume is not None))
 
 
 def _external_sinks(config: Config) -> list[Sink]:

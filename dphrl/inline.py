@@ -39,7 +39,7 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learner.lr, weight_decay=config.learner.weight_decay
         )
-        self.grad_clip = config.learner.grad_clip
+        self.grad_clip, self.weight_decay = config.learner.grad_clip, config.learner.weight_decay
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.policy(batch))
@@ -54,7 +54,8 @@ class TorchEngine:
     def step(self, learning_rate: float) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            # Both of them: a checkpoint brings those of its own run back.
+            group["lr"], group["weight_decay"] = learning_rate, self.weight_decay
         # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
         if math.isfinite(norm):
             self.optimizer.step()

@@ -11,12 +11,12 @@ from dphrl.config.schema import Config
 from dphrl.evaluation.base import base_evaluation, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
-from dphrl.fingerprint import hash_model
 from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.loop import train
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, System
 from dphrl.reference.reuse import prepare_reference
+from dphrl.resume import training_inputs
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
 from dphrl.types import RolloutGroup
@@ -29,14 +29,15 @@ async def training_run(
 ) -> None:
     """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
 
-    Raises InputError when that checkpoint is of another learner layout or another initial model.
+    Raises InputError when that checkpoint is of another learner layout. Whether it was trained with what is given now
+    is checked before: `ResumeCheck`.
     """
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
     base = await base_evaluation(config, prepared, parts, tracker.folder, console)
     tracker.log_evaluation(0, "base", base)
-    start_step = await _restore(prepared, parts, tracker, console) if resume else 0
+    start_step = await _restore(parts, tracker, console) if resume else 0
     observer = _Observer(config, prepared, parts, tracker, console, base)
     await observer.catch_up(start_step)
     await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
@@ -50,7 +51,7 @@ def _gap(synced: Mapping[str, float]) -> str:
     return f"engine and learner log-probs agree within {synced['sync/logprob_gap_max']:.2g}"
 
 
-async def _restore(prepared: Prepared, parts: Parts, tracker: Tracker, console: Console) -> int:
+async def _restore(parts: Parts, tracker: Tracker, console: Console) -> int:
     """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done."""
     found = list_checkpoints(tracker.folder / "checkpoints")
     if not found:
@@ -63,8 +64,6 @@ async def _restore(prepared: Prepared, parts: Parts, tracker: Tracker, console: 
             f"{found[-1]} was written by a learner of another layout ({manifest.layout}; now {parts.learner.layout}); "
             "resume with the same learner.num_ranks, learner.zero_stage and --inline"
         )
-    if manifest.model != hash_model(prepared.model_dir):
-        raise InputError(f"{found[-1]} belongs to a run of another initial model than {prepared.model_dir}")
     await parts.learner.load(found[-1], manifest.policy_version)
     await parts.rollouts.refit(parts.learner)
     tracker.truncate_after(manifest.step)
@@ -86,6 +85,7 @@ class _Observer:
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
         self.tracker, self.console = tracker, console
+        self.settings, self.inputs = config.model_dump(mode="json"), training_inputs(config, prepared)
 
     async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         self.tracker.log_samples(step, groups, self.config.tracking.samples_per_step)
@@ -109,8 +109,8 @@ class _Observer:
 
     async def _save(self, step: int) -> None:
         learner = self.parts.learner
-        model = hash_model(self.prepared.model_dir)
-        manifest = CheckpointManifest(step, learner.policy_version, learner.layout, model)
+        told = (learner.policy_version, learner.layout, self.settings, self.inputs)
+        manifest = CheckpointManifest(step, *told)
         folder = self.tracker.folder.absolute() / "checkpoints"
         path = await save_checkpoint(folder, manifest, self.parts.learner.save, keep=self.config.checkpoint.keep)
         log.info("checkpoint %s", path)

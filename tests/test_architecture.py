@@ -50,12 +50,12 @@ ROOMS = {
     "sandbox": "types own_code",
     "cluster.jobs": "config own_code",
     "batch": "algo types config",
-    "fingerprint": "types config",
     "learner": "algo types config",
     "tracking": "types config",
-    "chunks": "types fingerprint",
     "protocols": "types config tracking",
     "rewards": "tiny types config own_code sandbox tracking",
+    "fingerprint": "types config rewards",
+    "chunks": "types fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols data",
     "prepare": "types config models tracking rewards data",
@@ -65,14 +65,17 @@ ROOMS = {
     "actors": "types config models own_code learner tracking protocols rewards data reference",
     "experiments": "config tracking evaluation",
     "inline": "types config learner tracking protocols rewards data reference",
-    "run": "types config fingerprint learner tracking protocols prepare evaluation loop reference",
+    "resume": "config fingerprint learner prepare",
+    "run": "types config learner tracking protocols prepare evaluation loop reference resume",
     "cluster.dashboards": "actors",
     "cluster.planning": "config tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
     "cluster.ray_system": "types config own_code tracking protocols actors cluster.planning",
     "cluster.render": "config cluster.planning",
-    "cluster.launch": "config tracking protocols prepare evaluation reference inline run cluster.ray_system",
-    "cluster.experiments": "config own_code tracking protocols prepare experiments cluster.launch",
+    "cluster.launch": (
+        "config fingerprint tracking protocols prepare evaluation reference inline resume run cluster.ray_system"
+    ),
+    "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
         "cluster.render cluster.launch cluster.experiments"

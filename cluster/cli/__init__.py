@@ -14,7 +14,7 @@ import typer
 
 from cluster.cli.remote import add_cluster_commands
 from cluster.cli.settings import add_settings_command
-from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status
 
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
@@ -51,17 +51,18 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint instead of starting anew.")
     ] = False,
+    insist: InsistOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run of this run_name left, and start anew.")
     ] = False,
     inline: InlineOption = False,
 ) -> None:
     with exit_status() as run:
-        run.check_start(resume=resume, overwrite=overwrite)
+        run.check_start(resume=resume, insist=insist, overwrite=overwrite)
         loaded = run.load(config, overrides)
         from cluster.launch import run_training
 
-        run_training(loaded, resume=resume, inline=inline, overwrite=overwrite)
+        run_training(loaded, resume=resume, insist=insist, inline=inline, overwrite=overwrite)
 
 
 @app.command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status, say
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient
@@ -130,6 +130,7 @@ def submit(
     address: AddressOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show the log; exit with the job's status.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    insist: InsistOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run of this run_name.")] = False,
     working_dir: Annotated[
         Path, typer.Option("--working-dir", metavar="DIR", help="The folder to upload and start in.")
@@ -148,12 +149,13 @@ def submit(
     ] = None,
 ) -> None:
     with exit_status() as run:
-        run.check_start(resume=resume, overwrite=overwrite)
+        run.check_start(resume=resume, insist=insist, overwrite=overwrite)
         from cluster.jobs import JobClient, plan_submission
 
         submission = plan_submission(
             *(config, overrides or []),
             resume=resume,
+            insist=insist,
             overwrite=overwrite,
             working_dir=None if no_upload else working_dir,
             wheel=wheel,

@@ -23,6 +23,10 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the configuration's.")
 ]
 
+InsistOption = Annotated[
+    bool, typer.Option("--insist", help="With --resume: go on although the run was trained with something else.")
+]
+
 
 class Command:
     """A running command: it loads the configuration, and remembers the run's folder for the message of a failure."""
@@ -50,10 +54,12 @@ class Command:
         check_reward(config.reward)
         return config
 
-    def check_start(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError when both ways to treat an earlier run are asked for at once."""
+    def check_start(self, *, resume: bool, insist: bool, overwrite: bool) -> None:
+        """Raises InputError when the ways to treat an earlier run that are asked for do not go together."""
         if resume and overwrite:
             raise self.refuse("--resume and --overwrite: one keeps the run's files, the other deletes them; choose one")
+        if insist and not resume:
+            raise self.refuse("--insist: is about a run that goes on; add --resume")
 
     def refuse(self, message: str) -> Exception:
         """The error for bad input; raised, it ends the command with exit status 2."""

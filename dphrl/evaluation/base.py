@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dphrl.config.schema import Config
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
-from dphrl.fingerprint import hash_model, hash_value
+from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts
 from dphrl.tracking.console import Console
@@ -24,18 +24,9 @@ async def base_evaluation(
     if not config.evaluation.num_samples:
         return []
     path, stamp = run_folder / "eval" / "base.json", run_folder / "eval" / ".base-identity"
-    rollout = config.rollout
-    sampling = (
-        config.evaluation.num_samples,
-        config.evaluation.k,
-        rollout.temperature,
-        rollout.max_tokens,
-        config.seed,
-    )
-    asked = [(s.name, s.split, [(p.prompt_id, p.token_ids, p.answer) for p in s.prompts]) for s in prepared.evaluations]
-    reward = config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})
-    identity = hash_value([hash_model(prepared.model_dir), parts.learner.dtype, reward, sampling, asked])
     partial = PartialResult.beside(path, prepared.model_dir)
+    sets = [(s.name, s.split, partial.identity(config, s.prompts, parts.learner.dtype)) for s in prepared.evaluations]
+    identity = hash_value([config.evaluation.k, sets])
     if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
         partial.remove()  # chunks are left if a kill came after the stamp was written
         return list(json.loads(path.read_text()))

@@ -20,7 +20,8 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.differences import compare, self_retention
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
-from dphrl.fingerprint import Fingerprint, fingerprint, hash_value
+from dphrl.fingerprint import SAMPLED_AND_GRADED, Fingerprint, fingerprint
+from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import EvaluationSet
 from dphrl.protocols import Parts
 from dphrl.tracking.console import Console
@@ -77,7 +78,7 @@ class PartialResult:
         parts = fingerprint(config, self.model_dir, prompts, dtype)
         rollout = config.rollout
         sampling = [config.evaluation.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
-        shared = {name: parts[name] for name in ("model weights", "tokenizer", "prompts", "reward")}
+        shared = {name: parts[name] for name in SAMPLED_AND_GRADED}
         return {**shared, "policy": self.policy, "dtype": dtype, "sampling": hash_value(sampling)}
 
     def remove(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 
@@ -17,13 +18,15 @@ class CheckpointManifest:
     """What a checkpoint says about itself.
 
     step: number of steps completed. policy_version: version of the saved weights. layout: `Learner.layout` of the
-    learner that saved them. model: hash of the initial weights that the run started from.
+    learner that saved them. settings: the configuration that it was trained with, as JSON. inputs: hashes of the model,
+    the data and the code that the configuration names. Both are empty in checkpoints of older versions.
     """
 
     step: int
     policy_version: int
     layout: str
-    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 async def save_checkpoint(
@@ -51,5 +54,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
-    """The manifest of a complete checkpoint."""
-    return CheckpointManifest(**json.loads((checkpoint / MANIFEST).read_text()))
+    """The manifest of a complete checkpoint, without what only another version knows."""
+    found = json.loads((checkpoint / MANIFEST).read_text())
+    return CheckpointManifest(
+        **{each.name: found[each.name] for each in fields(CheckpointManifest) if each.name in found}
+    )

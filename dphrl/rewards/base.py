@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dphrl.config.data import RewardConfig
-from dphrl.types import RewardResult, RewardStatus
+from dphrl.types import RewardResult
 
 
 class Grader(Protocol):
@@ -24,30 +24,6 @@ class Grader(Protocol):
 GraderFactory = Callable[[RewardConfig], Grader]
 
 
-class FactorizationGrader:
-    """Adapts the grader of the embedded factorisation task."""
-
-    def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
-        """One verdict per (completion text, answer), in order; an answer of another task is an infrastructure error."""
-        return [self._grade_one(text, answer) for text, answer in items]
-
-    def close(self) -> None:
-        """Nothing to end."""
-        pass
-
-    def _grade_one(self, completion_text: str, answer: str) -> RewardResult:
-        from dphrl.tiny.task import grade
-
-        try:
-            status, detail = grade(completion_text, answer)
-        except ValueError as error:
-            # The gold answer is not of this task: no completion could be right, so none is called wrong.
-            return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, str(error))
-        # The detail names the factors, which show the strategy, so it also tells distinct solutions apart.
-        solution = "" if status == RewardStatus.UNPARSABLE else detail
-        return RewardResult(RewardStatus(status), detail, solution)
-
-
 def _math_answer(config: RewardConfig) -> Grader:
     # Imported here, not at the top: a run needs only one of these modules.
     from dphrl.rewards.math_answer import MathAnswerGrader
@@ -63,6 +39,8 @@ def _sql_execution(config: RewardConfig) -> Grader:
 
 
 def _factorization(config: RewardConfig) -> Grader:
+    from dphrl.rewards.factorization import FactorizationGrader
+
     return FactorizationGrader()
 
 

@@ -17,7 +17,6 @@ from dphrl.collect import collect_groups
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import stage as evaluation_stage
 from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
-from dphrl.fingerprint import hash_model
 from dphrl.prepare import EvaluationSet
 from dphrl.protocols import Parts
 from dphrl.run import training_run
@@ -122,7 +121,6 @@ def evaluate(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         sets = [EvaluationSet(of, "test", make_prompts(count, of)) for of, count in (("d", num_prompts), ("e", 3))]
         (tmp_path / "hf").mkdir(exist_ok=True)
         (tmp_path / "hf" / "config.json").write_text(model)
-        hash_model.cache_clear()  # each call is a process of its own
         partial = None if name is None else PartialResult(tmp_path / f"{name}.partial", str(tmp_path / "hf"), policy)
         said = io.StringIO()
         samples = tmp_path / f"{name}.samples"

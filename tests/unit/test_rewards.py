@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dphrl.config.data import REWARD_OF_KIND, RewardConfig
-from dphrl.rewards.base import _GRADERS, FactorizationGrader, build_grader
+from dphrl.rewards.base import _GRADERS, build_grader
+from dphrl.rewards.factorization import FactorizationGrader
 from dphrl.types import RewardStatus
 
 

@@ -1,0 +1,66 @@
+"""A fingerprint decides whether stored work may be used again: it has one hash for each thing the work depends on.
+
+The reference buffer, chunks of unfinished work, evaluations and checkpoints all carry such hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dphrl.config.data import RewardConfig
+from dphrl.config.schema import Config
+from dphrl.fingerprint.code import hash_code
+from dphrl.fingerprint.files import hash_value
+from dphrl.fingerprint.model import hash_model, hub_revision
+from dphrl.types import Prompt
+
+Fingerprint = Mapping[str, str]
+# The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored.
+SELECTION = "selection"
+# The parts that decide what a policy that starts from the model samples, and what verdict that gets.
+SAMPLED_AND_GRADED = ("model weights", "tokenizer", "generation settings", "prompts", "reward", "reward code")
+
+
+def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learner_dtype: str) -> dict[str, str]:
+    """One hash per thing that decides a buffer's content, so that a mismatch can say which one changed."""
+    reference, rollout = config.reference, config.rollout
+    sampling = [reference.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
+    return {
+        **input_hashes(config, model_dir, prompts),
+        "sampling": hash_value(sampling),
+        SELECTION: hash_value([reference.threshold, reference.stored_per_prompt, reference.all_wrong]),
+        "reward": hash_value(config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})),
+        "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
+    }
+
+
+def input_hashes(config: Config, model_dir: str, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """One hash per thing that the configuration only names: its content may change while the configuration does not."""
+    return {
+        **hash_model(model_dir),
+        "prompts": hash_value([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
+        "reward code": hash_code(reward_modules(config.reward)),
+    }
+
+
+def reward_modules(reward: RewardConfig) -> tuple[str, ...]:
+    """The modules whose code gives the verdicts of a reward; they import the others."""
+    if reward.is_custom:
+        return "dphrl.rewards.custom", reward.name.partition(":")[0]
+    return (f"dphrl.rewards.{reward.name}",)
+
+
+def changed_parts(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """Names of the parts of `wanted` that `stored` lacks or differs in; empty when the stored work may be reused."""
+    return [name for name in wanted if stored.get(name) != wanted[name]]
+
+
+def blind_spots(model_dir: str) -> list[str]:
+    """What a fingerprint cannot see in this run, a line each for the user."""
+    if Path(model_dir).is_dir() or hub_revision(model_dir):
+        return []
+    return [
+        f"NOTE: {model_dir} is not in this machine's Hugging Face cache, so its revision is not known, and another one "
+        "will not be noticed"
+    ]

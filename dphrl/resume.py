@@ -1,0 +1,87 @@
+"""Whether a run may go on from its checkpoint: with what it was trained with, or because the user insists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dphrl.config.changes import compare_settings
+from dphrl.config.loading import InputError, parse_yaml
+from dphrl.config.schema import Config
+from dphrl.fingerprint import changed_parts, input_hashes
+from dphrl.fingerprint.code import hash_code
+from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest
+from dphrl.prepare import Prepared
+
+REMEDY = "--insist goes on with the change, --overwrite starts anew"
+
+
+def training_inputs(config: Config, prepared: Prepared) -> dict[str, str]:
+    """One hash for each thing that training depends on and that the configuration only names."""
+    hashes = input_hashes(config, prepared.model_dir, prepared.prompts)
+    plugins = config.algorithm.plugins
+    return hashes | ({"code of algorithm.plugins": hash_code(plugins)} if plugins else {})
+
+
+class ResumeCheck:
+    """Compares a run that is to go on with what its newest checkpoint was trained with.
+
+    Without a checkpoint nothing was trained, so that nothing is compared; reference stage and evaluation look after
+    their own files. A checkpoint of a version that kept no settings is compared with the run's config.yaml, and what it
+    does not tell is taken on trust. insist: changes are noted instead of refused. remedy: what the user may do.
+    """
+
+    def __init__(self, config: Config, *, insist: bool = False, remedy: str = REMEDY) -> None:
+        self._config, self._insist, self._remedy = config, insist, remedy
+        found = list_checkpoints(config.folder / "checkpoints")
+        self._checkpoint: Path | None = found[-1] if found else None
+        self._manifest: CheckpointManifest | None = read_manifest(found[-1]) if found else None
+        self.notes: list[str] = []
+
+    def check_settings(self) -> None:
+        """Raises InputError, a line that names every changed key with its old and its new value."""
+        if self._manifest is None:
+            return
+        done, wanted = self._manifest.step, self._config.learner.num_steps
+        if wanted < done:
+            raise InputError(
+                f"learner.num_steps={wanted}: {self._checkpoint} has {done} steps behind it; set it to {done} or more"
+            )
+        stored = self._manifest.settings or self._settings_on_disk()
+        if not stored:
+            self.notes.append(f"resume: {self._checkpoint} does not tell its settings; they are taken on trust")
+            return
+        changes = compare_settings(stored, self._config)
+        if changes.unknown:
+            gone = ", ".join(changes.unknown)
+            self.notes.append(f"resume: {self._checkpoint} was trained with settings that this version lacks: {gone}")
+        if self._config.learner.lr_schedule == "linear" and stored.get("learner", {}).get("num_steps") != wanted:
+            self.notes.append(f"resume: the learning rate of lr_schedule: linear now falls until step {wanted}")
+        self._judge(changes.changed)
+
+    def check_inputs(self, prepared: Prepared) -> None:
+        """Raises InputError, a line that names what has another content than before under an unchanged setting."""
+        if self._manifest is None:
+            return
+        if not self._manifest.inputs:
+            self.notes.append(
+                f"resume: {self._checkpoint} is of an older version and does not tell which model, data and reward it "
+                "was trained with; they are taken on trust"
+            )
+            return
+        parts = changed_parts(self._manifest.inputs, training_inputs(self._config, prepared))
+        self._judge([f"the content of {part}" for part in parts])
+
+    def _settings_on_disk(self) -> Mapping[str, Any]:
+        path = self._config.folder / "config.yaml"
+        found = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+        return found if isinstance(found, dict) else {}
+
+    def _judge(self, changes: Sequence[str]) -> None:
+        if not changes:
+            return
+        said = ", ".join(changes)
+        if not self._insist:
+            raise InputError(f"{self._checkpoint} was trained with something else: {said}; {self._remedy}")
+        self.notes.append(f"resume: --insist goes on from {self._checkpoint} with {said}")
