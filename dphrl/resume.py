@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,25 @@ from dphrl.config.loading import InputError, parse_yaml
 from dphrl.config.schema import Config
 from dphrl.fingerprint import changed_parts, input_hashes
 from dphrl.fingerprint.code import hash_code
+from dphrl.fingerprint.model import MODEL_PARTS
 from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest
 from dphrl.prepare import Prepared
 
-REMEDY = "--insist goes on with the change, --overwrite starts anew"
+REMEDY = "--insist goes on all the same, --overwrite starts anew"
+# Where the configuration names what a part of the inputs is a hash of.
+NAMED_BY = {
+    **dict.fromkeys(MODEL_PARTS, "model.path"),
+    "prompts": "data",
+    "reward code": "reward.name",
+    "plugin code": "algorithm.plugins",
+}
 
 
 def training_inputs(config: Config, prepared: Prepared) -> dict[str, str]:
     """One hash for each thing that training depends on and that the configuration only names."""
     hashes = input_hashes(config, prepared.model_dir, prepared.prompts)
     plugins = config.algorithm.plugins
-    return hashes | ({"code of algorithm.plugins": hash_code(plugins)} if plugins else {})
+    return hashes | ({"plugin code": hash_code(plugins)} if plugins else {})
 
 
 class ResumeCheck:
@@ -56,9 +64,10 @@ class ResumeCheck:
         if changes.unknown:
             gone = ", ".join(changes.unknown)
             self.notes.append(f"resume: {self._checkpoint} was trained with settings that this version lacks: {gone}")
-        if self._config.learner.lr_schedule == "linear" and stored.get("learner", {}).get("num_steps") != wanted:
+        if self._config.learner.lr_schedule == "linear" and (stored.get("learner") or {}).get("num_steps") != wanted:
             self.notes.append(f"resume: the learning rate of lr_schedule: linear now falls until step {wanted}")
-        self._judge(changes.changed)
+        if changes.changed:
+            self._judge(f"{self._checkpoint} was trained with other settings: {', '.join(changes.changed)}")
 
     def check_inputs(self, prepared: Prepared) -> None:
         """Raises InputError, a line that names what has another content than before under an unchanged setting."""
@@ -71,17 +80,16 @@ class ResumeCheck:
             )
             return
         parts = changed_parts(self._manifest.inputs, training_inputs(self._config, prepared))
-        self._judge([f"the content of {part}" for part in parts])
+        if parts:
+            named = ", ".join(f"{part} ({NAMED_BY[part]})" for part in parts)
+            self._judge(f"{self._checkpoint} was trained with another content of {named}")
 
     def _settings_on_disk(self) -> Mapping[str, Any]:
         path = self._config.folder / "config.yaml"
         found = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
         return found if isinstance(found, dict) else {}
 
-    def _judge(self, changes: Sequence[str]) -> None:
-        if not changes:
-            return
-        said = ", ".join(changes)
+    def _judge(self, said: str) -> None:
         if not self._insist:
-            raise InputError(f"{self._checkpoint} was trained with something else: {said}; {self._remedy}")
-        self.notes.append(f"resume: --insist goes on from {self._checkpoint} with {said}")
+            raise InputError(f"{said}; {self._remedy}")
+        self.notes.append(f"resume: --insist goes on although {said}")

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from dphrl.algo.registry import METHODS
 from dphrl.config.errors import Loc, show_value
 from dphrl.config.loading import METHOD_PLACES
 from dphrl.config.places import dotted, find_field
@@ -69,7 +68,7 @@ def _differences(old: Any, new: Any, loc: Loc) -> Iterator[tuple[Loc, Any, Any]]
     if old is _ABSENT:
         old = {} if isinstance(new, dict) and loc not in METHOD_PLACES else _default(loc)
     if loc in METHOD_PLACES or not (isinstance(old, dict) and isinstance(new, dict)):
-        if _with_defaults(old, loc) != _with_defaults(new, loc):
+        if old != new:
             yield loc, old, new
         return
     for key in {**old, **new}:
@@ -82,15 +81,6 @@ def _default(loc: Loc) -> Any:
     if place != loc or info.is_required():
         return _ABSENT
     return to_jsonable_python(info.get_default(call_default_factory=True))
-
-
-def _with_defaults(value: Any, loc: Loc) -> Any:
-    """A method with those parameters that a configuration leaves out; any other value as it is."""
-    if loc not in METHOD_PLACES or not isinstance(value, dict):
-        return value
-    known = METHODS[str(loc[1])].methods().get(value.get("name", ""))
-    defaults = {key: p.default for key, p in known.parameters.items() if not p.required} if known else {}
-    return {"name": value.get("name"), "params": to_jsonable_python({**defaults, **value.get("params", {})})}
 
 
 def _is_free_mapping(loc: Loc) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dphrl.config.loading import InputError
-from dphrl.fingerprint import changed_parts, fingerprint, hash_model
+from dphrl.fingerprint import changed_parts, fingerprint
 from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.reference import stage as reference_stage
 from dphrl.reference.buffer import ReferenceBuffer
@@ -299,6 +299,7 @@ def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: An
         ({"rollout": {"temperature": 0.9}}, ["sampling"]),
         ({"seed": 1}, ["sampling"]),
         ({"reward": {"timeout_s": 3.0}}, ["reward"]),
+        ({"reward": {"name": "tests.unit.user_rewards:exact"}}, ["reward code", "reward"]),
         ({"model": {"attention": "eager"}}, ["learner numerics"]),
     ],
 )
@@ -321,9 +322,13 @@ def test_fingerprint_sees_weights_prompts_and_dtype(make_config: Any, tiny_dir: 
     assert changed_parts(before, fingerprint(config, tiny_dir, prompts, "torch.float32")) == []
     assert changed_parts(before, fingerprint(config, str(copy), prompts[:2], "torch.float32")) == ["prompts"]
     assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.bfloat16")) == ["learner numerics"]
+    for name, part in [("special_tokens_map.json", "tokenizer"), ("generation_config.json", "generation settings")]:
+        kept = (copy / name).read_bytes() if (copy / name).is_file() else None
+        (copy / name).write_text('{"eos_token_id": 3}')
+        assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.float32")) == [part]
+        (copy / name).unlink() if kept is None else (copy / name).write_bytes(kept)
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    hash_model.cache_clear()  # a process reads a model once; this stands for the next process
     assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.float32")) == ["model weights"]
 
 
@@ -336,8 +341,14 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     for step in (2, 4, 10):
-        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(step, step, "inline", "m"), write, keep=2))
+        asyncio.run(
+            save_checkpoint(
+                tmp_path, CheckpointManifest(step, step, "inline", {"seed": 1}, {"prompts": "a"}), write, keep=2
+            )
+        )
     with pytest.raises(OSError, match="disk full"):
-        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(12, 12, "inline", "m"), fail, keep=2))
+        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(12, 12, "inline"), fail, keep=2))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_10"]
-    assert read_manifest(list_checkpoints(tmp_path)[-1]) == CheckpointManifest(10, 10, "inline", "m")
+    assert read_manifest(list_checkpoints(tmp_path)[-1]) == CheckpointManifest(
+        10, 10, "inline", {"seed": 1}, {"prompts": "a"}
+    )

@@ -55,7 +55,7 @@ def test_train_takes_overrides_and_options_in_any_order(launched: list[tuple[Any
     assert (result.exit_code, result.output) == (0, "")
     ((name, (config,), options),) = launched
     assert (name, config.seed, config.learner.lr) == ("run_training", 3, 1e-6)
-    assert options == {"resume": True, "inline": True, "overwrite": False}
+    assert options == {"resume": True, "insist": False, "inline": True, "overwrite": False}
 
 
 def test_sample(launched: list[tuple[Any, ...]]) -> None:
@@ -126,6 +126,14 @@ def test_resume_and_overwrite_exclude_each_other(launched: list[tuple[Any, ...]]
     result = invoke("train", "demo-math", "--resume", "--overwrite")
     assert (result.exit_code, launched) == (2, [])
     assert result.stderr.startswith("dphrl: error: --resume and --overwrite: ")
+
+
+def test_to_insist_is_to_resume(launched: list[tuple[Any, ...]]) -> None:
+    result = invoke("train", "demo-math", "--insist")
+    assert (result.exit_code, launched) == (2, [])
+    assert result.stderr == "dphrl: error: --insist: is about a run that goes on; add --resume\n"
+    assert invoke("train", "demo-math", "--insist", "--resume").exit_code == 0
+    assert launched[0][2]["insist"]
 
 
 class RemoteError(Exception):

@@ -30,10 +30,10 @@ def job(status: str, exit_status: int | None = None, job_id: str = "mine") -> Jo
 def test_a_preset_with_its_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = ["learner.num_steps=4", "algorithm.divergence={name: alpha, alpha: 0.5}"]
-    plan = plan_submission("demo-math", overrides, resume=True, working_dir=tmp_path, environ={})
+    plan = plan_submission("demo-math", overrides, resume=True, insist=True, working_dir=tmp_path, environ={})
     words = shlex.split(plan.entrypoint)
     assert words[:6] == ["python", "-P", "-m", "dphrl", "train", "demo-math"]
-    assert words[6:] == [*overrides, f"run_dir={tmp_path / 'runs'}", "--resume"]
+    assert words[6:] == [*overrides, f"run_dir={tmp_path / 'runs'}", "--resume", "--insist"]
     assert plan.run_name == "demo-math"
     assert plan.runtime_env["working_dir"] == str(tmp_path)
     assert "runs" in plan.runtime_env["excludes"]
@@ -93,6 +93,7 @@ def test_environment_and_wheel(tmp_path: Path) -> None:
         (["demo-math", "--env", "A-B=1"], "--env A-B=1: write NAME=VALUE"),
         (["demo-math", "--env", "SURELY_NOT_SET_HERE"], "--env SURELY_NOT_SET_HERE: not set here"),
         (["demo-math", "--resume", "--overwrite"], "--resume and --overwrite"),
+        (["demo-math", "--insist"], "--insist: is about a run that goes on; add --resume"),
         (["demo-math", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1: no Ray cluster answers there"),
     ],
 )
@@ -186,6 +187,11 @@ def test_submit_without_wait_says_how_to_follow(ray_jobs: FakeClient, tmp_path: 
     assert "dphrl jobs logs demo-math-2 --follow" in result.output
     (sent,) = ray_jobs.submitted
     assert sent["metadata"] == {"dphrl_run": "demo-math"}
+
+
+def test_a_submitted_run_may_insist(ray_jobs: FakeClient, tmp_path: Path) -> None:
+    assert invoke("submit", "demo-math", f"run_dir={tmp_path}", "--no-upload", "--resume", "--insist").exit_code == 0
+    assert ray_jobs.submitted[0]["entrypoint"].endswith(" --resume --insist")
 
 
 def test_two_jobs_of_one_run_would_share_its_folder(ray_jobs: FakeClient, tmp_path: Path) -> None:
