@@ -51,7 +51,7 @@ class DeepSpeedEngine:
                 "steps_per_print": 10**9,
             },
         )
-        self.device, self.weight_decay = torch.device(self.module.device), learner.weight_decay
+        self.device = torch.device(self.module.device)
         # Every rank holds the whole reference model. Only baselines need one: rehearsal uses stored samples.
         self.reference = load_reference(model_dir, config, self.device)
 
@@ -68,8 +68,7 @@ class DeepSpeedEngine:
 
     def step(self, learning_rate: float) -> float:
         for group in self.module.optimizer.param_groups:
-            # Both of them: a checkpoint brings those of its own run back.
-            group["lr"], group["weight_decay"] = learning_rate, self.weight_decay
+            group["lr"] = learning_rate
         self.module.step()
         return float(self.module.get_global_grad_norm())
 
@@ -193,6 +192,12 @@ class LearnerRank:
         path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
+        # The state brings the weight decay that it was saved with, and below stage 3 the clipping; the configuration's
+        # count.
+        optimizer = self._engine.module.optimizer
+        optimizer.clip_grad = self._config.learner.grad_clip
+        for group in optimizer.param_groups:
+            group["weight_decay"] = self._config.learner.weight_decay
 
 
 def _skip_shared_memory_op() -> None:

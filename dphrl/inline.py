@@ -39,7 +39,7 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learner.lr, weight_decay=config.learner.weight_decay
         )
-        self.grad_clip, self.weight_decay = config.learner.grad_clip, config.learner.weight_decay
+        self.grad_clip = config.learner.grad_clip
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.policy(batch))
@@ -54,8 +54,7 @@ class TorchEngine:
     def step(self, learning_rate: float) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip))
         for group in self.optimizer.param_groups:
-            # Both of them: a checkpoint brings those of its own run back.
-            group["lr"], group["weight_decay"] = learning_rate, self.weight_decay
+            group["lr"] = learning_rate
         # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
         if math.isfinite(norm):
             self.optimizer.step()
@@ -83,6 +82,7 @@ class InlineLearner:
         self.engine = TorchEngine(self.policy, config, load_reference(model_dir, config, device))
         self.settings = UpdateSettings.from_config(config)
         self.tokenizer = tokenizer
+        self.weight_decay = config.learner.weight_decay
         self._policy_version = 0
 
     dtype = "float32"
@@ -116,6 +116,9 @@ class InlineLearner:
         state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
         self.policy.load_state_dict(state["model"])
         self.engine.optimizer.load_state_dict(state["optimizer"])
+        # The state brings the weight decay that it was saved with; the configuration's counts.
+        for group in self.engine.optimizer.param_groups:
+            group["weight_decay"] = self.weight_decay
         self._policy_version = policy_version
 
 

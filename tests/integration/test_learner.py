@@ -66,7 +66,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
 
     ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(num_ranks)]
 
-    async def run() -> tuple[list[Any], dict[str, torch.Tensor], Any, Any]:
+    async def run() -> tuple[list[Any], dict[str, torch.Tensor], Any, Any, Any]:
         master = await ranks[0].address.remote()
         await asyncio.gather(*[rank.connect.remote(master, tiny_dir) for rank in ranks])
         learner = RayLearner(ranks)
@@ -77,10 +77,13 @@ def test_deepspeed_ranks_train_as_plain_torch(
         await learner.load(tmp_path / "checkpoint", 1)
         again = await learner.update(batches[1])
         weights = {packed.name: unpack_tensor(packed).clone() for chunk in chunks for packed in chunk}
-        return [first, second], weights, second, again
+        await asyncio.gather(*[rank.__ray_call__.remote(_is_told_another_optimizer) for rank in ranks])
+        await learner.load(tmp_path / "checkpoint", 1)
+        told = await asyncio.gather(*[rank.__ray_call__.remote(_optimizer_settings) for rank in ranks])
+        return [first, second], weights, second, again, told
 
     try:
-        metrics, weights, second, again = asyncio.run(run())
+        metrics, weights, second, again, told = asyncio.run(run())
     finally:
         for rank in ranks:
             ray.kill(rank)
@@ -93,12 +96,23 @@ def test_deepspeed_ranks_train_as_plain_torch(
     for name, value in expected_weights.items():
         assert torch.linalg.norm(weights[name] - value) <= 1e-4 * torch.linalg.norm(value), name
     assert again == pytest.approx(second, rel=1e-5, abs=1e-7), "a restored learner repeats the step it had made"
+    assert told == [(0.25, {0.5})] * num_ranks, "the configuration's, not those that the checkpoint was saved with"
 
     from transformers import AutoModelForCausalLM
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "hf", dtype=torch.float32)
     assert exported.config.tie_word_embeddings
     assert not torch.equal(exported.get_input_embeddings().weight, expected_weights["model.embed_tokens.weight"])
+
+
+def _is_told_another_optimizer(rank: Any) -> None:
+    learner = rank._config.learner.model_copy(update={"grad_clip": 0.25, "weight_decay": 0.5})
+    rank._config = rank._config.model_copy(update={"learner": learner})
+
+
+def _optimizer_settings(rank: Any) -> tuple[float, set[float]]:
+    optimizer = rank._engine.module.optimizer
+    return optimizer.clip_grad, {group["weight_decay"] for group in optimizer.param_groups}
 
 
 def test_zero3_ranks_call_the_head_equally_often(

@@ -146,6 +146,18 @@ def test_a_checkpoint_brings_back_weights_moments_and_version(
         assert torch.equal(ours, theirs)
 
 
+def test_a_checkpoint_does_not_bring_its_weight_decay_back(
+    make_config: Any, tiny_dir: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    first, second = (
+        InlineLearner(make_config(learner={"weight_decay": decay}), tiny_dir, tokenizer) for decay in (0.0, 0.5)
+    )
+    (tmp_path / "hf").mkdir()
+    asyncio.run(first.save(tmp_path))
+    asyncio.run(second.load(tmp_path, 0))
+    assert [group["weight_decay"] for group in second.engine.optimizer.param_groups] == [0.5]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(make_config: Any, bad: float) -> None:
     model: Any = torch.nn.Linear(2, 1, bias=False)
