@@ -261,6 +261,13 @@ def test_compiled_code_counts_by_its_file(users: Path) -> None:
     assert hash_code(["compiled_reward"]) != before
 
 
+def test_a_users_reward_is_in_the_fingerprint(users: Path, make_config: Any, tiny_dir: str) -> None:
+    config = make_config(reward={"name": "users_reward:judge"})
+    before = input_hashes(config, tiny_dir, [])
+    (users / "users_reward.py").write_text(REWARD.replace("==", "!="))
+    assert changed_parts(before, input_hashes(config, tiny_dir, [])) == ["reward code"]
+
+
 def own_modules(reward: str) -> set[str]:
     """Modules of dphrl whose code counts for a reward."""
     read: list[str] = []
