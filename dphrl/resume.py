@@ -20,6 +20,7 @@ REMEDY = "--insist goes on all the same, --overwrite starts anew"
 NAMED_BY = {
     **dict.fromkeys(MODEL_PARTS, "model.path"),
     "prompts": "data",
+    "databases": "data.train.databases",
     "reward code": "reward.name",
     "plugin code": "algorithm.plugins",
 }

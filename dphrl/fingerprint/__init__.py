@@ -5,21 +5,24 @@ The reference buffer, chunks of unfinished work, evaluations and checkpoints all
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dphrl.config.data import RewardConfig
 from dphrl.config.schema import Config
 from dphrl.fingerprint.code import hash_code
-from dphrl.fingerprint.files import hash_value
+from dphrl.fingerprint.files import hash_contents, hash_value
 from dphrl.fingerprint.model import hash_model, hub_revision
-from dphrl.types import Prompt
+from dphrl.types import JsonDict, Prompt
 
 Fingerprint = Mapping[str, str]
 # The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored.
 SELECTION = "selection"
 # The parts that decide what a policy that starts from the model samples, and what verdict that gets.
-SAMPLED_AND_GRADED = ("model weights", "tokenizer", "generation settings", "prompts", "reward", "reward code")
+SAMPLED_AND_GRADED = (
+    *("model weights", "tokenizer", "generation settings", "prompts", "databases", "reward", "reward code"),
+)
 
 
 def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learner_dtype: str) -> dict[str, str]:
@@ -39,9 +42,34 @@ def input_hashes(config: Config, model_dir: str, prompts: Sequence[Prompt]) -> d
     """One hash per thing that the configuration only names: its content may change while the configuration does not."""
     return {
         **hash_model(model_dir),
-        "prompts": hash_value([(p.prompt_id, p.token_ids, p.answer) for p in prompts]),
+        **_hash_prompts(prompts),
         "reward code": hash_code(reward_modules(config.reward)),
     }
+
+
+def _hash_prompts(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Databases count by name and content, wherever they lie; a gold query's result is in neither prompt nor answer."""
+    asked: list[tuple[str, Sequence[int], object]] = []
+    databases: set[Path] = set()
+    for prompt in prompts:
+        answer: object = prompt.answer
+        if (fields := _sql_answer(prompt.answer)) is not None:
+            path = Path(fields["db"])
+            databases.add(path)
+            answer = fields | {"db": path.name}
+        asked.append((prompt.prompt_id, prompt.token_ids, answer))
+    found = sorted(path for path in databases if path.is_file())
+    contents = sorted(zip([path.name for path in found], hash_contents(found), strict=True))
+    return {"prompts": hash_value(asked), "databases": hash_value(contents)}
+
+
+def _sql_answer(answer: str) -> JsonDict | None:
+    """The fields of an answer of text-to-SQL; None for the answer of another task."""
+    try:
+        fields = json.loads(answer) if answer.startswith("{") else None
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) and isinstance(fields.get("db"), str) and "gold_sql" in fields else None
 
 
 def reward_modules(reward: RewardConfig) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from dphrl.fingerprint.code import hash_code
 from dphrl.fingerprint.files import hash_contents, memory_path
 from dphrl.fingerprint.model import hub_revision
 from dphrl.rewards.base import _GRADERS
+from dphrl.types import Prompt
 
 LARGE = files.MIN_REMEMBERED_BYTES
 
@@ -313,6 +314,39 @@ def test_the_hash_is_that_of_another_process_too() -> None:
     program = "from dphrl.fingerprint.code import hash_code; print(hash_code(['dphrl.rewards.math_answer']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == hash_code(["dphrl.rewards.math_answer"])
+
+
+# ------------------------------------------------------------ data
+
+
+def sql_prompts(folder: Path, gold: str = "SELECT 1") -> list[Prompt]:
+    answers = [json.dumps({"db": str(folder / f"{name}.sqlite"), "gold_sql": gold}) for name in "aab"]
+    return [Prompt(f"p{i}", "question", (1, i), answer, "data") for i, answer in enumerate(answers)]
+
+
+def test_databases_count_by_content_and_not_by_place(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    config = make_config()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        for name in "ab":
+            (folder / f"{name}.sqlite").write_text(name)
+    before = input_hashes(config, tiny_dir, sql_prompts(tmp_path / "one"))
+    assert input_hashes(config, tiny_dir, sql_prompts(tmp_path / "two")) == before
+    assert changed_parts(before, input_hashes(config, tiny_dir, sql_prompts(tmp_path / "two", "SELECT 2"))) == [
+        "prompts"
+    ]
+    (tmp_path / "two" / "b.sqlite").write_text("other rows")
+    assert changed_parts(before, input_hashes(config, tiny_dir, sql_prompts(tmp_path / "two"))) == ["databases"]
+    (tmp_path / "two" / "b.sqlite").unlink()
+    assert changed_parts(before, input_hashes(config, tiny_dir, sql_prompts(tmp_path / "two"))) == ["databases"]
+
+
+@pytest.mark.parametrize("answer", ["{1, 2}", "{}", '{"db": 1, "gold_sql": 2}', '{"db": "x"}', "[1]", ""])
+def test_answers_of_other_tasks_are_hashed_as_they_are(make_config: Any, tiny_dir: str, answer: str) -> None:
+    one, other = ([Prompt("p", "question", (1,), text, "data")] for text in (answer, f"{answer} "))
+    assert changed_parts(input_hashes(make_config(), tiny_dir, one), input_hashes(make_config(), tiny_dir, other)) == [
+        "prompts"
+    ]
 
 
 # ------------------------------------------------------------ models
