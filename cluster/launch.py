@@ -88,6 +88,8 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     async def run(system: System) -> None:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
+        for note in blind_spots(prepared.model_dir):
+            console.info(note)
         await prepare_reference(config, prepared, system, parts, folder, console)
         console.info(f"buffer     {folder / 'reference'}")
 

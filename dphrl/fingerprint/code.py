@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
@@ -100,15 +100,20 @@ def _read(name: str, *, keep_docstrings: bool) -> tuple[str, tuple[str, ...]]:
     text = _source(spec)
     if text is None:
         return _digest_without_source(spec), ()
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    digest, imported = _digest_of_source(text, package, keep_docstrings=keep_docstrings)
+    # Python runs the packages around a module first. Our own hold no code that decides a verdict.
+    around = [] if name.startswith(f"{OWN}.") else [name[: dot.start()] for dot in re.finditer(r"\.", name)]
+    return digest, (*around, *imported)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_source(text: str, package: str, *, keep_docstrings: bool) -> tuple[str, tuple[str, ...]]:
     try:
         tree = ast.parse(text)
     except SyntaxError:  # such as code of another Python that is never imported here
         return hash_value(text), ()
-    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-    imported = dict.fromkeys(_imports(tree, package))
-    if not name.startswith(f"{OWN}."):  # whose packages hold no code that decides a verdict
-        imported |= dict.fromkeys(name[: dot.start()] for dot in re.finditer(r"\.", name))
-    return hash_value(_shape(tree, keep_docstrings=keep_docstrings)), tuple(imported)
+    return hash_value(_shape(tree, keep_docstrings=keep_docstrings)), tuple(dict.fromkeys(_imports(tree, package)))
 
 
 def _source(spec: ModuleSpec) -> str | None:

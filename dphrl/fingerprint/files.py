@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Smaller files are read faster than they are looked up.
 MIN_REMEMBERED_BYTES = 2**20
 MAX_REMEMBERED = 1000
-# The coarsest clock of a file system in use. A file that was written less than this before it was read could be written
+# The coarsest clock of a file system in use. A file that was changed less than this before it was read could be changed
 # once more without another time.
 CLOCK_GRAIN_NS = 2 * 10**9
 # A disk or a network serves several readers faster than one, and hashing runs without the interpreter's lock.
@@ -71,7 +71,7 @@ def _entry(path: Path, memory: Memory) -> tuple[list[int | str], bool]:
             return known, True
         now = time.time_ns()
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        settled = _state(file.fileno()) == before and now - max(before[1:3]) > CLOCK_GRAIN_NS
+        settled = _state(file.fileno()) == before and now - before[2] > CLOCK_GRAIN_NS
     return [*before, digest], large and settled
 
 
