@@ -9,7 +9,7 @@ from typing import Any
 from dphrl.config.changes import compare_settings
 from dphrl.config.loading import InputError, parse_yaml
 from dphrl.config.schema import Config
-from dphrl.fingerprint import changed_parts, input_hashes
+from dphrl.fingerprint import input_hashes
 from dphrl.fingerprint.code import hash_code
 from dphrl.fingerprint.model import MODEL_PARTS
 from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest
@@ -29,8 +29,7 @@ NAMED_BY = {
 def training_inputs(config: Config, prepared: Prepared) -> dict[str, str]:
     """One hash for each thing that training depends on and that the configuration only names."""
     hashes = input_hashes(config, prepared.model_dir, prepared.prompts)
-    plugins = config.algorithm.plugins
-    return hashes | ({"plugin code": hash_code(plugins)} if plugins else {})
+    return hashes | {"plugin code": hash_code(config.algorithm.plugins)}
 
 
 class ResumeCheck:
@@ -74,15 +73,14 @@ class ResumeCheck:
         """Raises InputError, a line that names what has another content than before under an unchanged setting."""
         if self._manifest is None:
             return
-        if not self._manifest.inputs:
+        stored, given = self._manifest.inputs, training_inputs(self._config, prepared)
+        if untold := [part for part in given if part not in stored]:
             self.notes.append(
-                f"resume: {self._checkpoint} is of an older version and does not tell which model, data and reward it "
-                "was trained with; they are taken on trust"
+                f"resume: {self._checkpoint} is of an older version and does not tell of {', '.join(untold)}; what is "
+                "given now is taken on trust"
             )
-            return
-        parts = changed_parts(self._manifest.inputs, training_inputs(self._config, prepared))
-        if parts:
-            named = ", ".join(f"{part} ({NAMED_BY[part]})" for part in parts)
+        if changed := [part for part in given if stored.get(part, given[part]) != given[part]]:
+            named = ", ".join(f"{part} ({NAMED_BY[part]})" for part in changed)
             self._judge(f"{self._checkpoint} was trained with another content of {named}")
 
     def _settings_on_disk(self) -> Mapping[str, Any]:

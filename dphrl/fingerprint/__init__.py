@@ -19,6 +19,8 @@ from dphrl.types import JsonDict, Prompt
 Fingerprint = Mapping[str, str]
 # The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored.
 SELECTION = "selection"
+# What `changed_parts` tells of a fingerprint that has not the same parts.
+OTHER_VERSION = "what a fingerprint holds"
 # The parts that decide what a policy that starts from the model samples, and what verdict that gets.
 SAMPLED_AND_GRADED = (
     *("model weights", "tokenizer", "generation settings", "prompts", "databases", "reward", "reward code"),
@@ -80,8 +82,13 @@ def reward_modules(reward: RewardConfig) -> tuple[str, ...]:
 
 
 def changed_parts(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Names of the parts of `wanted` that `stored` lacks or differs in; empty when the stored work may be reused."""
-    return [name for name in wanted if stored.get(name) != wanted[name]]
+    """Names of the parts of `wanted` that `stored` differs in; empty when the stored work may be reused.
+
+    If `stored` lacks one, another version wrote it, whose other parts may be hashes of something else too.
+    """
+    if not wanted.keys() <= stored.keys():
+        return [OTHER_VERSION]
+    return [name for name in wanted if stored[name] != wanted[name]]
 
 
 def blind_spots(model_dir: str) -> list[str]:

@@ -78,5 +78,5 @@ def test_a_run_of_an_older_version_goes_on_with_a_word(config_file: Path, tmp_pa
     manifest.write_text(json.dumps(older))
     done = train(config_file, "--resume", "learner.num_steps=3")
     assert done.exit_code == 0, done.output
-    assert "does not tell which model, data and reward it was trained with" in done.output
+    assert "is of an older version and does not tell of model weights" in done.output
     assert [step for step, _ in steps_and_rates(folder)] == [1, 2, 3]

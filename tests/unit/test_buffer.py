@@ -312,6 +312,12 @@ def test_fingerprint_names_what_changed(
     assert changed_parts(before, after) == reasons
 
 
+def test_a_fingerprint_of_another_version_is_told_as_that() -> None:
+    stored = {"model weights": "1", "prompts": "1", "gone": "1"}
+    assert changed_parts(stored, {"model weights": "2", "prompts": "1"}) == ["model weights"]
+    assert changed_parts(stored, {"model weights": "2", "new": "1"}) == ["what a fingerprint holds"]
+
+
 def test_fingerprint_sees_weights_prompts_and_dtype(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
     import shutil
 

@@ -248,4 +248,19 @@ def test_a_checkpoint_of_an_older_version_goes_on_with_a_word(saved: Run, has_co
     check.check_inputs(saved.prepared(prompts=[]))
     settings, inputs = check.notes
     assert ("settings that this version lacks: gone" if has_config else "does not tell its settings") in settings
-    assert "is of an older version and does not tell which model, data and reward" in inputs
+    assert (
+        "is of an older version and does not tell of model weights, tokenizer, generation settings, prompts" in inputs
+    )
+
+
+def test_what_a_newer_version_looks_at_besides_is_taken_on_trust(saved: Run) -> None:
+    path = saved.folder / "run" / "checkpoints" / "step_2" / MANIFEST
+    told = json.loads(path.read_text())
+    del told["inputs"]["tokenizer"]
+    path.write_text(json.dumps(told))
+    check = ResumeCheck(saved.config)
+    check.check_inputs(saved.prepared())
+    (note,) = check.notes
+    assert "does not tell of tokenizer; what is given now is taken on trust" in note
+    with pytest.raises(InputError, match="another content of prompts"):
+        check.check_inputs(saved.prepared(prompts=[]))
