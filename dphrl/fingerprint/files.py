@@ -83,11 +83,10 @@ def _state(descriptor: int) -> list[int]:
 
 def memory_path() -> Path | None:
     """The file that hashes are remembered in; None where there is no home folder to keep it in."""
-    for variable, inner in (("DPHRL_CACHE", ""), ("XDG_CACHE_HOME", "dphrl")):
-        if place := os.environ.get(variable):
-            return Path(place).expanduser() / inner / "hashes.json"
+    places = (("DPHRL_CACHE", ""), ("XDG_CACHE_HOME", "dphrl"))
+    given = [Path(os.environ[name], inner) for name, inner in places if os.environ.get(name)]
     try:
-        return Path.home() / ".cache" / "dphrl" / "hashes.json"
+        return [*given, Path("~/.cache/dphrl")][0].expanduser() / "hashes.json"
     except RuntimeError:
         return None
 
@@ -118,6 +117,7 @@ def _remember(new: Memory) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".hashes-", delete=False) as file:
             staging = Path(file.name)
             json.dump(kept, file)
+        staging.chmod(0o644)  # users may share the folder
         os.replace(staging, path)
     except OSError as error:
         log.info("hashes of weights are not remembered for the next run: %s", error)

@@ -156,6 +156,9 @@ def test_where_the_memory_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert memory_path() == Path("/cache/dphrl/hashes.json")
     monkeypatch.setenv("DPHRL_CACHE", "/ours")
     assert memory_path() == Path("/ours/hashes.json")
+    monkeypatch.setenv("DPHRL_CACHE", "~nobody-of-that-name/ours")
+    assert memory_path() is None
+    assert hash_contents([write(tmp_path / "weights")]) == [files.hashlib.sha256(b"a" * LARGE).hexdigest()]
 
 
 # ------------------------------------------------------------ code
