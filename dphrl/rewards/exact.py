@@ -10,38 +10,43 @@ import re
 from fractions import Fraction
 from math import factorial
 
+from dphrl.rewards.math_notation import numerals, undressed
+from dphrl.rewards.math_unicode import to_tex
+
 # A power whose value has more bits than this is no answer, and would only cost time. For comparison: 2004! has 19,049.
 MAX_BITS = 40_000
 MAX_FACTORIAL = 3_000
 _MAX_DEPTH = 40
 
+# Most answers are plain numbers, and these have one spelling.
+_NUMERAL = re.compile(r"-?(?:\d+\.)?\d+", re.ASCII)
 # A backslash before it is excluded, because `\\ ` ends a row of a matrix.
 _SPACING = re.compile(
-    r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|~"
+    r"(?<!\\)\\[!,;:> ]|\\(?:q?quad|enspace|thinspace|(?:display|text|script|scriptscript)style|left|right|middle"
+    r"|[bB]igg?[lrm]?|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|footnotesize|scriptsize"
+    r"|noindent|nonumber|notag)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))"
 )
 _EMPTY_SET = re.compile(r"\\\{\s*\\\}")
-_FRACTION_NAMES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_FRACTION_NAMES = re.compile(r"\\(?:(?:[dtc]|nice|s|x)(frac)|[dt](binom))(?![A-Za-z])")
 # \frac12 and \frac1{2}: TeX takes one token where there are no braces.
-_FRACTION_BARE = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_FRACTION_BARE = re.compile(r"\\(frac|binom)\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{\s*,\s*\})\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,/]| \d)")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.^])")
 # {a \over b} and {n \choose k}, the old way to write \frac and \binom.
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
-_ROOT_SIGN = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))")
 _BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
     r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
-    r"\times": r"\cdot", "\u2212": "-", "\u221e": r"\infty", "\u03c0": r"\pi", "\u00d7": r"\cdot", "\u222a": r"\cup",
-    r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(", r"\rangle": ")", "\u00b7": r"\cdot", "\u00f7": r"\div",
-    r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ", "\u2265": r"\ge ",
-    "\u2264": r"\le ", "\u2260": r"\ne ", r"\lbrack": "[", r"\rbrack": "]", r"\mathrm{e}": "e",
+    r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(", r"\rangle": ")",
+    r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ", r"\lbrack": "[", r"\rbrack": "]",
+    r"\mathrm{e}": "e", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\vartheta": r"\theta",
 }  # fmt: skip
 _WORD_PATTERN = re.compile(
     "|".join(re.escape(word) + ("(?![A-Za-z])" if word[-1].isalpha() and word[0] == "\\" else "")
@@ -55,18 +60,22 @@ class TooLarge(Exception):  # noqa: N818  (a verdict on the answer, not a fault)
 
 def tidy(answer: str) -> str:
     r"""One spelling for what TeX spells in many ways; keeps spaces, \text{} and units."""
-    answer = answer.strip().strip("$").strip()
+    answer = answer.strip()
+    if _NUMERAL.fullmatch(answer):
+        return answer
+    answer = to_tex(answer).strip().strip("$").strip()
     # Dollar signs are removed: \$ would end a formula, and the value of no answer depends on it.
     answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
     answer = answer.replace("\u20ac", "").replace("\u00a3", "")
     answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)
-    answer = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", answer)
     answer = re.sub(r",\s*\\!\s*", ",", answer)
-    answer = _SPACING.sub(lambda m: " " if m[0] in ("~", "\\ ") or "quad" in m[0] else "", answer)
+    if "\\" in answer:
+        answer = undressed(_SPACING.sub(_space, answer))
+    answer = numerals(answer.replace("~", " "))
     answer = _EMPTY_SET.sub(r"\\emptyset", answer)
-    answer = _FRACTION_NAMES.sub(r"\\frac", answer)
+    answer = _FRACTION_NAMES.sub(lambda m: rf"\{m[1] or m[2]}", answer)
     answer = _WORD_PATTERN.sub(lambda match: _WORDS[match[0]], answer)
-    answer = _FRACTION_BARE.sub(lambda m: rf"\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", answer)
+    answer = _FRACTION_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or ''}}}{{{m[4] or m[5] or ''}}}", answer)
     answer = _SQRT_BARE.sub(r"\\sqrt{\1}", answer)
     # Inside brackets a comma separates entries: [0,100) and (1,200) hold two numbers each.
     if not _BRACKET.search(answer):
@@ -77,6 +86,13 @@ def tidy(answer: str) -> str:
     answer = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", answer)
     # A full stop at the end belongs to the sentence; an ellipsis is part of the answer.
     return answer.strip() if answer.rstrip().endswith("...") else answer.strip().rstrip(" .,;:")
+
+
+def _space(command: re.Match[str]) -> str:
+    if command[0] in ("~", "\\ "):
+        return " "
+    # Two blanks: "1\quad 234" is not 1,234.
+    return "  " if "quad" in command[0] else ""
 
 
 def unwrap_text(answer: str) -> str:

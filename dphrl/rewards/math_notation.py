@@ -1,0 +1,146 @@
+r"""One spelling for TeX that looks alike: commands that only dress, arguments without braces, bases, repeating decimals.
+
+Covered: colours, sizes, fonts, spaces and phantoms (\textcolor{red}{6}, {\Large 6}, \mathbf 5, 6\hspace{1cm}); other
+names for fractions and binomials (\nicefrac12, \dbinom52); accents without braces (\vec v); thousands (1{\,}000,
+1\text{,}000, 10_000); numerals with a base (110_{\text{two}}, 1010_{(2)}, 1010\text{ in base }2); repeating decimals
+(0.\dot{3}, 0.\bar3, 0.(3)); the distance between the rows of a matrix (\\[4pt], \hline).
+Not covered: \cancel, \overset and their like, which change what is said; macros that a text defines itself.
+
+Every search takes time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|underline|uline"
+_MATH_FONTS = "boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal"
+_OLD_FONTS = "rm|bf|it|sf|tt|sl|em|bfseries|itshape"
+_KNOWN_FONTS = "text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname"
+_FRAMES = "smash|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|hbox"
+_ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow"
+_NO_LETTER = "(?![A-Za-z])"
+# A first look: nearly all answers need none of what `undressed` does.
+_DRESSED = re.compile(
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|[hv]space|[hv]?phantom|label|tag"
+    rf"|kern|hskip|mkern|mskip|mspace|Bbb|hline|cr|[RNZQC]){_NO_LETTER}|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
+    rf"|\\(?:{_OLD_FONTS}){_NO_LETTER}|\\\\\s*\[|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}"
+)
+_COLOUR = re.compile(r"\\(?:(?:text)?color|colorbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}")
+_SPACE = re.compile(
+    r"\\(?:[hv]space\*?|[hv]?phantom|label|tag\*?|mspace)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
+    r"|\\(?:kern|hskip|mkern|mskip)\s*-?[\d.]+\s*(?:pt|em|ex|mu|cm|mm|in)"
+)
+# {\rm cm} and \rm{cm}
+_OLD_FONT = re.compile(rf"\{{\s*\\(?P<group>{_OLD_FONTS}){_NO_LETTER}\s?(?P<content>[^{{}}\\]*)\}}|\\(?P<name>{_OLD_FONTS})\s*(?=\{{)")
+_NUMBER_IN_FONT = re.compile(
+    rf"(?P<before>[\^_}}]?)\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_KNOWN_FONTS})\s*\{{(?P<number>\s*-?\d[\d.,]*\s*)\}}"
+)
+_PLAIN_TEXT = re.compile(rf"\\(?:{_TEXT_FONTS})\s*(?=\{{[^{{}}\\]*\}})")
+_PLAIN_MATH = re.compile(rf"\\(?:{_MATH_FONTS})\s*(?=\{{\s*[A-Za-z]+\s*\}})")
+_NAME_OF_FONT = re.compile(
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_OLD_FONTS}){_NO_LETTER}\s*|\\(?:{_KNOWN_FONTS}){_NO_LETTER}\s*(?![\s{{])"
+)
+_ACCENT_BARE = re.compile(rf"\\({_ACCENTS})(?:\s*(\d)|\s+([A-Za-z]){_NO_LETTER}|\s*(\\[A-Za-z]+))")
+_BLACKBOARD = re.compile(rf"\\(?:(mathbb|Bbb|mathcal|mathfrak|mathscr)\s*(?:([A-Za-z]){_NO_LETTER}|(?=\{{))|([RNZQC]){_NO_LETTER})")
+_ROW_SPACE = re.compile(r"(\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in|mu|px|bp|\\baselineskip)\s*\]|\\hline(?![A-Za-z])|\\cr(?![A-Za-z])")
+
+
+def undressed(text: str) -> str:
+    """The text without commands that change only its looks."""
+    if _DRESSED.search(text) is None:
+        return text
+    text = _ROW_SPACE.sub(lambda m: m[1] or ("" if m[0] == r"\hline" else r"\\"), text)
+    bare = _COLOUR.sub("", text)
+    # Two blanks: "1\hspace{1cm}234" is not 1,234.
+    bare = _SPACE.sub("  ", bare)
+    bare = _OLD_FONT.sub(_modern, bare)
+    bare = _NUMBER_IN_FONT.sub(_number, bare)
+    bare = _PLAIN_MATH.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
+    bare = _NAME_OF_FONT.sub("", bare)
+    bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", bare).replace(r"\overrightarrow{", r"\vec{")
+    bare = _BLACKBOARD.sub(lambda m: rf"\mathbb{{{m[3]}}}" if m[3] else _lettered(m[1], m[2]), bare)
+    return without_braces(bare) if bare != text else text
+
+
+def _number(match: re.Match[str]) -> str:
+    # Beside ^, _ and a first argument the braces say where the number ends.
+    return f"{match['before']}{{{match['number']}}}" if match["before"] else match["number"]
+
+
+def _modern(match: re.Match[str]) -> str:
+    command = r"\mathrm" if "rm" in (match["group"], match["name"]) else r"\mathbf"
+    return command if match["name"] else f"{command}{{{match['content']}}}"
+
+
+def _lettered(command: str, letter: str | None) -> str:
+    command = "mathbb" if command == "Bbb" else command
+    return rf"\{command}{{{letter}}}" if letter else rf"\{command}"
+
+
+def without_braces(text: str) -> str:
+    """The text without braces around the whole of it."""
+    text = text.strip()
+    while text.startswith("{") and text.endswith("}") and not text.endswith(r"\}"):
+        depth = 0
+        for position, mark in ((m.start(), m[0]) for m in re.finditer(r"\\.|[{}]", text, re.DOTALL)):
+            depth += (mark == "{") - (mark == "}")
+            if depth == 0:
+                break
+        if depth or position < len(text) - 1:
+            return text
+        text = text[1:-1].strip()
+    return text
+
+
+# ------------------------------------------------------------ numerals
+
+# A comma in braces never separates entries.
+_GROUP = re.compile(r"(?<=\d)(?:\{\s*\}|(?:\\(?:text|mathord|mathpunct|mathrm|mbox)\s*)?\{\s*,\s*\}(?=\d{3}(?!\d)))(?=\d)")
+_UNDERSCORED = re.compile(r"(?<![\w.\\])\d{1,3}(?:\\?_\d{3})+(?![\w.])")
+_REPEATING = re.compile(
+    r"(?<![\d.])(?P<start>\d*\.\d*)\\(?:(?:overline|bar)\s*(?:\{\s*(?P<bar>\d{1,30})\s*\}|(?P<digit>\d))"
+    r"|dot\s*\{(?P<first>\d)\}(?:(?P<middle>\d{0,28})\\dot\s*\{(?P<last>\d)\})?)"
+)
+_IN_PARENTHESES = re.compile(r"(?<![\w.)])(-?\d+\.|0?\.\d+)\((\d{1,30})\)(?![\w(^!])")
+_BASES = {
+    word: str(number)
+    for number, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
+} | {"sixteen": "16", "binary": "2", "octal": "8", "decimal": "10", "hexadecimal": "16"}
+_BASE_BELOW = re.compile(
+    r"(?<=[0-9A-Z)])\s?_\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}|\\(?:text|mathrm)\s*\{(?P<text>[^{}]{1,20})\})"
+)
+_BASE_BESIDE = re.compile(r"\s*\(?(?P<digits>[0-9][0-9A-Za-z]*)\)?[\s,]*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\w+)\s*\)?\s*")
+
+
+def numerals(text: str) -> str:
+    """The text with one spelling for thousands, repeating decimals and numerals with a base."""
+    if "}" in text:
+        text = _GROUP.sub("", text)
+        if "." in text:
+            text = _REPEATING.sub(_repeating, text)
+    if "_" in text:
+        text = _UNDERSCORED.sub(lambda m: re.sub(r"[\\_]", "", m[0]), text)
+        text = _BASE_BELOW.sub(_base, text)
+    if "(" in text and "." in text:
+        text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
+    if "base" in text:
+        flat = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*(?=\{)|[{}~]", " ", text)
+        if (match := _BASE_BESIDE.fullmatch(" ".join(flat.replace("\\", " ").split()))) and (base := _named(match["base"])):
+            return f"{match['digits']}_{{{base}}}"
+    return text
+
+
+def _repeating(match: re.Match[str]) -> str:
+    digits = match["bar"] or match["digit"] or match["first"] + (match["middle"] or "") + (match["last"] or "")
+    return rf"{match['start']}\overline{{{digits}}}"
+
+
+def _base(match: re.Match[str]) -> str:
+    words = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![A-Za-z])|[{}()\[\]~\s,-]+|base", " ", match["group"] or match["text"])
+    base = _named(words.strip())
+    return f"_{{{base}}}" if base else match[0]
+
+
+def _named(base: str) -> str | None:
+    return _BASES.get(base.casefold(), base if base.isascii() and base.isdigit() else None)
