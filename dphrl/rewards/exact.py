@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from math import factorial
+from math import prod
 
 from dphrl.rewards.math_notation import numerals, undressed
 from dphrl.rewards.math_unicode import to_tex
@@ -108,7 +108,7 @@ def canonical(answer: str) -> str:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+\.\d*|\.\d+|\d+)|(?P<name>\\(?:frac|cdot|div))(?![A-Za-z])|(?P<sign>[-+*/^!%(){}]))"
+    r"\s*(?:(?P<repeating>\d*\.\d*\\overline\s*\{\d{1,30}\})|(?P<number>\d+\.\d*|\.\d+|\d+)|(?P<name>\\(?:frac|cdot|div))(?![A-Za-z])|(?P<sign>[-+*/^!%(){}]))"
 )
 
 
@@ -168,7 +168,7 @@ class _Reader:
             elif token in ("/", r"\div"):
                 self.take()
                 value = _bounded(value / self.signed(depth))
-            elif token in ("(", "{"):
+            elif token == "(" or (token == "{" and not self._is_a_digit_lost()) or self._is_factorial_beside():
                 value = _bounded(value * self.power(depth))
             else:
                 return value
@@ -197,7 +197,15 @@ class _Reader:
 
     def postfix(self, value: Fraction) -> Fraction:
         while self.peek() in ("!", "%"):
-            value = value / 100 if self.take() == "%" else _factorial(value)
+            if self.take() == "%":
+                value /= 100
+            elif self.peek() == "!":
+                self.take()
+                value = _factorial(value, step=2)
+                if self.peek() == "!":
+                    raise _NotRational
+            else:
+                value = _factorial(value)
         return value
 
     def atom(self, depth: int) -> Fraction:
@@ -210,12 +218,22 @@ class _Reader:
             return self.group(depth)
         if token[0] not in "0123456789.":
             raise _NotRational
-        value = Fraction(token)
+        value = decimal(token)
         if "." not in token and self.peek() == r"\frac" and self._is_plain_fraction():
             self.take()  # 2\frac{3}{4} is a mixed number, never a product
             numerator = self.group(depth)
             value += _bounded(numerator / self.group(depth))
         return value
+
+    def _is_a_digit_lost(self) -> bool:
+        """Whether digits in braces follow a digit: 2{3} looks like 23, and nobody means 6."""
+        around = self.tokens[self.position - 1 : self.position + 2]
+        return len(around) == 3 and around[0][0].isdigit() and around[2][0].isdigit()
+
+    def _is_factorial_beside(self) -> bool:
+        """Whether a factorial or a power follows a factorial: 3! 2! is a product, and so is 3! 2^2."""
+        following = self.tokens[self.position : self.position + 2]
+        return self.tokens[self.position - 1] == "!" and len(following) == 2 and following[0].isdigit() and following[1] in "!^"
 
     def _is_plain_fraction(self) -> bool:
         r"""Whether \frac{3}{4} follows: 2\frac{-1}{2} is a product."""
@@ -258,9 +276,21 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
     return base ** int(exponent)
 
 
-def _factorial(value: Fraction) -> Fraction:
+def _factorial(value: Fraction, step: int = 1) -> Fraction:
+    """n!, or with a step of 2 n!! = n (n - 2) (n - 4) ..."""
     if value.denominator != 1 or value < 0:
         raise _NotRational
     if value > MAX_FACTORIAL:
         raise TooLarge(f"a factorial above {MAX_FACTORIAL}!")
-    return _bounded(Fraction(factorial(int(value))))
+    return _bounded(Fraction(prod(range(int(value), 0, -step))))
+
+
+def decimal(token: str) -> Fraction:
+    r"""The value of 12, .5, 1.25 or 0.1\overline{6}."""
+    digits, _, repeating = token.partition(r"\overline")
+    if not repeating:
+        return Fraction(digits)
+    repeating = repeating.strip("{} \t")
+    whole, _, start = digits.partition(".")
+    shift = Fraction(1, 10 ** len(start))
+    return Fraction(int((whole + start) or "0")) * shift + Fraction(int(repeating), 10 ** len(repeating) - 1) * shift

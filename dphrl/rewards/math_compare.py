@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from dphrl.rewards import math_choice, math_currency, math_forms, math_times, math_units, math_values
+from dphrl.rewards import math_choice, math_currency, math_forms, math_sets, math_times, math_units, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
 from dphrl.types import RewardResult, RewardStatus
@@ -27,6 +27,9 @@ _DATE_LIKE = re.compile(r"(?=.*[A-Za-z]{3})[\w\s.,:'/-]+")
 # Most answers: they need no reading.
 _PLAIN_NUMBER = re.compile(r"-?(?:\d{1,100}|\d{1,3}(?:,\d{3}){1,10})(?:\.\d{1,100})?", re.ASCII)
 _BRACKETS = frozenset(["()", "(]", "[)", "[]", "union"])
+
+
+_Congruence = tuple[str, list[str], str]
 
 
 class _TooManyError(Exception):
@@ -133,6 +136,24 @@ def _is_readable(text: str) -> bool:
     return all(_tree(operand) is not None for operand in math_forms.relations(core)[0])
 
 
+def _compound(text: str) -> tuple[str, list[str]]:
+    """`math_forms.compound`, with (a,b)=(1,2) read as the list a=1, b=2."""
+    named = math_forms.assignments(text)
+    return ("list", named) if named else math_forms.compound(text)
+
+
+def _reduced(residues: list[str], modulus: str) -> list[str]:
+    """The least residues, where they are whole numbers: -2 modulo 7 is 5."""
+    bound = rational(modulus)
+    if bound is None or bound.denominator != 1 or bound <= 0:
+        return residues
+    values = [rational(residue) for residue in residues]
+    return [
+        str(value % bound) if value is not None and value.denominator == 1 else residue
+        for residue, value in zip(residues, values, strict=True)
+    ]
+
+
 def _tree(text: str) -> Node | None:
     try:
         return parse(text)
@@ -155,8 +176,14 @@ class _Comparison:
             return decided
         answer, gold = math_forms.strip_assignments(answer, gold)
         answer, gold = math_units.split_unit(answer)[0], math_units.split_unit(gold)[0]
-        kind, entries = math_forms.compound(answer)
-        gold_kind, gold_entries = math_forms.compound(gold)
+        congruences = math_forms.congruence(answer), math_forms.congruence(gold)
+        if congruences[0] and congruences[1]:
+            return self.equal_congruences(*congruences)
+        same = math_sets.same(answer, gold)
+        if same is not None:
+            return same
+        kind, entries = _compound(answer)
+        gold_kind, gold_entries = _compound(gold)
         if kind == gold_kind == "plain":
             return self.equal_relations(answer, gold)
         if {kind, gold_kind} == {"list", "()"}:
@@ -178,11 +205,11 @@ class _Comparison:
             return self.equal_intervals(kind, entries, gold_kind, gold_entries)
         if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:
             return self.equal(entries[0], gold_entries[0])
-        if {kind, gold_kind} <= {"set", "list"}:
-            kind = gold_kind
+        if "set" in (kind, gold_kind) and {kind, gold_kind} <= {"set", "list"}:
+            return self.equal_sets(kind, entries, gold_kind, gold_entries)
         if kind != gold_kind or len(entries) != len(gold_entries):
             return False
-        if kind in ("set", "list", "union", "conjunction"):
+        if kind in ("list", "union", "conjunction"):
             return self.equal_in_any_order(entries, gold_entries)
         return all(self.equal(a, b) for a, b in zip(entries, gold_entries, strict=True))
 
@@ -194,6 +221,30 @@ class _Comparison:
                 return False
             del left[match]
         return True
+
+    def equal_sets(self, kind: str, entries: list[str], gold_kind: str, gold_entries: list[str]) -> bool:
+        """A set beside a set, or beside a list of its members. A member may be named twice in a set, not in a list."""
+        if len(entries) == len(gold_entries) and self.equal_in_any_order(entries, gold_entries):
+            return True
+        if kind == "set":
+            entries = self.distinct(entries)
+        if gold_kind == "set":
+            gold_entries = self.distinct(gold_entries)
+        return len(entries) == len(gold_entries) and self.equal_in_any_order(entries, gold_entries)
+
+    def distinct(self, entries: list[str]) -> list[str]:
+        found: list[str] = []
+        for entry in entries:
+            if not any(self.equal(entry, other) for other in found):
+                found.append(entry)
+        return found
+
+    def equal_congruences(self, one: _Congruence, other: _Congruence) -> bool:
+        (left, residues, modulus), (gold_left, gold_residues, gold_modulus) = one, other
+        if not self.equal(modulus, gold_modulus) or (left and gold_left and not self.equal(left, gold_left)):
+            return False
+        residues, gold_residues = _reduced(residues, modulus), _reduced(gold_residues, modulus)
+        return len(residues) == len(gold_residues) and self.equal_in_any_order(residues, gold_residues)
 
     def equal_intervals(self, kind: str, entries: list[str], gold_kind: str, gold_entries: list[str]) -> bool:
         """An interval beside an inequality: (2, 7] and 2 < x <= 7."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from mpmath import mp
 
-from dphrl.rewards.exact import MAX_BITS, TooLarge
+from dphrl.rewards.exact import MAX_BITS, TooLarge, decimal
 from dphrl.rewards.math_parser import Node
 
 # An mpmath number, or a matrix of them as a tuple of rows.
@@ -62,7 +62,8 @@ class _Evaluator:
         return result
 
     def _number(self, tree: Node) -> Value:
-        return mp.mpf(_exact_number(tree.text).numerator) / _exact_number(tree.text).denominator
+        value = decimal(tree.text)
+        return mp.mpf(value.numerator) / value.denominator
 
     def _name(self, tree: Node) -> Value:
         constants = {"e": mp.e, r"\pi": mp.pi, r"\infty": mp.inf, "i": mp.mpc(0, 1)}
@@ -197,6 +198,14 @@ class _Evaluator:
         except ValueError:
             raise Undefined from None
 
+    def _double_factorial(self, tree: Node, value: Value) -> Value:
+        _scalar(value)
+        if abs(value) > _MAX_FACTORIAL:
+            raise TooLarge(f"a factorial above {_MAX_FACTORIAL}!!")
+        if not mp.isint(value) or value < 0:
+            raise Undefined
+        return mp.fac2(value)
+
     def _percent(self, tree: Node, value: Value) -> Value:
         return _product(value, mp.mpf(1) / 100)
 
@@ -270,7 +279,7 @@ def _check_power(base: Value, power: Value) -> None:
 def _exact(tree: Node) -> Fraction | None:
     """The exact value of a tree of plain numbers, else None. Exponents need it: 1/3 asks for a root."""
     if tree.kind == "number":
-        return _exact_number(tree.text)
+        return decimal(tree.text)
     parts = [_exact(child) for child in tree.children]
     if any(part is None for part in parts):
         return None
@@ -286,12 +295,3 @@ def _exact(tree: Node) -> Fraction | None:
     if tree.kind == "div" and known[1]:
         return known[0] / known[1]
     return None
-
-
-def _exact_number(text: str) -> Fraction:
-    digits, _, repeating = text.partition(r"\overline{")
-    if not repeating:
-        return Fraction(digits)
-    repeating = repeating.rstrip("}")
-    shift = Fraction(10) ** -len(digits.partition(".")[2])
-    return Fraction(digits) + Fraction(int(repeating), 10 ** len(repeating) - 1) * shift

@@ -23,6 +23,14 @@ _BOTH = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>=]")
 _MIRRORED = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<", "=": "=", r"\ne": r"\ne"}
 
+_SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_LETTER = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{\w{1,9}\}|\w))?"
+_TUPLE_OF_NAMES = re.compile(rf"\((\s*{_LETTER}\s*(?:,\s*{_LETTER}\s*){{1,9}})\)\s*=\s*(\(.*\))", re.DOTALL)
+_NAME_LAST = re.compile(rf"([^=]*\d[^=]*)=\s*((?![ei]\b|\\pi|\\infty){_LETTER})\s*")
+_FUNCTION_OF_LETTER = re.compile(r"[A-Za-z]\(([A-Za-xz])\)")
+# Between a residue and its modulus.
+_MODULO = (r"\text", r"\mathrm", r"\operatorname", r"\mbox", r"\p", r"\b", " ", "~", "(", "{", "\\", ",")
+
 _CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?\s*\.?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .,'-]*")
 _SHORT_WORDS = frozenset(["no", "up", "am", "pm"])
@@ -67,7 +75,8 @@ def compound(text: str) -> tuple[str, list[str]]:
     if text and text[0] in "([" and text[-1] in ")]" and _encloses(text):
         parts = split(text[1:-1], ",")
         if len(parts) > 1:
-            return text[0] + text[-1], parts
+            points = _plus_minus(text) if text[0] + text[-1] == "()" else [text]
+            return ("list", points) if len(points) > 1 else (text[0] + text[-1], parts)
     parts = split(text, ":")
     if len(parts) > 1:
         return "ratio", parts
@@ -90,9 +99,12 @@ def _inside_braces(text: str) -> str | None:
 
 
 def _plus_minus(text: str) -> list[str]:
-    if text.count(r"\pm") != 1:
+    r"""1 + \sqrt2 and 1 - \sqrt2 for 1 \pm \sqrt2. A \mp beside a \pm takes the other sign; whether two \pm go together
+    is not known."""
+    signs = _SIGNS.findall(text)
+    if not signs or len(signs) > len(set(signs)):
         return [text]
-    return [text.replace(r"\pm", sign) for sign in ("+", "-")]
+    return [_SIGNS.sub(lambda m: plus if m[1] == "pm" else minus, text) for plus, minus in (("+", "-"), ("-", "+"))]
 
 
 def _encloses(text: str) -> bool:
@@ -168,7 +180,7 @@ def intersection(parts: list[str]) -> str | None:
 def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
     """Remove "x =" when only one of the texts has it, or when both have the same. So x = 5 and y = 5 stay different,
     and an equation such as x^2 - 4 = 0 stays different from its right side."""
-    answer, gold = _without_approximation(answer), _without_approximation(gold)
+    answer, gold = (_name_first(_without_approximation(text)) for text in (answer, gold))
     texts = (answer, gold)
     names = [_ASSIGNMENT.match(text) for text in texts]
     if any(is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
@@ -177,9 +189,50 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
             parts = split(answer, "=")
             return (parts[-1] if _agree(parts) else answer), gold
         return answer, gold
-    if names[0] and names[1] and canonical(names[0][1]) != canonical(names[1][1]):
+    if names[0] and names[1] and not _same_name(canonical(names[0][1]), canonical(names[1][1])):
         return answer, gold
     return _value_of(answer, names[0]), _value_of(gold, names[1])
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether two names stand for the same: y and f(x) do, because a graph has both."""
+    functions = [_FUNCTION_OF_LETTER.fullmatch(name) for name in (one, other)]
+    return one == other or ("y" in (one, other) and any(functions))
+
+
+def _name_first(text: str) -> str:
+    """x = 5 for 5 = x."""
+    match = _NAME_LAST.fullmatch(text) if "=" in text else None
+    return f"{match[2]}={match[1].strip()}" if match and not re.search("[A-Za-z,]", _without_numerals(match[1])) else text
+
+
+def assignments(text: str) -> list[str] | None:
+    """["a=1", "b=2"] for (a,b)=(1,2); None for anything else."""
+    match = _TUPLE_OF_NAMES.fullmatch(text.strip())
+    if match is None or not _encloses(match[2]):
+        return None
+    names, values = split(match[1], ","), split(match[2][1:-1], ",")
+    return [f"{name}={value}" for name, value in zip(names, values, strict=True)] if len(names) == len(values) else None
+
+
+def congruence(text: str) -> tuple[str, list[str], str] | None:
+    r"""("x", ["1", "4"], "5") for x \equiv 1, 4 \pmod{5}, in any of its spellings; None for anything else."""
+    head, modulo, tail = text.rpartition("mod")
+    modulus = re.sub(r"^ulo(?![a-z])|[\s{}()~]", "", tail)
+    if not modulo or not re.fullmatch(r"[A-Za-z0-9^\\]{1,30}", modulus):
+        return None
+    stripped = True
+    while stripped:
+        before = head
+        for ending in _MODULO:
+            head = head.removesuffix(ending)
+        stripped = head != before
+    left, sign, residues = head.partition(r"\equiv")
+    if not sign:
+        left, sign, residues = head.rpartition("=")
+    if any(head.count(a) != head.count(b) for a, b in ("()", "{}")):
+        return None
+    return left.strip(), [each for part in list_entries(residues) for each in _plus_minus(part)], modulus
 
 
 def is_equation(text: str) -> bool:

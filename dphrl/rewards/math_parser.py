@@ -27,7 +27,7 @@ _BIG_OPERATORS = frozenset(["sum", "prod", "int"])
 _FUNCTION_LETTERS = frozenset("fgFG")
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<repeating>\s*\\overline\s*\{\d{1,30}\})?"
+    r"\s*(?:(?P<repeating>\d*\.\d*\\overline\s*\{\d{1,30}\})|(?P<number>\d+(?:\.\d*)?|\.\d+)"
     r"|(?P<command>\\(?:[A-Za-z]+|[{}|\\]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!'()\[\]{}|&%=]))"
 )
 # Names written without a backslash.
@@ -53,7 +53,7 @@ _ENDING_COMMANDS = frozenset(
 @dataclass(frozen=True, slots=True)
 class Node:
     """kind: "number" and "name" (with `text`), "add", "mul", "inverse", "div", "neg", "pow", "root" (radicand, index),
-    "call" (`text` is the function), "abs", "floor", "ceil", "factorial", "percent", "degree", "binom", "matrix" (of
+    "call" (`text` is the function), "abs", "floor", "ceil", "factorial", "double_factorial", "percent", "degree", "binom", "matrix" (of
     "row"s), "opaque" (`text` is the operator)."""
 
     kind: str
@@ -151,7 +151,12 @@ class _Parser:
             return not self.bar_open
         if not token or token in ")]}+-*/^_!'%&=" or token in _ENDING_COMMANDS:
             return False
-        return not (token[0].isdigit() or token[0] == ".")
+        before = self.tokens[self.position - 1] if self.position else ""
+        if token[0].isdigit():
+            # 3! 2! is a product.
+            return before == "!" and self.peek(1) in ("!", "^")
+        # 2{3} looks like 23, and nobody means 6.
+        return not (token[0] == "." or (token == "{" and before[:1].isdigit() and self.peek(1)[:1].isdigit()))
 
     def signed(self, depth: int) -> Node:
         negative = False
@@ -188,7 +193,14 @@ class _Parser:
         for _ in range(_MAX_DEPTH):
             if self.peek() not in kinds:
                 return value
-            value = Node(kinds[self.take()], (value,))
+            mark = self.take()
+            if mark == self.peek() == "!":
+                self.take()
+                if self.peek() == "!":
+                    raise NotAnExpressionError("three factorial signs")
+                value = Node("double_factorial", (value,))
+            else:
+                value = Node(kinds[mark], (value,))
         raise NotAnExpressionError("nested too deeply")
 
     def atom(self, depth: int) -> Node:

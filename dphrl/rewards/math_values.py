@@ -19,7 +19,7 @@ _LOW_DIGITS, _HIGH_DIGITS, _HIGHEST_DIGITS = 40, 120, 240
 _NUM_POINTS, _MAX_TRIES = 4, 16
 # Near zero a piecewise function is the same as one of its pieces: |x - 5| is 5 - x there. So such functions are also
 # compared at points far from zero, each given as (scale, whole).
-_PIECEWISE = frozenset(["abs", "floor", "ceil", "root", "pow", "factorial"])
+_PIECEWISE = frozenset(["abs", "floor", "ceil", "root", "pow", "factorial", "double_factorial"])
 _FAR_POINTS = ((7, False), (50, False), (1000, False), (4, True), (20, True), (100, True))
 
 
@@ -102,21 +102,21 @@ def _distance(a: Value, b: Value) -> tuple[Value, Value]:
 def _at_points(a: Node, b: Node, digits: int) -> Iterator[tuple[Callable[[], Point], bool, Value, Value]]:
     """(point, whether real, value of a, value of b) where both are defined: with real numbers only if that gives any
     point, else with complex numbers too."""
-    names = sorted(_names(a) | _names(b))
+    letters = sorted(names(a) | names(b))
     num_found = 0
-    imaginary = "i" in names
-    names = [name for name in names if name != "i"]
-    far = bool(names) and bool((_kinds(a) | _kinds(b)) & _PIECEWISE)
+    imaginary = "i" in letters
+    letters = [name for name in letters if name != "i"]
+    far = bool(letters) and bool((_kinds(a) | _kinds(b)) & _PIECEWISE)
     for real in (False,) if imaginary else (True, False):
         # The first two points are positive, where roots and logarithms have values.
-        near_points = [(index, index >= 2, 1, False) for index in range(_MAX_TRIES if names else 1)]
+        near_points = [(index, index >= 2, 1, False) for index in range(_MAX_TRIES if letters else 1)]
         far_points = [(i, signed, scale, whole) for i, (scale, whole) in enumerate(_FAR_POINTS) for signed in (0, 1)]
         for group, wanted in ((near_points, _NUM_POINTS), (far_points if far else [], len(far_points))):
             num_here = 0
             for settings in group:
 
                 def point(settings: tuple[int, int, int, bool] = settings) -> Point:
-                    return _point(names, *settings)
+                    return _point(letters, *settings)
 
                 with mp.workdps(digits):
                     here = point()
@@ -149,7 +149,8 @@ def _kinds(tree: Node) -> set[str]:
     return {tree.kind}.union(*map(_kinds, tree.children))
 
 
-def _names(tree: Node) -> set[str]:
+def names(tree: Node) -> set[str]:
+    """The letters in a tree that are no constants; "i" is among them."""
     if tree.kind == "name":
         return set() if tree.text in ("e", r"\pi", r"\infty") else {tree.text}
-    return set().union(*map(_names, tree.children)) if tree.children else set()
+    return set().union(*map(names, tree.children)) if tree.children else set()
