@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from math import prod
 
-from dphrl.rewards.math_notation import numerals, undressed
+from dphrl.rewards.math_notation import numerals, undressed, without_braces, without_system
 from dphrl.rewards.math_unicode import to_tex
 
 # A power whose value has more bits than this is no answer, and would only cost time. For comparison: 2004! has 19,049.
@@ -35,6 +35,7 @@ _FRACTION_NAMES = re.compile(r"\\(?:(?:[dtc]|nice|s|x)(frac)|[dt](binom))(?![A-Z
 # \frac12 and \frac1{2}: TeX takes one token where there are no braces.
 _FRACTION_BARE = re.compile(r"\\(frac|binom)\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _SQRT_BARE = re.compile(r"\\sqrt\s*(\d|[A-Za-z](?![A-Za-z]))")
+_LOG_BARE = re.compile(r"(\\log\s*_\s*)(\d)(?=\d)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{\s*,\s*\})\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,/]| \d)")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.^])")
@@ -70,13 +71,15 @@ def tidy(answer: str) -> str:
     answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)
     answer = re.sub(r",\s*\\!\s*", ",", answer)
     if "\\" in answer:
-        answer = undressed(_SPACING.sub(_space, answer))
+        answer = without_system(undressed(_SPACING.sub(_space, answer)))
+    if answer.startswith("{") and "," not in answer:
+        answer = without_braces(answer)
     answer = numerals(answer.replace("~", " "))
     answer = _EMPTY_SET.sub(r"\\emptyset", answer)
     answer = _FRACTION_NAMES.sub(lambda m: rf"\{m[1] or m[2]}", answer)
     answer = _WORD_PATTERN.sub(lambda match: _WORDS[match[0]], answer)
     answer = _FRACTION_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or ''}}}{{{m[4] or m[5] or ''}}}", answer)
-    answer = _SQRT_BARE.sub(r"\\sqrt{\1}", answer)
+    answer = _LOG_BARE.sub(r"\1{\2}", _SQRT_BARE.sub(r"\\sqrt{\1}", answer))
     # Inside brackets a comma separates entries: [0,100) and (1,200) hold two numbers each.
     if not _BRACKET.search(answer):
         answer = _THOUSANDS.sub(lambda match: re.sub(r"[{},\s]", "", match[0]), answer)

@@ -21,7 +21,8 @@ from dphrl.types import RewardResult, RewardStatus
 _MAX_CHEAP_CHARS = 200
 # Entries are compared pair by pair. Each comparison is bounded, and this bounds their number.
 _MAX_COMPARISONS = 500
-_BASED = re.compile(r"\(?(\w+)\)?_\{?(\d+)\}?")
+# Blanks between digits ("~" in canonical texts) group them.
+_BASED = re.compile(r"\(?(\w+(?:~\w+)*)\)?_\{?(\d+)\}?")
 # Words and numbers beside one another: "June 20".
 _DATE_LIKE = re.compile(r"(?=.*[A-Za-z]{3})[\w\s.,:'/-]+")
 # Most answers: they need no reading.
@@ -115,7 +116,11 @@ def _same_words(answer: str, gold: str) -> bool | None:
     """The verdict on words and on numerals with a base; None where either is an expression."""
     bases = _BASED.fullmatch(canonical(answer)), _BASED.fullmatch(canonical(gold))
     if any(base and base[1][0].isdigit() for base in bases):
-        return bool(bases[0] and bases[1] and bases[0].groups() == bases[1].groups())
+        numerals = [
+            (base[1].replace("~", ""), base[2]) if base else (canonical(text), "10")
+            for base, text in zip(bases, (answer, gold), strict=True)
+        ]
+        return numerals[0] == numerals[1]
     found = math_forms.words(answer), math_forms.words(gold)
     if found[0] is None or found[1] is None:
         return None
@@ -140,6 +145,10 @@ def _compound(text: str) -> tuple[str, list[str]]:
     """`math_forms.compound`, with (a,b)=(1,2) read as the list a=1, b=2."""
     named = math_forms.assignments(text)
     return ("list", named) if named else math_forms.compound(text)
+
+
+def _num_sets(entries: list[str]) -> int:
+    return sum(entry.startswith(r"\{") for entry in entries)
 
 
 def _reduced(residues: list[str], modulus: str) -> list[str]:
@@ -174,6 +183,9 @@ class _Comparison:
         decided = _decide_cheaply(answer, gold)
         if decided is not None:
             return decided
+        same = math_sets.same(answer, gold)
+        if same is not None:
+            return same
         answer, gold = math_forms.strip_assignments(answer, gold)
         answer, gold = math_units.split_unit(answer)[0], math_units.split_unit(gold)[0]
         congruences = math_forms.congruence(answer), math_forms.congruence(gold)
@@ -224,6 +236,9 @@ class _Comparison:
 
     def equal_sets(self, kind: str, entries: list[str], gold_kind: str, gold_entries: list[str]) -> bool:
         """A set beside a set, or beside a list of its members. A member may be named twice in a set, not in a list."""
+        if kind == gold_kind and _num_sets(entries) != _num_sets(gold_entries):
+            # A set of one set is not that set, though 5 stands for {5}.
+            return False
         if len(entries) == len(gold_entries) and self.equal_in_any_order(entries, gold_entries):
             return True
         if kind == "set":

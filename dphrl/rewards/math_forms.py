@@ -230,7 +230,7 @@ def congruence(text: str) -> tuple[str, list[str], str] | None:
     left, sign, residues = head.partition(r"\equiv")
     if not sign:
         left, sign, residues = head.rpartition("=")
-    if any(head.count(a) != head.count(b) for a, b in ("()", "{}")):
+    if r"\equiv" in residues or "mod" in residues or any(head.count(a) != head.count(b) for a, b in ("()", "{}")):
         return None
     return left.strip(), [each for part in list_entries(residues) for each in _plus_minus(part)], modulus
 

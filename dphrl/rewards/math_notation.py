@@ -36,8 +36,8 @@ _OLD_FONT = re.compile(rf"\{{\s*\\(?P<group>{_OLD_FONTS}){_NO_LETTER}\s?(?P<cont
 _NUMBER_IN_FONT = re.compile(
     rf"(?P<before>[\^_}}]?)\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_KNOWN_FONTS})\s*\{{(?P<number>\s*-?\d[\d.,]*\s*)\}}"
 )
-_PLAIN_TEXT = re.compile(rf"\\(?:{_TEXT_FONTS})\s*(?=\{{[^{{}}\\]*\}})")
-_PLAIN_MATH = re.compile(rf"\\(?:{_MATH_FONTS})\s*(?=\{{\s*[A-Za-z]+\s*\}})")
+_PLAIN_TEXT = re.compile(rf"\\(?:(?:{_TEXT_FONTS})\s*(?=\{{[^{{}}\\]*\}})|(?:{_MATH_FONTS})\s*(?=\{{[A-Za-z ]{{2,}}\}}))")
+_PLAIN_LETTER = re.compile(rf"\\(?:{_MATH_FONTS})\s*(?=\{{\s*[A-Za-z]\s*\}})")
 _NAME_OF_FONT = re.compile(
     rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_OLD_FONTS}){_NO_LETTER}\s*|\\(?:{_KNOWN_FONTS}){_NO_LETTER}\s*(?![\s{{])"
 )
@@ -56,7 +56,7 @@ def undressed(text: str) -> str:
     bare = _SPACE.sub("  ", bare)
     bare = _OLD_FONT.sub(_modern, bare)
     bare = _NUMBER_IN_FONT.sub(_number, bare)
-    bare = _PLAIN_MATH.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
+    bare = _PLAIN_LETTER.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
     bare = _NAME_OF_FONT.sub("", bare)
     bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", bare).replace(r"\overrightarrow{", r"\vec{")
     bare = _BLACKBOARD.sub(lambda m: rf"\mathbb{{{m[3]}}}" if m[3] else _lettered(m[1], m[2]), bare)
@@ -93,6 +93,20 @@ def without_braces(text: str) -> str:
     return text
 
 
+_SYSTEM = re.compile(
+    r"(?:\\\{)?\s*\\begin\s*\{(cases|aligned|gathered|align\*?|split)\}(.*)\\end\s*\{\1\}\s*\.?", re.DOTALL
+)
+_ALIGNED = re.compile(r"\s*&?\s*(=|<|>|\\(?:le|ge|ne|leq|geq|neq)(?![A-Za-z]))\s*&?\s*")
+
+
+def without_system(text: str) -> str:
+    r"""x=1, y=2 for \begin{cases}x=1\\y=2\end{cases}. A function given by cases has more columns, and stays as it is."""
+    match = _SYSTEM.fullmatch(text) if r"\begin" in text else None
+    rows = [_ALIGNED.sub(r"\1 ", row).strip(" ,;") for row in match[2].split("\\\\")] if match else []
+    rows = [row for row in rows if row]
+    return ", ".join(rows) if rows and all("&" not in row and re.search("[=<>]|\\\\[lgn]e", row) for row in rows) else text
+
+
 # ------------------------------------------------------------ numerals
 
 # A comma in braces never separates entries.
@@ -100,7 +114,7 @@ _GROUP = re.compile(r"(?<=\d)(?:\{\s*\}|(?:\\(?:text|mathord|mathpunct|mathrm|mb
 _UNDERSCORED = re.compile(r"(?<![\w.\\])\d{1,3}(?:\\?_\d{3})+(?![\w.])")
 _REPEATING = re.compile(
     r"(?<![\d.])(?P<start>\d*\.\d*)\\(?:(?:overline|bar)\s*(?:\{\s*(?P<bar>\d{1,30})\s*\}|(?P<digit>\d))"
-    r"|dot\s*\{(?P<first>\d)\}(?:(?P<middle>\d{0,28})\\dot\s*\{(?P<last>\d)\})?)"
+    r"|dot\s*\{(?P<first>\d)\}(?:\s*(?P<middle>\d{0,28})\s*\\dot\s*\{(?P<last>\d)\})?)"
 )
 _IN_PARENTHESES = re.compile(r"(?<![\w.)])(-?\d+\.|0?\.\d+)\((\d{1,30})\)(?![\w(^!])")
 _BASES = {

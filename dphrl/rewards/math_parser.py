@@ -23,6 +23,7 @@ _GREEK = re.compile(
 )
 # Operators that are not evaluated: two of them are equal when their parts are equal.
 _BIG_OPERATORS = frozenset(["sum", "prod", "int"])
+_ACCENTS = frozenset(["bar", "hat", "tilde", "dot", "ddot", "overline", "widehat", "widetilde"])
 # Letters that are functions, not factors, when a parenthesis follows.
 _FUNCTION_LETTERS = frozenset("fgFG")
 
@@ -267,11 +268,20 @@ class _Parser:
             return Node("name", text=f"\\{name}" + self.subscript())
         if name in ("pi", "infty"):
             return Node("name", text=f"\\{name}")
+        if name in _ACCENTS:
+            return self.accented(name, depth)
         if name in _BIG_OPERATORS:
             return self.big_operator(name, depth)
         if name == "beginmatrix":
             return self.matrix(depth)
         raise NotAnExpressionError(f"\\{name} is not read")
+
+    def accented(self, accent: str, depth: int) -> Node:
+        r"""A letter with an accent is a name of its own: \bar{x} is not x."""
+        letter = self.argument(depth)
+        if letter.kind != "name":
+            raise NotAnExpressionError(f"\\{accent} over more than a letter")
+        return Node("name", text=f"\\{accent} {letter.text}" + self.subscript())
 
     def argument(self, depth: int) -> Node:
         """What follows a command: a group, or one token."""
