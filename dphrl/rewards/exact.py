@@ -45,8 +45,9 @@ _BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
     r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
-    r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(", r"\rangle": ")",
-    r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ", r"\lbrack": "[", r"\rbrack": "]",
+    r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(",
+    r"\rangle": ")", r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ",
+    r"\lbrack": "[", r"\rbrack": "]",
     r"\mathrm{e}": "e", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\vartheta": r"\theta",
 }  # fmt: skip
 _WORD_PATTERN = re.compile(
@@ -236,7 +237,12 @@ class _Reader:
     def _is_factorial_beside(self) -> bool:
         """Whether a factorial or a power follows a factorial: 3! 2! is a product, and so is 3! 2^2."""
         following = self.tokens[self.position : self.position + 2]
-        return self.tokens[self.position - 1] == "!" and len(following) == 2 and following[0].isdigit() and following[1] in "!^"
+        return (
+            self.tokens[self.position - 1] == "!"
+            and len(following) == 2
+            and following[0].isdigit()
+            and following[1] in "!^"
+        )
 
     def _is_plain_fraction(self) -> bool:
         r"""Whether \frac{3}{4} follows: 2\frac{-1}{2} is a product."""

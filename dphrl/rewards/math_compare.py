@@ -14,7 +14,8 @@ from fractions import Fraction
 
 from dphrl.rewards import math_choice, math_currency, math_forms, math_sets, math_times, math_units, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
-from dphrl.rewards.math_parser import MAX_CHARS, Node, NotAnExpressionError, parse
+from dphrl.rewards.math_parser import MAX_CHARS, Node, parse
+from dphrl.rewards.math_tokens import NotAnExpressionError
 from dphrl.types import RewardResult, RewardStatus
 
 # Longer texts may be arithmetic too, but not cheap arithmetic: a thousand fractions have a long common denominator.
@@ -188,9 +189,9 @@ class _Comparison:
             return same
         answer, gold = math_forms.strip_assignments(answer, gold)
         answer, gold = math_units.split_unit(answer)[0], math_units.split_unit(gold)[0]
-        congruences = math_forms.congruence(answer), math_forms.congruence(gold)
-        if congruences[0] and congruences[1]:
-            return self.equal_congruences(*congruences)
+        congruence, gold_congruence = math_forms.congruence(answer), math_forms.congruence(gold)
+        if congruence and gold_congruence:
+            return self.equal_congruences(congruence, gold_congruence)
         same = math_sets.same(answer, gold)
         if same is not None:
             return same

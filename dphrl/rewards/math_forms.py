@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from dphrl.rewards.exact import canonical, rational, unwrap_text
-from dphrl.rewards.math_parser import FUNCTIONS
+from dphrl.rewards.math_tokens import FUNCTIONS
 
 _OPEN, _CLOSE = "([{", ")]}"
 # What may stand before "=" in an assignment: x, x_1, f(2), (x, y), V_1:V_2, \angle ABC, \text{Area}.
@@ -24,6 +24,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>=]")
 _MIRRORED = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<", "=": "=", r"\ne": r"\ne"}
 
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_UPPER, _LOWER = {"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}
 _LETTER = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{\w{1,9}\}|\w))?"
 _TUPLE_OF_NAMES = re.compile(rf"\((\s*{_LETTER}\s*(?:,\s*{_LETTER}\s*){{1,9}})\)\s*=\s*(\(.*\))", re.DOTALL)
 _NAME_LAST = re.compile(rf"([^=]*\d[^=]*)=\s*((?![ei]\b|\\pi|\\infty){_LETTER})\s*")
@@ -104,7 +105,9 @@ def _plus_minus(text: str) -> list[str]:
     signs = _SIGNS.findall(text)
     if not signs or len(signs) > len(set(signs)):
         return [text]
-    return [_SIGNS.sub(lambda m: plus if m[1] == "pm" else minus, text) for plus, minus in (("+", "-"), ("-", "+"))]
+    *before, last = _SIGNS.split(text)
+    pairs = list(zip(before[::2], before[1::2], strict=True))
+    return ["".join(part + signs[kind] for part, kind in pairs) + last for signs in (_UPPER, _LOWER)]
 
 
 def _encloses(text: str) -> bool:
@@ -203,7 +206,9 @@ def _same_name(one: str, other: str) -> bool:
 def _name_first(text: str) -> str:
     """x = 5 for 5 = x."""
     match = _NAME_LAST.fullmatch(text) if "=" in text else None
-    return f"{match[2]}={match[1].strip()}" if match and not re.search("[A-Za-z,]", _without_numerals(match[1])) else text
+    return (
+        f"{match[2]}={match[1].strip()}" if match and not re.search("[A-Za-z,]", _without_numerals(match[1])) else text
+    )
 
 
 def assignments(text: str) -> list[str] | None:

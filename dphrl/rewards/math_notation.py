@@ -1,4 +1,4 @@
-r"""One spelling for TeX that looks alike: commands that only dress, arguments without braces, bases, repeating decimals.
+r"""One spelling for TeX that looks alike: commands that only dress, thousands, bases, repeating decimals.
 
 Covered: colours, sizes, fonts, spaces and phantoms (\textcolor{red}{6}, {\Large 6}, \mathbf 5, 6\hspace{1cm}); other
 names for fractions and binomials (\nicefrac12, \dbinom52); accents without braces (\vec v); thousands (1{\,}000,
@@ -32,18 +32,28 @@ _SPACE = re.compile(
     r"|\\(?:kern|hskip|mkern|mskip)\s*-?[\d.]+\s*(?:pt|em|ex|mu|cm|mm|in)"
 )
 # {\rm cm} and \rm{cm}
-_OLD_FONT = re.compile(rf"\{{\s*\\(?P<group>{_OLD_FONTS}){_NO_LETTER}\s?(?P<content>[^{{}}\\]*)\}}|\\(?P<name>{_OLD_FONTS})\s*(?=\{{)")
+_OLD_FONT = re.compile(
+    rf"\{{\s*\\(?P<group>{_OLD_FONTS}){_NO_LETTER}\s?(?P<content>[^{{}}\\]*)\}}|\\(?P<name>{_OLD_FONTS})\s*(?=\{{)"
+)
 _NUMBER_IN_FONT = re.compile(
     rf"(?P<before>[\^_}}]?)\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_KNOWN_FONTS})\s*\{{(?P<number>\s*-?\d[\d.,]*\s*)\}}"
 )
-_PLAIN_TEXT = re.compile(rf"\\(?:(?:{_TEXT_FONTS})\s*(?=\{{[^{{}}\\]*\}})|(?:{_MATH_FONTS})\s*(?=\{{[A-Za-z ]{{2,}}\}}))")
+_PLAIN_TEXT = re.compile(
+    rf"\\(?:(?:{_TEXT_FONTS})\s*(?=\{{[^{{}}\\]*\}})|(?:{_MATH_FONTS})\s*(?=\{{[A-Za-z ]{{2,}}\}}))"
+)
 _PLAIN_LETTER = re.compile(rf"\\(?:{_MATH_FONTS})\s*(?=\{{\s*[A-Za-z]\s*\}})")
 _NAME_OF_FONT = re.compile(
     rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_OLD_FONTS}){_NO_LETTER}\s*|\\(?:{_KNOWN_FONTS}){_NO_LETTER}\s*(?![\s{{])"
 )
 _ACCENT_BARE = re.compile(rf"\\({_ACCENTS})(?:\s*(\d)|\s+([A-Za-z]){_NO_LETTER}|\s*(\\[A-Za-z]+))")
-_BLACKBOARD = re.compile(rf"\\(?:(mathbb|Bbb|mathcal|mathfrak|mathscr)\s*(?:([A-Za-z]){_NO_LETTER}|(?=\{{))|([RNZQC]){_NO_LETTER})")
-_ROW_SPACE = re.compile(r"(\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in|mu|px|bp|\\baselineskip)\s*\]|\\hline(?![A-Za-z])|\\cr(?![A-Za-z])")
+_BLACKBOARD = re.compile(
+    rf"\\(?:(mathbb|Bbb|mathcal|mathfrak|mathscr)\s*(?:([A-Za-z]){_NO_LETTER}|(?=\{{))|([RNZQC]){_NO_LETTER})"
+)
+_STRUCTURE = re.compile(r"\\.|[{}]", re.DOTALL)
+_MAX_PAIRS = 4
+_ROW_SPACE = re.compile(
+    r"(\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in|mu|px|bp|\\baselineskip)\s*\]|\\hline(?![A-Za-z])|\\cr(?![A-Za-z])"
+)
 
 
 def undressed(text: str) -> str:
@@ -58,7 +68,9 @@ def undressed(text: str) -> str:
     bare = _NUMBER_IN_FONT.sub(_number, bare)
     bare = _PLAIN_LETTER.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
     bare = _NAME_OF_FONT.sub("", bare)
-    bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", bare).replace(r"\overrightarrow{", r"\vec{")
+    bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", bare).replace(
+        r"\overrightarrow{", r"\vec{"
+    )
     bare = _BLACKBOARD.sub(lambda m: rf"\mathbb{{{m[3]}}}" if m[3] else _lettered(m[1], m[2]), bare)
     return without_braces(bare) if bare != text else text
 
@@ -79,18 +91,23 @@ def _lettered(command: str, letter: str | None) -> str:
 
 
 def without_braces(text: str) -> str:
-    """The text without braces around the whole of it."""
+    """The text without braces around the whole of it; of many pairs, a few are taken away."""
     text = text.strip()
-    while text.startswith("{") and text.endswith("}") and not text.endswith(r"\}"):
-        depth = 0
-        for position, mark in ((m.start(), m[0]) for m in re.finditer(r"\\.|[{}]", text, re.DOTALL)):
-            depth += (mark == "{") - (mark == "}")
-            if depth == 0:
-                break
-        if depth or position < len(text) - 1:
-            return text
+    for _ in range(_MAX_PAIRS):
+        if not text.startswith("{") or _closing(text) != len(text) - 1:
+            break
         text = text[1:-1].strip()
     return text
+
+
+def _closing(text: str) -> int:
+    """The position of the brace that closes the first one; -1 without one."""
+    depth = 0
+    for mark in _STRUCTURE.finditer(text):
+        depth += (mark[0] == "{") - (mark[0] == "}")
+        if depth == 0:
+            return mark.start()
+    return -1
 
 
 _SYSTEM = re.compile(
@@ -100,17 +117,21 @@ _ALIGNED = re.compile(r"\s*&?\s*(=|<|>|\\(?:le|ge|ne|leq|geq|neq)(?![A-Za-z]))\s
 
 
 def without_system(text: str) -> str:
-    r"""x=1, y=2 for \begin{cases}x=1\\y=2\end{cases}. A function given by cases has more columns, and stays as it is."""
+    r"""x=1, y=2 for \begin{cases}x=1\\y=2\end{cases}. A function given by cases has two columns, and stays as it is."""
     match = _SYSTEM.fullmatch(text) if r"\begin" in text else None
     rows = [_ALIGNED.sub(r"\1 ", row).strip(" ,;") for row in match[2].split("\\\\")] if match else []
     rows = [row for row in rows if row]
-    return ", ".join(rows) if rows and all("&" not in row and re.search("[=<>]|\\\\[lgn]e", row) for row in rows) else text
+    return (
+        ", ".join(rows) if rows and all("&" not in row and re.search("[=<>]|\\\\[lgn]e", row) for row in rows) else text
+    )
 
 
 # ------------------------------------------------------------ numerals
 
 # A comma in braces never separates entries.
-_GROUP = re.compile(r"(?<=\d)(?:\{\s*\}|(?:\\(?:text|mathord|mathpunct|mathrm|mbox)\s*)?\{\s*,\s*\}(?=\d{3}(?!\d)))(?=\d)")
+_GROUP = re.compile(
+    r"(?<=\d)(?:\{\s*\}|(?:\\(?:text|mathord|mathpunct|mathrm|mbox)\s*)?\{\s*,\s*\}(?=\d{3}(?!\d)))(?=\d)"
+)
 _UNDERSCORED = re.compile(r"(?<![\w.\\])\d{1,3}(?:\\?_\d{3})+(?![\w.])")
 _REPEATING = re.compile(
     r"(?<![\d.])(?P<start>\d*\.\d*)\\(?:(?:overline|bar)\s*(?:\{\s*(?P<bar>\d{1,30})\s*\}|(?P<digit>\d))"
@@ -118,13 +139,15 @@ _REPEATING = re.compile(
 )
 _IN_PARENTHESES = re.compile(r"(?<![\w.)])(-?\d+\.|0?\.\d+)\((\d{1,30})\)(?![\w(^!])")
 _BASES = {
-    word: str(number)
-    for number, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
-} | {"sixteen": "16", "binary": "2", "octal": "8", "decimal": "10", "hexadecimal": "16"}
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+}  # fmt: skip
 _BASE_BELOW = re.compile(
     r"(?<=[0-9A-Z)])\s?_\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}|\\(?:text|mathrm)\s*\{(?P<text>[^{}]{1,20})\})"
 )
-_BASE_BESIDE = re.compile(r"\s*\(?(?P<digits>[0-9][0-9A-Za-z]*)\)?[\s,]*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\w+)\s*\)?\s*")
+_BASE_BESIDE = re.compile(
+    r"\s*\(?(?P<digits>[0-9][0-9A-Za-z]*)\)?[\s,]*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\w+)\s*\)?\s*"
+)
 
 
 def numerals(text: str) -> str:
@@ -140,7 +163,9 @@ def numerals(text: str) -> str:
         text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
     if "base" in text:
         flat = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*(?=\{)|[{}~]", " ", text)
-        if (match := _BASE_BESIDE.fullmatch(" ".join(flat.replace("\\", " ").split()))) and (base := _named(match["base"])):
+        if (match := _BASE_BESIDE.fullmatch(" ".join(flat.replace("\\", " ").split()))) and (
+            base := _named(match["base"])
+        ):
             return f"{match['digits']}_{{{base}}}"
     return text
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from dphrl.rewards.math_tokens import FUNCTIONS, INVERSES, NotAnExpressionError, tokens
+
 MAX_CHARS = 1_000
 _MAX_DEPTH = 40
 
-# \sin^{-1} is the inverse function, \sin^{2} a power.
-_INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
-# Applied to one argument, with or without parentheses.
-FUNCTIONS = frozenset({*_INVERSES, *_INVERSES.values(), "coth", "sech", "csch", "ln", "log", "lg", "exp"})
 _GREEK = re.compile(
     "(?:var)?(?:epsilon|theta|phi|rho|sigma)|alpha|beta|[gG]amma|[dD]elta|zeta|eta|Theta|iota|kappa|[lL]ambda|mu|nu"
     "|[xX]i|Sigma|tau|[uU]psilon|Phi|chi|[pP]si|[oO]mega|ell|hbar"
@@ -27,20 +25,6 @@ _ACCENTS = frozenset(["bar", "hat", "tilde", "dot", "ddot", "overline", "widehat
 # Letters that are functions, not factors, when a parenthesis follows.
 _FUNCTION_LETTERS = frozenset("fgFG")
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<repeating>\d*\.\d*\\overline\s*\{\d{1,30}\})|(?P<number>\d+(?:\.\d*)?|\.\d+)"
-    r"|(?P<command>\\(?:[A-Za-z]+|[{}|\\]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!'()\[\]{}|&%=]))"
-)
-# Names written without a backslash.
-_PLAIN_NAME = re.compile(
-    rf"(?<![\\A-Za-z])(sqrt|pi|infty|{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-z])"
-)
-# Words of prose and function calls of a program: they are not products of letters.
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{5,}|[A-Za-z]{3,}(?=\())|__")
-_NAMED = re.compile(r"\\(?:operatorname|mathrm|text|mathit|mathbf|vec|rm)\s*\{\s*([A-Za-z]+)\s*\}")
-_MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?")
-_MATRIX_END = re.compile(r"\\end\{(?:[pb]?matrix|smallmatrix|array)\}")
-_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\u00b0")
 _CLOSERS = {
     "(": ")", "[": "]", "{": "}", "|": "|", r"\vert": r"\vert",
     r"\lvert": r"\rvert", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
@@ -54,48 +38,23 @@ _ENDING_COMMANDS = frozenset(
 @dataclass(frozen=True, slots=True)
 class Node:
     """kind: "number" and "name" (with `text`), "add", "mul", "inverse", "div", "neg", "pow", "root" (radicand, index),
-    "call" (`text` is the function), "abs", "floor", "ceil", "factorial", "double_factorial", "percent", "degree", "binom", "matrix" (of
-    "row"s), "opaque" (`text` is the operator)."""
+    "call" (`text` is the function), "abs", "floor", "ceil", "factorial", "double_factorial", "percent", "degree",
+    "binom", "matrix" (of "row"s), "opaque" (`text` is the operator)."""
 
     kind: str
     children: tuple[Node, ...] = ()
     text: str = ""
 
 
-class NotAnExpressionError(Exception):
-    """The text is outside the grammar."""
-
-
 def parse(text: str) -> Node:
     """The tree of a tidied expression. Raises NotAnExpressionError, also for nesting beyond the bound."""
     if len(text) > MAX_CHARS:
         raise NotAnExpressionError(f"{len(text)} characters")
-    reader = _Parser(_tokens(_prepare(text)))
+    reader = _Parser(tokens(text))
     tree = reader.sum(0)
     if reader.peek():
         raise NotAnExpressionError(f"{reader.peek()!r} is out of place")
     return tree
-
-
-def _prepare(text: str) -> str:
-    text = _NAMED.sub(lambda m: rf"\{m[1]} " if m[1] in FUNCTIONS else m[1] if len(m[1]) == 1 else r"\unknown ", text)
-    text = _PLAIN_NAME.sub(r"\\\1 ", text.replace("**", "^"))
-    text = _MATRIX_END.sub(r"\\endmatrix ", _MATRIX.sub(r"\\beginmatrix ", text))
-    if prose := _PROSE.search(text):
-        raise NotAnExpressionError(f"{prose[0]!a} is no mathematics")
-    return _DEGREE.sub(r"\\degree ", text)
-
-
-def _tokens(text: str) -> list[str]:
-    tokens, position = [], 0
-    text = text.rstrip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise NotAnExpressionError(f"{text[position]!a} is no mathematics")
-        tokens.append("".join(match[0].split()))
-        position = match.end()
-    return tokens
 
 
 class _Parser:
@@ -312,8 +271,8 @@ class _Parser:
                 base = self.argument(depth)
             else:
                 raise NotAnExpressionError(f"a base of \\{name}")
-        if power == Node("neg", (Node("number", text="1"),)) and name in _INVERSES:
-            name, power = _INVERSES[name], None
+        if power == Node("neg", (Node("number", text="1"),)) and name in INVERSES:
+            name, power = INVERSES[name], None
         value = Node("call", (self.call_argument(depth), *([base] if base else [])), name)
         return Node("pow", (value, power)) if power else value
 

@@ -1,36 +1,40 @@
 r"""Sets of real numbers: reads an answer as one, and tells whether two are the same.
 
-Covered: intervals, unions, intersections and differences of them, finite sets, \mathbb{R} and its halves, the empty set;
-inequalities of one variable, with "and", "or" and \ne; sets given by such a condition (\{x \mid x<3\}); "all real
+Covered: intervals, unions, intersections and differences of them, finite sets, \mathbb{R} and its halves, the empty
+set; inequalities of one variable, with "and", "or" and \ne; sets given by such a condition (\{x \mid x<3\}); "all real
 numbers except 1". End points are constants of any kind.
-Not covered (read as no set, so that the spelling decides): end points with letters, conditions that have to be solved
+Not covered (read as no set, so that the entries decide): end points with letters, conditions that have to be solved
 (x^2<4), sets of whole numbers, and expressions that mix \cup, \cap and \setminus without parentheses.
 
-A set is a sorted list of cuts. A cut lies just before a number or just after it, and each one changes between outside and
-inside; so (1, 2] is [after 1, after 2], and the complement of a set has the same cuts but for the two at infinity.
+A set is a sorted list of cuts. A cut lies just before a number or just after it, and each one changes between outside
+and inside; so (1, 2] is [after 1, after 2], and a set and its complement differ only in the cuts at infinity.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cmp_to_key, reduce
+from functools import cmp_to_key
 
 from mpmath import mp
 
 from dphrl.rewards import math_forms, math_values
 from dphrl.rewards.exact import rational
 from dphrl.rewards.math_evaluator import Undefined, evaluate
-from dphrl.rewards.math_parser import Node, NotAnExpressionError, parse
+from dphrl.rewards.math_parser import Node, parse
+from dphrl.rewards.math_tokens import NotAnExpressionError
 
 _MAX_DEPTH, _MAX_CUTS = 8, 100
 # Only texts with one of these need this module; two of the others are compared entry by entry.
-_MARKS = re.compile(r"\\(?:cup|cap|setminus|backslash|smallsetminus|mid|ne|mathbb|Bbb|vee|wedge)(?![A-Za-z])|\\\{|except|[<>]|\\[lg]e(?![A-Za-z])")
+_MARKS = re.compile(
+    r"\\(?:cup|cap|setminus|backslash|smallsetminus|mid|ne|mathbb|Bbb|vee|wedge)(?![A-Za-z])|\\\{|except|[<>]|\\[lg]e(?![A-Za-z])"
+)
 _REALS = r"\\mathbb\s*\{\s*R\s*\}"
-_MINUS = re.compile(rf"(?<=[)\]}}])\s*\\(?:backslash|smallsetminus)(?![A-Za-z])|(?<=\{{R\}})\s*(?:[-/]|\\\\|(?=\\\{{))|-\s*(?=\\\{{)")
-_HALVES = {"+": ("0", r"\infty"), "-": (r"-\infty", "0")}
+_MINUS = re.compile(
+    r"(?<=[)\]}])\s*\\(?:backslash|smallsetminus)(?![A-Za-z])|(?<=\{R\})\s*(?:[-/]|\\\\|(?=\\\{))|-\s*(?=\\\{)"
+)
 _HALF = re.compile(rf"{_REALS}\s*(?:\^\s*\{{?\s*([+-])\s*\}}?|_\s*\{{\s*(<|>|\\le|\\ge)\s*0\s*\}})")
 _CONDITION = re.compile(r"\\(?:mid|vert|colon)(?![A-Za-z])|[|:]|\\text\s*\{\s*(?:such that|s\.t\.|where)\s*\}")
 _VARIABLE = re.compile(r"(?!e\b|i\b)[A-Za-z](?:_\{?\w\}?)?|\\(?!infty|pi|emptyset|frac|sqrt)[A-Za-z]+")
@@ -38,7 +42,8 @@ _MEMBER = re.compile(rf"({_VARIABLE.pattern})\s*\\in(?![A-Za-z])(.*)", re.DOTALL
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])")
 _AND = re.compile(r"\\text\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])")
 _EXCEPT = re.compile(
-    r"(?:the set of )?(?:all )?real(?:s| numbers| values)?(?: of)?(?: [a-z])?,? (?:except|excluding|other than|but)(?: for)?(?: [a-z] =)? (.+)"
+    r"(?:the set of )?(?:all )?real(?:s| numbers| values)?(?: of)?(?: [a-z])?,? (?:except|excluding|other than|but)"
+    r"(?: for)?(?: [a-z] =)? (.+)"
 )
 
 
@@ -69,14 +74,15 @@ def same(answer: str, gold: str) -> bool | None:
     on sets is in either, so that comparing the entries is enough. Raises TooLarge."""
     if _MARKS.search(answer) is None and _MARKS.search(gold) is None:
         return None
-    sets = read(answer), read(gold)
-    if sets[0] is None or sets[1] is None:
+    one, other = read(answer), read(gold)
+    if one is None or other is None:
         return None
-    one, other = sets
     if one.variable and other.variable and one.variable != other.variable:
         return False
     try:
-        return len(one.cuts) == len(other.cuts) and all(_compare(a, b) == 0 for a, b in zip(one.cuts, other.cuts, strict=True))
+        return len(one.cuts) == len(other.cuts) and all(
+            _compare(a, b) == 0 for a, b in zip(one.cuts, other.cuts, strict=True)
+        )
     except (_Unreadable, Undefined):
         return None
 
@@ -99,7 +105,7 @@ def _set(text: str, depth: int) -> RealSet:
     for pattern, operation in ((_OR, _union), (_AND, _intersection)):
         parts = _split(pattern, text)
         if len(parts) > 1:
-            return reduce(operation, [_set(part, depth + 1) for part in parts])
+            return operation([_set(part, depth + 1) for part in parts])
     operations = ((r"\cup", _union), (r"\cap", _intersection), (r"\setminus", _difference))
     found = [(operation, parts) for sign, operation in operations if len(parts := math_forms.split(text, sign)) > 1]
     if len(found) > 1:
@@ -107,7 +113,7 @@ def _set(text: str, depth: int) -> RealSet:
         raise _Unreadable
     if found:
         operation, parts = found[0]
-        return reduce(operation, [_set(part, depth + 1) for part in parts])
+        return operation([_set(part, depth + 1) for part in parts])
     return _simple(text, depth)
 
 
@@ -117,9 +123,11 @@ def _simple(text: str, depth: int) -> RealSet:
     if text in (r"\emptyset", r"\{\}"):
         return RealSet((), "")
     if half := _HALF.fullmatch(text):
-        return _piece("(", *_HALVES[half[1]], ")") if half[1] else RealSet(_relation(f"x {half[2]} 0").cuts, "")
+        if half[2]:
+            return RealSet(_relation(f"x {half[2]} 0").cuts, "")
+        return _piece("(", "0", r"\infty", ")") if half[1] == "+" else _piece("(", r"-\infty", "0", ")")
     if excepted := _EXCEPT.fullmatch(re.sub(r"\\text\s*(?=\{)|[{}\s]+", " ", text).strip()):
-        return _difference(_simple(r"\mathbb{R}", depth), _points(math_forms.list_entries(excepted[1])))
+        return _difference([_simple(r"\mathbb{R}", depth), _points(math_forms.list_entries(excepted[1]))])
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return _braces(text[2:-2], depth)
     if text.startswith("{") and text.endswith("}"):
@@ -135,7 +143,7 @@ def _simple(text: str, depth: int) -> RealSet:
     if text[0] in "([]" and text[-1] in ")][":
         inner_parts = math_forms.split(text[1:-1], ",")
         if len(inner_parts) == 2:
-            return _piece(text[0], *inner_parts, text[-1])
+            return _piece(text[0], inner_parts[0], inner_parts[1], text[-1])
         if text[0] == "(" and text[-1] == ")":
             return _set(text[1:-1], depth + 1)
     return _relation(text)
@@ -153,18 +161,19 @@ def _braces(inner: str, depth: int) -> RealSet:
     found = _set(condition, depth + 1)
     if found.variable not in ("", variable):
         raise _Unreadable
-    return _intersection(RealSet(found.cuts, ""), _set(domain, depth + 1)) if domain else RealSet(found.cuts, "")
+    found_set = RealSet(found.cuts, "")
+    return _intersection([found_set, _set(domain, depth + 1)]) if domain else found_set
 
 
 def _relations_in_list(parts: list[str], depth: int) -> RealSet:
-    """"x<1, x>3" lists the pieces; in "x>0, x<3" and "x>0, x \\ne 1" both hold, because either one is all numbers."""
+    """ "x<1, x>3" lists the pieces; in "x>0, x<3" and "x>0, x \\ne 1" both hold, because either one is all numbers."""
     are_members = [_MEMBER.fullmatch(part) is not None for part in parts]
     signs = [math_forms.relations(part)[1] for part in parts]
     if any(not is_member and each in ([], ["="]) for is_member, each in zip(are_members, signs, strict=True)):
         raise _Unreadable
     sets = [_set(part, depth + 1) for part in parts]
-    either = reduce(_union, sets)
-    return reduce(_intersection, sets) if any(are_members) or [r"\ne"] in signs or _is_all(either) else either
+    either = _union(sets)
+    return _intersection(sets) if any(are_members) or [r"\ne"] in signs or _is_all(either) else either
 
 
 def _relation(text: str) -> RealSet:
@@ -207,7 +216,7 @@ def _points(numbers: Sequence[str]) -> RealSet:
     sets = [RealSet((_cut(number, False), _cut(number, True)), "") for number in numbers]
     if not sets or any(each.cuts[0].infinity for each in sets):
         raise _Unreadable
-    return reduce(_union, sets)
+    return _union(sets)
 
 
 def _cut(text: str, is_after: bool) -> _Cut:
@@ -255,22 +264,32 @@ def _compare(a: _Cut, b: _Cut) -> int:
 def _compare_ends(a: _Cut, b: _Cut) -> int:
     if a.value is not None and b.value is not None:
         return (a.value > b.value) - (a.value < b.value)
-    assert a.tree is not None and b.tree is not None, "only infinities have no tree"
-    if a.tree == b.tree or math_values.same_value(a.tree, b.tree):
+    if a.tree is None or b.tree is None:
+        raise _Unreadable
+    if a.tree == b.tree:
         return 0
-    with mp.workdps(300):
-        low, high = evaluate(a.tree, {}, True), evaluate(b.tree, {}, True)
-        if isinstance(low, tuple) or isinstance(high, tuple) or not (mp.isfinite(low) and mp.isfinite(high)):
-            raise _Unreadable
-        return 1 if low > high else -1
+    for digits in (40, 300):
+        with mp.workdps(digits):
+            low, high = evaluate(a.tree, {}, True), evaluate(b.tree, {}, True)
+            if isinstance(low, tuple) or isinstance(high, tuple) or not (mp.isfinite(low) and mp.isfinite(high)):
+                raise _Unreadable
+            if abs(low - high) > mp.mpf(10) ** -30 * max(abs(low), abs(high)) or digits == 300:
+                return 1 if low > high else -1
+        if math_values.same_value(a.tree, b.tree):
+            return 0
+    raise AssertionError("the second look decides")
 
 
-def _combined(sets: Iterable[tuple[_Cut, ...]], num_needed: int) -> tuple[_Cut, ...]:
+def _compare_changes(a: tuple[_Cut, int], b: tuple[_Cut, int]) -> int:
+    return _compare(a[0], b[0])
+
+
+def _combined(sets: Sequence[tuple[_Cut, ...]], num_needed: int) -> tuple[_Cut, ...]:
     """The numbers that lie in at least `num_needed` of the sets."""
     changes = [(cut, 1 - 2 * (index % 2)) for cuts in sets for index, cut in enumerate(cuts)]
     if len(changes) > _MAX_CUTS:
         raise _Unreadable
-    changes.sort(key=cmp_to_key(lambda a, b: _compare(a[0], b[0])))
+    changes.sort(key=cmp_to_key(_compare_changes))
     cuts: list[_Cut] = []
     depth = 0
     for cut, change in changes:
@@ -284,21 +303,23 @@ def _combined(sets: Iterable[tuple[_Cut, ...]], num_needed: int) -> tuple[_Cut, 
     return tuple(cuts)
 
 
-def _union(a: RealSet, b: RealSet) -> RealSet:
-    return RealSet(_combined((a.cuts, b.cuts), 1), _common_variable(a, b))
+def _union(sets: Sequence[RealSet]) -> RealSet:
+    return RealSet(_combined([each.cuts for each in sets], 1), _common_variable(sets))
 
 
-def _intersection(a: RealSet, b: RealSet) -> RealSet:
-    return RealSet(_combined((a.cuts, b.cuts), 2), _common_variable(a, b))
+def _intersection(sets: Sequence[RealSet]) -> RealSet:
+    return RealSet(_combined([each.cuts for each in sets], len(sets)), _common_variable(sets))
 
 
-def _difference(a: RealSet, b: RealSet) -> RealSet:
-    return RealSet(_combined((a.cuts, _complement(b.cuts)), 2), _common_variable(a, b))
+def _difference(sets: Sequence[RealSet]) -> RealSet:
+    """The first set without the others."""
+    cuts = [sets[0].cuts, *(_complement(each.cuts) for each in sets[1:])]
+    return RealSet(_combined(cuts, len(cuts)), _common_variable(sets))
 
 
 def _complement(cuts: tuple[_Cut, ...]) -> tuple[_Cut, ...]:
     low, high = _Cut(-1, None, None, False), _Cut(1, None, None, False)
-    changed = (cuts[1:] if cuts and cuts[0].infinity else (low, *cuts))
+    changed = cuts[1:] if cuts and cuts[0].infinity else (low, *cuts)
     return changed[:-1] if cuts and cuts[-1].infinity else (*changed, high)
 
 
@@ -306,7 +327,8 @@ def _is_all(found: RealSet) -> bool:
     return len(found.cuts) == 2 and all(cut.infinity for cut in found.cuts)
 
 
-def _common_variable(a: RealSet, b: RealSet) -> str:
-    if a.variable and b.variable and a.variable != b.variable:
+def _common_variable(sets: Sequence[RealSet]) -> str:
+    variables = {each.variable for each in sets} - {""}
+    if len(variables) > 1:
         raise _Unreadable
-    return a.variable or b.variable
+    return next(iter(variables), "")

@@ -1,15 +1,14 @@
 r"""Writes an answer's Unicode characters as TeX, so that the rest of the grader reads ASCII.
 
-Covered: characters that do not show; raised and lowered characters (2¹⁰, a₁, xⁿ); fractions (½, 2½, ¹⁄₂); roots (√2, ∛8,
-³√8); lines and dots over digits (0.3̅) and arrows over letters; dashes; full-width, bold and other forms of letters and
-digits; digits of any script; Greek letters; signs of arithmetic, comparison and sets; brackets; the full stop 。.
-Not covered, and left as they are: circled numbers (①), numbers with a full stop or parentheses in one character (⑴), accents
-in words.
+Covered: characters that do not show; raised and lowered characters (2¹⁰, a₁, xⁿ); fractions (½, 2½, ¹⁄₂); roots (√2,
+∛8, ³√8); lines and dots over digits (0.3̅) and arrows over letters; dashes; full-width, bold and other forms of letters
+and digits; digits of any script; Greek letters; signs of arithmetic, comparison and sets; brackets; the full stop 。.
+Not covered, and left as they are: circled numbers (①), numbers and their parentheses in one character (⑴), accents.
 
 What a character means is decided before NFKC gets it: NFKC would make 210 of 2¹⁰ and R of ℝ.
 """
 
-# ruff: noqa: RUF001, RUF002, RUF003
+# ruff: noqa: RUF001, RUF002
 
 from __future__ import annotations
 
@@ -19,9 +18,12 @@ from itertools import chain
 
 # Zero-width characters, directions of writing, joiners, selectors of a glyph, and applied functions.
 _INVISIBLE = dict.fromkeys(
-    [0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2062), *range(0x2065, 0x2070),
-     *range(0xFE00, 0xFE10)]
-)  # fmt: skip
+    chain(
+        [0xAD, 0x61C, 0xFEFF],
+        *(range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x2062), range(0x2065, 0x2070)),
+        range(0xFE00, 0xFE10),
+    )
+)
 
 
 def _shifted(tag: str) -> dict[str, str]:
@@ -35,30 +37,29 @@ _RAISED, _LOWERED = _shifted("<super>"), _shifted("<sub>")
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
 _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
 _RAISED_DIGITS, _LOWERED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
-_BUILT_FRACTION = re.compile(f"([{_RAISED_DIGITS}]+)[⁄∕/]([{_LOWERED_DIGITS}]+)")
+_BUILT_FRACTION = re.compile(f"(?<![{_RAISED_DIGITS}])([{_RAISED_DIGITS}]+)[⁄∕/]([{_LOWERED_DIGITS}]+)")
 _FRACTION = re.compile("[¼½¾⅐-⅞↉]")
 # A raised number is the root's index where it cannot be the power of what stands before it.
-_ROOT = re.compile(
-    rf"(?:(?<![\w)\]}}])([{_RAISED_DIGITS}]+))?([√∛∜])\s*(?:\(([^()√∛∜]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))?"
-)
+_ROOT = re.compile(rf"(?:(?<![\w)\]}}])([{_RAISED_DIGITS}]+))?([√∛∜])\s*(?:\(([^()√∛∜]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))?")
 _DEGREE = re.compile("[º˚]|(?<=\\d)ᵒ")
 _OVERLINED = re.compile("(?:\\d[\u0304\u0305])+")
 _DOTTED = re.compile("(\\d)\u0307")
 _ARROWED = re.compile("([A-Za-z])\u20d7")
 
 _SIGNS = {
-    "‐‑‒–—―−﹣": "-", "⋅·∙•×✕✖⨯⨉\u2062": r"\cdot ", "∗": "*", "∕⁄": "/", "÷": r"\div ", "∶": ":", "±": r"\pm ", "∓": r"\mp ",
-    "\u2063": ", ", "\u2064": "+", "。｡": ".", "、": ",", "′’‘ʹ": "'", "″": "''", "“”": '"', "～〜∼": r"\sim ",
-    "≤⩽≦": r"\le ", "≥⩾≧": r"\ge ", "≠": r"\ne ", "≈≃": r"\approx ", "≅": r"\cong ", "≡": r"\equiv ", "∝": r"\propto ",
-    "∞": r"\infty ", "∅": r"\emptyset ", "∈": r"\in ", "∉": r"\notin ", "∪⋃": r"\cup ", "∩⋂": r"\cap ", "∖": r"\setminus ",
-    "⊂": r"\subset ", "⊆": r"\subseteq ", "∣": r"\mid ", "∥": r"\parallel ", "⊥": r"\perp ", "∧": r"\wedge ", "∨": r"\vee ",
-    "→⟶": r"\to ", "⇒⟹": r"\implies ", "⇔⟺": r"\iff ", "∀": r"\forall ", "∃": r"\exists ", "¬": r"\neg ", "∘": r"\circ ",
-    "∠": r"\angle ", "△∆": r"\triangle ", "∂": r"\partial ", "∇": r"\nabla ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
-    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨〈": r"\langle ", "⟩〉": r"\rangle ", "‖": r"\|",
-    "ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "ℓ": r"\ell ",
-    "ℏ": r"\hbar ", "…⋯": r"\ldots ", "＼": "＼", "Ω": r"\Omega ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "εϵ": r"\epsilon ", "ζ": r"\zeta ", "η": r"\eta ",
-    "θϑ": r"\theta ", "ι": r"\iota ", "κ": r"\kappa ", "λ": r"\lambda ", "μµ": r"\mu ", "ν": r"\nu ", "ξ": r"\xi ", "ο": "o",
+    "‐‑‒–—―−﹣": "-", "⋅·∙•×✕✖⨯⨉\u2062": r"\cdot ", "∗": "*", "∕⁄": "/", "÷": r"\div ", "∶": ":", "±": r"\pm ",
+    "∓": r"\mp ", "\u2063": ", ", "\u2064": "+", "。｡": ".", "、": ",", "′’‘ʹ": "'", "″": "''",
+    "“”": '"', "～〜∼": r"\sim ", "≤⩽≦": r"\le ", "≥⩾≧": r"\ge ", "≠": r"\ne ", "≈≃": r"\approx ", "≅": r"\cong ",
+    "≡": r"\equiv ", "∝": r"\propto ", "∞": r"\infty ", "∅": r"\emptyset ", "∈": r"\in ", "∉": r"\notin ",
+    "∪⋃": r"\cup ", "∩⋂": r"\cap ", "∖": r"\setminus ", "⊂": r"\subset ", "⊆": r"\subseteq ", "∣": r"\mid ",
+    "∥": r"\parallel ", "⊥": r"\perp ", "∧": r"\wedge ", "∨": r"\vee ", "→⟶": r"\to ", "⇒⟹": r"\implies ",
+    "⇔⟺": r"\iff ", "∀": r"\forall ", "∃": r"\exists ", "¬": r"\neg ", "∘": r"\circ ", "∠": r"\angle ",
+    "△∆": r"\triangle ", "∂": r"\partial ", "∇": r"\nabla ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨〈": r"\langle ", "⟩〉": r"\rangle ",
+    "‖": r"\|", "ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "ℓ": r"\ell ", "ℏ": r"\hbar ", "…⋯": r"\ldots ", "＼": "＼", "Ω": r"\Omega ", "α": r"\alpha ", "β": r"\beta ",
+    "γ": r"\gamma ", "δ": r"\delta ", "εϵ": r"\epsilon ", "ζ": r"\zeta ", "η": r"\eta ", "θϑ": r"\theta ",
+    "ι": r"\iota ", "κ": r"\kappa ", "λ": r"\lambda ", "μµ": r"\mu ", "ν": r"\nu ", "ξ": r"\xi ", "ο": "o",
     "π": r"\pi ", "ρϱ": r"\rho ", "σς": r"\sigma ", "τ": r"\tau ", "υ": r"\upsilon ", "φϕ": r"\phi ", "χ": r"\chi ",
     "ψ": r"\psi ", "ω": r"\omega ", "Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ",
     "Π": r"\Pi ", "Σ": r"\Sigma ", "Υ": r"\Upsilon ", "Φ": r"\Phi ", "Ψ": r"\Psi ",
@@ -81,7 +82,9 @@ class _Characters(dict[int, str]):
         if tag == "<square>":  # units: ㎡ is m2 to NFKC
             return re.sub(r"(?<=[a-z])([23])$", r"^\1", form)
         # ⑴ and ⒈ are no digits: "5⑴" is not "5(1)".
-        if tag not in _MEANING_KEPT or (tag == "<compat>" and any(c.isdigit() or unicodedata.combining(c) for c in form)):
+        if tag not in _MEANING_KEPT or (
+            tag == "<compat>" and any(c.isdigit() or unicodedata.combining(c) for c in form)
+        ):
             return char
         return "".join(self.get(ord(c), c) for c in form)
 
