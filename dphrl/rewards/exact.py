@@ -24,7 +24,7 @@ _NUMERAL = re.compile(r"-?(?:\d+\.)?\d+", re.ASCII)
 _SPACING = re.compile(
     r"(?<!\\)\\[!,;:> ]|\\(?:q?quad|enspace|thinspace|(?:display|text|script|scriptscript)style|left|right|middle"
     r"|[bB]igg?[lrm]?|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|footnotesize|scriptsize"
-    r"|noindent|nonumber|notag)(?![A-Za-z])|~"
+    r"|noindent|nonumber|notag|therefore|centering)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 _ORDINAL = re.compile(
@@ -46,7 +46,7 @@ _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
     r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
     r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(",
-    r"\rangle": ")", r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ">=": r"\ge ", "<=": r"\le ",
+    r"\rangle": ")", r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ":=": "=", ">=": r"\ge ", "<=": r"\le ",
     r"\lbrack": "[", r"\rbrack": "]",
     r"\mathrm{e}": "e", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\vartheta": r"\theta",
 }  # fmt: skip
@@ -72,7 +72,10 @@ def tidy(answer: str) -> str:
     answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)
     answer = re.sub(r",\s*\\!\s*", ",", answer)
     if "\\" in answer:
-        answer = without_system(undressed(_SPACING.sub(_space, answer)))
+        plain = _SPACING.sub(_space, answer).strip()
+        # \Large{1,2} is a list, and {1,2} a set.
+        plain = without_braces(plain) if answer[0] == "\\" and plain[:1] == "{" else plain
+        answer = without_system(undressed(plain))
     if answer.startswith("{") and "," not in answer:
         answer = without_braces(answer)
     answer = numerals(answer.replace("~", " "))
@@ -108,7 +111,7 @@ def canonical(answer: str) -> str:
     """A tidied answer without its blanks and text commands, for comparison as a string."""
     # A blank between digits stays visible, because "1 2" is not 12.
     flat = "".join(re.sub(r"(?<=\d)\s+(?=\d)", "~", unwrap_text(answer)).split())
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", flat)
+    return re.sub(r"([_^])\{(\w)\}(?!\d)", r"\1\2", flat)
 
 
 _TOKEN = re.compile(

@@ -23,7 +23,7 @@ _MAX_CHEAP_CHARS = 200
 # Entries are compared pair by pair. Each comparison is bounded, and this bounds their number.
 _MAX_COMPARISONS = 500
 # Blanks between digits ("~" in canonical texts) group them.
-_BASED = re.compile(r"\(?(\w+(?:~\w+)*)\)?_\{?(\d+)\}?")
+_BASED = re.compile(r"\(?(\w+|\w{1,4}(?:~\w{4})+|\w{1,3}(?:~\w{3})+)\)?_\{?(\d+)\}?")
 # Words and numbers beside one another: "June 20".
 _DATE_LIKE = re.compile(r"(?=.*[A-Za-z]{3})[\w\s.,:'/-]+")
 # Most answers: they need no reading.
@@ -257,7 +257,8 @@ class _Comparison:
 
     def equal_congruences(self, one: _Congruence, other: _Congruence) -> bool:
         (left, residues, modulus), (gold_left, gold_residues, gold_modulus) = one, other
-        if not self.equal(modulus, gold_modulus) or (left and gold_left and not self.equal(left, gold_left)):
+        same_left = self.equal(left, gold_left) if left and gold_left else math_forms.is_letter(left or gold_left)
+        if not same_left or not self.equal(modulus, gold_modulus):
             return False
         residues, gold_residues = _reduced(residues, modulus), _reduced(gold_residues, modulus)
         return len(residues) == len(gold_residues) and self.equal_in_any_order(residues, gold_residues)

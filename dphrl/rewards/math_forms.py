@@ -240,6 +240,11 @@ def congruence(text: str) -> tuple[str, list[str], str] | None:
     return left.strip(), [each for part in list_entries(residues) for each in _plus_minus(part)], modulus
 
 
+def is_letter(text: str) -> bool:
+    """Whether a text is nothing, or a letter that may stand on the left of an assignment."""
+    return not text or re.fullmatch(_LETTER, text) is not None
+
+
 def is_equation(text: str) -> bool:
     """Whether "=" stands outside all brackets; the "=" in the bounds of a sum stands inside."""
     return "=" in text and len(split(text, "=")) > 1

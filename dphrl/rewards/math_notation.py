@@ -17,16 +17,16 @@ _TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|underline|u
 _MATH_FONTS = "boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal"
 _OLD_FONTS = "rm|bf|it|sf|tt|sl|em|bfseries|itshape"
 _KNOWN_FONTS = "text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname"
-_FRAMES = "smash|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|hbox"
+_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|hbox"
 _ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow"
 _NO_LETTER = "(?![A-Za-z])"
 # A first look: nearly all answers need none of what `undressed` does.
 _DRESSED = re.compile(
-    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|[hv]space|[hv]?phantom|label|tag"
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|scalebox|bbox|[hv]space|[hv]?phantom|label|tag"
     rf"|kern|hskip|mkern|mskip|mspace|Bbb|hline|cr|[RNZQC]){_NO_LETTER}|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
     rf"|\\(?:{_OLD_FONTS}){_NO_LETTER}|\\\\\s*\[|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}"
 )
-_COLOUR = re.compile(r"\\(?:(?:text)?color|colorbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}")
+_COLOUR = re.compile(r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]{}]*\])?")
 _SPACE = re.compile(
     r"\\(?:[hv]space\*?|[hv]?phantom|label|tag\*?|mspace)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
     r"|\\(?:kern|hskip|mkern|mskip)\s*-?[\d.]+\s*(?:pt|em|ex|mu|cm|mm|in)"
@@ -128,10 +128,9 @@ def without_system(text: str) -> str:
 
 # ------------------------------------------------------------ numerals
 
+_GROUP = re.compile(r"(?<=\d)(?:\{\s*\}|\\(?:text|mathord|mathpunct|mathrm|mbox)\s*(?=\{\s*,\s*\}))(?=[\d{])")
 # A comma in braces never separates entries.
-_GROUP = re.compile(
-    r"(?<=\d)(?:\{\s*\}|(?:\\(?:text|mathord|mathpunct|mathrm|mbox)\s*)?\{\s*,\s*\}(?=\d{3}(?!\d)))(?=\d)"
-)
+_BRACED_THOUSANDS = re.compile(r"(?<![\d.,}])\d{1,3}(?:\{\s*,\s*\}\d{3})+(?!\d)")
 _UNDERSCORED = re.compile(r"(?<![\w.\\])\d{1,3}(?:\\?_\d{3})+(?![\w.])")
 _REPEATING = re.compile(
     r"(?<![\d.])(?P<start>\d*\.\d*)\\(?:(?:overline|bar)\s*(?:\{\s*(?P<bar>\d{1,30})\s*\}|(?P<digit>\d))"
@@ -153,7 +152,8 @@ _BASE_BESIDE = re.compile(
 def numerals(text: str) -> str:
     """The text with one spelling for thousands, repeating decimals and numerals with a base."""
     if "}" in text:
-        text = _GROUP.sub("", text)
+        text = text.removeprefix("{}").removesuffix("{}")
+        text = _BRACED_THOUSANDS.sub(lambda m: re.sub(r"[{},\s]", "", m[0]), _GROUP.sub("", text))
         if "." in text:
             text = _REPEATING.sub(_repeating, text)
     if "_" in text:

@@ -53,7 +53,7 @@ _SIGNS = {
     "≡": r"\equiv ", "∝": r"\propto ", "∞": r"\infty ", "∅": r"\emptyset ", "∈": r"\in ", "∉": r"\notin ",
     "∪⋃": r"\cup ", "∩⋂": r"\cap ", "∖": r"\setminus ", "⊂": r"\subset ", "⊆": r"\subseteq ", "∣": r"\mid ",
     "∥": r"\parallel ", "⊥": r"\perp ", "∧": r"\wedge ", "∨": r"\vee ", "→⟶": r"\to ", "⇒⟹": r"\implies ",
-    "⇔⟺": r"\iff ", "∀": r"\forall ", "∃": r"\exists ", "¬": r"\neg ", "∘": r"\circ ", "∠": r"\angle ",
+    "⇔⟺": r"\iff ", "∀": r"\forall ", "∃": r"\exists ", "¬": r"\neg ", "∴": "", "∘": r"\circ ", "∠": r"\angle ",
     "△∆": r"\triangle ", "∂": r"\partial ", "∇": r"\nabla ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨〈": r"\langle ", "⟩〉": r"\rangle ",
     "‖": r"\|", "ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
