@@ -26,7 +26,9 @@ _DRESSED = re.compile(
     rf"|kern|hskip|mkern|mskip|mspace|Bbb|hline|cr|[RNZQC]){_NO_LETTER}|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
     rf"|\\(?:{_OLD_FONTS}){_NO_LETTER}|\\\\\s*\[|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}"
 )
-_COLOUR = re.compile(r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]{}]*\])?")
+_COLOUR = re.compile(
+    r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]{}]*\])?"
+)
 _SPACE = re.compile(
     r"\\(?:[hv]space\*?|[hv]?phantom|label|tag\*?|mspace)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
     r"|\\(?:kern|hskip|mkern|mskip)\s*-?[\d.]+\s*(?:pt|em|ex|mu|cm|mm|in)"

@@ -52,7 +52,7 @@ class _Unreadable(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """`end` is an infinity (-1 or 1, with 0 for numbers), the exact value if it is known, and the tree."""
 
     infinity: int
@@ -65,7 +65,7 @@ class _Cut:
 class RealSet:
     """`cuts` in order, an even number of them. `variable` is the letter that an inequality is about, "" for none."""
 
-    cuts: tuple[_Cut, ...]
+    cuts: tuple[Cut, ...]
     variable: str
 
 
@@ -219,17 +219,17 @@ def _points(numbers: Sequence[str]) -> RealSet:
     return _union(sets)
 
 
-def _cut(text: str, is_after: bool) -> _Cut:
+def _cut(text: str, is_after: bool) -> Cut:
     infinity = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1}.get("".join(text.split()), 0)
     if infinity:
-        return _Cut(infinity, None, None, False)
+        return Cut(infinity, None, None, False)
     value = rational(text)
     if value is not None:
-        return _Cut(0, value, Node("div", (_whole(value.numerator), _whole(value.denominator))), is_after)
+        return Cut(0, value, Node("div", (_whole(value.numerator), _whole(value.denominator))), is_after)
     tree = parse(text)
     if math_values.names(tree):
         raise _Unreadable
-    return _Cut(0, None, tree, is_after)
+    return Cut(0, None, tree, is_after)
 
 
 def _whole(number: int) -> Node:
@@ -253,7 +253,7 @@ def _split(separator: re.Pattern[str], text: str) -> list[str]:
 # ------------------------------------------------------------ operations
 
 
-def _compare(a: _Cut, b: _Cut) -> int:
+def _compare(a: Cut, b: Cut) -> int:
     """-1, 0 or 1. Raises _Unreadable where the end points have no order, and TooLarge."""
     if a.infinity or b.infinity:
         return (a.infinity > b.infinity) - (a.infinity < b.infinity)
@@ -261,7 +261,7 @@ def _compare(a: _Cut, b: _Cut) -> int:
     return order or a.is_after - b.is_after
 
 
-def _compare_ends(a: _Cut, b: _Cut) -> int:
+def _compare_ends(a: Cut, b: Cut) -> int:
     if a.value is not None and b.value is not None:
         return (a.value > b.value) - (a.value < b.value)
     if a.tree is None or b.tree is None:
@@ -280,17 +280,17 @@ def _compare_ends(a: _Cut, b: _Cut) -> int:
     raise AssertionError("the second look decides")
 
 
-def _compare_changes(a: tuple[_Cut, int], b: tuple[_Cut, int]) -> int:
+def _compare_changes(a: tuple[Cut, int], b: tuple[Cut, int]) -> int:
     return _compare(a[0], b[0])
 
 
-def _combined(sets: Sequence[tuple[_Cut, ...]], num_needed: int) -> tuple[_Cut, ...]:
+def _combined(sets: Sequence[tuple[Cut, ...]], num_needed: int) -> tuple[Cut, ...]:
     """The numbers that lie in at least `num_needed` of the sets."""
     changes = [(cut, 1 - 2 * (index % 2)) for cuts in sets for index, cut in enumerate(cuts)]
     if len(changes) > _MAX_CUTS:
         raise _Unreadable
     changes.sort(key=cmp_to_key(_compare_changes))
-    cuts: list[_Cut] = []
+    cuts: list[Cut] = []
     depth = 0
     for cut, change in changes:
         was_inside, depth = depth >= num_needed, depth + change
@@ -317,8 +317,8 @@ def _difference(sets: Sequence[RealSet]) -> RealSet:
     return RealSet(_combined(cuts, len(cuts)), _common_variable(sets))
 
 
-def _complement(cuts: tuple[_Cut, ...]) -> tuple[_Cut, ...]:
-    low, high = _Cut(-1, None, None, False), _Cut(1, None, None, False)
+def _complement(cuts: tuple[Cut, ...]) -> tuple[Cut, ...]:
+    low, high = Cut(-1, None, None, False), Cut(1, None, None, False)
     changed = cuts[1:] if cuts and cuts[0].infinity else (low, *cuts)
     return changed[:-1] if cuts and cuts[-1].infinity else (*changed, high)
 
