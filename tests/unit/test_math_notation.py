@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from dphrl.rewards.math_compare import compare
+from dphrl.rewards.exact import tidy
+from dphrl.rewards.math_compare import compare, compare_cheaply
+from dphrl.rewards.math_unicode import to_tex
 from dphrl.types import RewardStatus
 
 # (one answer, another), equal in both directions.
@@ -303,3 +307,28 @@ def test_what_only_looks_alike(answer: str, gold: str) -> None:
 @pytest.mark.parametrize("answer", sorted({answer for answer, _ in both_ways(EQUAL) + both_ways(UNEQUAL)}))
 def test_every_answer_equals_itself(answer: str) -> None:
     assert compare(f" {answer} ", answer).status in (RewardStatus.CORRECT, RewardStatus.UNPARSABLE)
+
+
+# Openings without an end, long runs, and pairs of them, each as long as an answer may be.
+HOSTILE = [
+    "{", "\\{", "(", "_{", "1_{{", "1_", "1_000", r"\text{", r"\mathbf{", r"\emph{a", r"\color{", r"\textcolor[",
+    r"\hspace{{}", r"{\bf ", r"\vec", r"\frac", r"\frac1", r"{a\over", r"\over", "1", "1,", "1 ", "1{,}", r"\quad",
+    r"\\[", r"\\[1", "x<1,", r"\pm", "mod", "5=", "(a,b)=", r"\begin{cases}", r"\\&=", "√", "√(", "²", "¹", "¹½", "₁",
+    "½", "³√", "0.3̅", "1̅", "ᵒ", "ℝ∖", "1 base ", "0.(", "3! ", r"\{x|", r"\dot{1}", r"0.1\dot{", "{}", r"\cup",
+    r"\tag{", r"\kern1", r"\log_1", "\u200b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_hostile_texts_are_read_in_linear_time(unit: str) -> None:
+    started = time.perf_counter()
+    for start in ("", "1", "x=", "(1,2)"):
+        compare_cheaply((start + unit * 2_000)[:2_000], "5")
+        tidy((start + unit * 20_000)[:20_000])
+    # A search that takes quadratic time needs minutes for these 20,000 characters.
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("text", ["", "5", r"\frac{1}{2}", "x^2", "1~2", r"\ {}"])
+def test_ascii_has_no_other_characters_to_write(text: str) -> None:
+    assert to_tex(text) is text
