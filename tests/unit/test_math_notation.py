@@ -321,12 +321,12 @@ HOSTILE = [
 
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_texts_are_read_in_linear_time(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for start in ("", "1", "x=", "(1,2)"):
         compare_cheaply((start + unit * 2_000)[:2_000], "5")
         tidy((start + unit * 20_000)[:20_000])
     # A search that takes quadratic time needs minutes for these 20,000 characters.
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("text", ["", "5", r"\frac{1}{2}", "x^2", "1~2", r"\ {}"])
