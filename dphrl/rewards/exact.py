@@ -22,9 +22,9 @@ _MAX_DEPTH = 40
 _NUMERAL = re.compile(r"-?(?:\d+\.)?\d+", re.ASCII)
 # A backslash before it is excluded, because `\\ ` ends a row of a matrix.
 _SPACING = re.compile(
-    r"(?<!\\)\\[!,;:> ]|\\(?:q?quad|enspace|thinspace|(?:display|text|script|scriptscript)style|left|right|middle"
-    r"|[bB]igg?[lrm]?|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|footnotesize|scriptsize"
-    r"|noindent|nonumber|notag|therefore|centering)(?![A-Za-z])|~"
+    r"(?<!\\)\\[!,;:> ]|\\left\s*[.<]|\\right\s*[.>]|\\(?:q?quad|enspace|thinspace|left|right|middle"
+    r"|(?:display|text|script|scriptscript)style|[bB]igg?[lrm]?|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|footnotesize|scriptsize"
+    r"|noindent|nonumber|notag|therefore|centering|hfill|newline)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 _ORDINAL = re.compile(
@@ -41,6 +41,7 @@ _SPACED_THOUSANDS = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.^])")
 # {a \over b} and {n \choose k}, the old way to write \frac and \binom.
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_OVER_ALL = re.compile(r"([\w\s^.+-]+)\\(over|choose)(?![A-Za-z])([\w\s^.+-]+)")
 _BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
@@ -48,7 +49,8 @@ _WORDS = {
     r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(",
     r"\rangle": ")", r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ":=": "=", ">=": r"\ge ", "<=": r"\le ",
     r"\lbrack": "[", r"\rbrack": "]",
-    r"\mathrm{e}": "e", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\vartheta": r"\theta",
+    r"\mathrm{e}": " e", r"\lparen": "(", r"\rparen": ")", r"\varepsilon": r"\epsilon",
+    r"\varphi": r"\phi", r"\vartheta": r"\theta",
 }  # fmt: skip
 _WORD_PATTERN = re.compile(
     "|".join(re.escape(word) + ("(?![A-Za-z])" if word[-1].isalpha() and word[0] == "\\" else "")
@@ -69,9 +71,12 @@ def tidy(answer: str) -> str:
     # Dollar signs are removed: \$ would end a formula, and the value of no answer depends on it.
     answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
     answer = answer.replace("\u20ac", "").replace("\u00a3", "")
-    answer = _OVER.sub(lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", answer)
+    answer = _OVER.sub(_fraction, answer)
+    if old := _OVER_ALL.fullmatch(answer):
+        answer = _fraction(old)
     answer = re.sub(r",\s*\\!\s*", ",", answer)
     if "\\" in answer:
+        answer = answer.removesuffix("\\\\")
         plain = _SPACING.sub(_space, answer).strip()
         # \Large{1,2} is a list, and {1,2} a set.
         plain = without_braces(plain) if answer[0] == "\\" and plain[:1] == "{" else plain
@@ -95,9 +100,15 @@ def tidy(answer: str) -> str:
     return answer.strip() if answer.rstrip().endswith("...") else answer.strip().rstrip(" .,;:")
 
 
+def _fraction(match: re.Match[str]) -> str:
+    return rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}"
+
+
 def _space(command: re.Match[str]) -> str:
     if command[0] in ("~", "\\ "):
         return " "
+    if command[0][-1] in "<>":
+        return "(" if command[0][-1] == "<" else ")"
     # Two blanks: "1\quad 234" is not 1,234.
     return "  " if "quad" in command[0] else ""
 

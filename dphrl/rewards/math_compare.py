@@ -118,7 +118,7 @@ def _same_words(answer: str, gold: str) -> bool | None:
     bases = _BASED.fullmatch(canonical(answer)), _BASED.fullmatch(canonical(gold))
     if any(base and base[1][0].isdigit() for base in bases):
         numerals = [
-            (base[1].replace("~", ""), base[2]) if base else (canonical(text), "10")
+            (base[1].replace("~", "").casefold(), base[2]) if base else (canonical(text), "10")
             for base, text in zip(bases, (answer, gold), strict=True)
         ]
         return numerals[0] == numerals[1]
@@ -217,7 +217,7 @@ class _Comparison:
         if (gold_kind in _BRACKETS) != (kind in _BRACKETS):
             return self.equal_intervals(kind, entries, gold_kind, gold_entries)
         if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:
-            return self.equal(entries[0], gold_entries[0])
+            return r"\emptyset" not in (canonical(answer), canonical(gold)) and self.equal(entries[0], gold_entries[0])
         if "set" in (kind, gold_kind) and {kind, gold_kind} <= {"set", "list"}:
             return self.equal_sets(kind, entries, gold_kind, gold_entries)
         if kind != gold_kind or len(entries) != len(gold_entries):

@@ -22,9 +22,10 @@ _ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow
 _NO_LETTER = "(?![A-Za-z])"
 # A first look: nearly all answers need none of what `undressed` does.
 _DRESSED = re.compile(
-    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|scalebox|bbox|[hv]space|[hv]?phantom|label|tag"
-    rf"|kern|hskip|mkern|mskip|mspace|Bbb|hline|cr|[RNZQC]){_NO_LETTER}|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
-    rf"|\\(?:{_OLD_FONTS}){_NO_LETTER}|\\\\\s*\[|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}"
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_OLD_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|scalebox|bbox|[hv]space"
+    rf"|[hv]?phantom|label|tag|[hm]skip|m?kern|mspace|Bbb|hline|cr|overset|[RNZQC]){_NO_LETTER}"
+    rf"|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
+    rf"|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}|\\\\\s*[\[*]|\\angle\s*\{{"
 )
 _COLOUR = re.compile(
     r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]{}]*\])?"
@@ -54,25 +55,29 @@ _BLACKBOARD = re.compile(
 _STRUCTURE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_PAIRS = 4
 _ROW_SPACE = re.compile(
-    r"(\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in|mu|px|bp|\\baselineskip)\s*\]|\\hline(?![A-Za-z])|\\cr(?![A-Za-z])"
+    r"(\\\\)(?:\*|\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in|mu|px|bp|\\baselineskip)\s*\])|\\hline(?![A-Za-z])"
+    r"|(\\)cr(?![A-Za-z])"
 )
+_DOT_ABOVE = re.compile(r"\\overset\s*\{\s*(?:\.|\\cdot|\\bullet)\s*\}\s*\{\s*(\d)\s*\}")
+_POINTS = re.compile(r"\\angle\s*\{\s*([A-Za-z]+)\s*\}")
+_TWO_PAIRS = re.compile(r"\{\{([^{}]*)\}\}")
+_NOTHING = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\}")
 
 
 def undressed(text: str) -> str:
     """The text without commands that change only its looks."""
     if _DRESSED.search(text) is None:
         return text
-    text = _ROW_SPACE.sub(lambda m: m[1] or ("" if m[0] == r"\hline" else r"\\"), text)
-    bare = _COLOUR.sub("", text)
+    bare = _ROW_SPACE.sub(lambda m: m[1] or (m[2] or "") * 2, text)
+    bare = _COLOUR.sub("", bare)
     # Two blanks: "1\hspace{1cm}234" is not 1,234.
-    bare = _SPACE.sub("  ", bare)
-    bare = _OLD_FONT.sub(_modern, bare)
+    bare = _NOTHING.sub(" ", _SPACE.sub("  ", bare))
+    bare = _TWO_PAIRS.sub(r"{\1}", _OLD_FONT.sub(_modern, bare))
     bare = _NUMBER_IN_FONT.sub(_number, bare)
     bare = _PLAIN_LETTER.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
     bare = _NAME_OF_FONT.sub("", bare)
-    bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", bare).replace(
-        r"\overrightarrow{", r"\vec{"
-    )
+    bare = _ACCENT_BARE.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3] or m[4]}}}", _DOT_ABOVE.sub(r"\\dot{\1}", bare))
+    bare = _POINTS.sub(r"\\angle \1", bare.replace(r"\overrightarrow{", r"\vec{"))
     bare = _BLACKBOARD.sub(lambda m: rf"\mathbb{{{m[3]}}}" if m[3] else _lettered(m[1], m[2]), bare)
     return without_braces(bare) if bare != text else text
 

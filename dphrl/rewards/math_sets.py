@@ -29,7 +29,7 @@ from dphrl.rewards.math_tokens import NotAnExpressionError
 _MAX_DEPTH, _MAX_CUTS = 8, 100
 # Only texts with one of these need this module; two of the others are compared entry by entry.
 _MARKS = re.compile(
-    r"\\(?:cup|cap|setminus|backslash|smallsetminus|mid|ne|mathbb|Bbb|vee|wedge)(?![A-Za-z])|\\\{|except|[<>]|\\[lg]e(?![A-Za-z])"
+    r"\\(?:cup|cap|setminus|backslash|smallsetminus|mid|ne|mathbb|Bbb|vee|wedge)(?![A-Za-z])|\\\{|except|^\s*\]|\[\s*$|[<>]|\\[lg]e(?![A-Za-z])"
 )
 _REALS = r"\\mathbb\s*\{\s*R\s*\}"
 _MINUS = re.compile(
@@ -41,6 +41,10 @@ _VARIABLE = re.compile(r"(?!e\b|i\b)[A-Za-z](?:_\{?\w\}?)?|\\(?!infty|pi|emptyse
 _MEMBER = re.compile(rf"({_VARIABLE.pattern})\s*\\in(?![A-Za-z])(.*)", re.DOTALL)
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])")
 _AND = re.compile(r"\\text\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])")
+_TEXT = re.compile(r"\\text\s*(?=\{)|[{}]")
+_ALL = re.compile(
+    r"\\text\s*\{\s*(?:for )?all(?: real)?(?: numbers)?\s*\}|(?:for )?all(?: real)?(?: numbers)?\s+(?=[a-z](?![a-z]))"
+)
 _EXCEPT = re.compile(
     r"(?:the set of )?(?:all )?real(?:s| numbers| values)?(?: of)?(?: [a-z])?,? (?:except|excluding|other than|but)"
     r"(?: for)?(?: [a-z] =)? (.+)"
@@ -90,9 +94,15 @@ def same(answer: str, gold: str) -> bool | None:
 def read(text: str) -> RealSet | None:
     """The set that a tidied text describes; None for anything else. Raises TooLarge."""
     try:
-        return _set(_MINUS.sub(r"\\setminus ", text), 0)
+        return _set(_MINUS.sub(r"\\setminus ", _without_all(text)), 0)
     except (_Unreadable, NotAnExpressionError, Undefined):
         return None
+
+
+def _without_all(text: str) -> str:
+    r"""x \ne 1 for "all x \ne 1"."""
+    match = _ALL.match(text) if "except" not in text else None
+    return text[match.end() :] if match else text
 
 
 # ------------------------------------------------------------ reading
@@ -113,8 +123,14 @@ def _set(text: str, depth: int) -> RealSet:
         raise _Unreadable
     if found:
         operation, parts = found[0]
+        # \mathbb{R}\setminus 0 leaves the braces out.
+        parts = parts if operation is not _difference else [parts[0], *map(_in_braces, parts[1:])]
         return operation([_set(part, depth + 1) for part in parts])
     return _simple(text, depth)
+
+
+def _in_braces(number: str) -> str:
+    return rf"\{{{number}\}}" if rational(number) is not None else number
 
 
 def _simple(text: str, depth: int) -> RealSet:
@@ -126,7 +142,7 @@ def _simple(text: str, depth: int) -> RealSet:
         if half[2]:
             return RealSet(_relation(f"x {half[2]} 0").cuts, "")
         return _piece("(", "0", r"\infty", ")") if half[1] == "+" else _piece("(", r"-\infty", "0", ")")
-    if excepted := _EXCEPT.fullmatch(re.sub(r"\\text\s*(?=\{)|[{}\s]+", " ", text).strip()):
+    if excepted := _EXCEPT.fullmatch(" ".join(_TEXT.sub(" ", text).split())):
         return _difference([_simple(r"\mathbb{R}", depth), _points(math_forms.list_entries(excepted[1]))])
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return _braces(text[2:-2], depth)
