@@ -79,7 +79,7 @@ def tidy(answer: str) -> str:
         answer = answer.removesuffix("\\\\")
         plain = _SPACING.sub(_space, answer).strip()
         # \Large{1,2} is a list, and {1,2} a set.
-        plain = without_braces(plain) if answer[0] == "\\" and plain[:1] == "{" else plain
+        plain = without_braces(plain) if answer.startswith("\\") and plain.startswith("{") else plain
         answer = without_system(undressed(plain))
     if answer.startswith("{") and "," not in answer:
         answer = without_braces(answer)
@@ -105,7 +105,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _space(command: re.Match[str]) -> str:
-    if command[0] in ("~", "\\ "):
+    if command[0] in ("~", "\\ ") or command[0].endswith("."):
         return " "
     if command[0][-1] in "<>":
         return "(" if command[0][-1] == "<" else ")"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from dphrl.rewards import math_choice, math_currency, math_forms, math_sets, math_times, math_units, math_values
+from dphrl.rewards import math_choice, math_currency, math_forms, math_set_text, math_times, math_units, math_values
 from dphrl.rewards.exact import TooLarge, canonical, rational, tidy, unwrap_text
 from dphrl.rewards.math_parser import MAX_CHARS, Node, parse
 from dphrl.rewards.math_tokens import NotAnExpressionError
@@ -184,7 +184,7 @@ class _Comparison:
         decided = _decide_cheaply(answer, gold)
         if decided is not None:
             return decided
-        same = math_sets.same(answer, gold)
+        same = math_set_text.same(answer, gold)
         if same is not None:
             return same
         answer, gold = math_forms.strip_assignments(answer, gold)
@@ -192,7 +192,7 @@ class _Comparison:
         congruence, gold_congruence = math_forms.congruence(answer), math_forms.congruence(gold)
         if congruence and gold_congruence:
             return self.equal_congruences(congruence, gold_congruence)
-        same = math_sets.same(answer, gold)
+        same = math_set_text.same(answer, gold)
         if same is not None:
             return same
         kind, entries = _compound(answer)
