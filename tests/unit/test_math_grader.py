@@ -182,8 +182,8 @@ FRAGMENTS = re.split(
     "  ",
     r"\frac  \sqrt  {  }  (  )  [  ]  1  2  x  ^  _  -  +  ,  \pm  \cup  |  !  \sin  \log  \pi  \infty  i  e  \text{cm}"
     r"  %  ^\circ  =  <  \in  \{  \}  \begin{pmatrix}  \end{pmatrix}  &  \\  \sum  \binom  f(  0  9^  .  \overline{3}"
-    r"  :  \text{and}  \mathrm  $  >  \le  \lfloor  '  ;  \ne  \mathbb{R}  \approx  \setminus  \cap  \mid  \equiv  \pmod"
-    r"  \mp  _{two}  base  \color{red}  \Large  \dot{3}  {,}000  "
+    r"  :  \text{and}  \mathrm  $  >  \le  \lfloor  '  ;  \ne  \mathbb{R}  \approx  \setminus  \cap  \mid  \equiv"
+    r"  \pmod  \mp  _{two}  base  \color{red}  \Large  \dot{3}  {,}000  "
     "\u00bd  \u00b2  \u2081  \u2212  \u221a  \u211d  ",
 )
 ANSWERS = st.one_of(
