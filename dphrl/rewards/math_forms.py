@@ -66,22 +66,22 @@ def compound(text: str) -> tuple[str, list[str]]:
     if len(parts) > 1 and _BOTH.search(text) and all(_INEQUALITY.search(part) for part in parts):
         return "conjunction", parts
     if len(parts) > 1:
-        return "list", [signed for part in parts for signed in _plus_minus(part)]
+        return "list", [signed for part in parts for signed in both_signs(part)]
     parts = split(text, r"\cup")
     if len(parts) > 1:
         return "union", parts
     inner = _inside_braces(text)
     if inner is not None:
-        return "set", [signed for part in split(inner, ",") for signed in _plus_minus(part)]
+        return "set", [signed for part in split(inner, ",") for signed in both_signs(part)]
     if text and text[0] in "([" and text[-1] in ")]" and _encloses(text):
         parts = split(text[1:-1], ",")
         if len(parts) > 1:
-            points = _plus_minus(text) if text[0] + text[-1] == "()" else [text]
+            points = both_signs(text) if text[0] + text[-1] == "()" else [text]
             return ("list", points) if len(points) > 1 else (text[0] + text[-1], parts)
     parts = split(text, ":")
     if len(parts) > 1:
         return "ratio", parts
-    signed = _plus_minus(text)
+    signed = both_signs(text)
     return ("list", signed) if len(signed) > 1 else ("plain", [text])
 
 
@@ -99,7 +99,7 @@ def _inside_braces(text: str) -> str | None:
     return None
 
 
-def _plus_minus(text: str) -> list[str]:
+def both_signs(text: str) -> list[str]:
     r"""1 + \sqrt2 and 1 - \sqrt2 for 1 \pm \sqrt2. A \mp beside a \pm takes the other sign; whether two \pm go together
     is not known."""
     signs = _SIGNS.findall(text)
@@ -237,7 +237,7 @@ def congruence(text: str) -> tuple[str, list[str], str] | None:
         left, sign, residues = head.rpartition("=")
     if r"\equiv" in residues or "mod" in residues or any(head.count(a) != head.count(b) for a, b in ("()", "{}")):
         return None
-    return left.strip(), [each for part in list_entries(residues) for each in _plus_minus(part)], modulus
+    return left.strip(), [each for part in list_entries(residues) for each in both_signs(part)], modulus
 
 
 def is_letter(text: str) -> bool:

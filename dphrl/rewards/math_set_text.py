@@ -32,12 +32,15 @@ from dphrl.rewards.math_tokens import NotAnExpressionError
 _MAX_DEPTH = 8
 # Only texts with one of these need this module; two of the others are compared entry by entry.
 _MARKS = re.compile(
-    r"\\(?:cup|cap|setminus|backslash|smallsetminus|mid|ne|mathbb|Bbb|vee|wedge)(?![A-Za-z])|\\\{|except|^\s*\]|\[\s*$|[<>]|\\[lg]e(?![A-Za-z])"
+    r"\\(?:(?:big)?c[ua]p|(?:small)?setminus|backslash|mid|ne|le|ge|mathbb|vee|wedge)(?![A-Za-z])"
+    r"|\\\{|except|^\s*\]|\[\s*$|[<>]"
 )
 _REALS = r"\\mathbb\s*\{\s*R\s*\}"
 _MINUS = re.compile(
-    r"(?<=[)\]}])\s*\\(?:backslash|smallsetminus)(?![A-Za-z])|(?<=\{R\})\s*(?:[-/]|\\\\|(?=\\\{))|-\s*(?=\\\{)"
+    r"(?<=[)\]}])\s*\\(?:backslash|smallsetminus)(?![A-Za-z])|(?<=\{R\})\s*(?:[-/]|\\\\|(?=\\?\{))|-\s*(?=\\\{)"
 )
+_BIG = re.compile(r"\\big(?=c[ua]p(?![A-Za-z]))")
+_PLAIN_REALS = re.compile(r"(?<![\w{\\])R(?=\s*\\(?:setminus|backslash)(?![A-Za-z]))")
 _HALF = re.compile(rf"{_REALS}\s*(?:\^\s*\{{?\s*([+-])\s*\}}?|_\s*\{{\s*(<|>|\\le|\\ge)\s*0\s*\}})")
 _CONDITION = re.compile(r"\\(?:mid|vert|colon)(?![A-Za-z])|[|:]|\\text\s*\{\s*(?:such that|s\.t\.|where)\s*\}")
 _VARIABLE = re.compile(r"(?!e\b|i\b)[A-Za-z](?:_\{?\w\}?)?|\\(?!infty|pi|emptyset|frac|sqrt)[A-Za-z]+")
@@ -52,8 +55,9 @@ _ALL = re.compile(
     r"\\text\s*\{\s*(?:for )?all(?: real)?(?: numbers)?\s*\}|(?:for )?all(?: real)?(?: numbers)?\s+(?=[a-z](?![a-z]))"
 )
 _EXCEPT = re.compile(
-    r"(?:the set of )?(?:all )?real(?:s| numbers| values)?(?: of)?(?: [a-z])?,? (?:except|excluding|other than|but)"
-    r"(?: for)?(?: [a-z] =)? (.+)"
+    r"(?:(?:the set of )?(?:all )?real(?:s| numbers| values)?(?: of)?(?: [a-z])?,?|\\mathbb R)"
+    r" (?:except|excluding|other than|but)(?: for)?(?: [a-z] =)? (.+)",
+    re.IGNORECASE,
 )
 
 
@@ -78,7 +82,8 @@ def same(answer: str, gold: str) -> bool | None:
 def read(text: str) -> RealSet | None:
     """The set that a tidied text describes; None for anything else. Raises TooLarge."""
     try:
-        return _set(_MINUS.sub(r"\\setminus ", _without_all(text)), 0)
+        text = _PLAIN_REALS.sub(r"\\mathbb{R}", _BIG.sub(r"\\", _without_all(text)), count=1)
+        return _set(_MINUS.sub(r"\\setminus ", text), 0)
     except (NoSetError, NotAnExpressionError, Undefined):
         return None
 
@@ -127,7 +132,7 @@ def _simple(text: str, depth: int) -> RealSet:
             return RealSet(_relation(f"x {half[2]} 0").cuts, "")
         return piece("(", "0", r"\infty", ")") if half[1] == "+" else piece("(", r"-\infty", "0", ")")
     if excepted := _EXCEPT.fullmatch(" ".join(_TEXT.sub(" ", text).split())):
-        return difference([_simple(r"\mathbb{R}", depth), points(math_forms.list_entries(excepted[1]))])
+        return difference([_simple(r"\mathbb{R}", depth), _points(math_forms.list_entries(excepted[1]))])
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return _braces(text[2:-2], depth)
     if text.startswith("{") and text.endswith("}"):
@@ -153,7 +158,7 @@ def _braces(inner: str, depth: int) -> RealSet:
     """A finite set, or a set given by a condition on its members."""
     mark = _CONDITION.search(inner)
     if mark is None:
-        return points(math_forms.split(inner, ","))
+        return _points(math_forms.split(inner, ","))
     member, condition = inner[: mark.start()].strip(), inner[mark.end() :]
     variable, _, domain = (part.strip() for part in member.partition(r"\in"))
     if not _VARIABLE.fullmatch(variable):
@@ -165,8 +170,16 @@ def _braces(inner: str, depth: int) -> RealSet:
     return intersection([found_set, _set(domain, depth + 1)]) if domain else found_set
 
 
+def _points(numbers: list[str]) -> RealSet:
+    return points([signed for number in numbers for signed in math_forms.both_signs(number)])
+
+
 def _relations_in_list(parts: list[str], depth: int) -> RealSet:
     """ "x<1, x>3" lists the pieces; in "x>0, x<3" and "x>0, x \\ne 1" both hold, because either one is all numbers."""
+    excluded = parts[0].partition(r"\ne")[0]
+    if math_forms.relations(parts[0])[1] == [r"\ne"]:
+        # x \ne 1, 2 leaves out both.
+        parts = [parts[0], *(rf"{excluded}\ne {part}" if rational(part) is not None else part for part in parts[1:])]
     are_members = [_MEMBER.fullmatch(part) is not None for part in parts]
     signs = [math_forms.relations(part)[1] for part in parts]
     if any(not is_member and each in ([], ["="]) for is_member, each in zip(are_members, signs, strict=True)):
@@ -205,7 +218,7 @@ def _relation(text: str) -> RealSet:
             raise NoSetError
         found = piece("(" if signs[0] == "<" else "[", operands[0], operands[2], ")" if signs[1] == "<" else "]")
     elif signs[0] in ("=", r"\ne"):
-        found = points([operands[1 - where]])
+        found = _points([operands[1 - where]])
         found = found if signs[0] == "=" else RealSet(complement(found.cuts), "")
     elif where == 0:
         found = piece("(", r"-\infty", operands[1], ")" if signs[0] == "<" else "]")

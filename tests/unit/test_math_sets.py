@@ -118,6 +118,32 @@ def test_a_set_differs_from_itself_without_a_point(spelled: Spelled) -> None:
         assert same(double, tidy(rf"{spelled.text} \setminus \{{{inside[0]}\}}")) is False
 
 
+# (one text, another): the same set, in both directions.
+SAME = [
+    (r"x\ne\pm1", r"\mathbb{R}\setminus\{-1,1\}"), (r"x\neq -1, 1", r"\mathbb{R}\setminus\{-1,1\}"),
+    (r"x \neq 0, 2", r"(-\infty,0)\cup(0,2)\cup(2,\infty)"), (r"\mathbb{R}\setminus\{\pm1\}", r"x\ne -1,1"),
+    (r"\text{all real numbers except } x = 1", r"x\ne1"), (r"\mathbb{R} \text{ except } 1", r"x\ne 1"),
+    (r"\text{All real numbers except 1 and 2}", r"x\ne1,2"), (r"(-\infty,\infty) \setminus \{1\}", r"x\ne1"),
+    (r"R\setminus\{1\}", r"x\ne 1"), (r"\mathbb{R}/\{1\}", r"x\ne1"), (r"\mathbb{R}\setminus 1", r"x\ne1"),
+    (r"\text{all } x \ne 1", r"x\ne1"), (r"(-\infty, 1) \bigcup (1,\infty)", r"x\ne 1"), ("[2,2]", r"\{2\}"),
+    (r"\{1,2\}\cup\{2,3\}", r"\{1,2,3\}"), (r"\{x \mid x=2\}", r"\{2\}"), (r"x = 1, 2", r"\{1,2\}"),
+    (r"(-\infty,-\sqrt2)\cup(\sqrt2,\infty)", r"|x|>\sqrt2"), (r"\{x\in[0,5] \mid x>2\}", "(2,5]"),
+]  # fmt: skip
+DIFFERENT = [
+    (r"x\ne\pm1", r"x\ne1"), (r"x\ne 1,2", "1,2"), (r"x\ne 1,2", r"x\ne 1"), (r"x\ne 1,2", r"\mathbb{R}\setminus[1,2]"),
+    (r"x\ne 1, y", r"\mathbb{R}\setminus\{1\}"), (r"\{1,2\}\cup\{2,3\}", r"\{1,3\}"), ("[2,2]", "(2,2)"),
+    ("R", r"\mathbb{R}"), (r"(-\infty,1)\cup(1,\infty)", r"\mathbb{Q}\setminus\{1\}"), (r"x^2\ne1", r"x\ne1"),
+    (r"2x\ne 2", r"x\ne 2"), (r"\{x \mid x<3\}", r"\{x \mid x<3, x>0\}"), ("x<1, x>3", "x>3"),
+    (r"R\setminus\{1\}", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b", "expected"), [(*p, True) for p in SAME] + [(*p, False) for p in DIFFERENT])
+def test_texts_of_sets(a: str, b: str, expected: bool) -> None:
+    assert (compare(a, b).status is RewardStatus.CORRECT) is expected
+    assert (compare(b, a).status is RewardStatus.CORRECT) is expected
+
+
 @pytest.mark.parametrize(
     "text",
     [
