@@ -1,9 +1,9 @@
 r"""Whether an extracted answer equals the gold answer.
 
-Order of decision: the same spelling; rational numbers, exactly; words; lists, tuples, intervals and sets, entry by
-entry; relations; and everything else by value (`math_values`). The first three are `compare_cheaply`: they take almost
-no time, whatever the text is. Each step of the rest is bounded, but its total may be long, so it belongs in a child
-process.
+Order of decision: the same spelling; rational numbers, exactly; words; sets of real numbers (`math_set_text`) and
+congruences; lists, tuples, intervals and other sets, entry by entry; relations; and everything else by value
+(`math_values`). The first three are `compare_cheaply`: they take almost no time, whatever the text is. Each step of the
+rest is bounded, but its total may be long, so it belongs in a child process.
 """
 
 from __future__ import annotations
