@@ -22,13 +22,14 @@ _MAX_DEPTH = 40
 _NUMERAL = re.compile(r"-?(?:\d+\.)?\d+", re.ASCII)
 # A backslash before it is excluded, because `\\ ` ends a row of a matrix.
 _SPACING = re.compile(
-    r"(?<!\\)\\[!,;:> ]|\\left\s*[.<]|\\right\s*[.>]|\\(?:q?quad|enspace|thinspace|left|right|middle"
-    r"|(?:display|text|script|scriptscript)style|[bB]igg?[lrm]?|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|footnotesize|scriptsize"
-    r"|noindent|nonumber|notag|therefore|centering|hfill|newline)(?![A-Za-z])|~"
+    r"(?<!\\)\\[!,;:> ]|\\left\s*[.<]|\\right\s*[.>]|\\(?:q?quad|enspace|thinspace|left|right|middle|[bB]igg?[lrm]?"
+    r"|(?:display|text|script|scriptscript)style|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny"
+    r"|normalsize|footnotesize|scriptsize|noindent|nonumber|notag|therefore|centering|hfill|newline)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 _ORDINAL = re.compile(
-    r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+    r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}"
+    r"|(?:st|nd|rd|th)(?![A-Za-z]))"
 )
 _EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _FRACTION_NAMES = re.compile(r"\\(?:(?:[dtc]|nice|s|x)(frac)|[dt](binom))(?![A-Za-z])")
@@ -46,11 +47,11 @@ _BRACKET = re.compile(r"[(\[]|\\\{|\\begin")
 _MIXED = re.compile(r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])")
 _WORDS = {
     r"\varnothing": r"\emptyset", r"\gt": ">", r"\lt": "<", r"\geq": r"\ge", r"\leq": r"\le", r"\neq": r"\ne",
-    r"\times": r"\cdot", r"\ast": r"\cdot", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\langle": "(",
-    r"\rangle": ")", r"\lbrace": r"\{", r"\rbrace": r"\}", "!=": r"\ne ", ":=": "=", ">=": r"\ge ", "<=": r"\le ",
-    r"\lbrack": "[", r"\rbrack": "]",
-    r"\mathrm{e}": " e", r"\lparen": "(", r"\rparen": ")", r"\varepsilon": r"\epsilon",
-    r"\varphi": r"\phi", r"\vartheta": r"\theta",
+    r"\geqslant": r"\ge", r"\leqslant": r"\le", r"\geqq": r"\ge", r"\leqq": r"\le", r"\not=": r"\ne ", "!=": r"\ne ",
+    ">=": r"\ge ", "<=": r"\le ", ":=": "=", r"\times": r"\cdot", r"\ast": r"\cdot", r"\langle": "(", r"\rangle": ")",
+    r"\lparen": "(", r"\rparen": ")", r"\lbrack": "[", r"\rbrack": "]", r"\lbrace": r"\{", r"\rbrace": r"\}",
+    r"\mid": "|", r"\vert": "|", r"\colon": ":", r"\ldots": "...", r"\dots": "...", r"\cdots": "...",
+    r"\mathrm{e}": " e", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\vartheta": r"\theta",
 }  # fmt: skip
 _WORD_PATTERN = re.compile(
     "|".join(re.escape(word) + ("(?![A-Za-z])" if word[-1].isalpha() and word[0] == "\\" else "")
@@ -71,11 +72,12 @@ def tidy(answer: str) -> str:
     # Dollar signs are removed: \$ would end a formula, and the value of no answer depends on it.
     answer = answer.replace(r"\$", "").replace("$", "").replace(r"\%", "%")
     answer = answer.replace("\u20ac", "").replace("\u00a3", "")
-    answer = _OVER.sub(_fraction, answer)
-    if old := _OVER_ALL.fullmatch(answer):
-        answer = _fraction(old)
-    answer = re.sub(r",\s*\\!\s*", ",", answer)
+    if r"\over" in answer or r"\choose" in answer:
+        answer = _OVER.sub(_fraction, answer)
+        if old := _OVER_ALL.fullmatch(answer):
+            answer = _fraction(old)
     if "\\" in answer:
+        answer = re.sub(r",\s*\\!\s*", ",", answer) if r"\!" in answer else answer
         answer = answer.removesuffix("\\\\")
         plain = _SPACING.sub(_space, answer).strip()
         # \Large{1,2} is a list, and {1,2} a set.
@@ -126,7 +128,8 @@ def canonical(answer: str) -> str:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<repeating>\d*\.\d*\\overline\s*\{\d{1,30}\})|(?P<number>\d+\.\d*|\.\d+|\d+)|(?P<name>\\(?:frac|cdot|div))(?![A-Za-z])|(?P<sign>[-+*/^!%(){}]))"
+    r"\s*(?:(?P<repeating>\d*\.\d*\\overline\s*\{\d{1,30}\})|(?P<number>\d+\.\d*|\.\d+|\d+)"
+    r"|(?P<name>\\(?:frac|cdot|div))(?![A-Za-z])|(?P<sign>[-+*/^!%(){}]))"
 )
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 
-_TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|underline|uline"
+_TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|hbox|underline|uline"
 _MATH_FONTS = "boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal"
 _OLD_FONTS = "rm|bf|it|sf|tt|sl|em|bfseries|itshape"
 _KNOWN_FONTS = "text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname"
-_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|hbox"
+_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox"
 _ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow"
 _NO_LETTER = "(?![A-Za-z])"
 # A first look: nearly all answers need none of what `undressed` does.
@@ -28,7 +28,8 @@ _DRESSED = re.compile(
     rf"|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}|\\\\\s*[\[*]|\\angle\s*\{{"
 )
 _COLOUR = re.compile(
-    r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]{}]*\])?"
+    r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}"
+    r"|\\bbox\s*(?:\[[^\[\]{}]*\])?"
 )
 _SPACE = re.compile(
     r"\\(?:[hv]space\*?|[hv]?phantom|label|tag\*?|mspace)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
@@ -46,7 +47,8 @@ _PLAIN_TEXT = re.compile(
 )
 _PLAIN_LETTER = re.compile(rf"\\(?:{_MATH_FONTS})\s*(?=\{{\s*[A-Za-z]\s*\}})")
 _NAME_OF_FONT = re.compile(
-    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_OLD_FONTS}){_NO_LETTER}\s*|\\(?:{_KNOWN_FONTS}){_NO_LETTER}\s*(?![\s{{])"
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_FRAMES}|{_OLD_FONTS}){_NO_LETTER}\s*"
+    rf"|\\(?:{_KNOWN_FONTS}){_NO_LETTER}\s*(?![\s{{])"
 )
 _ACCENT_BARE = re.compile(rf"\\({_ACCENTS})(?:\s*(\d)|\s+([A-Za-z]){_NO_LETTER}|\s*(\\[A-Za-z]+))")
 _BLACKBOARD = re.compile(
@@ -138,6 +140,7 @@ def without_system(text: str) -> str:
 _GROUP = re.compile(r"(?<=\d)(?:\{\s*\}|\\(?:text|mathord|mathpunct|mathrm|mbox)\s*(?=\{\s*,\s*\}))(?=[\d{])")
 # A comma in braces never separates entries.
 _BRACED_THOUSANDS = re.compile(r"(?<![\d.,}])\d{1,3}(?:\{\s*,\s*\}\d{3})+(?!\d)")
+_THREE_DIGITS = re.compile(r"_\d{3}")
 _UNDERSCORED = re.compile(r"(?<![\w.\\])\d{1,3}(?:\\?_\d{3})+(?![\w.])")
 _REPEATING = re.compile(
     r"(?<![\d.])(?P<start>\d*\.\d*)\\(?:(?:overline|bar)\s*(?:\{\s*(?P<bar>\d{1,30})\s*\}|(?P<digit>\d))"
@@ -149,7 +152,8 @@ _BASES = {
     "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
 }  # fmt: skip
 _BASE_BELOW = re.compile(
-    r"(?<=[0-9A-Z)])\s?_\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}|\\(?:text|mathrm)\s*\{(?P<text>[^{}]{1,20})\})"
+    r"_(?:(?<=[0-9A-Z)]_)|(?<=[0-9A-Z)] _))\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}"
+    r"|\\(?:text|mathrm)\s*\{(?P<text>[^{}]{1,20})\})"
 )
 _BASE_BESIDE = re.compile(
     r"\s*\(?(?P<digits>[0-9][0-9A-Za-z]*)\)?[\s,]*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\w+)\s*\)?\s*"
@@ -158,13 +162,14 @@ _BASE_BESIDE = re.compile(
 
 def numerals(text: str) -> str:
     """The text with one spelling for thousands, repeating decimals and numerals with a base."""
-    if "}" in text:
-        text = text.removeprefix("{}").removesuffix("{}")
-        text = _BRACED_THOUSANDS.sub(lambda m: re.sub(r"[{},\s]", "", m[0]), _GROUP.sub("", text))
-        if "." in text:
-            text = _REPEATING.sub(_repeating, text)
+    if "{}" in text or "{," in text or "{ " in text:
+        text = _GROUP.sub("", text.removeprefix("{}").removesuffix("{}"))
+        text = _BRACED_THOUSANDS.sub(lambda m: re.sub(r"[{},\s]", "", m[0]), text)
+    if "." in text and "}" in text:
+        text = _REPEATING.sub(_repeating, text)
     if "_" in text:
-        text = _UNDERSCORED.sub(lambda m: re.sub(r"[\\_]", "", m[0]), text)
+        if _THREE_DIGITS.search(text):
+            text = _UNDERSCORED.sub(lambda m: re.sub(r"[\\_]", "", m[0]), text)
         text = _BASE_BELOW.sub(_base, text)
     if "(" in text and "." in text:
         text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)

@@ -20,7 +20,7 @@ from itertools import chain
 _INVISIBLE = dict.fromkeys(
     chain(
         [0xAD, 0x61C, 0xFEFF],
-        *(range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x2062), range(0x2065, 0x2070)),
+        *(range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x2061), range(0x2065, 0x2070)),
         range(0xFE00, 0xFE10),
     )
 )
@@ -42,26 +42,28 @@ _FRACTION = re.compile("[¼½¾⅐-⅞↉]")
 # A raised number is the root's index where it cannot be the power of what stands before it.
 _ROOT = re.compile(rf"(?:(?<![\w)\]}}])([{_RAISED_DIGITS}]+))?([√∛∜])\s*(?:\(([^()√∛∜]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))?")
 _DEGREE = re.compile("[º˚]|(?<=\\d)ᵒ")
+# A full-width comma separates entries, except in a number that is full-width itself.
+_WIDE_THOUSANDS = re.compile("(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
 _OVERLINED = re.compile("(?:\\d[\u0304\u0305])+")
 _DOTTED = re.compile("(\\d)\u0307")
 _ARROWED = re.compile("([A-Za-z])\u20d7")
 
 _SIGNS = {
     "‐‑‒–—―−﹣": "-", "⋅·∙•×✕✖⨯⨉\u2062": r"\cdot ", "∗": "*", "∕⁄": "/", "÷": r"\div ", "∶": ":", "±": r"\pm ",
-    "∓": r"\mp ", "\u2063": ", ", "\u2064": "+", "。｡": ".", "、": ",", "′’‘ʹ": "'", "″": "''",
+    "∓": r"\mp ", "\u2061": " ", "\u2063": ", ", "\u2064": "+", "。｡": ".", "、，﹐": ", ", "′’‘ʹ": "'", "″": "''",
     "“”": '"', "～〜∼": r"\sim ", "≤⩽≦": r"\le ", "≥⩾≧": r"\ge ", "≠": r"\ne ", "≈≃": r"\approx ", "≅": r"\cong ",
     "≡": r"\equiv ", "∝": r"\propto ", "∞": r"\infty ", "∅": r"\emptyset ", "∈": r"\in ", "∉": r"\notin ",
     "∪⋃": r"\cup ", "∩⋂": r"\cap ", "∖": r"\setminus ", "⊂": r"\subset ", "⊆": r"\subseteq ", "∣": r"\mid ",
     "∥": r"\parallel ", "⊥": r"\perp ", "∧": r"\wedge ", "∨": r"\vee ", "→⟶": r"\to ", "⇒⟹": r"\implies ",
     "⇔⟺": r"\iff ", "∀": r"\forall ", "∃": r"\exists ", "¬": r"\neg ", "∴": "", "∘": r"\circ ", "∠": r"\angle ",
-    "△∆": r"\triangle ", "∂": r"\partial ", "∇": r"\nabla ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "△": r"\triangle ", "∂": r"\partial ", "∇": r"\nabla ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨〈": r"\langle ", "⟩〉": r"\rangle ",
     "‖": r"\|", "ℝ": r"\mathbb{R}", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "ℓ": r"\ell ", "ℏ": r"\hbar ", "…⋯": r"\ldots ", "＼": "＼", "Ω": r"\Omega ", "α": r"\alpha ", "β": r"\beta ",
     "γ": r"\gamma ", "δ": r"\delta ", "εϵ": r"\epsilon ", "ζ": r"\zeta ", "η": r"\eta ", "θϑ": r"\theta ",
     "ι": r"\iota ", "κ": r"\kappa ", "λ": r"\lambda ", "μµ": r"\mu ", "ν": r"\nu ", "ξ": r"\xi ", "ο": "o",
     "π": r"\pi ", "ρϱ": r"\rho ", "σς": r"\sigma ", "τ": r"\tau ", "υ": r"\upsilon ", "φϕ": r"\phi ", "χ": r"\chi ",
-    "ψ": r"\psi ", "ω": r"\omega ", "Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ",
+    "ψ": r"\psi ", "ω": r"\omega ", "Γ": r"\Gamma ", "Δ∆": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Ξ": r"\Xi ",
     "Π": r"\Pi ", "Σ": r"\Sigma ", "Υ": r"\Upsilon ", "Φ": r"\Phi ", "Ψ": r"\Psi ",
 }  # fmt: skip
 # Greek capitals that look like Latin ones are Latin ones in TeX.
@@ -99,7 +101,7 @@ def to_tex(text: str) -> str:
     if text.isascii():
         return text
     text = unicodedata.normalize("NFC", text.translate(_INVISIBLE))
-    text = _DEGREE.sub("°", text)
+    text = _WIDE_THOUSANDS.sub(",", _DEGREE.sub("°", text))
     text = _OVERLINED.sub(lambda m: rf"\overline{{{m[0][::2]}}}", text)
     text = _ARROWED.sub(r"\\vec{\1}", _DOTTED.sub(r"\\dot{\1}", text))
     text = _BUILT_FRACTION.sub(lambda m: rf"\frac{{{_level(m[1], _RAISED)}}}{{{_level(m[2], _LOWERED)}}}", text)
