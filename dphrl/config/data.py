@@ -145,6 +145,32 @@ REWARD_OF_KIND = {
 }
 
 
+# The marks before and after a thought in what public models write. At the end are two formats with channels: there
+# the answer begins where the channel of the thoughts ends, or where the channel "final" begins.
+THINKING_MARKS: tuple[tuple[str, str], ...] = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "reflection")),
+    *((f"<{name}>", f"</{name}>") for name in ("scratchpad", "seed:think", "mm:think", "longcat_think")),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|THINK_START|>", "<|THINK_END|>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<start_working_out>", "<end_working_out>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+
+
+def _usable_marks(marks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    for opening, closing in marks:
+        if not opening.strip() or not closing.strip() or opening.lower() == closing.lower():
+            raise ValueError(f"expected two different marks that are not blank (got {opening!r} and {closing!r})")
+    return marks
+
+
+ThinkingMarks = Annotated[tuple[tuple[str, str], ...], AfterValidator(_usable_marks)]
+
+
 class RewardConfig(Section):
     name: str = "auto"
     """What grades completions. auto is what the kind of data.train needs: math_answer grades answers for equivalence,
@@ -156,6 +182,10 @@ class RewardConfig(Section):
     extraction: Literal["boxed", "auto"] = "boxed"
     """Where math_answer looks for the answer. boxed: in \\boxed{} only, which teaches the format; auto: wherever
     `dphrl score` would find one."""
+    thinking_marks: ThinkingMarks = THINKING_MARKS
+    """What stands before and after a thought, as pairs; letter case does not matter. math_answer and sql_execution cut
+    thoughts before they look for the answer, and a thought that never ends leaves none. The default has what public
+    models write, such as <think> and </think>. Empty cuts nothing."""
     shaping: Literal["none", "column_overlap"] = "none"
     """What a wrong query trains with. none: 0; column_overlap: the share of the gold query's columns that it returns.
     Accuracy never sees it."""

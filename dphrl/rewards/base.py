@@ -28,14 +28,14 @@ def _math_answer(config: RewardConfig) -> Grader:
     # Imported here, not at the top: a run needs only one of these modules.
     from dphrl.rewards.math_answer import MathAnswerGrader
 
-    return MathAnswerGrader(extraction=config.extraction, timeout_s=config.timeout_s)
+    return MathAnswerGrader(config.extraction, config.timeout_s, config.thinking_marks)
 
 
 def _sql_execution(config: RewardConfig) -> Grader:
     from dphrl.rewards.sql_execution import SqlExecutionGrader
 
     shaping = None if config.shaping == "none" else config.shaping
-    return SqlExecutionGrader(timeout_s=config.timeout_s, shaping=shaping)
+    return SqlExecutionGrader(config.timeout_s, shaping, config.thinking_marks)
 
 
 def _factorization(config: RewardConfig) -> Grader:

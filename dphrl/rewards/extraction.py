@@ -1,4 +1,4 @@
-r"""Finds the final answer in a completion.
+r"""Finds the final answer in what a completion says (`thinking.spoken`), and tells which part of it that is.
 
 Every search here takes time linear in the text, because completions of several megabytes are graded, and a model may
 write a million opening braces.
@@ -7,102 +7,78 @@ write a million opening braces.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-# A model that writes on after its turn invents the next speaker; what that speaker says is not the model's answer.
-_CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
+from dphrl.config.data import THINKING_MARKS
+from dphrl.rewards import prose
+from dphrl.rewards.thinking import spoken, tagged
+
 _BOXES = ("\\boxed", "\\fbox")
 _BRACE = re.compile(r"\s*\{")
 _STRUCTURE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\s+([^\s${}\\]{1,100})")
+# \boxed7, \boxed -5, \boxed\frac{1}{2}, \boxed C: a box without braces, but not the next word of a sentence about \boxed.
+_COMMAND_START = r"\\(?!boxed|fbox)[A-Za-z]"
+_BARE_BOX = re.compile(
+    rf"\s*+((?:[-+]?(?:\d|\.\d|[(\[][-+\d])|{_COMMAND_START}|(?<=\s)[A-Za-z](?![A-Za-z]))"
+    rf"(?:[^\s${{}}\\]|{_COMMAND_START}|(?<=[\w}}])\{{[^{{}}]{{0,100}}\}}){{0,100}})"
+)
+_ANSWER_TAG = re.compile(r"<(?i:/?(?:answer|final[_ ]answer|solution)>|\|(?:begin|end)_of_box\|>)")
 _HASHES = "####"
+# Four hashes also make a heading in Markdown, so some of them are passed over.
+_MAX_HEADINGS = 20
+_VALUE_START = re.compile(r"[-+\u2212]?\s?[\d.$\u20ac\u00a3(\[\\](?!\d{0,3}[.)]\s)")
+_CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _ANSWER_PHRASE = re.compile(
-    r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?|\banswer\s{1,9}is\b"
+    r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?"
+    r"|\banswer\s{1,9}is\b(?!\s{1,9}(?:correct|right)\b)"
+    r"|\u7b54\u6848(?:\u5e94\u8be5|\u61c9\u8a72|\u5c31)?[\u662f\u4e3a\u70ba]?"
 )
-_MATH_SPAN = re.compile(
-    r"\$\$(?P<display>[^$]{1,2000})\$\$|(?<!\\)\$(?P<inline>(?:[^$\\]|\\.){1,2000})\$"
-    r"|\\\((?P<paren>(?:[^\\]|\\(?![()])){1,2000})\\\)|\\\[(?P<bracket>(?:[^\\]|\\(?![\[\]])){1,2000})\\\]",
-    re.DOTALL,
-)
-# "$5 and $" in "costs $5 and $6" are two prices, not a formula; so is "$5 + $" in "$5 + $6".
-_PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}|\s*\d[^=]*[-+=*/]\s*$")
-_JOINT = re.compile(r"\s*(?:,|,?\s*(?:or|and)\b)\s*")
-_NUMBER = re.compile(
-    r"(?:(?<![\w.)\]}])[-+\u2212])?(?<![A-Za-z0-9_])\\?\$?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?\\?%)?"
-)
-_COMMAND = re.compile(
-    r"\\(?:begin|end)\{\w+\*?\}(?:\{[lcr|\s]*\})?|\\(?:text|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+"
-)
-_WORD = re.compile(r"[A-Za-z]{2,}")
-_FUNCTION_WORDS = frozenset(
-    re.findall("[a-z]+", "sin cos tan cot sec csc log ln exp sqrt pi mod or and gcd lcm min max det")
-)
-# Words that lead to an answer without being part of it.
-_LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then|about|approximately|roughly|simply|just|exactly|is|are|be|equals?|we|get|have)\b"
-    r"[\s,:]*)+",
-    re.IGNORECASE,
-)
-# Marks of program code, which answers do not hold: a number beside one is an argument of a call, not the answer.
-_PROGRAM = re.compile(
-    r"__\w|[A-Za-z_]\.[A-Za-z_]\w*\(|\b(?:import|lambda|eval|exec|system|globals|getattr|compile)\b|\\(?:write|input)"
-)
-# "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
-_ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
-_HEDGE = re.compile(r"^\s*(?:either|neither|not|maybe|perhaps|possibly)\b|\d\$?,?\s+or\s+\$?-?\d", re.I)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\b(?:because|since|as|which|where)\b")
-# A longer text is prose, not a bare answer. Only this much at the end of a text is searched for formulas and numbers.
-_MAX_BARE = 300
+# Every phrase holds one of these. To look for them first is faster by far.
+_PHRASE_SIGNS = ("nswer", "NSWER", "\u7b54\u6848")
+# Only this much after a phrase, or at the end of a text, is searched for formulas and numbers.
 _TAIL = 20_000
 
 
-def extract_boxed(text: str) -> str | None:
+class Found(NamedTuple):
+    """An answer as the completion spells it, and a short name of the part of the completion that it is."""
+
+    text: str
+    part: str
+
+
+def find_boxed(text: str) -> Found | None:
     r"""Content of the last \boxed{} or \fbox{} (the innermost of nested ones); None without one or if it is cut off."""
-    text = _own_turn(text)
     start = _last_box(text)
-    if start is None:
-        return None
-    brace = _BRACE.match(text, start)
-    if brace is None:
-        bare = _BARE_BOX.match(text, start)
-        return bare[1].rstrip(".,") or None if bare else None
-    start = brace.end()
-    depth = 1
-    # An escaped brace is a symbol of the answer, not structure.
-    for mark in _STRUCTURE.finditer(text, start):
-        depth += (mark[0] == "{") - (mark[0] == "}")
-        if depth == 0:
-            return text[start : mark.start()].strip() or None
-    return None
+    content = None if start is None else _box_content(text, start)
+    return Found(content, "box") if content else None
 
 
-def extract_auto(text: str) -> str | None:
-    """The final answer of free text: a box, else "####", else "Answer"/"answer is", else the last math span, else
-    the whole text when it is a bare answer, else its last number. None when there is none of these."""
-    text = _own_turn(text)
-    if _last_box(text) is not None:
-        return extract_boxed(text)
-    _, hashes, rest = text.rpartition(_HASHES)
-    if hashes and (line := _first_line(rest)):
-        return _trim(line)
-    phrases = _ANSWER_PHRASE.finditer(text) if "nswer" in text or "NSWER" in text else ()
-    after = max((phrase.end() for phrase in phrases), default=None)
-    if after is not None and (answer := _after_phrase(text[after : after + _TAIL])):
-        return answer
-    tail = text[-_TAIL:]
-    if spans := _math_spans(tail):
-        return spans[-1][1]
-    if _is_bare(_without_lead(text)):
-        return _trim(_without_lead(text))
-    return _last_number(tail)
+def find_auto(text: str) -> Found | None:
+    """The final answer of free text: a box or an answer tag, whichever is the last; else "####"; else
+    "Answer"/"answer is"; else the last formula, or what is bold beside or after it; else the whole text when it is a
+    bare answer; else its last number. None when there is none of these."""
+    box = _last_box(text)
+    end, content = next(tagged(text, _ANSWER_TAG), (-1, ""))
+    if end > (-1 if box is None else box):
+        answer = _in_tag(content)
+        return Found(answer, "answer tag") if answer else None
+    if box is not None:
+        return find_boxed(text)
+    if found := _after_sign(text):
+        return found
+    answer_and_part = prose.final_answer(text[-_TAIL:])
+    return Found(*answer_and_part) if answer_and_part else None
 
 
-EXTRACTORS = {"boxed": extract_boxed, "auto": extract_auto}
+FINDERS: Mapping[str, Callable[[str], Found | None]] = {"boxed": find_boxed, "auto": find_auto}
 
 
-def _own_turn(text: str) -> str:
-    # Every marker begins with "<": megabytes without one need no search with a regular expression.
-    marker = _CHAT_MARKER.search(text) if "<" in text else None
-    return text[: marker.start()] if marker else text
+def extract_boxed(text: str) -> str | None:
+    """The content of the last box of a text that may hold thoughts, such as a worked solution; None without one."""
+    own = spoken(text, THINKING_MARKS)
+    found = None if own is None else find_boxed(own)
+    return found.text if found else None
 
 
 def _last_box(text: str) -> int | None:
@@ -122,91 +98,96 @@ def _last_box(text: str) -> int | None:
     return max(braced or bare, default=None)
 
 
-def _after_phrase(tail: str) -> str | None:
-    """The answer in the text after "the answer is": a formula at its start, else the last formula or number of the
-    sentence, else the words of the sentence."""
-    tail = tail.lstrip(" \t\r\n*_:=")
-    if spans := _leading_spans(tail):
-        return spans
-    line = _first_line(tail)
-    if not line:
-        return None
-    end = _SENTENCE_END.search(line)
-    sentence = _without_lead(line[: end.start()] if end else line)
-    aside = _ASIDE.search(sentence)
-    if aside and any(map(str.isdigit, sentence[: aside.start()])):
-        sentence = sentence[: aside.start()]
-    if _HEDGE.search(sentence):
-        return _trim(sentence)
-    if _is_bare(sentence) or _PROGRAM.search(sentence):
-        return _trim(sentence)
-    spans_in_it = _math_spans(sentence)
-    numbers = list(_NUMBER.finditer(sentence))
-    last_span = spans_in_it[-1][0] if spans_in_it else -1
-    if numbers and numbers[-1].end() > last_span:
-        return numbers[-1].group()
-    return spans_in_it[-1][1] if spans_in_it else _trim(sentence)
+def _box_content(text: str, start: int) -> str | None:
+    brace = _BRACE.match(text, start)
+    if brace is None:
+        bare = _BARE_BOX.match(text, start)
+        return bare[1].rstrip(".,;:") or None if bare else None
+    start = brace.end()
+    depth = 1
+    # An escaped brace is a symbol of the answer, not structure.
+    for mark in _STRUCTURE.finditer(text, start):
+        depth += (mark[0] == "{") - (mark[0] == "}")
+        if depth == 0:
+            return text[start : mark.start()].strip() or None
+    return None
 
 
-def _leading_spans(text: str) -> str | None:
-    """The formula at the start of a text. Those joined by "or", "and" or a comma are one answer, even a hedged one."""
-    found: list[str] = []
-    position = 0
-    while (span := _MATH_SPAN.match(text, position)) and not _PRICE.match(_content(span)):
-        found.append(_content(span).strip())
-        joint = _JOINT.match(text, span.end())
-        if joint is None:
+def _in_tag(content: str) -> str | None:
+    found = find_boxed(content) or _after_sign(content)
+    if found:
+        return found.text
+    if prose.is_bare(content):
+        return prose.trim(content)
+    if "\n" not in content:
+        return prose.after_phrase(content)
+    answer_and_part = prose.final_answer(content[-_TAIL:])
+    return answer_and_part[0] if answer_and_part else None
+
+
+def _after_sign(text: str) -> Found | None:
+    """What follows "####" or "the answer is"."""
+    if answer := _after_hashes(text):
+        return Found(answer, _HASHES)
+    phrases = _ANSWER_PHRASE.finditer(text) if any(sign in text for sign in _PHRASE_SIGNS) else ()
+    after = max((phrase.end() for phrase in phrases), default=None)
+    if after is not None and (answer := prose.after_phrase(text[after : after + _TAIL])):
+        return Found(answer, "after 'answer'")
+    return None
+
+
+def _after_hashes(text: str) -> str | None:
+    """The line after the last "####" that is no heading: it begins with a value, or is one, or ends the text."""
+    start = len(text)
+    for _ in range(_MAX_HEADINGS):
+        start = text.rfind(_HASHES, 0, start)
+        if start < 0:
             break
-        position = joint.end()
-    return ", ".join(filter(None, found)) or None
+        rest = text[start + len(_HASHES) : start + _TAIL].lstrip()
+        line = prose.first_line(rest)
+        bare, ends_the_text = prose.is_bare(line), not rest[len(line) :].strip()
+        if _VALUE_START.match(line) or _CHOICE.fullmatch(line) or (bare and prose.has_value(line)) or ends_the_text:
+            return prose.trim(line) if bare or not prose.has_value(line) else prose.after_phrase(line)
+    return None
 
 
-def _last_number(text: str) -> str | None:
-    numbers = list(_NUMBER.finditer(text))
-    if not numbers:
-        return None
-    start = text.rfind("\n", 0, numbers[-1].start()) + 1
-    end = text.find("\n", numbers[-1].end())
-    line = text[start : end if end >= 0 else len(text)]
-    return None if _PROGRAM.search(line) else numbers[-1].group()
+# ------------------------------------------------------------ what is around an answer
+
+# As long as these are taken off, there may be others inside.
+_MAX_LAYERS = 8
+_MATH_DELIMITERS = re.compile(r"(?<!\\)\\\((.*?)(?<!\\)\\\)|(?<!\\)\\\[(.*?)(?<!\\)\\\]", re.DOTALL)
+_WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3})(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
+_LEAD = (
+    r"\s*(?:(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b)?|(?:\u6700\u7ec8|\u6700\u7d42)?\u7b54\u6848[\u662f\u4e3a\u70ba]?)"
+    r"\s*[:=\uff1a]?\s*"
+)
+_LEAD_IN_TEXT = re.compile(rf"\\(?:text\w*|mbox|math(?:rm|bf|sf))\s*\{{{_LEAD}([^{{}}]*)\}}", re.I)
+_PLAIN_LEAD = re.compile(_LEAD, re.I)
 
 
-def _math_spans(text: str) -> list[tuple[int, str]]:
-    """(end, content) of every formula, in order."""
-    found = ((match.end(), _content(match)) for match in _MATH_SPAN.finditer(text))
-    return [(end, content.strip()) for end, content in found if content.strip() and not _PRICE.match(content)]
+def undress(answer: str) -> str:
+    r"""An answer without what only shows that it is one: delimiters of formulas, emphasis and quotes of Markdown around
+    it, and the words "the answer is". \(7\), **7**, `7` and \text{Answer: }7 are 7."""
+    for _ in range(_MAX_LAYERS):
+        bare = _without_layer(answer.strip())
+        if bare == answer:
+            break
+        answer = bare
+    return answer
 
 
-def _content(span: re.Match[str]) -> str:
-    return next(group for group in span.groups() if group is not None)
-
-
-def _is_bare(text: str) -> bool:
-    """Whether a text is an answer with nothing around it: besides LaTeX and function names it has at most one word,
-    which is a unit after the value or a name before "="."""
-    if len(text) > _MAX_BARE or not text.strip():
-        return False
-    plain = _COMMAND.sub(" ", text).strip(" \t\r\n*_.")
-    words = [word for word in _WORD.finditer(plain) if word[0] not in _FUNCTION_WORDS]
-    if len(words) != 1:
-        return not words
-    before, after = plain[: words[0].start()], plain[words[0].end() :]
-    return (
-        after.lstrip().startswith(("=", "(")) or not re.search(r"[\w\\]", after) or not re.search(r"\d", before + after)
-    )
-
-
-def _without_lead(text: str) -> str:
-    lead = _LEAD.match(text.lstrip())
-    return text.lstrip()[lead.end() :] if lead else text
-
-
-def _first_line(text: str) -> str:
-    stripped = text.lstrip()
-    end = stripped.find("\n")
-    return (stripped if end < 0 else stripped[:end]).strip()
-
-
-def _trim(text: str) -> str | None:
-    """The text without Markdown emphasis and a full stop at its end; None when nothing is left."""
-    return text.strip().strip("*_` \t").lstrip("=").rstrip(".").strip().strip("`*") or None
+def _without_layer(answer: str) -> str:
+    if "\\(" in answer or "\\[" in answer:
+        answer = _MATH_DELIMITERS.sub(lambda match: match[1] if match[1] is not None else match[2], answer)
+    if "**" in answer or "<" in answer:
+        answer = prose.without_emphasis(answer)
+    if answer[:1] in ("*", "_", "`") and (wrapped := _WRAPPED.fullmatch(answer)):
+        # 2*3 between stars would be a list of emphases; nothing is certain then.
+        return wrapped["inside"] if wrapped["quote"] not in wrapped["inside"] else answer
+    for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD) if any(sign in answer for sign in _PHRASE_SIGNS) else ():
+        if match := lead.match(answer):
+            words = match[1].strip() if lead is _LEAD_IN_TEXT else ""
+            rest = answer[match.end() :].strip()
+            kept = (f"\\text{{{words}}}" if words else "") + rest
+            return kept or answer
+    return answer

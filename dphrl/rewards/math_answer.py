@@ -6,7 +6,7 @@ Cheap and exact decisions are made in this process; all others are computed in a
 Covered: value equality without tolerance; units, currency, degrees, percent signs and thousands separators on one side;
 fractions, mixed numbers, scientific notation, roots, powers, elementary functions, complex numbers; expressions in free
 variables; lists and sets in any order, tuples and intervals in their own order, matrices, ratios; equations and
-inequalities up to a factor; words; hedged answers (wrong); several boxes (the last counts); numbers and nesting that
+inequalities up to a factor; words; hedged answers (wrong); thoughts (cut); several boxes (the last counts); numbers and nesting that
 would take too long (refused).
 Not covered: the value of a sum, a product or an integral sign (two of them are compared part by part); limits;
 equations that are equal only as sets of solutions; sets given by a description; the meaning of text beyond its words.
@@ -18,10 +18,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+from dphrl.config.data import THINKING_MARKS
 from dphrl.rewards.exact import canonical, tidy
-from dphrl.rewards.extraction import EXTRACTORS
+from dphrl.rewards.extraction import FINDERS, undress
 from dphrl.rewards.math_compare import compare_cheaply
+from dphrl.rewards.thinking import UNFINISHED, Marks, spoken
 from dphrl.sandbox.process import Limits, Sandbox
 from dphrl.types import RewardResult, RewardStatus
 
@@ -36,17 +39,28 @@ _TRANSIENT = frozenset([RewardStatus.TIMEOUT, RewardStatus.RESOURCE_LIMIT, Rewar
 Pair = tuple[str, str]
 
 
+class _Answer(NamedTuple):
+    """What is compared, and which part of the completion it is."""
+
+    pair: Pair
+    part: str
+
+
 class MathAnswerGrader:
     """`Grader` for answers of mathematics problems.
 
-    extraction: "boxed" or "auto". timeout_s bounds one comparison in the child process, which is started when the first
-    answer needs it. Verdicts are cached by answer and gold answer. Safe to call from several threads.
+    extraction: "boxed" or "auto". thinking_marks: pairs of marks around thoughts, which are cut before the answer is
+    looked for. A verdict's detail ends with the part of the completion that was read, such as "(box)". timeout_s bounds one comparison in the child process, which is started when the first
+    answer needs it. Verdicts are cached by answer and gold answer, without the part. Safe to call from several threads.
     """
 
-    def __init__(self, extraction: str = "boxed", timeout_s: float = 10.0) -> None:
-        if extraction not in EXTRACTORS:
-            raise ValueError(f"extraction={extraction!r} is unknown; choose one of {', '.join(EXTRACTORS)}")
-        self._extract = EXTRACTORS[extraction]
+    def __init__(
+        self, extraction: str = "boxed", timeout_s: float = 10.0, thinking_marks: Marks = THINKING_MARKS
+    ) -> None:
+        if extraction not in FINDERS:
+            raise ValueError(f"extraction={extraction!r} is unknown; choose one of {', '.join(FINDERS)}")
+        self._find = FINDERS[extraction]
+        self._marks = thinking_marks
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._sandbox: Sandbox | None = None
@@ -54,17 +68,17 @@ class MathAnswerGrader:
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
         """The verdict on each completion's final answer against its gold answer; never raises."""
-        pairs = [self._pair(text, gold) for text, gold in items]
+        answers = [self._answer(text, gold) for text, gold in items]
         verdicts: dict[Pair, RewardResult] = {}
+        pairs = dict.fromkeys(answer.pair for answer in answers if isinstance(answer, _Answer))
         for pair in pairs:
-            if isinstance(pair, tuple) and pair not in verdicts:
-                verdict = self._remembered(pair) or _decided_here(pair)
-                if verdict is not None:
-                    verdicts[pair] = verdict
-        undecided = list(dict.fromkeys(p for p in pairs if isinstance(p, tuple) and p not in verdicts))
+            verdict = self._remembered(pair) or _decided_here(pair)
+            if verdict is not None:
+                verdicts[pair] = verdict
+        undecided = [pair for pair in pairs if pair not in verdicts]
         verdicts.update(zip(undecided, self._decided_by_child(undecided), strict=True))
         self._remember(verdicts)
-        return [_voting(verdicts[pair], pair[0]) if isinstance(pair, tuple) else pair for pair in pairs]
+        return [_told(verdicts[each.pair], each) if isinstance(each, _Answer) else each for each in answers]
 
     def close(self) -> None:
         """End the child process; the next answer that needs one starts another."""
@@ -73,17 +87,21 @@ class MathAnswerGrader:
                 self._sandbox.close()
                 self._sandbox = None
 
-    def _pair(self, text: str, gold: str) -> Pair | RewardResult:
-        """(answer, gold), or the verdict on a completion without a gradable answer."""
+    def _answer(self, text: str, gold: str) -> _Answer | RewardResult:
+        """What to compare, or the verdict on a completion without a gradable answer."""
         try:
-            answer = self._extract(text)
+            said = spoken(text, self._marks)
+            if said is None:
+                return RewardResult(RewardStatus.UNPARSABLE, UNFINISHED)
+            found = self._find(said)
+            if found is None:
+                return RewardResult(RewardStatus.UNPARSABLE, "no answer found")
+            answer, part = found
+            if len(answer) > MAX_ANSWER_CHARS:
+                return RewardResult(RewardStatus.REFUSED, f"the answer has {len(answer)} characters ({part})")
+            return _Answer((undress(answer), undress(gold) if len(gold) <= MAX_ANSWER_CHARS else gold), part)
         except Exception as error:
             return _failure(error)
-        if answer is None:
-            return RewardResult(RewardStatus.UNPARSABLE, "no answer found")
-        if len(answer) > MAX_ANSWER_CHARS:
-            return RewardResult(RewardStatus.REFUSED, f"the answer has {len(answer)} characters")
-        return answer, gold
 
     def _decided_by_child(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if not pairs:
@@ -118,9 +136,11 @@ class MathAnswerGrader:
                 self._verdicts.popitem(last=False)
 
 
-def _voting(verdict: RewardResult, answer: str) -> RewardResult:
-    """The verdict with one spelling of the answer, so that equal answers count as votes for the same answer."""
-    return replace(verdict, answer=canonical(tidy(answer))[:_MAX_VOTE_CHARS])
+def _told(verdict: RewardResult, answer: _Answer) -> RewardResult:
+    """The verdict with the part that was read, and with one spelling of the answer, so that equal answers count as
+    votes for the same answer."""
+    spelling = canonical(tidy(answer.pair[0]))[:_MAX_VOTE_CHARS]
+    return replace(verdict, detail=f"{verdict.detail} ({answer.part})", answer=spelling)
 
 
 def _decided_here(pair: Pair) -> RewardResult | None:
