@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dphrl.rewards import sql_compare
 from dphrl.rewards.sql_parse import canonical_sql, extract_sql, orders_rows
+from dphrl.rewards.thinking import UNFINISHED, Marks
 from dphrl.sandbox.sqlite import QueryError, Result, run_query
 from dphrl.sandbox.sqlite_file import Database, DatabaseUnusableError, file_state, limit_process_memory, open_database
 from dphrl.types import JsonDict, RewardStatus
@@ -32,9 +33,11 @@ _MAX_SOLUTION_CHARS = 2_000
 
 
 def make_handler(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
-    """Make the handler of the child. settings: `timeout_s` of one query, `shaping` ("column_overlap" or None)."""
+    """Make the handler of the child. settings: `timeout_s` of one query, `shaping` ("column_overlap" or None),
+    `thinking_marks` (pairs)."""
     limit_process_memory()
-    return _Judge(settings["timeout_s"], settings["shaping"] is not None)
+    marks = tuple((opening, closing) for opening, closing in settings["thinking_marks"])
+    return _Judge(settings["timeout_s"], settings["shaping"] is not None, marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ class _Judge:
     file changes, its cached results are no longer used.
     """
 
-    def __init__(self, timeout_s: float, shaped: bool) -> None:
+    def __init__(self, timeout_s: float, shaped: bool, marks: Marks) -> None:
         self._timeout_s = timeout_s
+        self._marks = marks
         self._shaped = shaped
         self._databases: OrderedDict[str, Database] = OrderedDict()
         self._golds: OrderedDict[tuple[Database, str], _Gold] = OrderedDict()
@@ -92,7 +96,9 @@ class _Judge:
             return _verdict(RewardStatus.REFUSED, f"cannot be judged: {type(error).__name__}: {error}", signal=0.0)
 
     def _judge(self, text: str, convention: str, database: Database, gold: _Gold, deadline: float) -> JsonDict:
-        sql = extract_sql(text)
+        sql = extract_sql(text, self._marks)
+        if sql is None:
+            raise QueryError(RewardStatus.UNPARSABLE, UNFINISHED)
         if not sql and "\x00" in text:
             raise QueryError(RewardStatus.REFUSED, "a NUL in the completion")
         result = run_query(database, sql, deadline, set_suffices=convention == "bird")

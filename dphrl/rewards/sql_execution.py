@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dphrl.config.data import THINKING_MARKS
+from dphrl.rewards.thinking import Marks
 from dphrl.sandbox.process import Limits, Outcome, Sandbox
 from dphrl.types import JsonDict, RewardResult, RewardStatus
 
@@ -58,6 +60,7 @@ class SqlExecutionGrader:
     middle of a write, the status is `infrastructure_error`, with a detail that says why.
     shaping: "column_overlap" gives every result a `signal` for training: 1 when correct; for a wrong query that can be
     executed, the share of the gold's columns that it has (below 1); else 0. The signal does not enter the score.
+    thinking_marks: pairs of marks around thoughts, which are cut before the query is looked for.
 
     Covered, beyond what dphrl.sandbox.sqlite.run_query and dphrl.sandbox.process.Sandbox list: completions of any
     length and content; opcodes that never end; results above 100,000 rows, a million cells or 64 MiB (`resource_limit`;
@@ -71,7 +74,9 @@ class SqlExecutionGrader:
     Any thread may call; the child works for one thread at a time.
     """
 
-    def __init__(self, timeout_s: float, shaping: str | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, shaping: str | None = None, thinking_marks: Marks = THINKING_MARKS
+    ) -> None:
         """Starts the child. Raises ValueError for an unknown shaping or a timeout that is not positive."""
         if shaping is not None and shaping not in SHAPINGS:
             raise ValueError(f"reward.shaping={shaping!r} is unknown; choose none or {', '.join(SHAPINGS)}")
@@ -79,7 +84,7 @@ class SqlExecutionGrader:
             raise ValueError(f"reward.timeout_s={timeout_s} must be a positive number of seconds")
         self._shaped = shaping is not None
         self._deadline_s = timeout_s + _KILL_AFTER_S
-        settings = {"timeout_s": timeout_s, "shaping": shaping}
+        settings = {"timeout_s": timeout_s, "shaping": shaping, "thinking_marks": thinking_marks}
         self._sandbox = Sandbox("dphrl.rewards.sql_child:make_handler", settings, _LIMITS)
         self._known: OrderedDict[tuple[str, str, _State], None] = OrderedDict()
 

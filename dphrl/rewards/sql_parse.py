@@ -8,9 +8,11 @@ from itertools import islice
 import sqlglot
 from sqlglot import exp
 
-_CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
-_THINK_START, _THINK_END = "<think>", "</think>"
-_FENCE = "```"
+from dphrl.config.data import THINKING_MARKS
+from dphrl.rewards.thinking import Marks, spoken, tagged
+
+# A block ends at a fence of the same sign that is as long at least. In four backquotes, three are content.
+_FENCE = re.compile(r"`{3,}|~{3,}")
 _SQL_LANGUAGES = frozenset(["sql", "sqlite", "sqlite3", "postgresql", "postgres", "mysql"])
 _QUERY_WORDS = frozenset(["select", "values", "with"])
 _LANGUAGE = re.compile(r"[ \t]*(?P<language>[\w+#.-]*)[ \t]*(?:\r?\n|\Z)|[ \t]*(?P<inline>sql(?:ite3?)?)\b", re.I)
@@ -24,8 +26,12 @@ _QUERY = (
 # A line may also begin a query after a label ("SQL: SELECT ...", "Answer: SELECT ...") or after a backquote.
 _QUERY_LINE = re.compile(rf"^[ \t>*]*+(?:[A-Za-z][\w ]{{0,30}}:[ \t*]*+)?`?(?P<sql>{_QUERY})", re.I | re.M)
 # How models mark a query after prose: with tags that they are taught, or by "the answer is `SELECT ...`".
-_TAGGED = re.compile(rf"<(?:answer|sql)>\s*+((?:```[\w ]*\s)?\s*+{_QUERY}.{{0,20000}}?)</(?:answer|sql)>", re.I | re.S)
+_TAG = re.compile(r"<(?i:/?(?:answer|sql|final[_ ]answer|solution))>")
+_TAGGED = re.compile(rf"(?:(?:`{{3,}}|~{{3,}})[\w ]*\s)?\s*+[\"'`*]{{0,2}}{_QUERY}", re.I)
 _ANSWER_QUOTE = re.compile(rf"\banswer(?:\s+is)?\s*+:?\s*+`(\s*+{_QUERY}[^`]{{0,20000}})`", re.I)
+_ANY_QUOTE = re.compile(rf"`(\s*+{_QUERY}[^`]{{0,20000}})`", re.I)
+# What a model puts around a whole query. No query begins with any of these.
+_QUOTES = ("``", "`", "**", '"', "'", "\u201c\u201d")
 _FIRST_WORD = re.compile(r"[A-Za-z]\w*")
 _CLAUSES = (
     "select values with from where join left right inner outer full cross natural on using group order having limit "
@@ -53,27 +59,27 @@ _TOKEN = re.compile(
 _MAX_CANONICAL_CHARS = 5_000
 
 
-def extract_sql(text: str) -> str:
-    """The SQL that a completion gives as its answer, in time linear in the text; "" if it gives none.
+def extract_sql(text: str, marks: Marks = THINKING_MARKS) -> str | None:
+    """The SQL that a completion gives as its answer, in time linear in the text; "" if it gives none, None if its
+    thinking never ends.
 
-    The completion ends at a chat marker, and begins after `</think>` (one that starts to think and never stops gives
-    no answer). If <answer> or <sql> tags hold a query, only the last of them is read. With fences: the last block
-    fenced as SQL, else the last fenced block without a language; a block that is not closed extends to the end.
+    Read is the completion's turn without its thoughts (`thinking.spoken`, with these `marks`). If <answer> or <sql> tags
+    hold a query, only the last of them is read. With fences (three or more backquotes or tildes): the last block fenced
+    as SQL, else the last fenced block without a language; a block that is not closed extends to the end.
     Without fences: the whole text when it starts with a statement, up to a blank line that only prose follows; else
     the query that "the answer is" quotes; else the last paragraph with a line that starts with SELECT, VALUES or
-    WITH name AS, from the first such line on (a label such as "SQL:" may come before it); else the whole text.
+    WITH name AS, from the first such line on (a label such as "SQL:" may come before it); else the last query between
+    backquotes; else the whole text. Quotes or emphasis around all of it are taken off.
     """
-    marker = _CHAT_MARKER.search(text)
-    text = text[: marker.start()] if marker else text
-    _, ended, after = text.rpartition(_THINK_END)
-    if ended:
-        text = after
-    elif text.lstrip().startswith(_THINK_START):
-        return ""
-    if tagged := _TAGGED.findall(text):
-        text = tagged[-1]
-    if _FENCE in text:
+    said = spoken(text, marks)
+    return None if said is None else _unquoted(_answer(said))
+
+
+def _answer(text: str) -> str:
+    text = next((content for _, content in tagged(text, _TAG) if _TAGGED.match(content)), text)
+    if _FENCE.search(text):
         return _last_block(text)
+    text = _unquoted(text)
     # This comes before the searches that cut the text: a bare statement keeps what follows it and is judged as a whole.
     if _STATEMENT.match(text):
         return _without_remarks(text).strip()
@@ -84,7 +90,20 @@ def extract_sql(text: str) -> str:
             sql = paragraph[found.start("sql") :].strip()
             quoted = paragraph[: found.start("sql")].endswith("`")
             return sql.partition("`")[0] if quoted else sql
+    if quotes := _ANY_QUOTE.findall(text):
+        return str(quotes[-1]).strip()
     return text.strip()
+
+
+def _unquoted(text: str) -> str:
+    """A query without the quotes around all of it; any other text as it is."""
+    quoted = text.strip().removesuffix(".").removesuffix(";")
+    for quote in _QUOTES:
+        opening, closing = (quote[0], quote[1]) if quote == _QUOTES[-1] else (quote, quote)
+        if quoted.startswith(opening) and quoted.endswith(closing):
+            inside = quoted[len(opening) : -len(closing)]
+            return inside.strip() if _STATEMENT.match(inside) else text
+    return text
 
 
 def _without_remarks(text: str) -> str:
@@ -102,20 +121,35 @@ def _without_remarks(text: str) -> str:
     return text
 
 
-def _last_block(text: str) -> str:
+def _last_block(text: str, *, outermost: bool = True) -> str:
     plain = ""
-    for block in reversed(text.split(_FENCE)[1::2]):
+    for block in reversed(_blocks(text)):
         found = _LANGUAGE.match(block)
         language = (found["language"] or found["inline"] or "").lower() if found else ""
         if not found or language in _QUERY_WORDS:
             language, start = "", 0
         else:
             start = found.end()
-        if language in _SQL_LANGUAGES:
-            return block[start:].strip()
+        # An outer block, of Markdown say, may hold the query's own.
+        inner = _last_block(block, outermost=False) if outermost and _FENCE.search(block) else ""
+        if inner or language in _SQL_LANGUAGES:
+            return inner or block[start:].strip()
         if not language and not plain:
             plain = block[start:].strip()
     return plain
+
+
+def _blocks(text: str) -> list[str]:
+    """What stands between fences, the language included. A block that is not closed extends to the end."""
+    blocks: list[str] = []
+    opened: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif fence[0].startswith(opened[0]):
+            blocks.append(text[opened.end() : fence.start()])
+            opened = None
+    return blocks if opened is None else [*blocks, text[opened.end() :]]
 
 
 def orders_rows(sql: str) -> bool:

@@ -51,8 +51,20 @@ from dphrl.rewards.sql_parse import canonical_sql, extract_sql, orders_rows
         ("```sql\nSELECT 1\n```<|eot_id|>```sql\nSELECT 2\n```", "SELECT 1"),
         ("<think>\n```sql\nSELECT 1\n```\n</think>\nSELECT 2", "SELECT 2"),
         ("SELECT 1</think>```sql\nSELECT 2\n```", "SELECT 2"),
-        ("<think>I could use SELECT 1", ""),
-        ("<think>\nSELECT 1\n\nSELECT 2\n", ""),
+        ("<think>I could use SELECT 1", None),
+        ("<think>\nSELECT 1\n\nSELECT 2\n", None),
+        ("SELECT 1\n<thinking>or SELECT 2", None),
+        ("<reasoning>SELECT 1</reasoning><answer>SELECT 2", "SELECT 2"),
+        ("SELECT name FROM tag WHERE name = '<think>'", "SELECT name FROM tag WHERE name = '<think>'"),
+        ("```sql\n-- <think> of it\nSELECT 1\n```", "-- <think> of it\nSELECT 1"),
+        ("~~~sql\nSELECT 1\n~~~", "SELECT 1"),
+        ("~~~\nSELECT 1", "SELECT 1"),
+        ("```sql\nSELECT 1\n```\nor\n~~~sql\nSELECT 2\n~~~", "SELECT 2"),
+        ("~~~sql\nSELECT 1\n```\n~~~", "SELECT 1\n```"),
+        ("````sql\nSELECT 1\n````", "SELECT 1"),
+        ("````sql\n```\nSELECT 1\n```\n````", "SELECT 1"),
+        ("````markdown\nHere:\n```sql\nSELECT 1\n```\n````", "SELECT 1"),
+        ("````\n```python\nprint(1)\n```\n````\nso\n```sql\nSELECT 1\n```", "SELECT 1"),
         ("SELECT 1; DROP TABLE t", "SELECT 1; DROP TABLE t"),
         ("BEGIN;\nSELECT 1", "BEGIN;\nSELECT 1"),
         ("DELETE FROM t;\n\nSELECT 1", "DELETE FROM t;\n\nSELECT 1"),
@@ -60,14 +72,15 @@ from dphrl.rewards.sql_parse import canonical_sql, extract_sql, orders_rows
         ("I do not know.", "I do not know."),
     ],
 )
-def test_extract_sql(text: str, sql: str) -> None:
+def test_extract_sql(text: str, sql: str | None) -> None:
     assert extract_sql(text) == sql
 
 
 @given(st.text(alphabet=st.sampled_from("`sql \n;<>/thinkSELECTwith as(:\x00'\""), max_size=200))
 @settings(max_examples=400, deadline=None)
 def test_extraction_returns_part_of_any_text(text: str) -> None:
-    assert extract_sql(text) in text
+    # Where a thought is cut out of the middle of a query, its lines come from both sides.
+    assert all(line in text for line in (extract_sql(text) or "").split("\n"))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,13 @@ def test_extraction_returns_part_of_any_text(text: str) -> None:
         "x\nwith a(" * 100_000,
         "--" * 500_000,
         "`" * 1_000_000,
+        "`select " * 150_000,
+        "<sql>select " * 100_000,
+        "~~~\n" * 300_000,
+        "".join("`" * length + "\n" for length in range(3, 1_500)),
+        "<think>" * 150_000,
+        "```<think>" * 100_000,
+        "</think>select 1" * 70_000,
     ],
 )
 def test_extraction_is_linear(text: str) -> None:
@@ -176,7 +196,21 @@ def test_what_cannot_be_parsed_is_compared_by_its_text(sql: str) -> None:
         ("<sql>\nSELECT a\n\nFROM t\n</sql> is what I mean", "SELECT a\n\nFROM t"),
         ("<answer>```sql\nSELECT a FROM t\n```</answer>", "SELECT a FROM t"),
         ("<answer>42</answer> SELECT", "<answer>42</answer> SELECT"),
+        ("<answer>SELECT a FROM t", "SELECT a FROM t"),
+        ("<answer>SELECT a</answer> no: <answer>\n~~~sql\nSELECT b\n~~~\n</answer>", "SELECT b"),
         ("So the answer is `SELECT a FROM t`.", "SELECT a FROM t"),
+        ("The query would be `SELECT a FROM t`, I think.", "SELECT a FROM t"),
+        # A query that is quoted whole
+        ("`SELECT a FROM t`", "SELECT a FROM t"),
+        ("`SELECT `a` FROM `t``;", "SELECT `a` FROM `t`"),
+        ("``SELECT `a` FROM t``", "SELECT `a` FROM t"),
+        ('"SELECT a FROM t WHERE b = \'x\'"', "SELECT a FROM t WHERE b = 'x'"),
+        ("'SELECT a FROM t;'", "SELECT a FROM t;"),
+        ("**SELECT a FROM t**.", "SELECT a FROM t"),
+        ("\u201cSELECT a FROM t\u201d", "SELECT a FROM t"),
+        ("```sql\n`SELECT a FROM t`\n```", "SELECT a FROM t"),
+        ('<answer>"SELECT a FROM t"</answer>', "SELECT a FROM t"),
+        ('"a" FROM "t"', '"a" FROM "t"'),
         ("SELECT a FROM t\n\nThis returns every a.", "SELECT a FROM t"),
         ("SELECT a FROM t;\n\nIt works because t is small.\n\nAsk me more!", "SELECT a FROM t;"),
         # What may belong to the statement stays, and so does a second one.
