@@ -27,7 +27,8 @@ _ANSWER_TAG = re.compile(r"<(?i:/?(?:answer|final[_ ]answer|solution)>|\|(?:begi
 _HASHES = "####"
 # Four hashes also make a heading in Markdown, so some of them are passed over.
 _MAX_HEADINGS = 20
-_VALUE_START = re.compile(r"[-+\u2212]?\s?[\d.$\u20ac\u00a3(\[\\](?!\d{0,3}[.)]\s)")
+_NUMBERED = re.compile(r"\d{1,3}[.)]\s")
+_VALUE_START = re.compile(r"[-+\u2212]?\s?[\d.$\u20ac\u00a3(\[\\]")
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _ANSWER_PHRASE = re.compile(
     r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?"
@@ -146,7 +147,8 @@ def _after_hashes(text: str) -> str | None:
         rest = text[start + len(_HASHES) : start + _TAIL].lstrip()
         line = prose.first_line(rest)
         bare, ends_the_text = prose.is_bare(line), not rest[len(line) :].strip()
-        if _VALUE_START.match(line) or _CHOICE.fullmatch(line) or (bare and prose.has_value(line)) or ends_the_text:
+        has_value = (_VALUE_START.match(line) or (bare and prose.has_value(line))) and not _NUMBERED.match(line)
+        if has_value or _CHOICE.fullmatch(line) or ends_the_text:
             return prose.trim(line) if bare or not prose.has_value(line) else prose.after_phrase(line)
     return None
 
@@ -179,8 +181,7 @@ def undress(answer: str) -> str:
 def _without_layer(answer: str) -> str:
     if "\\(" in answer or "\\[" in answer:
         answer = _MATH_DELIMITERS.sub(lambda match: match[1] if match[1] is not None else match[2], answer)
-    if "**" in answer or "<" in answer:
-        answer = prose.without_emphasis(answer)
+    answer = prose.without_emphasis(answer)
     if answer[:1] in ("*", "_", "`") and (wrapped := _WRAPPED.fullmatch(answer)):
         # 2*3 between stars would be a list of emphases; nothing is certain then.
         return wrapped["inside"] if wrapped["quote"] not in wrapped["inside"] else answer

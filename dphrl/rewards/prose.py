@@ -134,10 +134,12 @@ def first_line(text: str) -> str:
 
 def trim(text: str) -> str | None:
     """The text without Markdown emphasis and a full stop at its end; None when nothing is left."""
-    return text.strip().strip("*_` \t").lstrip("=").rstrip(_FULL_STOPS).strip().strip("`*") or None
+    return without_emphasis(text).strip().strip("*_` \t").lstrip("=").rstrip(_FULL_STOPS).strip().strip("`*") or None
 
 
 def without_emphasis(text: str) -> str:
+    if "**" not in text and "<" not in text:
+        return text
     return _EMPHASIS.sub(lambda match: match["stars"] or match["html"], text)
 
 

@@ -87,7 +87,8 @@ def tagged(text: str, names: re.Pattern[str]) -> Iterator[tuple[int, str]]:
 def _is_mentioned(text: str, mark: re.Match[str]) -> bool:
     start, end = mark.span()
     quote = _QUOTES.get(text[start - 1 : start])
-    return (quote is not None and text.startswith(quote, end)) or _CALLED_A_TAG.match(text, end) is not None
+    is_quoted = quote is not None and text.startswith(quote, end) and not text.endswith(_FENCES, 0, start)
+    return is_quoted or _CALLED_A_TAG.match(text, end) is not None
 
 
 class _Code:
