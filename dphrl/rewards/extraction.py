@@ -160,11 +160,12 @@ _MAX_LAYERS = 8
 _MATH_DELIMITERS = re.compile(r"(?<!\\)\\\((.*?)(?<!\\)\\\)|(?<!\\)\\\[(.*?)(?<!\\)\\\]", re.DOTALL)
 _WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3})(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
 _LEAD = (
-    r"\s*(?:(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b)?|(?:\u6700\u7ec8|\u6700\u7d42)?\u7b54\u6848[\u662f\u4e3a\u70ba]?)"
+    r"\s*(?:(?:the\s+)?(?:final\s+)?ans(?:wer)?\b\.?(?:\s+is\b)?|(?:\u6700\u7ec8|\u6700\u7d42)?\u7b54\u6848[\u662f\u4e3a\u70ba]?)"
     r"\s*[:=\uff1a]?\s*"
 )
-_LEAD_IN_TEXT = re.compile(rf"\\(?:text\w*|mbox|math(?:rm|bf|sf))\s*\{{{_LEAD}([^{{}}]*)\}}", re.I)
+_LEAD_IN_TEXT = re.compile(rf"\\(?:text\w*|mbox|math(?:rm|bf|sf))\s*\{{{_LEAD}([^{{}}]*)\}}\s*[:=]?", re.I)
 _PLAIN_LEAD = re.compile(_LEAD, re.I)
+_LEAD_SIGNS = ("ns", "NS", "\u7b54\u6848")
 
 
 def undress(answer: str) -> str:
@@ -185,7 +186,7 @@ def _without_layer(answer: str) -> str:
     if answer[:1] in ("*", "_", "`") and (wrapped := _WRAPPED.fullmatch(answer)):
         # 2*3 between stars would be a list of emphases; nothing is certain then.
         return wrapped["inside"] if wrapped["quote"] not in wrapped["inside"] else answer
-    for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD) if any(sign in answer for sign in _PHRASE_SIGNS) else ():
+    for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD) if any(sign in answer for sign in _LEAD_SIGNS) else ():
         if match := lead.match(answer):
             words = match[1].strip() if lead is _LEAD_IN_TEXT else ""
             rest = answer[match.end() :].strip()

@@ -38,7 +38,7 @@ _FUNCTION_WORDS = frozenset(
 )
 # Words that lead to an answer without being part of it.
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then|about|approximately|roughly|simply|just|exactly|is|are|be|equals?|we|get|have)\b"
+    r"(?:(?:so|thus|hence|therefore|then|about|approximately|roughly|simply|just|exactly|is|are|be|equals?|we|get|have|obtain|find)\b"
     r"[\s,:]*)+",
     re.IGNORECASE,
 )
@@ -49,7 +49,8 @@ _PROGRAM = re.compile(
 # "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
 _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
 _HEDGE = re.compile(r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I)
-_SENTENCE_END = re.compile(r"[.!?](?:[\s*]|$)|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b")
+# In \! the sign is a blank, and in "5! + 1" it is a factorial.
+_SENTENCE_END = re.compile(r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b")
 _FULL_STOPS = ".\u3002"
 # What stands between a phrase such as "the answer is" and the answer, besides emphasis.
 _BEFORE_ANSWER = " \t\r\n_:=\uff1a"
@@ -61,7 +62,9 @@ def final_answer(text: str) -> tuple[str, str] | None:
     """(answer, which part it is) of text without any other sign: its last formula, or what is bold beside or after
     that; else the whole text when it is a bare answer; else its last number. None when there is none of these."""
     spans, bold = _math_spans(text), _last_bold(text)
-    if not spans and is_bare(without_lead(text)) and (answer := trim(without_lead(text))):
+    # "x = **3** or **4**" is one answer; "the sum is **3**" has words around it.
+    whole = "" if spans or (bold and _words(_EMPHASIS.sub(" ", text))) else without_lead(text)
+    if is_bare(whole) and (answer := trim(whole)):
         return answer, "whole text"
     # Emphasis marks the answer of a line whose formulas give the reason.
     if bold and (not spans or bold[0] > text.rfind("\n", 0, spans[-1][0])):
@@ -107,13 +110,17 @@ def is_bare(text: str) -> bool:
     if _FOREIGN.search(text) and has_value(text):
         return False
     plain = _COMMAND.sub(" ", text).strip(" \t\r\n*_.")
-    words = [word for word in _WORD.finditer(plain) if word[0] not in _FUNCTION_WORDS]
+    words = _words(plain)
     if len(words) != 1:
         return not words
     before, after = plain[: words[0].start()], plain[words[0].end() :]
     return (
         after.lstrip().startswith(("=", "(")) or not re.search(r"[\w\\]", after) or not re.search(r"\d", before + after)
     )
+
+
+def _words(text: str) -> list[re.Match[str]]:
+    return [word for word in _WORD.finditer(text) if word[0] not in _FUNCTION_WORDS]
 
 
 def has_value(text: str) -> bool:
