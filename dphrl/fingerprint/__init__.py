@@ -35,7 +35,9 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
         **input_hashes(config, model_dir, prompts),
         "sampling": hash_value(sampling),
         SELECTION: hash_value([reference.threshold, reference.stored_per_prompt, reference.all_wrong]),
-        "reward": hash_value(config.reward.model_dump(include={"name", "params", "extraction", "timeout_s"})),
+        "reward": hash_value(
+            config.reward.model_dump(include={"name", "params", "extraction", "thinking_marks", "timeout_s"})
+        ),
         "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
     }
 

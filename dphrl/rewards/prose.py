@@ -50,7 +50,9 @@ _PROGRAM = re.compile(
 _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
 _HEDGE = re.compile(r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I)
 # In \! the sign is a blank, and in "5! + 1" it is a factorial.
-_SENTENCE_END = re.compile(r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b")
+_SENTENCE_END = re.compile(
+    r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b"
+)
 _FULL_STOPS = ".\u3002"
 # What stands between a phrase such as "the answer is" and the answer, besides emphasis.
 _BEFORE_ANSWER = " \t\r\n_:=\uff1a"

@@ -74,9 +74,7 @@ class SqlExecutionGrader:
     Any thread may call; the child works for one thread at a time.
     """
 
-    def __init__(
-        self, timeout_s: float, shaping: str | None = None, thinking_marks: Marks = THINKING_MARKS
-    ) -> None:
+    def __init__(self, timeout_s: float, shaping: str | None = None, thinking_marks: Marks = THINKING_MARKS) -> None:
         """Starts the child. Raises ValueError for an unknown shaping or a timeout that is not positive."""
         if shaping is not None and shaping not in SHAPINGS:
             raise ValueError(f"reward.shaping={shaping!r} is unknown; choose none or {', '.join(SHAPINGS)}")
