@@ -12,6 +12,7 @@ import ray
 
 from actors.waiting import Actor, within
 from dphrl.config.schema import Config
+from dphrl.rewards.base import graded_pair
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 # Time for a reward worker to start again, or to notice by itself that an item is over time.
@@ -31,8 +32,8 @@ class RayRewardPool:
     """
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
-        self.workers, self.num_retries = workers, config.reward.num_retries
-        self.timeout_s = config.reward.timeout_s
+        self.workers, self.config = workers, config.reward
+        self.num_retries, self.timeout_s = config.reward.num_retries, config.reward.timeout_s
         self._everyone = frozenset(range(len(workers)))
         self._idle = set(self._everyone)
         self._changed = asyncio.Condition()
@@ -41,7 +42,7 @@ class RayRewardPool:
         self._num_waiting = 0  # completions for which no worker was free yet
 
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
-        pairs = [(completion.text, prompt.answer) for prompt, completion in items]
+        pairs = [graded_pair(prompt, completion, self.config) for prompt, completion in items]
         handed_over = time.perf_counter()
         size = max(1, min(MAX_BATCH, math.ceil(len(pairs) / len(self.workers))))
         batches = [range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size)]

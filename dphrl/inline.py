@@ -25,7 +25,7 @@ from dphrl.learner.policy import PolicyModel, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
-from dphrl.rewards.base import build_grader
+from dphrl.rewards.base import build_grader, graded_pair
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
 
@@ -213,6 +213,7 @@ class InlineRewards:
     """`protocols.RewardPool` by direct calls."""
 
     def __init__(self, config: Config) -> None:
+        self.config = config.reward
         self.grader = build_grader(config.reward)
         self.num_retries = config.reward.num_retries
         self._lock = threading.Lock()
@@ -221,9 +222,8 @@ class InlineRewards:
     async def grade(self, items: Sequence[tuple[Prompt, Completion]]) -> list[RewardResult]:
         started = time.perf_counter()
         # A thread does the grading: a user's coroutines need their own event loop, and this loop should not block.
-        results = await asyncio.to_thread(
-            self._grade, [(completion.text, prompt.answer) for prompt, completion in items]
-        )
+        pairs = [graded_pair(prompt, completion, self.config) for prompt, completion in items]
+        results = await asyncio.to_thread(self._grade, pairs)
         self._latencies_s += [time.perf_counter() - started] * len(items)
         return results
 

@@ -6,13 +6,13 @@ Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interru
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cluster.cli.remote import add_cluster_commands
+from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status
 
@@ -133,44 +133,7 @@ def evaluate(
         run_evaluation(loaded, model, base, num_samples, loaded.evaluation.k, output, inline)
 
 
-@app.command(
-    short_help="Grade completions in a file.",
-    help="""Grade completions offline, with the graders that training uses.
-
-IN.jsonl holds one object a line. math: {"completion", "answer"}. sql: {"completion", "db" (path of a .sqlite file),
-"gold_sql", "convention": "bird" or "spider"}. "-" reads standard input.
-
-The result has one line per row, in order: {"index", "score", "status", "detail"}; score is 1, 0, or null when
-grading itself failed. Rows that are no such object are named on standard error, the others are graded, and the
-exit status is 2.
-
-\b
-Examples:
-  dphrl score math completions.jsonl -o scores.jsonl
-  dphrl score sql completions.jsonl --workers 8 --timeout-s 30 > scores.jsonl""",
-)
-def score(
-    kind: Annotated[Literal["math", "sql"], typer.Argument(metavar="math|sql", help="What the completions are.")],
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="Completions; - for standard input.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the results go; standard output if not given.")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that grade, each with a sandbox.")] = 1,
-    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.01, help="For one completion.")] = 10.0,
-    extraction: Annotated[
-        Literal["auto", "boxed"], typer.Option("--extraction", help="Where a math answer is looked for.")
-    ] = "auto",
-) -> None:
-    with exit_status() as run:
-        if not math.isfinite(timeout_s):
-            raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
-        if kind == "sql" and extraction == "boxed":
-            raise run.refuse("--extraction boxed is for math; leave it out")
-        from dphrl.config.data import RewardConfig
-        from dphrl.rewards.score_file import score_file
-
-        name = {"math": "math_answer", "sql": "sql_execution"}[kind]
-        score_file(source, output, RewardConfig(name=name, extraction=extraction, timeout_s=timeout_s), workers)
+add_score_command(app)
 
 
 @app.command(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dphrl.config.data import RewardConfig
-from dphrl.types import RewardResult
+from dphrl.rewards.thinking import opened_by
+from dphrl.types import Completion, Prompt, RewardResult
 
 
 class Grader(Protocol):
@@ -19,6 +20,17 @@ class Grader(Protocol):
     def close(self) -> None:
         """End what the grader started; it is not usable afterwards."""
         ...
+
+
+def graded_pair(prompt: Prompt, completion: Completion, config: RewardConfig) -> tuple[str, str]:
+    """(text, answer) of a completion for a `Grader`.
+
+    Where the prompt ends with the mark that opens a thought, as chat templates of thinking models do, the mark goes in
+    front of the text: otherwise a completion that is cut off in its thoughts would look like one without thoughts. A
+    user's own reward gets the completion as it is.
+    """
+    opening = "" if config.is_custom else opened_by(prompt.text, config.thinking_marks)
+    return opening + completion.text, prompt.answer
 
 
 GraderFactory = Callable[[RewardConfig], Grader]

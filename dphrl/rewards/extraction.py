@@ -17,7 +17,7 @@ from dphrl.rewards.thinking import spoken, tagged
 _BOXES = ("\\boxed", "\\fbox")
 _BRACE = re.compile(r"\s*\{")
 _STRUCTURE = re.compile(r"\\.|[{}]", re.DOTALL)
-# \boxed7, \boxed -5, \boxed\frac{1}{2}, \boxed C: a box without braces, but not the next word of a sentence about \boxed.
+# \boxed7, \boxed -5, \boxed\frac{1}{2}, \boxed C: a box without braces, but not the next word of a text about \boxed.
 _COMMAND_START = r"\\(?!boxed|fbox)[A-Za-z]"
 _BARE_BOX = re.compile(
     rf"\s*+((?:[-+]?(?:\d|\.\d|[(\[][-+\d])|{_COMMAND_START}|(?<=\s)[A-Za-z](?![A-Za-z]))"

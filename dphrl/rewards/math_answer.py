@@ -6,8 +6,8 @@ Cheap and exact decisions are made in this process; all others are computed in a
 Covered: value equality without tolerance; units, currency, degrees, percent signs and thousands separators on one side;
 fractions, mixed numbers, scientific notation, roots, powers, elementary functions, complex numbers; expressions in free
 variables; lists and sets in any order, tuples and intervals in their own order, matrices, ratios; equations and
-inequalities up to a factor; words; hedged answers (wrong); thoughts (cut); several boxes (the last counts); numbers and nesting that
-would take too long (refused).
+inequalities up to a factor; words; hedged answers (wrong); thoughts (cut); several boxes (the last counts); numbers
+and nesting that would take too long (refused).
 Not covered: the value of a sum, a product or an integral sign (two of them are compared part by part); limits;
 equations that are equal only as sets of solutions; sets given by a description; the meaning of text beyond its words.
 """
@@ -50,8 +50,9 @@ class MathAnswerGrader:
     """`Grader` for answers of mathematics problems.
 
     extraction: "boxed" or "auto". thinking_marks: pairs of marks around thoughts, which are cut before the answer is
-    looked for. A verdict's detail ends with the part of the completion that was read, such as "(box)". timeout_s bounds one comparison in the child process, which is started when the first
-    answer needs it. Verdicts are cached by answer and gold answer, without the part. Safe to call from several threads.
+    looked for. A verdict's detail ends with the part of the completion that was read, such as "(box)". timeout_s bounds
+    one comparison in the child process, which is started when the first answer needs it. Verdicts are cached by answer
+    and gold answer, without the part. Safe to call from several threads.
     """
 
     def __init__(

@@ -43,9 +43,10 @@ class Batch:
     num_bytes: int
 
 
-def score_file(source: str, output: Path | None, reward: RewardConfig, num_workers: int) -> None:
+def score_file(source: str, output: Path | None, reward: RewardConfig, num_workers: int, *, opening: str = "") -> None:
     """Grade `source` (a .jsonl path, or "-") into `output` (None: standard output), one JSON line per good row.
 
+    opening: the mark with which every prompt opened a thought, so that the completions begin inside one; "" for none.
     Raises InputError when the input cannot be read. If rows are malformed, it raises InputError with file and line of
     each, but only after it has graded and written all good rows.
     """
@@ -59,7 +60,7 @@ def score_file(source: str, output: Path | None, reward: RewardConfig, num_worke
         # because the number of rows is not known.
         console = Console(sys.stderr)
         advance = stack.enter_context(console.task(f"grading {source} (bytes)", total_bytes))
-        batches = _batches(_parse(rows, reward.name, problems))
+        batches = _batches(_parse(rows, reward.name, opening, problems))
         for batch, results in grade(batches):
             for index, result in zip(batch.indices, results, strict=True):
                 statuses[result.status] += 1
@@ -125,7 +126,7 @@ class _Problems:
         return self._first + ([f"and {self._num_more} more bad rows"] if self._num_more else [])
 
 
-def _parse(rows: IO[bytes], name: str, problems: _Problems) -> Iterator[tuple[int, Pair | None, int]]:
+def _parse(rows: IO[bytes], name: str, opening: str, problems: _Problems) -> Iterator[tuple[int, Pair | None, int]]:
     """(index, pair, bytes) of every row. The pair is None for a malformed row, and `problems` then names the row."""
     is_sql = name == "sql_execution"
     read_pair = _sql_pair if is_sql else _math_pair
@@ -140,7 +141,8 @@ def _parse(rows: IO[bytes], name: str, problems: _Problems) -> Iterator[tuple[in
                 num_bytes += _skip_line(rows)
                 raise ValueError(f"more than {MAX_LINE_BYTES} bytes; split the file into one object a line")
             row = _as_object(line)
-            pair: Pair | None = read_pair(row)
+            completion, answer = read_pair(row)
+            pair: Pair | None = (opening + completion, answer)
             # The row is well-formed, so it gets a verdict (infrastructure_error). It is named as well, because only
             # the user can correct it.
             if is_sql and (missing := _missing_database(row)):

@@ -63,10 +63,10 @@ def extract_sql(text: str, marks: Marks = THINKING_MARKS) -> str | None:
     """The SQL that a completion gives as its answer, in time linear in the text; "" if it gives none, None if its
     thinking never ends.
 
-    Read is the completion's turn without its thoughts (`thinking.spoken`, with these `marks`). If <answer> or <sql> tags
-    hold a query, only the last of them is read. With fences (three or more backquotes or tildes): the last block fenced
-    as SQL, else the last fenced block without a language; a block that is not closed extends to the end.
-    Without fences: the whole text when it starts with a statement, up to a blank line that only prose follows; else
+    It reads the completion's turn without its thoughts (`thinking.spoken`, with these `marks`). If <answer> or <sql>
+    tags hold a query, only the last of them counts. With fences (three or more backquotes or tildes): the last block
+    fenced as SQL, else the last fenced block without a language; a block that is not closed extends to the end. Without
+    fences: the whole text when it starts with a statement, up to a blank line that only prose follows; else
     the query that "the answer is" quotes; else the last paragraph with a line that starts with SELECT, VALUES or
     WITH name AS, from the first such line on (a label such as "SQL:" may come before it); else the last query between
     backquotes; else the whole text. Quotes or emphasis around all of it are taken off.

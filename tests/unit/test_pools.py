@@ -23,8 +23,10 @@ from actors.rollout_pool import RayRolloutPool
 from actors.weight_proof import PROBE_TOKENS, WeightProof, max_logprob_gap
 from actors.weight_sync import pack_tensor, packed_chunks, unpack_tensor
 from dphrl.data.schedule import derive_seed
+from dphrl.inline import InlineRewards
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.split import Split
+from dphrl.rewards.base import build_grader
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, TrainBatch
 
 PROBES = [Prompt(f"probe{i}", "text", (1, 2, 3 + i), "", "d") for i in range(3)]
@@ -299,6 +301,19 @@ def grade(
     prompt = Prompt("a", "text", (1,), "", "d")
     items = [(prompt, Completion("a", i, (1,), text, (-0.1,), "stop", 0)) for i, text in enumerate(texts)]
     return asyncio.run(pool.grade(items)), log, pool.drain_metrics()
+
+
+def test_a_thought_that_the_prompt_opened_is_graded_as_one_in_both_pools(make_config: Any) -> None:
+    sums = {"name": "sums", "kind": "arithmetic"}
+    config = make_config(reward={"name": "math_answer", "num_retries": 0}, data={"train": sums, "evaluation": [sums]})
+    prompts = [Prompt("a", "4?", (1,), "4", "d"), Prompt("b", "4? <think>\n", (1,), "4", "d")]
+    texts = (r"\boxed{4}", r"\boxed{5}</think>\boxed{4}")
+    items = [(p, Completion(p.prompt_id, 0, (1,), text, (-0.1,), "stop", 0)) for p in prompts for text in texts]
+    grader = build_grader(config.reward)
+    worker = Handle(grade=lambda pairs: answer(grader.grade(pairs)))
+    for pool in (RayRewardPool([worker], config), InlineRewards(config)):
+        assert [r.status for r in asyncio.run(pool.grade(items))] == ["correct", "correct", "unparsable", "correct"]
+    grader.close()
 
 
 def test_verdicts_come_in_the_order_of_the_items(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,9 @@ def test_a_file_of_the_wrong_kind_is_not_repeated_line_by_line(tmp_path: Path) -
         (["math", "{file}", "--workers", "0"], "workers"),
         (["math", "{file}", "--timeout-s", "inf"], "without an end"),
         (["sql", "{file}", "--extraction", "boxed"], "is for math"),
+        (["math", "{file}", "--thinking-mark", "<plan>"], "write two different marks"),
+        (["math", "{file}", "--thinking-mark", "<a> <A>"], "write two different marks"),
+        (["math", "{file}", "--in-thought", "<plan>"], "opens no thought; give one of <think> "),
     ],
 )
 def test_bad_arguments_are_exit_2(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -87,6 +90,23 @@ def test_bad_arguments_are_exit_2(tmp_path: Path, arguments: list[str], words: s
     done = score(*[a.format(folder=tmp_path, file=file) for a in arguments])
     assert done.exit_code == 2
     assert words in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "statuses"),
+    [
+        ([], ["correct", "correct", "wrong"]),
+        (["--in-thought", "<think>"], ["unparsable", "correct", "unparsable"]),
+        (["--thinking-mark", "<plan> </plan>"], ["correct", "correct", "unparsable"]),
+        (["--thinking-mark", "<plan> </plan>", "--in-thought", "<Plan>"], ["unparsable", "unparsable", "unparsable"]),
+    ],
+)
+def test_marks_of_thoughts_may_be_given(tmp_path: Path, arguments: list[str], statuses: list[str]) -> None:
+    texts = ["It is 4", "5</think> 4", "4 <plan> or 5"]
+    source = write(tmp_path / "in.jsonl", [{"completion": text, "answer": "4"} for text in texts])
+    done = score("math", str(source), "-o", str(tmp_path / "out.jsonl"), *arguments)
+    assert done.exit_code == 0, done.output
+    assert [record["status"] for record in read(tmp_path / "out.jsonl")] == statuses
 
 
 def test_standard_input_and_output(tmp_path: Path) -> None:

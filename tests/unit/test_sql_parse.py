@@ -204,7 +204,7 @@ def test_what_cannot_be_parsed_is_compared_by_its_text(sql: str) -> None:
         ("`SELECT a FROM t`", "SELECT a FROM t"),
         ("`SELECT `a` FROM `t``;", "SELECT `a` FROM `t`"),
         ("``SELECT `a` FROM t``", "SELECT `a` FROM t"),
-        ('"SELECT a FROM t WHERE b = \'x\'"', "SELECT a FROM t WHERE b = 'x'"),
+        ("\"SELECT a FROM t WHERE b = 'x'\"", "SELECT a FROM t WHERE b = 'x'"),
         ("'SELECT a FROM t;'", "SELECT a FROM t;"),
         ("**SELECT a FROM t**.", "SELECT a FROM t"),
         ("\u201cSELECT a FROM t\u201d", "SELECT a FROM t"),
