@@ -155,7 +155,9 @@ def _after_hashes(text: str) -> str | None:
 
 # ------------------------------------------------------------ what is around an answer
 
-# As long as these are taken off, there may be others inside.
+# Most answers hold none of these, and one look at them is fast.
+_DRESSED = re.compile(r"\\[(\[]|[<*`]|^\s*_|[Aa]ns|ANS|\u7b54\u6848")
+# Below what is taken off there may be more.
 _MAX_LAYERS = 8
 _MATH_DELIMITERS = re.compile(r"(?<!\\)\\\((.*?)(?<!\\)\\\)|(?<!\\)\\\[(.*?)(?<!\\)\\\]", re.DOTALL)
 _WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3})(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
@@ -165,12 +167,13 @@ _LEAD = (
 )
 _LEAD_IN_TEXT = re.compile(rf"\\(?:text\w*|mbox|math(?:rm|bf|sf))\s*\{{{_LEAD}([^{{}}]*)\}}\s*[:=]?", re.I)
 _PLAIN_LEAD = re.compile(_LEAD, re.I)
-_LEAD_SIGNS = ("ns", "NS", "\u7b54\u6848")
 
 
 def undress(answer: str) -> str:
     r"""An answer without what only shows that it is one: delimiters of formulas, emphasis and quotes of Markdown around
     it, and the words "the answer is". \(7\), **7**, `7` and \text{Answer: }7 are 7."""
+    if _DRESSED.search(answer) is None:
+        return answer
     for _ in range(_MAX_LAYERS):
         bare = _without_layer(answer.strip())
         if bare == answer:
@@ -186,7 +189,7 @@ def _without_layer(answer: str) -> str:
     if answer[:1] in ("*", "_", "`") and (wrapped := _WRAPPED.fullmatch(answer)):
         # 2*3 between stars would be a list of emphases; nothing is certain then.
         return wrapped["inside"] if wrapped["quote"] not in wrapped["inside"] else answer
-    for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD) if any(sign in answer for sign in _LEAD_SIGNS) else ():
+    for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD):
         if match := lead.match(answer):
             words = match[1].strip() if lead is _LEAD_IN_TEXT else ""
             rest = answer[match.end() :].strip()
