@@ -33,10 +33,10 @@ _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _ANSWER_PHRASE = re.compile(
     r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?"
     r"|\banswer\s{1,9}is\b(?!\s{1,9}(?:correct|right)\b)"
-    r"|\u7b54\u6848(?:\u5e94\u8be5|\u61c9\u8a72|\u5c31)?[\u662f\u4e3a\u70ba]?"
+    r"|\u7b54\u6848(?:\u5e94\u8be5|\u61c9\u8a72|\u5c31)?[\u662f\u4e3a\u70ba\u9009\u9078]?|\u6545[\u9009\u9078]"
 )
 # Every phrase holds one of these. To look for them first is faster by far.
-_PHRASE_SIGNS = ("nswer", "NSWER", "\u7b54\u6848")
+_PHRASE_SIGNS = ("nswer", "NSWER", "\u7b54\u6848", "\u6545")
 # Only this much after a phrase, or at the end of a text, is searched for formulas and numbers.
 _TAIL = 20_000
 
@@ -156,11 +156,14 @@ def _after_hashes(text: str) -> str | None:
 # ------------------------------------------------------------ what is around an answer
 
 # Most answers hold none of these, and one look at them is fast.
-_DRESSED = re.compile(r"\\[(\[]|[<*`]|^\s*_|[Aa]ns|ANS|\u7b54\u6848")
+_DRESSED = re.compile(r"""\\[(\[]|\\\\\s*\Z|[<*`"\u201c]|^\s*[_']|[Aa]ns|ANS|\u7b54\u6848""")
 # Below what is taken off there may be more.
 _MAX_LAYERS = 8
 _MATH_DELIMITERS = re.compile(r"(?<!\\)\\\((.*?)(?<!\\)\\\)|(?<!\\)\\\[(.*?)(?<!\\)\\\]", re.DOTALL)
-_WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3})(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
+_WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3}|[\"'])(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
+_CURLY_QUOTES = re.compile(r"\u201c([^\u201c\u201d]*)\u201d")
+# Half of an emphasis, whose other half is outside of the box, and line breaks of TeX. No value begins or ends with them.
+_LOOSE_ENDS = re.compile(r"\A\*{1,3}(?=[^*\s])|(?<=[^*\s^])\*{2,3}\Z|(?:\s*\\\\)+\s*\Z")
 _LEAD = (
     r"\s*(?:(?:the\s+)?(?:final\s+)?ans(?:wer)?\b\.?(?:\s+is\b)?|(?:\u6700\u7ec8|\u6700\u7d42)?\u7b54\u6848[\u662f\u4e3a\u70ba]?)"
     r"\s*[:=\uff1a]?\s*"
@@ -186,7 +189,9 @@ def _without_layer(answer: str) -> str:
     if "\\(" in answer or "\\[" in answer:
         answer = _MATH_DELIMITERS.sub(lambda match: match[1] if match[1] is not None else match[2], answer)
     answer = prose.without_emphasis(answer)
-    if answer[:1] in ("*", "_", "`") and (wrapped := _WRAPPED.fullmatch(answer)):
+    if curly := _CURLY_QUOTES.fullmatch(answer):
+        return curly[1]
+    if wrapped := _WRAPPED.fullmatch(answer):
         # 2*3 between stars would be a list of emphases; nothing is certain then.
         return wrapped["inside"] if wrapped["quote"] not in wrapped["inside"] else answer
     for lead in (_LEAD_IN_TEXT, _PLAIN_LEAD):
@@ -195,4 +200,4 @@ def _without_layer(answer: str) -> str:
             rest = answer[match.end() :].strip()
             kept = (f"\\text{{{words}}}" if words else "") + rest
             return kept or answer
-    return answer
+    return _LOOSE_ENDS.sub("", answer)

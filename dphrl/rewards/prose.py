@@ -47,15 +47,18 @@ _PROGRAM = re.compile(
     r"__\w|[A-Za-z_]\.[A-Za-z_]\w*\(|\b(?:import|lambda|eval|exec|system|globals|getattr|compile)\b|\\(?:write|input)"
 )
 # "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
-_ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$", re.I)
-_HEDGE = re.compile(r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I)
+_ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$|[,\uff0c]\s*\u4e0d\u662f", re.I)
+_HEDGE = re.compile(
+    r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I
+)
+_OR_BEFORE = re.compile(r"\d\$?,?\s{1,3}or\s{1,3}\Z", re.I)
 # In \! the sign is a blank, and in "5! + 1" it is a factorial.
 _SENTENCE_END = re.compile(
     r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b"
 )
 _FULL_STOPS = ".\u3002"
 # What stands between a phrase such as "the answer is" and the answer, besides emphasis.
-_BEFORE_ANSWER = " \t\r\n_:=\uff1a"
+_BEFORE_ANSWER = " \t\r\n_:=\uff1a\u2192\u21d2"
 # A longer text is prose, not a bare answer.
 _MAX_BARE = 300
 
@@ -65,7 +68,8 @@ def final_answer(text: str) -> tuple[str, str] | None:
     that; else the whole text when it is a bare answer; else its last number. None when there is none of these."""
     spans, bold = _math_spans(text), _last_bold(text)
     # "x = **3** or **4**" is one answer; "the sum is **3**" has words around it.
-    whole = "" if spans or (bold and _words(_EMPHASIS.sub(" ", text))) else without_lead(text)
+    around = _EMPHASIS.sub(" ", text) if bold else ""
+    whole = "" if spans or _words(around) or _FOREIGN.search(around) else without_lead(text)
     if is_bare(whole) and (answer := trim(whole)):
         return answer, "whole text"
     # Emphasis marks the answer of a line whose formulas give the reason.
@@ -122,6 +126,7 @@ def is_bare(text: str) -> bool:
 
 
 def _words(text: str) -> list[re.Match[str]]:
+    """The words of a text that are no names of functions, of the Latin alphabet alone."""
     return [word for word in _WORD.finditer(text) if word[0] not in _FUNCTION_WORDS]
 
 
@@ -190,7 +195,10 @@ def _last_number(text: str) -> str | None:
     start = text.rfind("\n", 0, numbers[-1].start()) + 1
     end = text.find("\n", numbers[-1].end())
     line = text[start : end if end >= 0 else len(text)]
-    return None if _PROGRAM.search(line) else numbers[-1].group()
+    # "5 or 6" does not settle on an answer.
+    if _PROGRAM.search(line) or _OR_BEFORE.search(text, start, numbers[-1].start()):
+        return None
+    return numbers[-1].group()
 
 
 def _math_spans(text: str) -> list[tuple[int, str]]:
