@@ -51,7 +51,13 @@ _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\
 _HEDGE = re.compile(
     r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I
 )
-_OR_BEFORE = re.compile(r"\d\$?,?\s{1,3}or\s{1,3}\Z", re.I)
+_UNSETTLED = re.compile(r"(?:\d\$?,?\s{1,3}or|\bnot)\s{1,3}\Z", re.I)
+# "5 plus one" is not 5.
+_GOES_ON = re.compile(
+    r"\d\s+(?:plus|minus|point|divided|multiplied|to\s+the|(?:to|and)\s+(?:an?\s+)?"
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|half|third|quarter))\b",
+    re.I,
+)
 # In \! the sign is a blank, and in "5! + 1" it is a factorial.
 _SENTENCE_END = re.compile(
     r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b"
@@ -95,7 +101,7 @@ def after_phrase(tail: str) -> str | None:
     aside = _ASIDE.search(sentence)
     if aside and any(map(str.isdigit, sentence[: aside.start()])):
         sentence = sentence[: aside.start()]
-    if _HEDGE.search(sentence) or is_bare(sentence) or _PROGRAM.search(sentence):
+    if any(sign.search(sentence) for sign in (_HEDGE, _PROGRAM, _GOES_ON)) or is_bare(sentence):
         return trim(sentence)
     # The stars before the answer may be the beginning of its emphasis or the end of that of the phrase.
     if bold := _last_bold(_sentence(first_line(tail))):
@@ -195,8 +201,7 @@ def _last_number(text: str) -> str | None:
     start = text.rfind("\n", 0, numbers[-1].start()) + 1
     end = text.find("\n", numbers[-1].end())
     line = text[start : end if end >= 0 else len(text)]
-    # "5 or 6" does not settle on an answer.
-    if _PROGRAM.search(line) or _OR_BEFORE.search(text, start, numbers[-1].start()):
+    if _PROGRAM.search(line) or _GOES_ON.search(line) or _UNSETTLED.search(text, start, numbers[-1].start()):
         return None
     return numbers[-1].group()
 

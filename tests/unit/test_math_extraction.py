@@ -156,6 +156,10 @@ def test_extract_boxed(text: str, expected: str | None) -> None:
         ("The final answer \u2192 5", "5"),
         ("The answer is between 4 and 5.", "between 4 and 5"),
         ("It could be 5 or 6.", None),
+        ("It is surely **not 5**.", None),
+        ("So it is 5 plus one.", None),
+        ("The answer is 5 to the power of two.", "5 to the power of two"),
+        ("The answer is 5 and a half.", "5 and a half"),
         ("", None),
     ],
 )
@@ -200,11 +204,11 @@ def test_extract_auto(text: str, expected: str | None) -> None:
 )
 def test_megabytes_take_no_time(unit: str, extraction: str) -> None:
     text = unit * (2_000_000 // len(unit))
-    started = time.perf_counter()
+    started = time.process_time()
     extract(extraction, text)
     extract(extraction, rf"\boxed{{{text}")
     assert extract(extraction, rf"{'lorem ipsum ' * 200_000}\boxed{{42}}") == "42"
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
 
 
 @given(st.text(max_size=60), st.sampled_from(["42", r"\frac{1}{2}", "(1, 2)", r"\{1\}", "x^{2}"]))
@@ -287,6 +291,7 @@ def test_the_part_that_was_read_is_named(text: str, part: str) -> None:
         ("2*3", "2*3"),
         ("*2*3*", "*2*3*"),
         ("2**3*4**2", "2**3*4**2"),
+        ("2**3**-1", "2**3**-1"),
         ("z^*", "z^*"),
         ("z^{**}", "z^{**}"),
         ("z^**", "z^**"),

@@ -102,6 +102,38 @@ def test_verdicts(grader: MathAnswerGrader, answer: str, gold: str, status: Rewa
     assert grade_one(grader, rf"thus \boxed{{{answer}}}", gold).status is status
 
 
+def test_the_part_that_was_read_is_told_and_no_part_of_what_is_remembered() -> None:
+    grader = MathAnswerGrader("auto")
+    items = [(r"\boxed{5}", "5"), ("Answer: **5**", "5"), ("so **5** of 6", "5"), ("<think>4</think> 5", "5")]
+    details = [result.detail for result in grader.grade(items)]
+    assert details == [f"'5' equals '5' ({part})" for part in ("box", "after 'answer'", "bold", "whole text")]
+    assert list(grader._verdicts) == [("5", "5")]
+    grader.close()
+
+
+@pytest.mark.parametrize("extraction", ["boxed", "auto"])
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (r"<think>\boxed{4}</think>\boxed{5}", C),
+        (r"\boxed{4}</think>\boxed{5}", C),
+        (r"<think>\boxed{5}</think>\boxed{4}", W),
+        (r"<think>\boxed{5}</think>I do not know.", U),
+        (r"<think>\boxed{5}", U),
+        (r"\boxed{5}</think>", U),
+    ],
+)
+def test_thoughts_are_no_answer(text: str, status: RewardStatus, extraction: str) -> None:
+    grader = MathAnswerGrader(extraction)
+    assert grade_one(grader, text, "5").status is status
+    grader.close()
+
+
+def test_a_dressed_gold_equals_itself_and_what_it_dresses(grader: MathAnswerGrader) -> None:
+    for gold in ("**7**", r"\(7\)", "`7`", r"\text{Answer: }7"):
+        assert [r.status for r in grader.grade([(rf"\boxed{{{gold}}}", gold), (r"\boxed{7}", gold)])] == [C, C], gold
+
+
 def test_a_batch_keeps_its_order(grader: MathAnswerGrader) -> None:
     items = [(r"\boxed{(x+1)^2}", "x^2+2x+1"), ("no box", "1"), (r"\boxed{2}", "2"), (r"\boxed{x}", "y")] * 20
     statuses = [result.status for result in grader.grade(items)]

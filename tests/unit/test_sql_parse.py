@@ -106,9 +106,9 @@ def test_extraction_returns_part_of_any_text(text: str) -> None:
     ],
 )
 def test_extraction_is_linear(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     extract_sql(text)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def said(text: str) -> str | None:
         ("5 <think>but", None),
         ("<think>4</think>5<think>6", None),
         ("<think>4</thinking>5", None),
+        ("I say <think>4</reasoning>3</think>5", "I say 5"),
         ("<think>4<|im_end|></think>5", None),
         ("<think>I close it with `</think>` and 5", None),
         ("<think>```</think>5", "5"),
