@@ -15,6 +15,7 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.policy import dtype_name
 from dphrl.own_code import lead, pin
+from dphrl.rewards.thinking import decoder
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
 
@@ -64,7 +65,7 @@ class RolloutEngine:
             weight_transfer_config=WeightTransferConfig(backend=config.sync.backend),
             disable_log_stats=True,
         )
-        self._tokenizer = self._llm.get_tokenizer()
+        self._decode = decoder(self._llm.get_tokenizer(), config.reward.thinking_marks)
         self._policy_version: int | None = None
         self._request_ids = itertools.count()
         if not on_gpu:
@@ -152,7 +153,7 @@ class RolloutEngine:
             prompt_id,
             sample_index,
             token_ids,
-            self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            self._decode(token_ids),
             tuple(step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)),
             sampled.finish_reason,
             self._policy_version,

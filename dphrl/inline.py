@@ -26,6 +26,7 @@ from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
+from dphrl.rewards.thinking import decoder
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
 
@@ -127,6 +128,7 @@ class InlineRollouts:
 
     def __init__(self, learner: InlineLearner, tokenizer: Any, config: Config) -> None:
         self.learner, self.tokenizer, self.config = learner, tokenizer, config
+        self._decode = decoder(tokenizer, config.reward.thinking_marks)
         self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
@@ -175,7 +177,7 @@ class InlineRollouts:
                 prompt.prompt_id,
                 sample_index,
                 tuple(ids),
-                self.tokenizer.decode(ids, skip_special_tokens=True),
+                self._decode(ids),
                 row_logprobs,
                 "stop" if ids[-1] in ends else "length",
                 self._version,

@@ -162,7 +162,7 @@ _MAX_LAYERS = 8
 _MATH_DELIMITERS = re.compile(r"(?<!\\)\\\((.*?)(?<!\\)\\\)|(?<!\\)\\\[(.*?)(?<!\\)\\\]", re.DOTALL)
 _WRAPPED = re.compile(r"(?P<quote>\*{1,3}|_{1,2}|`{1,3}|[\"'])(?![*_`\s])(?P<inside>.*[^*_`\s])(?P=quote)", re.DOTALL)
 _CURLY_QUOTES = re.compile(r"\u201c([^\u201c\u201d]*)\u201d")
-# Half of an emphasis, whose other half is outside of the box, and line breaks of TeX. No value begins or ends with them.
+# Half of an emphasis, whose other half is outside of the box, and line breaks of TeX: no value begins or ends so.
 _LOOSE_ENDS = re.compile(r"\A\*{1,3}(?=[^*\s])|(?<=[^*\s^])\*{2,3}\Z|(?:\s*\\\\)+\s*\Z")
 _LEAD = (
     r"\s*(?:(?:the\s+)?(?:final\s+)?ans(?:wer)?\b\.?(?:\s+is\b)?|(?:\u6700\u7ec8|\u6700\u7d42)?\u7b54\u6848[\u662f\u4e3a\u70ba]?)"

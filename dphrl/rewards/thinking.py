@@ -6,9 +6,10 @@ Every search takes time linear in the text, because completions of several megab
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 # Pairs of the mark that opens a thought and the one that closes it.
 Marks = tuple[tuple[str, str], ...]
@@ -68,6 +69,27 @@ def opened_by(prompt: str, marks: Marks) -> str:
     """The opening mark with which a prompt ends, as the chat templates of many thinking models do; "" without one."""
     end = prompt[-_MAX_AFTER_OPENING - max((len(mark) for mark, _ in marks), default=0) :].rstrip().lower()
     return next((mark for mark, _ in marks if end.endswith(mark.lower())), "")
+
+
+def decoder(tokenizer: Any, marks: Marks) -> Callable[[Sequence[int]], str]:
+    """From token ids to the text of a completion: without special tokens, but with those that belong to a mark.
+
+    In some vocabularies the marks of thoughts are special tokens. If they were left out, nothing in the text would tell
+    a thought from the answer.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    every = [mark for pair in marks for mark in pair]
+    kept = {i: token.content for i, token in added if token.special and any(token.content in mark for mark in every)}
+
+    def decode(token_ids: Sequence[int]) -> str:
+        texts, start = [], 0
+        for position, token in enumerate(token_ids if kept else ()):
+            if token in kept:
+                texts += [tokenizer.decode(token_ids[start:position], skip_special_tokens=True), kept[token]]
+                start = position + 1
+        return "".join([*texts, tokenizer.decode(token_ids[start:], skip_special_tokens=True)])
+
+    return decode
 
 
 def tagged(text: str, names: re.Pattern[str]) -> Iterator[tuple[int, str]]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from dphrl.config.data import THINKING_MARKS
-from dphrl.rewards.thinking import opened_by, spoken
+from dphrl.rewards.thinking import decoder, opened_by, spoken
 
 
 def said(text: str) -> str | None:
@@ -105,6 +109,25 @@ def test_other_marks_can_be_given() -> None:
 def test_a_prompt_may_open_a_thought(prompt: str, opening: str) -> None:
     assert opened_by(prompt, THINKING_MARKS) == opening
     assert opened_by(prompt, ()) == ""
+
+
+@pytest.mark.parametrize("marks_are_special", [True, False])
+def test_marks_stay_in_the_text_also_where_they_are_special_tokens(marks_are_special: bool) -> None:
+    words = WordLevel({"a": 0, "4": 1, "5": 2, "final": 3, "<unk>": 4}, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    marks = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>"]
+    tokenizer.add_tokens([AddedToken(mark, special=marks_are_special) for mark in marks])
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True)])
+    decode = decoder(tokenizer, THINKING_MARKS)
+    # A decoder that joins words by blanks would tear <|channel|>final apart where no token of it is special.
+    texts = ["[THINK] 4 a [/THINK] 5 a", "4 <|channel|> final <|message|> 5 a"][: 1 + marks_are_special]
+    for text in texts:
+        ids = tuple(tokenizer.encode(f"{text} <|im_end|>", add_special_tokens=False))
+        assert decode(ids).replace(" ", "") == text.replace(" ", "")
+        assert said(decode(ids)) == "5 a"
+        assert decode(ids[-2:]) == "a"
+    assert decode(()) == ""
 
 
 MARKS_AND_WORDS = st.lists(
