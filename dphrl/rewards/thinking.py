@@ -17,7 +17,12 @@ Marks = tuple[tuple[str, str], ...]
 # The detail of a verdict on a completion that is nothing but thoughts.
 UNFINISHED = "the thinking never ends, so there is no answer"
 # A model that writes on after its turn invents the next speaker; what that speaker says is not the model's answer.
-_CHAT_MARKER = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_of_text)\|>|</s>")
+_CHAT_MARKER = re.compile(
+    r"<(?:\|(?:im_start|im_end|endoftext|eot_id|eom_id|eot|start_header_id|end_of_text|return|user)\|>|/s>"
+    r"|(?:end|start)_of_turn>|turn\|>|\uff5c(?:end\u2581of\u2581sentence|User)\uff5c>)"
+)
+# This one also stands between the channels of one turn, so it ends only what is said.
+_MESSAGE_END = "<|end|>"
 # A mark between quotes or braces, or before the word "tag", is mentioned, not used.
 _QUOTES = {"`": "`", '"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "{": "}"}
 _CALLED_A_TAG = re.compile(r"[ ](?:tag|token|marker|block|section)s?\b")
@@ -40,7 +45,11 @@ def spoken(text: str, marks: Marks) -> str | None:
     """
     marker = _CHAT_MARKER.search(text) if "<" in text else None
     text = text[: marker.start()] if marker else text
-    known = _compiled(marks)
+    said = _without_thoughts(text, _compiled(marks))
+    return said.partition(_MESSAGE_END)[0] if said else said
+
+
+def _without_thoughts(text: str, known: _Known) -> str | None:
     if not known.occur_in(text):
         return text
     found = [mark for mark in known.all_marks.finditer(text) if not _is_mentioned(text, mark)]

@@ -61,6 +61,10 @@ def said(text: str) -> str | None:
         ("```\n<think>4</think>\n```\n5", "``` ``` 5"),
         # The turn ends
         ("5<|im_end|>4", "5"),
+        ("5<|return|>", "5"),
+        ("<think>4</think>5<|end|><|user|>4", "5"),
+        ("5<end_of_turn>\n<start_of_turn>user\n4", "5"),
+        ("5<\uff5cend\u2581of\u2581sentence\uff5c>", "5"),
         ("<think>4</think>5<|im_start|>user<think>", "5"),
         # Other marks
         ("<|begin_of_thought|>4<|end_of_thought|><|begin_of_solution|>5", "<|begin_of_solution|>5"),
