@@ -51,11 +51,18 @@ _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\
 _HEDGE = re.compile(
     r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I
 )
-_UNSETTLED = re.compile(r"(?:\d\$?,?\s{1,3}or|\bnot)\s{1,3}\Z", re.I)
-# "5 plus one" is not 5.
+_UNSETTLED = re.compile(r"(?:\d\$?,?\s{1,3}or|\bnot|\bpoint)\s{1,3}\Z", re.I)
+# "5 plus one" and "5 base eight" are not 5. The words after such a number stay with it.
+_COUNT = "(?:an?\\s+)?(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|third|quarter)"
 _GOES_ON = re.compile(
-    r"\d\s+(?:plus|minus|point|divided|multiplied|to\s+the|(?:to|and)\s+(?:an?\s+)?"
-    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|half|third|quarter))\b",
+    rf"(?<=\d)\s+(?:(?:to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|to\s+the|base"
+    r"|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple)\b",
+    re.I,
+)
+# "The answer is 5 million" is not 5 either. At the end of a solution, "5 dozen" may be what was asked for.
+_SCALED = re.compile(
+    r"\d\s+(?:(?:dozen|gross|lakh|crore|hundred|thousand|million|billion|trillion|quadrillion)(?:th)?s?"
+    r"|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|sixteenth)s|reciprocal)\b",
     re.I,
 )
 # In \! the sign is a blank, and in "5! + 1" it is a factorial.
@@ -101,7 +108,7 @@ def after_phrase(tail: str) -> str | None:
     aside = _ASIDE.search(sentence)
     if aside and any(map(str.isdigit, sentence[: aside.start()])):
         sentence = sentence[: aside.start()]
-    if any(sign.search(sentence) for sign in (_HEDGE, _PROGRAM, _GOES_ON)) or is_bare(sentence):
+    if any(sign.search(sentence) for sign in (_HEDGE, _PROGRAM, _GOES_ON, _SCALED)) or is_bare(sentence):
         return trim(sentence)
     # The stars before the answer may be the beginning of its emphasis or the end of that of the phrase.
     if bold := _last_bold(_sentence(first_line(tail))):
@@ -201,9 +208,9 @@ def _last_number(text: str) -> str | None:
     start = text.rfind("\n", 0, numbers[-1].start()) + 1
     end = text.find("\n", numbers[-1].end())
     line = text[start : end if end >= 0 else len(text)]
-    if _PROGRAM.search(line) or _GOES_ON.search(line) or _UNSETTLED.search(text, start, numbers[-1].start()):
-        return None
-    return numbers[-1].group()
+    last = numbers[-1]
+    unsettled = _UNSETTLED.search(text, start, last.start()) or _GOES_ON.match(text, last.end())
+    return None if unsettled or _PROGRAM.search(line) else last.group()
 
 
 def _math_spans(text: str) -> list[tuple[int, str]]:

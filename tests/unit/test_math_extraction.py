@@ -160,6 +160,11 @@ def test_extract_boxed(text: str, expected: str | None) -> None:
         ("So it is 5 plus one.", None),
         ("The answer is 5 to the power of two.", "5 to the power of two"),
         ("The answer is 5 and a half.", "5 and a half"),
+        ("The answer is 5 million people.", "5 million people"),
+        ("so that is 4 plus 3, or 84/12 = 7 dozen eggs", "7"),
+        ("The answer is 5 degrees below zero.", "5 degrees below zero"),
+        ("The answer is 5 months by symmetry.", "5"),
+        ("The answer is 5 and that is it.", "5"),
         ("", None),
     ],
 )
