@@ -55,8 +55,8 @@ _UNSETTLED = re.compile(r"(?:\d\$?,?\s{1,3}or|\bnot|\bpoint)\s{1,3}\Z", re.I)
 # "5 plus one" and "5 base eight" are not 5. The words after such a number stay with it.
 _COUNT = "(?:an?\\s+)?(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|third|quarter)"
 _GOES_ON = re.compile(
-    rf"(?<=\d)\s+(?:(?:to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|to\s+the|base"
-    r"|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple)\b",
+    rf"(?<=\d)\s+(?:(?:to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|base"
+    r"|to\s+the\s+(?:\w+\s+)?power|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple)\b",
     re.I,
 )
 # "The answer is 5 million" is not 5 either. At the end of a solution, "5 dozen" may be what was asked for.

@@ -164,6 +164,7 @@ def test_extract_boxed(text: str, expected: str | None) -> None:
         ("so that is 4 plus 3, or 84/12 = 7 dozen eggs", "7"),
         ("The answer is 5 degrees below zero.", "5 degrees below zero"),
         ("The answer is 5 months by symmetry.", "5"),
+        ("In the end they give $18 to the man.", "$18"),
         ("The answer is 5 and that is it.", "5"),
         ("", None),
     ],
