@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dphrl.config.layouts import LAYOUTS, LayoutName
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+# Made by a procedure, so a layout of rows cannot be meant for them.
+EMBEDDED_KINDS = ("tiny", "tiny_sql", "arithmetic")
+# Arguments by which prompts are made; to set them would change what a prompt is.
+_OWN_ARGUMENTS = (
+    "messages conversation chat_template tokenize add_generation_prompt continue_final_message padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs"
+).split()
 
 
 def _values_by_field(filters: dict[str, Any]) -> dict[str, Any]:
@@ -19,6 +28,15 @@ def _values_by_field(filters: dict[str, Any]) -> dict[str, Any]:
 
 # A field's name to the value it should have, or to a list of such values.
 RowFilter = Annotated[dict[str, Any], AfterValidator(_values_by_field)]
+
+
+def _free_of_own_arguments(variables: dict[str, Any]) -> dict[str, Any]:
+    if taken := [name for name in variables if name in _OWN_ARGUMENTS]:
+        raise ValueError(f"{taken[0]} is set by dphrl itself; remove it")
+    return variables
+
+
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free_of_own_arguments)]
 
 DEFAULT_TEMPLATE = "{question}"
 # The last sentence asks for reasoning first: a policy that may think before it writes leaves more to reinforce.
@@ -42,23 +60,33 @@ class DatasetConfig(Section):
     """What the rows are. tiny, tiny_sql and arithmetic are embedded tasks, made by a procedure; math is rows of
     question and answer; text_to_sql is rows of question, database and gold query (Spider's and BIRD's files as they
     are distributed, or your own)."""
+    layout: LayoutName | None = None
+    """Reads a data set as it is distributed: sets kind, prompt_field, answer_field, answer_format and convention.
+    gsm8k, math (also MATH-500), verl (prompts as chat messages, answers in reward_model.ground_truth), dapo
+    (DAPO-Math-17k), numina (NuminaMath), openr1 (OpenR1-Math), spider or bird. A setting of your own beside it wins.
+    null leaves all to the other settings."""
     path: str = ""
-    """A .jsonl, .json (an array) or .parquet file, or a hub data set as org/name or org/name:subset. $VARIABLES are
-    expanded. The embedded tasks need none."""
+    """A file, a folder or a pattern of files (data/*.jsonl.gz), or a hub data set as org/name or org/name:subset.
+    Files are .jsonl, .json, .csv or .tsv, plain or compressed (.gz, .zst), .parquet or .arrow. A folder is a hub data
+    set that was downloaded, what save_to_disk wrote, or just files. $VARIABLES are expanded. The embedded tasks need
+    none."""
     split: str = "train"
-    """The split of a hub data set, or of an embedded task (train, held_out or out_of_domain). A file has none."""
+    """The split of a hub data set or a folder, or of an embedded task (train, held_out or out_of_domain). A file has
+    none."""
     prompt_field: str | None = None
-    """The row's field that holds the question. null takes the first of question, problem and prompt that the first
-    row has."""
+    """The row's field that holds the question, as text or as chat messages (a list of role and content that ends with
+    the user's turn). A dotted name leads into a struct: extra_info.question, prompt.0.content. null takes the layout's,
+    else the first of question, problem and prompt that the first row has."""
     answer_field: str | None = None
-    """The row's field that holds the answer. null takes the first usual name that the first row has: answer, before
-    it solution if answer_format is boxed; for text_to_sql gold_sql, query, SQL or sql."""
-    answer_format: Literal["plain", "gsm8k", "boxed"] = "plain"
+    """The row's field that holds the answer; a dotted name leads into a struct. null takes the layout's, else the first
+    usual name that the first row has: answer, before it solution if answer_format is boxed; for text_to_sql gold_sql,
+    query, SQL or sql."""
+    answer_format: Literal["plain", "gsm8k", "boxed"] | None = None
     """Where the gold answer is in its field. plain: it is the whole field; gsm8k: it is what follows "####"; boxed:
-    it is the last \\boxed{} of a worked solution."""
+    it is the last \\boxed{} of a worked solution. null is the layout's, else plain."""
     where: RowFilter = Field(default_factory=dict)
-    """Only rows whose field has this value, or one of a list of values. Several fields must all agree; empty takes
-    every row."""
+    """Only rows whose field has this value, or one of a list of values; a dotted name leads into a struct. Several
+    fields must all agree; empty takes every row. A number also stands for a text that spells it."""
     exclude_where: RowFilter = Field(default_factory=dict)
     """Not the rows of which any field named here has this value, or one of a list of values. Empty excludes none."""
     shuffle_seed: NonNegativeInt | None = None
@@ -87,6 +115,26 @@ class DatasetConfig(Section):
     """text_to_sql: what happens to a row whose gold query does not run, or has no database. error stops and names the
     rows; drop leaves them out and counts them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _layout_decides(cls, given: Any) -> Any:
+        name = given.get("layout") if isinstance(given, dict) else None
+        if not isinstance(name, str) or name not in LAYOUTS:
+            return given
+        layout = LAYOUTS[name]
+        if given.get("kind") in (None, *EMBEDDED_KINDS):
+            given = given | {"kind": layout.kind}
+        return {"convention": layout.convention} | given
+
+    @model_validator(mode="after")
+    def _kind_fits_the_layout(self) -> Self:
+        if self.layout is not None and self.kind != LAYOUTS[self.layout].kind:
+            raise ValueError(
+                f"kind: {self.kind} does not go with layout: {self.layout}; leave kind out, or set it to "
+                f"{LAYOUTS[self.layout].kind}"
+            )
+        return self
+
 
 class DataConfig(Section):
     train: DatasetConfig
@@ -95,11 +143,14 @@ class DataConfig(Section):
     """The data sets that are evaluated on, each with the same settings as data.train. The first is the in-domain one,
     which the final table leads with. Empty evaluates nothing."""
     system_prompt: str = ""
-    """The system message of every prompt. Empty sends none."""
+    """The system message of every prompt. Empty sends none. A row whose chat messages bring their own keeps that."""
     prompt_template: str | None = None
-    """How a question becomes the user's message. It must contain {question}, and for text_to_sql {schema} too. It may
-    contain {evidence}: a line with that alone goes where a row has none. null is the bare question, or for
-    text_to_sql a plain instruction."""
+    """How a question becomes the user's message; of chat messages, the last one is the question. It must contain
+    {question}, and for text_to_sql {schema} too. It may contain {evidence}: a line with that alone goes where a row has
+    none. null is the bare question, or for text_to_sql a plain instruction."""
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    """Variables for the model's chat template, such as {enable_thinking: false} for Qwen3. A variable that the template
+    never reads is said."""
     max_prompt_tokens: PositiveInt = 1024
     """The longest prompt, in tokens. Longer ones are dropped and counted, because a truncated problem has no right
     answer; a schema is trimmed to fit first. Memory of the learner grows with it."""

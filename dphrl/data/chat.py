@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dphrl.config.data import DataConfig
+from dphrl.data.messages import Message
 from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.schema_fitting import FittedSchema, SchemaFitter
 from dphrl.types import Prompt
@@ -90,6 +91,12 @@ class _Renderer:
             logger.warning(
                 "The tokenizer has no chat template: prompts are plain text (system prompt, blank line, question)"
             )
+        for name in data_config.chat_template_kwargs:
+            # The name may stand there for something else, so this may miss one that is not read. It names none that is.
+            if not self._has_chat or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+                logger.warning(
+                    "data.chat_template_kwargs: the model's chat template never reads %s, so it changes nothing", name
+                )
 
     def render(self, problem: Problem) -> tuple[str, tuple[int, ...], FittedSchema]:
         if problem.sql is None:
@@ -118,25 +125,36 @@ class _Renderer:
     def _with_schema(self, problem: Problem, schema: str) -> tuple[str, tuple[int, ...]]:
         evidence = problem.sql.evidence if problem.sql else ""
         template = self._config.template_for(problem.kind)
-        return self._tokenized(fill_template(template, problem.text, schema, evidence))
+        content = fill_template(template, problem.text, schema, evidence)
+        return self._tokenized([*problem.earlier, Message("user", content)], problem.location)
 
-    def _tokenized(self, content: str) -> tuple[str, tuple[int, ...]]:
-        tokenizer, system_prompt = self._tokenizer, self._config.system_prompt
+    def _tokenized(self, messages: list[Message], location: str) -> tuple[str, tuple[int, ...]]:
+        system_prompt = self._config.system_prompt
+        # A row's own system turn was written for its question, the configured one for all.
+        added = system_prompt and messages[0].role not in ("system", "developer")
+        if added:
+            messages = [Message("system", system_prompt), *messages]
         if not self._has_chat:
-            text = f"{system_prompt}\n\n{content}" if system_prompt else content
-            return text, tuple(tokenizer.encode(text))
-        messages = [{"role": "user", "content": content}]
-        if system_prompt:
-            messages.insert(0, {"role": "system", "content": system_prompt})
+            if unsayable := next((turn.role for turn in messages if turn.role not in ("system", "user")), None):
+                raise ValueError(
+                    f"{location}: the prompt has a turn of {unsayable!r}, but the tokenizer has no chat template to "
+                    "write it; take a chat model, or set prompt_field to the question alone"
+                )
+            text = "\n\n".join(turn.content for turn in messages)
+            return text, tuple(self._tokenizer.encode(text))
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False, **self._config.chat_template_kwargs
+            )
         # A template refuses a role by raising jinja's TemplateError. The class is not named here, because jinja is a
         # dependency of transformers and not ours.
         except Exception as error:
-            hint = "; set data.system_prompt to '' and put it into data.prompt_template" if len(messages) > 1 else ""
-            raise ValueError(f"data: the tokenizer's chat template refused the prompt: {error}{hint}") from error
+            hint = "; set data.system_prompt to '' and put it into data.prompt_template" if added else ""
+            place = location or "data"
+            raise ValueError(f"{place}: the tokenizer's chat template refused the prompt: {error}{hint}") from error
         # The template writes the special tokens, BOS included: adding them here would double them.
-        return text, tuple(tokenizer.encode(text, add_special_tokens=False))
+        return text, tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

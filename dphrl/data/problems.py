@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dphrl.data.messages import Message
 from dphrl.data.sql_schema import Schema
 
 
@@ -26,6 +27,7 @@ class Problem:
 
     problem_id: "<data set>-<row>", unique within a data set because rows are numbered (from 0).
     answer: never empty; only the reward interprets it.
+    earlier: the turns of a chat before the question, such as a system turn or examples.
     location: "file:line" or "file[index]" of its row, "" for a problem that comes from no file.
     """
 
@@ -36,3 +38,4 @@ class Problem:
     kind: str = "math"
     sql: SqlContext | None = None
     location: str = field(default="", compare=False)
+    earlier: tuple[Message, ...] = ()

@@ -1,20 +1,30 @@
-"""Reads rows from files and from data sets on the hub, and finds their fields."""
+"""Reads the rows of a data set, and finds and reads their fields."""
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from dphrl.config.data import DatasetConfig
+from dphrl.config.layouts import resembles
+from dphrl.data.files import find_files
+from dphrl.data.readers import read_file
 from dphrl.types import JsonDict
 
 _DATA_VARIABLE = "DPHRL_DATA"
 _DEFAULT_DATA = "../shared/data"
+_MAX_LISTED = 6
+# What no field can hold.
+_MISSING = object()
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -29,27 +39,17 @@ class Row:
     fields: JsonDict
 
 
-def load_rows(dataset: DatasetConfig) -> list[Row]:
-    """Rows of a .jsonl, .json (an array) or .parquet file or of a hub data set ("org/name[:subset]").
+def load_rows(dataset: DatasetConfig, known: Iterable[str] | None = None) -> list[Row]:
+    """The rows of `dataset.path`: of a file, a pattern of files, a folder, or a hub data set.
 
     Only rows that pass `where` and `exclude_where`: the first `limit` of them, or `limit` drawn at random if
-    `shuffle_seed` is set. Raises ValueError, one line that names file and line, for a missing file, a malformed line,
-    a filter on a field that no row has, or no rows at all.
+    `shuffle_seed` is set. known: the fields that may be asked for besides those that `dataset` names; to save memory,
+    other fields keep their names and lose their values. None keeps everything. Raises ValueError, one line that names
+    file and line, for a missing file, a malformed line, a filter on a field that no row has, or no rows at all.
     """
     path = expand_path(dataset.path)
-    suffix = Path(path).suffix
-    if suffix in _READERS:
-        if not Path(path).is_file():
-            raise ValueError(f"data set {dataset.name}: file {path} does not exist; correct its path")
-        rows = _READERS[suffix](path)
-    elif not path or Path(path).exists():
-        raise ValueError(
-            f"data set {dataset.name}: path {path!r} is neither a {', '.join(_READERS)} file nor a hub data set's "
-            "name; correct its path"
-        )
-    else:
-        rows = _read_hub(path, dataset)
-    return _select(rows, path, dataset)
+    kept = None if known is None else _top_names([*known, *_named_fields(dataset)])
+    return _select(_read(path, kept, dataset), path, dataset)
 
 
 def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known: Sequence[str]) -> str:
@@ -59,28 +59,92 @@ def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known:
     """
     field: str | None = getattr(dataset, setting)
     if field is None:
-        # Only a field that holds text or a number can be meant: Spider's field "sql" holds a parse tree.
-        found = [name for name in known if isinstance(rows[0].fields.get(name), str | int | float)]
-        if not found:
-            # The known name may be there with the value null. Then the row is wrong, and whoever reads it says so.
-            found = [name for name in known if name in rows[0].fields and rows[0].fields[name] is None]
+        first = {name: find_value(rows[0].fields, name) for name in known if has_field(rows[0].fields, name)}
+        # A field that holds text or a number is meant before others: Spider's field "sql" holds a parse tree. One that
+        # holds null or something else may be the field all the same; then whoever reads it says what is wrong.
+        wanted = [name for name, value in first.items() if isinstance(value, str | int | float | list)]
+        found = [*wanted, *(name for name, value in first.items() if value is None), *first]
         if not found:
             raise ValueError(_lacks(rows[0], " or ".join(map(repr, known)), dataset, setting))
         field = found[0]
     for row in rows:
-        if field not in row.fields:
+        if not has_field(row.fields, field):
             raise ValueError(_lacks(row, repr(field), dataset, setting))
     return field
 
 
+def read_text(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
+    """The row's field as text. setting: the name of the setting that could name another field.
+
+    Raises ValueError, with file, line and remedy, for what is neither text nor a number.
+    """
+    value = find_value(row.fields, field)
+    try:
+        return as_text(value)
+    except ValueError as error:
+        raise ValueError(f"{row.location}: {field!r} {error}; {_other_field(value, field, dataset, setting)}") from None
+
+
+def find_value(fields: JsonDict, path: str) -> Any:
+    """The value of a field; a dotted path leads into structs and lists: "reward_model.truth", "prompt.0.content".
+
+    A field whose own name has dots is found by that name. Structs that are stored as text are opened: as JSON, or as
+    Python prints them, which is what pandas writes into a .csv. Returns a mark of its own if there is no such field.
+    """
+    if path in fields:
+        return fields[path]
+    value: Any = fields
+    for part in path.split("."):
+        value = opened(value)
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _MISSING
+    return value
+
+
+def has_field(fields: JsonDict, path: str) -> bool:
+    return find_value(fields, path) is not _MISSING
+
+
+def opened(value: object) -> object:
+    """The struct or list that a text holds, else the value itself."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return value
+
+
 def as_text(value: object) -> str:
-    """A field as text, without blanks at its ends; "" for null."""
+    """A field as text, without blanks at its ends; "" for null. A list of one value is that value.
+
+    Raises ValueError, a clause that says what it is, for what is neither text nor a number.
+    """
     if value is None:
         return ""
-    # JSON has one number type: a data set that writes the answer 145 as 145.0 means the integer.
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    if isinstance(value, str):
+        # JSON can spell half of a character, which no tokenizer takes.
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError("holds a lone surrogate, which is no character")
+        return value.strip()
+    if isinstance(value, list) and len(value) == 1:
+        return as_text(value[0])
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError(f"is {_described(value)}, neither text nor a number")
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise ValueError(f"is {value}, not a number")
+    # People write 0.00001, not 1e-05. And JSON has one number type: a data set that writes the answer 145 as 145.0
+    # means the integer.
+    text = format(Decimal(str(value)), "f")
+    return text.rstrip("0").rstrip(".") if isinstance(value, float) and "." in text else text
 
 
 def expand_path(path: str) -> str:
@@ -102,67 +166,21 @@ def expand_path(path: str) -> str:
     return os.path.expanduser(_VARIABLE.sub(value_of, path))
 
 
-def _read_jsonl(path: str) -> Iterator[Row]:
-    # Decoded line by line, so that a broken byte is reported with its line and not as an offset in a buffer.
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            location = f"{path}:{number}"
-            try:
-                fields = json.loads(line.decode("utf-8-sig"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise ValueError(f"{location}: not a line of JSON: {error}") from error
-            if not isinstance(fields, dict):
-                raise ValueError(f"{location}: a JSON {type(fields).__name__}, not an object with named fields")
+def _read(path: str, kept: frozenset[str] | None, dataset: DatasetConfig) -> Iterator[Row]:
+    for file in find_files(path, dataset):
+        for location, fields in read_file(file.path, file.shown, kept):
+            if kept is not None:
+                fields = {name: value if name in kept else None for name, value in fields.items()}
             yield Row(location, fields)
 
 
-def _read_json(path: str) -> Iterator[Row]:
-    try:
-        records = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}; a file of one object a line is named .jsonl") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: a JSON {type(records).__name__}, not an array of rows; make it one")
-    for index, fields in enumerate(records):
-        location = f"{path}[{index}]"
-        if not isinstance(fields, dict):
-            raise ValueError(f"{location}: a JSON {type(fields).__name__}, not an object with named fields")
-        yield Row(location, fields)
+def _named_fields(dataset: DatasetConfig) -> list[str]:
+    settings = (dataset.prompt_field, dataset.answer_field, dataset.database_field, dataset.evidence_field)
+    return [*filter(None, settings), *dataset.where, *dataset.exclude_where]
 
 
-def _read_parquet(path: str) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path}:{number}", fields)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read as parquet: {reason}; correct or replace it") from error
-
-
-def _read_hub(path: str, dataset: DatasetConfig) -> Iterator[Row]:
-    import datasets
-
-    name, _, subset = path.partition(":")
-    try:
-        rows = datasets.load_dataset(name, subset or None, split=dataset.split)
-    # The hub client's errors have no common base class: connection, offline mode, unknown name, unknown split.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"data set {dataset.name}: {path!r} (split {dataset.split!r}) could not be loaded from the hub: "
-            f"{type(error).__name__}: {reason}; check the name and the connection, or give a file"
-        ) from error
-    for number, fields in enumerate(rows, start=1):
-        yield Row(f"{path}:{number}", dict(fields))
+def _top_names(paths: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for path in paths for name in (path, path.partition(".")[0]))
 
 
 def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]:
@@ -175,7 +193,7 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
     enough = dataset.limit if dataset.shuffle_seed is None else None
     for row in rows:
         num_seen += 1
-        unseen -= row.fields.keys()
+        unseen = {field for field in unseen if not has_field(row.fields, field)}
         if len(taken) != enough and _passes(row, dataset):
             taken.append(row)
         if len(taken) == enough and not unseen:
@@ -198,22 +216,47 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
 
 def _passes(row: Row, dataset: DatasetConfig) -> bool:
     def matches(field: str, wanted: object) -> bool:
-        if field not in row.fields:
-            return False
-        return row.fields[field] in wanted if isinstance(wanted, tuple) else row.fields[field] == wanted
+        value = find_value(row.fields, field)
+        return any(_same(value, one) for one in (wanted if isinstance(wanted, tuple) else (wanted,)))
 
     if any(matches(field, unwanted) for field, unwanted in dataset.exclude_where.items()):
         return False
     return all(matches(field, wanted) for field, wanted in dataset.where.items())
 
 
+def _same(value: object, wanted: object) -> bool:
+    # All that a .csv holds is text, and a filter that says 5 means it.
+    if isinstance(value, str) and isinstance(wanted, bool | int | float):
+        return value.casefold() == str(wanted).casefold()
+    return value == wanted
+
+
 def _lacks(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
     fields = ", ".join(map(str, row.fields)) or "none"
-    return f"{row.location}: no field {field}; it has {fields}; set {setting} of data set {dataset.name}"
+    return (
+        f"{row.location}: no field {field}; it has {fields}; "
+        f"{_layout_hint(row, dataset)}set {setting} of data set {dataset.name}"
+    )
 
 
-_READERS: dict[str, Callable[[str], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}
+def _layout_hint(row: Row, dataset: DatasetConfig) -> str:
+    layout = resembles(row.fields)
+    if layout is None or layout == dataset.layout:
+        return ""
+    return f"it looks like {layout}: set layout: {layout}, or "
+
+
+def _other_field(value: object, field: str, dataset: DatasetConfig, setting: str) -> str:
+    inner = [*value] if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
+    if not inner:
+        return f"mend or remove the row, or set {setting} of data set {dataset.name} to another field"
+    names = ", ".join(f"{field}.{name}" for name in inner[:_MAX_LISTED])
+    return f"set {setting} of data set {dataset.name} to a part of it ({names}), or to another field"
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"a struct of {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)} values" if value else "an empty list"
+    return {"bool": "true or false", "bytes": "bytes"}.get(type(value).__name__, f"a {type(value).__name__}")

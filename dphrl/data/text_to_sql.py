@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dphrl.config.data import DatasetConfig
+from dphrl.config.layouts import LAYOUTS
+from dphrl.data.messages import read_question
 from dphrl.data.problems import Problem, SqlContext
-from dphrl.data.source import Row, as_text, expand_path, find_field, load_rows
+from dphrl.data.source import Row, expand_path, find_field, has_field, load_rows, read_text
 from dphrl.data.sql_schema import Schema, read_schema
 
 logger = logging.getLogger(__name__)
@@ -32,9 +34,12 @@ def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
     and one ValueError for all databases that are missing or cannot be read. With `invalid_gold: drop` the rows of such
     databases are left out instead, and a warning counts them.
     """
-    rows = load_rows(dataset)
-    question_field = find_field(rows, dataset, "prompt_field", QUESTION_FIELDS)
-    gold_field = find_field(rows, dataset, "answer_field", GOLD_FIELDS)
+    layout = LAYOUTS[dataset.layout] if dataset.layout else None
+    question_fields = (layout.prompt,) if layout else QUESTION_FIELDS
+    gold_fields = layout.answer_fields if layout else GOLD_FIELDS
+    rows = load_rows(dataset, [*question_fields, *gold_fields, *DATABASE_FIELDS, *EVIDENCE_FIELDS])
+    question_field = find_field(rows, dataset, "prompt_field", question_fields)
+    gold_field = find_field(rows, dataset, "answer_field", gold_fields)
     database_field = find_field(rows, dataset, "database_field", DATABASE_FIELDS)
     evidence_fields: Sequence[str] = EVIDENCE_FIELDS
     if dataset.evidence_field is not None:
@@ -43,7 +48,9 @@ def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
     schemas: dict[str, Schema | str] = {}
     problems, bad = [], []
     for index, row in enumerate(rows):
-        question, gold, database = (_required(row, name) for name in (question_field, gold_field, database_field))
+        question, earlier = read_question(row, question_field, dataset)
+        gold = _required(row, gold_field, dataset, "answer_field")
+        database = _required(row, database_field, dataset, "database_field")
         if database not in schemas:
             schemas[database] = _schema_or_reason(folder, database, dataset.num_sample_rows)
         schema = schemas[database]
@@ -51,9 +58,11 @@ def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
             bad.append(f"{row.location}: {schema}")
             continue
         answer = json.dumps({"db": str(schema.path), "gold_sql": gold, "convention": dataset.convention})
-        context = SqlContext(schema, _evidence(row, evidence_fields), dataset.max_schema_tokens)
+        context = SqlContext(schema, _evidence(row, evidence_fields, dataset), dataset.max_schema_tokens)
         problem_id = f"{dataset.name}-{index}"
-        problems.append(Problem(problem_id, question, answer, dataset.name, dataset.kind, context, row.location))
+        problems.append(
+            Problem(problem_id, question, answer, dataset.name, dataset.kind, context, row.location, earlier)
+        )
     if bad:
         _refuse(bad, len(rows), "have no readable database", "correct databases, add the files", dataset)
         logger.warning("Data set %s: %d of %d rows dropped, no readable database", dataset.name, len(bad), len(rows))
@@ -111,15 +120,16 @@ def _refuse(bad: Sequence[str], num_rows: int, fault: str, remedy: str, dataset:
     raise ValueError(f"data set {dataset.name}: {len(bad)} of {num_rows} rows {fault}: {listed}{more}; {remedy}{drop}")
 
 
-def _required(row: Row, field: str) -> str:
-    text = as_text(row.fields[field])
+def _required(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
+    text = read_text(row, field, dataset, setting)
     if not text:
         raise ValueError(f"{row.location}: {field!r} is empty; remove the row")
     return text
 
 
-def _evidence(row: Row, fields: Sequence[str]) -> str:
-    return next(filter(None, (as_text(row.fields.get(name)) for name in fields)), "")
+def _evidence(row: Row, fields: Sequence[str], dataset: DatasetConfig) -> str:
+    there = [field for field in fields if has_field(row.fields, field)]
+    return next(filter(None, (read_text(row, field, dataset, "evidence_field") for field in there)), "")
 
 
 def _database_folder(dataset: DatasetConfig) -> Path:
@@ -128,7 +138,8 @@ def _database_folder(dataset: DatasetConfig) -> Path:
         if not folder.is_dir():
             raise ValueError(f"data set {dataset.name}: databases {str(folder)!r} is no folder; correct it")
         return Path(os.path.abspath(folder))
-    beside = Path(os.path.abspath(expand_path(dataset.path))).parent
+    path = Path(os.path.abspath(expand_path(dataset.path)))
+    beside = path if path.is_dir() else path.parent
     for name in DATABASE_FOLDERS:
         if (beside / name).is_dir():
             return beside / name
