@@ -13,9 +13,9 @@ from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Sec
 EMBEDDED_KINDS = ("tiny", "tiny_sql", "arithmetic")
 # Arguments by which prompts are made; to set them would change what a prompt is.
 _OWN_ARGUMENTS = (
-    "messages conversation chat_template tokenize add_generation_prompt continue_final_message padding truncation "
-    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs"
-).split()
+    *("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+)
 
 
 def _values_by_field(filters: dict[str, Any]) -> dict[str, Any]:

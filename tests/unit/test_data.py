@@ -54,7 +54,8 @@ def test_a_limit_stops_before_a_bad_line(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"question": "q", "answer": "1"}\n\n[1]\n', r"a\.jsonl:3: a JSON list"),
-        (b'{"question": "q", "answer": "\xff"}\n', r"a\.jsonl:1: not a line of JSON"),
+        (b'{"question": "q", "answer": "\xff"}\n', r"a\.jsonl:1: not UTF-8"),
+        (b'{"question": "q"\n', r"a\.jsonl:1: not a line of JSON"),
         (b'{"question": "q", "solution": "1"}\n', r"a\.jsonl:1: no field 'answer'; it has question, solution;"),
         (b'{"question": "q", "answer": " "}\n', r"a\.jsonl:1: the answer .* is empty"),
         (b'{"question": "q", "answer": null}\n', r"a\.jsonl:1: the answer .* is empty"),
@@ -71,11 +72,13 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, content: bytes, mes
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as parquet"):
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read: .*; replace it"):
         load_rows(_dataset(tmp_path / "a.parquet"))
     with pytest.raises(ValueError, match=r"missing\.jsonl does not exist"):
         load_rows(_dataset(tmp_path / "missing.jsonl"))
-    with pytest.raises(ValueError, match=r"neither a \.jsonl, \.json, \.parquet file nor a hub"):
+    with pytest.raises(
+        ValueError, match=r"path '' is neither a file \(\.jsonl, .*\) nor a folder nor a hub data set's name"
+    ):
         load_rows(_dataset(""))
 
 
@@ -83,8 +86,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('[{"question": "q", "answer": "1"}, 7]', r"a\.json\[1\]: a JSON int, not an object"),
-        ('{"question": "q", "answer": "1"}', r"a\.json: a JSON dict, not an array of rows"),
-        ('{"question": "q"}\n{"question": "r"}\n', r"a\.json: not JSON: Extra data.* is named \.jsonl"),
+        ('[{"question": "q"}', r"a\.json: not a JSON array: .*; mend it"),
         ("[]", "holds no rows"),
     ],
 )
@@ -130,33 +132,68 @@ def test_fields_are_found_by_their_usual_names_or_set(tmp_path: Path) -> None:
         load_problems(_dataset(path), seed=0)
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A stand-in for the hub: what is in this folder is what org/set holds. `offline` in it cuts the connection."""
     import datasets
+    import huggingface_hub
 
-    def offline(*arguments: object, **settings: object) -> None:
-        raise ConnectionError("Couldn't reach the Hub\n(offline mode)")
+    root = tmp_path / "hub"
+    root.mkdir()
+    build = datasets.load_dataset_builder
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        ValueError, match=r"org/set:main.* could not be loaded .*ConnectionError.*or give a file"
-    ) as caught:
-        load_rows(_dataset("org/set:main"))
+    def load(name: str, subset: str | None) -> Any:
+        if name != "org/set":
+            return build(name, subset)
+        if (root / "offline").exists():
+            raise ConnectionError("Couldn't reach the Hub\n(offline mode)")
+        builder = build(str(root), subset)
+        for files in builder.config.data_files.values():
+            files[:] = [f"hf://datasets/org/set@0123abc/{Path(file).relative_to(root)}" for file in files]
+        return builder
+
+    def download(name: str, *, repo_type: str, allow_patterns: object = None, local_files_only: bool = False) -> str:
+        assert (name, repo_type) == ("org/set", "dataset")
+        (root / "asked").write_text(json.dumps(allow_patterns))
+        if local_files_only and (root / "offline").exists() and not (root / "README.md").exists():
+            raise FileNotFoundError("not downloaded yet")
+        return str(root)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return root
+
+
+def test_texts_of_a_hub_data_set_stay_texts(hub: Path) -> None:
+    _jsonl(hub / "train.jsonl", *({"question": "q", "answer": answer} for answer in ("007", 12, "null", "2024-01-02")))
+    _jsonl(hub / "test.jsonl", *ROWS)
+    rows = load_rows(_dataset("org/set"))
+    assert [row.fields["answer"] for row in rows] == ["007", 12, "null", "2024-01-02"]
+    assert rows[0].location == "org/set/train.jsonl:1"
+    assert json.loads((hub / "asked").read_text()) == ["train.jsonl", "README.md"]
+    assert [row.fields["answer"] for row in load_rows(_dataset("org/set", split="test", limit=3))] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"data set d: org/set has no split 'dev'; it has train, test; set split"):
+        load_rows(_dataset("org/set", split="dev"))
+
+
+def test_without_a_connection_what_was_downloaded_is_used(hub: Path) -> None:
+    (hub / "offline").touch()
+    _jsonl(hub / "train.jsonl", *ROWS)
+    with pytest.raises(ValueError, match=r"'org/set:x' could not be .*ConnectionError.*or give a file") as caught:
+        load_rows(_dataset("org/set:x"))
     assert "\n" not in str(caught.value)
+    (hub / "README.md").write_text("# A data set\n")
+    assert load_rows(_dataset("org/set"))[4].location == "org/set/train.jsonl:5"
 
 
-def test_a_hub_data_set_takes_subset_split_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    calls = []
-
-    def load(name: str, subset: str | None, split: str) -> list[dict[str, str]]:
-        calls.append((name, subset, split))
-        return ROWS
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(load_rows(_dataset("org/set:main", split="test", limit=3))) == 3
-    load_rows(_dataset("org/set"))
-    assert calls == [("org/set", "main", "test"), ("org/set", None, "train")]
+def test_a_hub_data_set_has_subsets(hub: Path) -> None:
+    configs = [{"config_name": name, "data_files": f"{name}.csv"} for name in ("main", "hard")]
+    (hub / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    for name in ("main", "hard"):
+        (hub / f"{name}.csv").write_text(f"question,answer\n{name},1\n")
+    assert load_rows(_dataset("org/set:hard"))[0].fields["question"] == "hard"
+    with pytest.raises(ValueError, match=r"'org/set' could not be loaded from the hub: .*Config name is missing.*main"):
+        load_rows(_dataset("org/set"))
 
 
 def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -193,7 +230,10 @@ def test_boxed_answers(tmp_path: Path) -> None:
         load_problems(_dataset(path, answer_format="boxed"), seed=0)
 
 
-@pytest.mark.parametrize(("value", "answer"), [(145.0, "145"), (0, "0"), (0.5, "0.5"), (" x ", "x")])
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [(145.0, "145"), (0, "0"), (0.5, "0.5"), (" x ", "x"), (1e-05, "0.00001"), (1e22, "1" + "0" * 22), (100.0, "100")],
+)
 def test_an_answer_may_be_a_number(tmp_path: Path, value: object, answer: str) -> None:
     path = _jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": value})
     assert load_problems(_dataset(path), seed=0)[0].answer == answer
@@ -223,3 +263,38 @@ def test_a_seed_draws_the_order_of_rows_before_the_limit(tmp_path: Path) -> None
 
     assert sorted(drawn(shuffle_seed=1)) == list(range(50)) == drawn()
     assert drawn(shuffle_seed=1, limit=5) == drawn(shuffle_seed=1)[:5] != drawn(shuffle_seed=2, limit=5)
+
+
+def test_a_layout_sets_the_fields_and_a_setting_beside_it_wins(tmp_path: Path) -> None:
+    dataset = _dataset("x", layout="spider")
+    assert (dataset.kind, dataset.convention) == ("text_to_sql", "spider")
+    assert _dataset("x", layout="spider", convention="bird").convention == "bird"
+    # An embedded task has no rows of a file, so a layout beside it takes its place.
+    assert _dataset("x", layout="verl", kind="tiny").kind == "math"
+    with pytest.raises(
+        ValueError, match=r"kind: math does not go with layout: bird; leave kind out, or set it to text_"
+    ):
+        _dataset("x", layout="bird", kind="math")
+    # What a run writes down reads as the same.
+    again = DatasetConfig.model_validate(dataset.model_dump())
+    assert again == dataset
+    path = _jsonl(tmp_path / "a.jsonl", {"problem": "q", "solution": r"\boxed{1}", "answer": "2", "final": "#### 3"})
+    for settings, answer in [
+        ({}, "2"),
+        ({"answer_format": "boxed"}, "1"),
+        ({"answer_field": "solution"}, "1"),
+        ({"answer_field": "final", "answer_format": "gsm8k"}, "3"),
+        ({"answer_field": "final"}, "#### 3"),
+    ]:
+        assert load_problems(_dataset(path, layout="math", **settings), seed=0)[0].answer == answer
+
+
+def test_fields_that_are_not_asked_for_keep_only_their_names(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "1", "generations": ["long"], "level": {"of": 5}}
+    for path in (_jsonl(tmp_path / "a.jsonl", row), tmp_path / "a.parquet"):
+        if path.suffix == ".parquet":
+            parquet.write_table(pa.Table.from_pylist([row]), path)
+        dataset = _dataset(path, where={"level.of": 5})
+        assert load_rows(dataset, ["question", "answer"])[0].fields == row | {"generations": None}
+        assert load_rows(dataset, ["other"])[0].fields == dict.fromkeys(row) | {"level": {"of": 5}}
+        assert load_rows(dataset)[0].fields == row

@@ -114,7 +114,7 @@ def test_problems_of_a_database_share_its_schema(tmp_path: Path) -> None:
             r"a\.jsonl:2: no field 'db_id' or 'db'; it has question, SQL; set d",
         ),
         (PLAIN | {"gold_sql": " "}, {}, r"a\.jsonl:2: 'gold_sql' is empty; remove the row"),
-        (PLAIN | {"question": None}, {}, r"a\.jsonl:2: 'question' is empty"),
+        (PLAIN | {"question": None}, {}, r"a\.jsonl:2: the question \('question'\) is empty"),
         (PLAIN | {"db": ""}, {}, r"a\.jsonl:2: 'db' is empty"),
         (PLAIN, {"evidence_field": "hint"}, r"a\.jsonl:2: no field 'hint'; it has db, .*; set evidence_field of"),
         (PLAIN, {"databases": "/no/such/folder"}, r"data set d: databases '/no/such/folder' is no folder; correct it"),
