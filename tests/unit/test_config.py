@@ -49,7 +49,7 @@ OVERRIDE_MISTAKES = {
     + "data.train.kind: expected one of tiny, tiny_sql, arithmetic, math, text_to_sql "
     + '(got "tinny"); did you mean tiny?',
     "learner=3": CL + "learner: expected a section with the keys num_steps, lr, lr_schedule,",
-    "data.train=null": CL + "data.train: expected a section with the keys name, kind, path,",
+    "data.train=null": CL + "data.train: expected a section with the keys name, kind, layout, path,",
     "data.evaluation.0.limit=2": "data.evaluation: expected a list, each item a section with the keys name, kind",
     "evaluation.k=4": CL + "evaluation.k: expected a list, each item an integer >= 1 (got 4)",
     "evaluation.k=[0, 4]": CL + "evaluation.k.0: expected an integer >= 1 (got 0)",

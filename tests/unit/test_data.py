@@ -14,6 +14,7 @@ from dphrl.config.data import DatasetConfig
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
 from dphrl.data.source import expand_path, load_rows
+from tests.unit.fake_hub import FakeHub
 
 
 def _jsonl(path: Path, *rows: object) -> Path:
@@ -133,64 +134,34 @@ def test_fields_are_found_by_their_usual_names_or_set(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A stand-in for the hub: what is in this folder is what org/set holds. `offline` in it cuts the connection."""
-    import datasets
-    import huggingface_hub
-
-    root = tmp_path / "hub"
-    root.mkdir()
-    build = datasets.load_dataset_builder
-
-    def load(name: str, subset: str | None) -> Any:
-        if name != "org/set":
-            return build(name, subset)
-        if (root / "offline").exists():
-            raise ConnectionError("Couldn't reach the Hub\n(offline mode)")
-        builder = build(str(root), subset)
-        for files in builder.config.data_files.values():
-            files[:] = [f"hf://datasets/org/set@0123abc/{Path(file).relative_to(root)}" for file in files]
-        return builder
-
-    def download(name: str, *, repo_type: str, allow_patterns: object = None, local_files_only: bool = False) -> str:
-        assert (name, repo_type) == ("org/set", "dataset")
-        (root / "asked").write_text(json.dumps(allow_patterns))
-        if local_files_only and (root / "offline").exists() and not (root / "README.md").exists():
-            raise FileNotFoundError("not downloaded yet")
-        return str(root)
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return root
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
+    return FakeHub(tmp_path / "hub", monkeypatch)
 
 
-def test_texts_of_a_hub_data_set_stay_texts(hub: Path) -> None:
-    _jsonl(hub / "train.jsonl", *({"question": "q", "answer": answer} for answer in ("007", 12, "null", "2024-01-02")))
-    _jsonl(hub / "test.jsonl", *ROWS)
+def test_texts_of_a_hub_data_set_stay_texts(hub: FakeHub) -> None:
+    answers = ["007", 12, "null", "2024-01-02"]
+    hub.add("org/set", {"train.jsonl": [{"question": "q", "answer": answer} for answer in answers], "test.jsonl": ROWS})
     rows = load_rows(_dataset("org/set"))
-    assert [row.fields["answer"] for row in rows] == ["007", 12, "null", "2024-01-02"]
+    assert [row.fields["answer"] for row in rows] == answers
     assert rows[0].location == "org/set/train.jsonl:1"
-    assert json.loads((hub / "asked").read_text()) == ["train.jsonl", "README.md"]
+    assert hub.downloaded == [["train.jsonl", "README.md"]]
     assert [row.fields["answer"] for row in load_rows(_dataset("org/set", split="test", limit=3))] == ["0", "1", "2"]
     with pytest.raises(ValueError, match=r"data set d: org/set has no split 'dev'; it has train, test; set split"):
         load_rows(_dataset("org/set", split="dev"))
 
 
-def test_without_a_connection_what_was_downloaded_is_used(hub: Path) -> None:
-    (hub / "offline").touch()
-    _jsonl(hub / "train.jsonl", *ROWS)
+def test_without_a_connection_what_was_downloaded_is_used(hub: FakeHub) -> None:
+    hub.offline = True
+    hub.add("org/set", {"train.jsonl": ROWS})
     with pytest.raises(ValueError, match=r"'org/set:x' could not be .*ConnectionError.*or give a file") as caught:
         load_rows(_dataset("org/set:x"))
     assert "\n" not in str(caught.value)
-    (hub / "README.md").write_text("# A data set\n")
+    (hub.root / "org/set/README.md").write_text("# A data set\n")
     assert load_rows(_dataset("org/set"))[4].location == "org/set/train.jsonl:5"
 
 
-def test_a_hub_data_set_has_subsets(hub: Path) -> None:
-    configs = [{"config_name": name, "data_files": f"{name}.csv"} for name in ("main", "hard")]
-    (hub / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    for name in ("main", "hard"):
-        (hub / f"{name}.csv").write_text(f"question,answer\n{name},1\n")
+def test_a_hub_data_set_has_subsets(hub: FakeHub) -> None:
+    hub.add("org/set", {f"{name}/train.jsonl": [{"question": name}] for name in ("main", "hard")}, ["main", "hard"])
     assert load_rows(_dataset("org/set:hard"))[0].fields["question"] == "hard"
     with pytest.raises(ValueError, match=r"'org/set' could not be loaded from the hub: .*Config name is missing.*main"):
         load_rows(_dataset("org/set"))

@@ -19,6 +19,7 @@ from dphrl.data import prepare
 from dphrl.data.loading import load_problems
 from dphrl.data.source import Row
 from dphrl.experiments.suite import load_suite
+from tests.unit.fake_hub import FakeHub
 
 CC_BY = "Creative Commons Attribution 3.0 Unported License (CC BY 3.0)"
 # Every spelling that the data set has for it.
@@ -79,10 +80,8 @@ def test_training_rows_are_distinct_and_in_no_test_set() -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
     """Stands in for the hub, with a row or two of every set's own form."""
-    import datasets
-
     rows = {
         "HuggingFaceH4/MATH-500": [{"problem": "What is 2+2?", "solution": "s", "answer": "4"}],
         "di-zhang-fdu/College_Math_Test": [
@@ -98,17 +97,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
             {"problem": "What is 3+3?", "solution": r"\boxed{6}"},
         ],
     }
-    calls = []
+    found = FakeHub(tmp_path / "hub", monkeypatch)
+    for math_set in (*prepare.TEST_SETS, prepare.TRAIN_SET):
+        subsets = [subset for subset in math_set.subsets if subset]
+        folders = [f"{subset}/" for subset in subsets] or [""]
+        files = {f"{folder}{math_set.split}.jsonl": rows[math_set.hub] for folder in folders}
+        found.add(math_set.hub, files, subsets)
+    return found
 
-    def load(name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
-        calls.append((name, subset, split))
-        return rows[name]
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    return calls
-
-
-def test_mathematics_from_the_hub(hub: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mathematics_from_the_hub(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["math", "--to", str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     # A test set keeps its repetitions.
@@ -118,15 +116,15 @@ def test_mathematics_from_the_hub(hub: list[Any], tmp_path: Path, capsys: pytest
         "math/train.jsonl: 1 problems, 0 left out, 6 repeated, 7 that a test set has "
         "(compared: math500, college_math_ccby, olympiad, aime24, amc23)"
     )
-    assert ("EleutherAI/hendrycks_math", "prealgebra", "train") in hub
-    assert ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train") in hub
-    assert ("math-ai/amc23", None, "test") in hub
+    assert ("EleutherAI/hendrycks_math", "prealgebra") in hub.loaded
+    assert ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP") in hub.loaded
+    assert ["test.jsonl", "README.md"] in hub.downloaded
     assert not [*tmp_path.rglob(".*")]
 
 
 @pytest.mark.parametrize("suite", ["paper-llama8b-math", "paper-qwen-math"])
 def test_the_suites_read_what_is_prepared(
-    suite: str, hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prepare.main(["math", "--to", str(tmp_path)]) == 0
     monkeypatch.setenv("DPHRL_DATA", str(tmp_path))
@@ -140,12 +138,7 @@ def test_the_suites_read_what_is_prepared(
 def test_files_go_before_the_hub_and_one_failure_does_not_hold_up_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import datasets
-
-    def offline(*arguments: object, **settings: object) -> None:
-        raise ConnectionError("offline")
-
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    FakeHub(tmp_path / "hub", monkeypatch).offline = True
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     (downloads / "train.jsonl").write_text(json.dumps({"problem": "p", "solution": r"\boxed{1}"}) + "\n")
