@@ -139,7 +139,8 @@ LOADS = [
     Found(
         "csv",
         {
-            "a.csv": b'\xef\xbb\xbfid,question,answer\r\n1,"one, ""two""\nthree?",007\r\n\r\n2,x,null\r\n3,y,2024-01-02\r\n'
+            "a.csv": b'\xef\xbb\xbfid,question,answer\r\n1,"one, ""two""\nthree?",007\r\n\r\n'
+            b"2,x,null\r\n3,y,2024-01-02\r\n"
         },
         "a.csv",
         [('one, "two"\nthree?', "007"), ("x", "null"), ("y", "2024-01-02")],
@@ -179,7 +180,8 @@ LOADS = [
     Found(
         "a subset named by its README",
         {
-            "README.md": b"---\nconfigs:\n- config_name: main\n  data_files: main.jsonl\n- config_name: hard\n  data_files: hard.jsonl\n---\n",
+            "README.md": b"---\nconfigs:\n- config_name: main\n  data_files: main.jsonl\n- config_name: hard\n  "
+            b"data_files: hard.jsonl\n---\n",
             "main.jsonl": _lines(*QA[:1]),
             "hard.jsonl": _lines(*QA[1:2]),
         },
@@ -402,7 +404,8 @@ REFUSED = [
         "columns of pandas",
         {"a.json": b'{"question": {"0": "q"}, "answer": {"0": "1"}}'},
         "a.json",
-        r"a.json:1: 'question' is a struct of 0, neither text nor a number; set prompt_field of data set d to a part of it .*",
+        r"a.json:1: 'question' is a struct of 0, neither text nor a number; set prompt_field of data set d to a "
+        r"part of it .*",
     ),
     Found(
         "rows in an object",
@@ -414,20 +417,24 @@ REFUSED = [
         "a struct where an answer is wanted",
         {"a.parquet": _parquet(VERL)},
         "a.parquet",
-        r"a.parquet:1: 'reward_model' is a struct of ground_truth, style, neither text nor a number; set answer_field of data set d to a part of it \(reward_model.ground_truth, reward_model.style\), or to another field",
+        r"a.parquet:1: 'reward_model' is a struct of ground_truth, style, neither text nor a number; set "
+        r"answer_field of data set d to a part of it \(reward_model.ground_truth, reward_model.style\), or to "
+        r"another field",
         {"answer_field": "reward_model"},
     ),
     Found(
         "verl without its layout",
         {"a.parquet": _parquet(VERL)},
         "a.parquet",
-        r"a.parquet:1: no field 'answer'; it has data_source, .*; it looks like verl: set layout: verl, or set answer_field of data set d",
+        r"a.parquet:1: no field 'answer'; it has data_source, .*; it looks like verl: set layout: verl, or set "
+        r"answer_field of data set d",
     ),
     Found(
         "the wrong layout",
         {"a.parquet": _parquet(BIRD)},
         "a.parquet",
-        r"a.parquet:1: no field 'problem'; it has .*; it looks like bird: set layout: bird, or set prompt_field of data set d",
+        r"a.parquet:1: no field 'problem'; it has .*; it looks like bird: set layout: bird, or set prompt_field "
+        r"of data set d",
         {"layout": "math"},
     ),
     Found(
@@ -441,7 +448,8 @@ REFUSED = [
         "NaN",
         {"a.jsonl": _lines(*QA[:2], {"question": "q", "answer": float("nan")})},
         "a.jsonl",
-        "a.jsonl:3: 'answer' is nan, not a number; mend or remove the row, or set answer_field of data set d to another field",
+        "a.jsonl:3: 'answer' is nan, not a number; mend or remove the row, or set answer_field of data set d to "
+        "another field",
     ),
     Found(
         "NaN of float32",
@@ -477,7 +485,8 @@ REFUSED = [
         "two answers",
         {"a.jsonl": _lines({"question": "q", "answer": ["1", "2"]})},
         "a.jsonl",
-        r"a.jsonl:1: 'answer' is a list of 2 values, neither text nor a number; set answer_field of data set d to a part of it \(answer.0, answer.1\), or to another field",
+        r"a.jsonl:1: 'answer' is a list of 2 values, neither text nor a number; set answer_field of data set d "
+        r"to a part of it \(answer.0, answer.1\), or to another field",
     ),
     Found(
         "no answer in a list",

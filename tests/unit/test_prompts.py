@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from dphrl.config.data import DataConfig, DatasetConfig
 from dphrl.config.schema import Config
 from dphrl.data.chat import build_prompts, fill_template
+from dphrl.data.messages import Message
 from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.schema_fitting import SchemaFitter
 from dphrl.data.schema_relevance import SchemaIndex, name_stems, stem
@@ -86,6 +88,60 @@ def test_a_template_that_refuses_a_system_prompt_is_a_clear_error(
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('System role not supported') }}")
     with pytest.raises(ValueError, match=r"System role not supported; set data\.system_prompt"):
         build_prompts(PROBLEMS, tokenizer, _data_config(system_prompt="Be brief."))
+
+
+TURNS = (Message("user", "2+2?"), Message("assistant", "4"))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "settings", "text"),
+    [
+        ((), {}, "<s>[user]1+1?>"),
+        (TURNS, {}, "<s>[user]2+2?[assistant]4[user]1+1?>"),
+        ((Message("system", "Own."),), {}, "<s>[system]Own.[user]1+1?>"),
+        # A row's own system turn stays; one is put before those that have none.
+        ((Message("system", "Own."),), {"system_prompt": "All."}, "<s>[system]Own.[user]1+1?>"),
+        (TURNS, {"system_prompt": "All."}, "<s>[system]All.[user]2+2?[assistant]4[user]1+1?>"),
+        # The last turn is the question, also to the template.
+        (TURNS, {"prompt_template": "Q: {question}"}, "<s>[user]2+2?[assistant]4[user]Q: 1+1?>"),
+    ],
+)
+def test_chat_messages_are_used_as_they_are(
+    tokenizer: Any, earlier: tuple[Message, ...], settings: dict[str, Any], text: str
+) -> None:
+    problem = Problem("d-0", "1+1?", "2", "d", earlier=earlier)
+    assert build_prompts([problem], tokenizer, _data_config(**settings)).prompts[0].text == text
+
+
+def test_without_a_chat_template_only_a_system_turn_can_go_before_the_question(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    problem = Problem("d-0", "1+1?", "2", "d", location="a.jsonl:1", earlier=(Message("system", "Be brief."),))
+    assert build_prompts([problem], tokenizer, _data_config()).prompts[0].text == "Be brief.\n\n1+1?"
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the prompt has a turn of 'assistant', but .* no chat template"):
+        build_prompts([replace(problem, earlier=TURNS)], tokenizer, _data_config())
+
+
+def test_variables_reach_the_chat_template(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = (
+        "{{ messages[-1].content }}{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    config = _data_config(chat_template_kwargs={"enable_thinking": False})
+    prompt = build_prompts(PROBLEMS, tokenizer, config).prompts[0]
+    assert prompt.text == "1+1?</think>"
+    assert prompt.token_ids != build_prompts(PROBLEMS, tokenizer, _data_config()).prompts[0].token_ids
+    assert not caplog.records
+    build_prompts(PROBLEMS, tokenizer, _data_config(chat_template_kwargs={"enable_thought": False, "thinking": 1}))
+    assert ["enable_thought" in record.message for record in caplog.records] == [True, False]
+    assert "never reads thinking, so it changes nothing" in caplog.records[1].message
+    with pytest.raises(
+        ValueError, match=r"chat_template_kwargs\s+Value error, tokenize is set by dphrl itself; remove"
+    ):
+        _data_config(chat_template_kwargs={"tokenize": True})
 
 
 SCRIPT = """

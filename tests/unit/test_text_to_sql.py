@@ -21,6 +21,7 @@ from dphrl.data.sql_schema import ForeignKey, Schema, TableView, quote_name, rea
 from dphrl.data.text_to_sql import check_golds
 from dphrl.rewards import sql_execution
 from dphrl.rewards.sql_execution import validate_golds
+from dphrl.types import JsonDict
 
 REAL = Path(os.environ.get("DPHRL_DATA") or "../shared/data") / "sql"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="no databases here: set DPHRL_DATA")
@@ -78,6 +79,21 @@ def test_layouts(tmp_path: Path, file: str, row: object, database: str, evidence
     assert problem.sql is not None
     assert problem.sql.evidence == evidence
     assert [table.name for table in problem.sql.schema.tables] == ["t"]
+
+
+@pytest.mark.parametrize(("layout", "row"), [("spider", SPIDER), ("bird", BIRD)])
+def test_layouts_by_name(tmp_path: Path, layout: str, row: JsonDict) -> None:
+    """A folder as the benchmark is distributed, with other files in it, and one word that says what it is."""
+    _make_database(tmp_path / "database" / "pets" / "pets.sqlite")
+    _write(tmp_path / "tables.json", [{"db_id": "pets"}])
+    # The other layout's field holds another query, which must not be taken.
+    _write(tmp_path / "train_all.json", [{"gold_sql": "SELECT 2"} | row])
+    problem = load_problems(DatasetConfig.model_validate({"name": "d", "layout": layout, "path": str(tmp_path)}), 0)[0]
+    assert (problem.text, problem.kind) == ("How many?", "text_to_sql")
+    answer = json.loads(problem.answer)
+    assert (answer["gold_sql"], answer["convention"]) == ("SELECT count(*) FROM t", layout)
+    with pytest.raises(ValueError, match=rf"it looks like {layout}: set layout: {layout}, or set answer_field"):
+        load_problems(DatasetConfig(name="d", path=str(tmp_path)), 0)
 
 
 def test_databases_and_fields_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
