@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dphrl.config.data import DatasetConfig
 from dphrl.data.source import Row, as_text, find_value, opened, read_text
+
+# As pandas writes an array of messages into a .csv: without commas between them.
+_PRINTED_MESSAGES = re.compile(r"\s*(?:array\()?\[\s*\{\s*['\"](?:role|content)['\"]\s*:")
 
 
 class Message(NamedTuple):
@@ -30,6 +34,11 @@ def read_question(row: Row, field: str, dataset: DatasetConfig) -> tuple[str, tu
             "another field"
         ) from None
     text = messages[-1].content if messages else read_text(row, field, dataset, "prompt_field")
+    if _PRINTED_MESSAGES.match(text):
+        raise ValueError(
+            f"{row.location}: {field!r} holds chat messages that were printed and cannot be read back; write them to a "
+            ".parquet or .jsonl file"
+        )
     if not text.strip():
         raise ValueError(f"{row.location}: the question ({field!r}) is empty; remove the row")
     return text, tuple(messages[:-1]) if messages else ()

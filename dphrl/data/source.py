@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import os
 import random
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,6 +27,7 @@ _DEFAULT_DATA = "../shared/data"
 _MAX_LISTED = 6
 # What no field can hold.
 _MISSING = object()
+_PRINTED_STRUCT = re.compile(r"\s*\[?\s*\{\s*['\"]")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -79,6 +82,9 @@ def read_text(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str
     Raises ValueError, with file, line and remedy, for what is neither text nor a number.
     """
     value = find_value(row.fields, field)
+    # A struct that was printed into a text is not what a prompt or an answer should be either.
+    if isinstance(inside := opened(value), Mapping):
+        value = inside
     try:
         return as_text(value)
     except ValueError as error:
@@ -110,14 +116,19 @@ def has_field(fields: JsonDict, path: str) -> bool:
 
 
 def opened(value: object) -> object:
-    """The struct or list that a text holds, else the value itself."""
+    """The struct or list that a text holds, as JSON or as Python prints structs, else the value itself."""
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    # Only what begins as printed structs do: a set of numbers or an interval is an answer.
+    if _PRINTED_STRUCT.match(value):
+        # A backslash of TeX in what is no Python after all is nothing to warn of.
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(value.strip())
     return value
 
 

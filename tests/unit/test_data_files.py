@@ -535,6 +535,19 @@ REFUSED = [
         "a.jsonl:1: 'prompt' is a list of 2 values, neither text nor a number; .*",
     ),
     Found(
+        "a struct that pandas printed",
+        _pandas_csv,
+        "verl.csv",
+        r"verl.csv:2: 'reward_model' is a struct of ground_truth, style, .*; set answer_field .*",
+        {"answer_field": "reward_model"},
+    ),
+    Found(
+        "messages that numpy printed",
+        {"a.csv": b"""prompt,answer\n"[{'role': 'system', 'content': 'x'}\n {'role': 'user', 'content': 'y'}]",1\n"""},
+        "a.csv",
+        "a.csv:2: 'prompt' holds chat messages that were printed and cannot be read back; write them to a .*",
+    ),
+    Found(
         "half a character",
         {"a.jsonl": b'{"question": "\\ud83d", "answer": "1"}\n'},
         "a.jsonl",
