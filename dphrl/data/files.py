@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dphrl.config.data import DatasetConfig
 from dphrl.data.readers import can_read, known_suffixes
+
+logger = logging.getLogger(__name__)
 
 # "name", "org/name" or "org/name:subset": what else is not there cannot be on the hub either.
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
@@ -74,7 +78,21 @@ def _files_of_folder(folder: str, subset: str, dataset: DatasetConfig) -> list[S
                 f"data set {dataset.name}: folder {folder} has {file.shown} for its data, which is of no known kind; "
                 f"convert it to one of {known_suffixes()}"
             )
+    _warn_of_other_kinds(splits, folder, dataset)
     return found
+
+
+def _warn_of_other_kinds(splits: Mapping[str, Sequence[str]], folder: str, dataset: DatasetConfig) -> None:
+    """The library takes the files of one kind only, and says nothing of the others beside them."""
+    taken = {Path(file) for files in splits.values() for file in files}
+    kinds = {path.suffix for path in taken}
+    beside = {path for parent in {path.parent for path in taken} for path in parent.iterdir()}
+    others = sorted(path.name for path in beside - taken if can_read(path.name) and path.suffix not in kinds)
+    if others:
+        logger.warning(
+            "Data set %s: %s in %s is of another kind than its data and is not read; name the files in path to read it",
+            *(dataset.name, ", ".join(others[:3]), folder),
+        )
 
 
 def _files_of_hub(path: str, dataset: DatasetConfig) -> list[SourceFile]:

@@ -260,6 +260,16 @@ def test_a_layout_sets_the_fields_and_a_setting_beside_it_wins(tmp_path: Path) -
         assert load_problems(_dataset(path, layout="math", **settings), seed=0)[0].answer == answer
 
 
+def test_files_of_another_kind_beside_the_data_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _jsonl(tmp_path / "b.jsonl", *ROWS)
+    (tmp_path / "README.md").write_text("# A data set\n")
+    assert len(load_rows(_dataset(tmp_path))) == 5
+    assert not caplog.records
+    (tmp_path / "a.csv").write_text("question,answer\nq,1\n")
+    assert len(load_rows(_dataset(tmp_path))) == 5
+    assert "Data set d: a.csv in " in caplog.text
+
+
 def test_fields_that_are_not_asked_for_keep_only_their_names(tmp_path: Path) -> None:
     row = {"question": "q", "answer": "1", "generations": ["long"], "level": {"of": 5}}
     for path in (_jsonl(tmp_path / "a.jsonl", row), tmp_path / "a.parquet"):
