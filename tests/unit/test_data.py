@@ -262,7 +262,7 @@ def test_a_layout_sets_the_fields_and_a_setting_beside_it_wins(tmp_path: Path) -
 
 def test_files_of_another_kind_beside_the_data_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _jsonl(tmp_path / "b.jsonl", *ROWS)
-    (tmp_path / "README.md").write_text("# A data set\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert len(load_rows(_dataset(tmp_path))) == 5
     assert not caplog.records
     (tmp_path / "a.csv").write_text("question,answer\nq,1\n")
