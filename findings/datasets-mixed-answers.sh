@@ -6,8 +6,8 @@
 # One would expect: the texts stay texts, whatever another row holds; or the file is refused.
 # Seen: the column becomes the type Json. Texts that happen to be JSON are stored without quotes and come back
 # decoded: "007" as the number 7, "1e3" as 1000.0, "null" as None, "true" as True. A text such as "1/2" stays. Written
-# to parquet, the text "12" and the number 12 are the same for good. Without the row of the number every answer is as it was written.
-# And a column of dates in text, "2024-01-02", comes back as datetimes.
+# to parquet, the text "12" and the number 12 are the same for good. Without the row of the number every answer is as it
+# was written. And a column of dates in text, "2024-01-02", comes back as datetimes.
 #
 # Why it matters: a gold answer 7 is wrong for "007", and None trains as the word "None" in code that calls str().
 # dphrl lets datasets find the files of a split, downloads them, and reads them itself.
