@@ -445,25 +445,6 @@ REFUSED = [
         {"answer_field": "reward_model.truth"},
     ),
     Found(
-        "NaN",
-        {"a.jsonl": _lines(*QA[:2], {"question": "q", "answer": float("nan")})},
-        "a.jsonl",
-        "a.jsonl:3: 'answer' is nan, not a number; mend or remove the row, or set answer_field of data set d to "
-        "another field",
-    ),
-    Found(
-        "NaN of float32",
-        {"a.parquet": _column(pa.float32(), 1, float("nan"))},
-        "a.parquet",
-        "a.parquet:2: 'answer' is nan, not a number; .*",
-    ),
-    Found(
-        "null",
-        {"a.jsonl": _lines({"question": "q", "answer": None})},
-        "a.jsonl",
-        r"a.jsonl:1: the answer \('answer'\) is empty; remove the row",
-    ),
-    Found(
         "true",
         {"a.jsonl": _lines({"question": "q", "answer": True})},
         "a.jsonl",
