@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from dphrl.models import load_tokenizer, resolve_model
 from dphrl.rewards.base import check_reward
 from dphrl.tracking.console import Console
 from dphrl.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         ]
     except (ValueError, OSError) as error:
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
+    _warn_of_unasked_box(config, prompts)
     return Prepared(model_dir, tokenizer, prompts, evaluations)
 
 
@@ -97,4 +101,16 @@ def _check_length(config: Config, model_dir: str) -> None:
         raise InputError(
             f"data.max_prompt_tokens + rollout.max_tokens = {config.max_sequence_tokens} exceeds the model's "
             f"{longest} positions; lower one of them"
+        )
+
+
+def _warn_of_unasked_box(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Where prompts ask for another form, a reward that reads boxes alone gives 0 to every answer and says nothing."""
+    if config.reward.name != "math_answer" or config.reward.extraction != "boxed":
+        return
+    if not any("boxed" in prompt.text for prompt in prompts):
+        logger.warning(
+            r"No prompt of %s asks for \boxed{}, and reward.extraction: boxed reads nothing else; set "
+            "reward.extraction: auto, or ask for the box in data.prompt_template",
+            config.data.train.name,
         )

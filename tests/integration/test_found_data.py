@@ -70,7 +70,7 @@ def _write_config(folder: Path, model_dir: Path, data: Path) -> Path:
     return path
 
 
-def test_a_verl_layout_trains_with_one_word(model_dir: Path, tmp_path: Path) -> None:
+def test_a_verl_layout_trains_with_one_word(model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {
             "data_source": "sums",
@@ -91,6 +91,7 @@ def test_a_verl_layout_trains_with_one_word(model_dir: Path, tmp_path: Path) -> 
 
     trained = CliRunner().invoke(app, ["train", str(path), "data.train.layout=verl", "--inline"])
     assert trained.exit_code == 0, trained.output
+    assert "No prompt of sums asks for \\boxed{}, and reward.extraction: boxed reads nothing else" in caplog.text
     run = tmp_path / "runs" / "found"
     steps = read_metrics(run)
     assert [step["step"] for step in steps] == [1, 2]

@@ -21,7 +21,7 @@ from dphrl.data.problems import Problem, SqlContext
 from dphrl.data.schema_fitting import SchemaFitter
 from dphrl.data.schema_relevance import SchemaIndex, name_stems, stem
 from dphrl.data.sql_schema import read_schema
-from dphrl.prepare import load_prompts
+from dphrl.prepare import load_prompts, prepare
 from dphrl.tracking.console import Console
 
 
@@ -349,3 +349,26 @@ def test_what_is_dropped_and_trimmed_is_said(tokenizer: Any, database: Path, tmp
         "data d (train): 2 prompts, 1 dropped, their gold query does not run, 1 longer than data.max_prompt_tokens=600 "
         "dropped, 2 with a schema trimmed by relevance (tables or columns left out), to fit"
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "reward", "warned"),
+    [
+        ("Answer after ####.", {}, True),
+        ("Answer after ####.", {"extraction": "auto"}, False),
+        (r"Answer in \boxed{}.", {}, False),
+    ],
+)
+def test_prompts_that_ask_for_no_box_are_said(
+    tmp_path: Path,
+    make_config: Any,
+    caplog: pytest.LogCaptureFixture,
+    question: str,
+    reward: dict[str, str],
+    warned: bool,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": question, "answer": "1"}))
+    data = {"train": {"name": "d", "kind": "math", "path": str(path), "limit": 1}, "evaluation": ()}
+    prepare(make_config(data=data, reward={"name": "math_answer", **reward}), Console(io.StringIO()))
+    assert ("No prompt of d asks for \\boxed{}" in caplog.text) == warned
