@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dphrl.config.data import DatasetConfig
-from dphrl.data.readers import can_read, known_suffixes
+from dphrl.data.readers import can_read, file_kind, known_suffixes
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ def _files_of_folder(folder: str, subset: str, dataset: DatasetConfig) -> list[S
 def _warn_of_other_kinds(splits: Mapping[str, Sequence[str]], folder: str, dataset: DatasetConfig) -> None:
     """The library takes the files of one kind only, and says nothing of the others beside them."""
     taken = {Path(file) for files in splits.values() for file in files}
-    kinds = {path.suffix for path in taken}
+    kinds = {file_kind(path.name) for path in taken}
     beside = {path for parent in {path.parent for path in taken} for path in parent.iterdir()}
-    others = sorted(path.name for path in beside - taken if can_read(path.name) and path.suffix not in kinds)
+    others = sorted(path.name for path in beside - taken if file_kind(path.name) not in (None, *kinds))
     if others:
         logger.warning(
             "Data set %s: %s in %s is of another kind than its data and is not read; name the files in path to read it",
@@ -130,7 +130,8 @@ def _hub_splits(name: str, subset: str) -> tuple[str | None, dict[str, list[str]
         # "hf://datasets/org/name@revision/data/train.parquet"
         splits = _splits(name, subset)
         return None, {split: [url.split("@")[1].partition("/")[2] for url in urls] for split, urls in splits.items()}
-    except OSError:
+    # The errors of a lost connection have no common base class.
+    except Exception:
         try:
             root = snapshot_download(name, repo_type="dataset", local_files_only=True)
         except Exception:
@@ -147,7 +148,8 @@ def _download(name: str, files: Sequence[str], dataset: DatasetConfig) -> str:
 
     try:
         # With its README, which names the splits when the hub cannot be reached.
-        return str(snapshot_download(name, repo_type="dataset", allow_patterns=[*files, "README.md"]))
+        patterns = [*map(glob.escape, files), "README.md"]
+        return str(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:
         raise ValueError(
             f"data set {dataset.name}: {name} could not be downloaded from the hub: {type(error).__name__}: "

@@ -24,7 +24,17 @@ _BATCH_ROWS = 1024
 
 def can_read(path: str) -> bool:
     """Whether the file's name ends with a known suffix."""
-    return _format(path) is not None
+    return file_kind(path) is not None
+
+
+def file_kind(path: str) -> str | None:
+    """The suffix that decides how a file of this name is read, without that of a compression; None if it is unknown."""
+    name = path.lower()
+    for suffix in _COMPRESSED:
+        if name.endswith(suffix):
+            inner = name.removesuffix(suffix)
+            return next((known for known in _TEXT_READERS if inner.endswith(known)), None)
+    return next((known for known in _READERS if name.endswith(known)), None)
 
 
 def known_suffixes() -> str:
@@ -38,7 +48,7 @@ def read_file(path: str, shown: str, columns: Collection[str] | None = None) -> 
     and the others are null in its rows; None reads all. Raises ValueError, one line that names file and line, when the
     file is broken.
     """
-    reader = _READERS[_format(path) or ""]
+    reader = _READERS[file_kind(path) or ""]
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -57,16 +67,6 @@ def _is_from_arrow(error: Exception) -> bool:
     import pyarrow
 
     return isinstance(error, pyarrow.ArrowException)
-
-
-def _format(path: str) -> str | None:
-    """The suffix that decides how the file is read, None if it is unknown."""
-    name = path.lower()
-    for suffix in _COMPRESSED:
-        if name.endswith(suffix):
-            inner = name.removesuffix(suffix)
-            return next((known for known in _TEXT_READERS if inner.endswith(known)), None)
-    return next((known for known in _READERS if name.endswith(known)), None)
 
 
 def _open(path: str) -> IO[bytes]:
@@ -133,7 +133,7 @@ def _object(fields: object, location: str) -> JsonDict:
 
 def _read_table(path: str, shown: str, columns: Collection[str] | None) -> Rows:
     """Every cell is text. The location is the line on which the record begins."""
-    delimiter = "\t" if (_format(path) == ".tsv") else ","
+    delimiter = "\t" if (file_kind(path) == ".tsv") else ","
     # The default, 128 KiB, is less than a long solution.
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -265,9 +266,9 @@ def test_files_of_another_kind_beside_the_data_are_said(tmp_path: Path, caplog: 
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert len(load_rows(_dataset(tmp_path))) == 5
     assert not caplog.records
-    (tmp_path / "a.csv").write_text("question,answer\nq,1\n")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"question,answer\nq,1\n"))
     assert len(load_rows(_dataset(tmp_path))) == 5
-    assert "Data set d: a.csv in " in caplog.text
+    assert "Data set d: a.csv.gz in " in caplog.text
 
 
 def test_fields_that_are_not_asked_for_keep_only_their_names(tmp_path: Path) -> None:
