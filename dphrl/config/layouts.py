@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,14 +15,16 @@ class Layout:
 
     prompt: holds the question, as text or as chat messages.
     answers: each a field and the format of the answer in it. The first whose field the rows have is taken.
-    signature: the fields by which a file of this layout is known; empty if they do not tell it from others.
+    signature: the fields by which a file of this layout is known.
+    mark: what the answer's field holds besides, where the fields do not tell it from other files.
     no_answer: what the answer's field holds in rows that have no answer, such as proofs.
     """
 
     kind: str
     prompt: str
     answers: tuple[tuple[str, str], ...]
-    signature: frozenset[str] = frozenset()
+    signature: frozenset[str]
+    mark: str = ""
     no_answer: frozenset[str] = frozenset()
     convention: str = "bird"
 
@@ -40,13 +42,15 @@ LAYOUTS: Mapping[str, Layout] = {
         "math", "prompt", (*_VERL_ANSWER, ("solution", "plain")), frozenset({"prompt", "solution", "source_prompt"})
     ),
     "verl": Layout("math", "prompt", _VERL_ANSWER, frozenset({"prompt", "reward_model"})),
-    "openr1": Layout("math", "problem", (("answer", "plain"),), frozenset({"problem", "generations"}), _NO_ANSWER),
+    "openr1": Layout(
+        "math", "problem", (("answer", "plain"),), frozenset({"problem", "generations"}), no_answer=_NO_ANSWER
+    ),
     "numina": Layout(
         "math",
         "problem",
         (("answer", "plain"), ("solution", "boxed")),
         frozenset({"problem", "solution", "source"}),
-        _NO_ANSWER,
+        no_answer=_NO_ANSWER,
     ),
     # MATH-500 adds a field with the answer alone.
     "math": Layout("math", "problem", (("answer", "plain"), ("solution", "boxed")), frozenset({"problem", "solution"})),
@@ -58,11 +62,13 @@ LAYOUTS: Mapping[str, Layout] = {
         frozenset({"question", "query", "db_id"}),
         convention="spider",
     ),
-    "gsm8k": Layout("math", "question", (("answer", "gsm8k"),)),
+    "gsm8k": Layout("math", "question", (("answer", "gsm8k"),), frozenset({"question", "answer"}), mark="####"),
 }
 
 
-def resembles(fields: Collection[str]) -> str | None:
-    """The name of the layout that rows with these fields look like, None if of no one."""
-    names = frozenset(fields)
-    return next((name for name, layout in LAYOUTS.items() if layout.signature and layout.signature <= names), None)
+def resembles(row: Mapping[str, object]) -> str | None:
+    """The name of the layout that the fields of a row look like, None if of no one."""
+    for name, layout in LAYOUTS.items():
+        if layout.signature <= row.keys() and layout.mark in str(row.get(layout.answers[0][0])):
+            return name
+    return None

@@ -187,7 +187,8 @@ def _read(path: str, kept: frozenset[str] | None, dataset: DatasetConfig) -> Ite
 
 def _named_fields(dataset: DatasetConfig) -> list[str]:
     settings = (dataset.prompt_field, dataset.answer_field, dataset.database_field, dataset.evidence_field)
-    return [*filter(None, settings), *dataset.where, *dataset.exclude_where]
+    # The answer of whatever layout the file may turn out to have.
+    return [*filter(None, settings), *dataset.where, *dataset.exclude_where, "answer"]
 
 
 def _top_names(paths: Iterable[str]) -> frozenset[str]:

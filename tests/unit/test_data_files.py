@@ -430,6 +430,20 @@ REFUSED = [
         r"answer_field of data set d",
     ),
     Found(
+        "gsm8k with the wrong layout",
+        {"a.jsonl": _lines({"question": "q", "answer": "1+1=2\n#### 2"})},
+        "a.jsonl",
+        "a.jsonl:1: no field 'prompt'; it has question, answer; it looks like gsm8k: set layout: gsm8k, or set .*",
+        {"layout": "verl"},
+    ),
+    Found(
+        "the wrong layout of questions and answers",
+        {"a.jsonl": _lines(*QA)},
+        "a.jsonl",
+        "a.jsonl:1: no field 'prompt'; it has question, answer; set prompt_field of data set d",
+        {"layout": "verl"},
+    ),
+    Found(
         "the wrong layout",
         {"a.parquet": _parquet(BIRD)},
         "a.parquet",
