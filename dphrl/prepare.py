@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from dphrl.config.data import DatasetConfig
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.chat import build_prompts
+from dphrl.data.duplicates import find_repeats, num_shared
+from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
-from dphrl.data.text_to_sql import check_golds
+from dphrl.data.problems import Problem
 from dphrl.models import load_tokenizer, resolve_model
 from dphrl.rewards.base import check_reward
-from dphrl.tracking.console import Console
+from dphrl.tracking.console import Advance, Console
 from dphrl.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+# More golds than these take longer than a second, so that they get a progress bar.
+_MANY_GOLDS = 5_000
+# Rows that run.log names.
+_MAX_NOTES = 200
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,18 @@ class Prepared:
     """What `prepare` made or found. prompts: those to train on.
 
     model_dir: an HF directory, or a hub name, which transformers and vLLM resolve in the same way.
+    notes: what was said about the data, and which rows were dropped. They are for run.log, which a run opens later.
     """
 
     model_dir: str
     tokenizer: Any
     prompts: Sequence[Prompt]
     evaluations: Sequence[EvaluationSet]
+    notes: Sequence[str] = ()
+
+    def log_notes(self) -> None:
+        for note in self.notes:
+            logger.info("%s", note)
 
 
 def prepare(config: Config, console: Console, *, model: str | None = None) -> Prepared:
@@ -54,42 +69,101 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         _check_length(config, model_dir)
-        prompts = load_prompts(config.data.train, config, tokenizer, console)
-        evaluations = [
-            EvaluationSet(dataset.name, dataset.split, load_prompts(dataset, config, tokenizer, console))
-            for dataset in config.data.evaluation
-        ]
+        loaded = load_prompts(config.data.train, config, tokenizer, console, duplicates=config.data.duplicates)
+        notes = [*loaded.notes]
+        evaluations = []
+        for dataset in config.data.evaluation:
+            tested = load_prompts(dataset, config, tokenizer, console, duplicates="keep")
+            evaluations.append(EvaluationSet(dataset.name, dataset.split, tested.prompts))
+            notes += [*tested.notes, *_warn_of_shared(loaded.prompts, tested.prompts, dataset)]
     except (ValueError, OSError) as error:
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
-    _warn_of_unasked_box(config, prompts)
-    return Prepared(model_dir, tokenizer, prompts, evaluations)
+    _warn_of_unasked_box(config, loaded.prompts)
+    return Prepared(model_dir, tokenizer, loaded.prompts, evaluations, notes)
 
 
-def load_prompts(dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console) -> list[Prompt]:
-    """The data set's prompts; says how many there are, and how many were dropped or shortened.
+class LoadedPrompts(NamedTuple):
+    prompts: list[Prompt]
+    notes: list[str]
 
-    Raises ValueError for what the user can correct: bad rows, gold queries that do not run, no prompt short enough.
+
+def load_prompts(
+    dataset: DatasetConfig, config: Config, tokenizer: Any, console: Console, *, duplicates: str
+) -> LoadedPrompts:
+    """The data set's prompts, and notes for run.log. The console says how many prompts there are, how many golds were
+    cleaned, and how many rows were dropped or shortened.
+
+    duplicates: drop or keep, for a data set that does not say it itself.
+    Raises ValueError for what the user can correct: bad rows, golds that cannot be graded, no prompt short enough.
     """
-    problems = load_problems(dataset, config.seed)
-    notes = []
-    if dataset.kind == "text_to_sql":
-        label = f"{dataset.name} ({dataset.split})"
-        with console.task(f"running gold queries of {label}", len(problems)) as advance:
-            problems, num_invalid = check_golds(problems, dataset, config.reward.timeout_s, advance)
-        notes.append((num_invalid, "dropped, their gold query does not run"))
-        # Schemas are long, so thousands of prompts take a while and get a progress bar.
-        with console.task(f"tokenizing {label}", len(problems)) as advance:
-            built = build_prompts(problems, tokenizer, config.data, advance)
-    else:
-        built = build_prompts(problems, tokenizer, config.data)
-    notes += [
+    problems, notes, said = _usable_problems(dataset, config, console, dataset.duplicates or duplicates)
+    # Schemas are long, so thousands of prompts take a while and get a progress bar.
+    with _task(console, f"tokenizing {_label(dataset)}", len(problems), dataset.kind == "text_to_sql") as advance:
+        built = build_prompts(problems, tokenizer, config.data, advance)
+    said += [
         (built.num_dropped, f"longer than data.max_prompt_tokens={config.data.max_prompt_tokens} dropped"),
         (built.num_lost_rows, "without some sample rows, to fit"),
         (built.num_lost_names, "with a schema trimmed by relevance (tables or columns left out), to fit"),
     ]
-    said = "".join(f", {count} {note}" for count, note in notes if count)
-    console.info(f"data {dataset.name} ({dataset.split}): {len(built.prompts)} prompts{said}")
-    return built.prompts
+    counts = "".join(f", {count} {what}" for count, what in said if count)
+    line = f"data {_label(dataset)}: {len(built.prompts)} prompts{counts}"
+    console.info(line)
+    return LoadedPrompts(built.prompts, [line, *notes])
+
+
+def _usable_problems(
+    dataset: DatasetConfig, config: Config, console: Console, duplicates: str
+) -> tuple[list[Problem], list[str], list[tuple[int, str]]]:
+    """The problems with a gold to grade against, each question once where repetitions are dropped; notes for run.log;
+    and what the console says, with its numbers."""
+    loaded = load_problems(dataset, config.seed)
+    if dataset.kind not in CHECKED_KINDS:
+        return loaded, [], []
+    long = dataset.kind == "text_to_sql" or len(loaded) > _MANY_GOLDS
+    with _task(console, f"checking golds of {_label(dataset)}", len(loaded), long) as advance:
+        checked = check_golds(loaded, dataset.kind, config.reward, advance)
+    # Of a user's own reward only the user knows which golds are equal.
+    same = None if config.reward.is_custom else partial(same_golds, reward=config.reward)
+    repeats = find_repeats(checked.problems, same)
+    bad = [*checked.bad, *repeats.contradictory]
+    refuse_or_drop(bad, len(loaded), dataset, config.data)
+    problems = repeats.problems
+    what = "repeat another row"
+    if duplicates == "drop":
+        problems = [problem for problem in problems if problem.problem_id not in repeats.repeated]
+        what = "repetitions of other rows dropped"
+    decorations = ", ".join(name for name, _ in checked.cleaned.most_common(3))
+    said = [
+        (checked.num_cleaned, f"golds cleaned ({decorations})"),
+        (len(bad), f"dropped without a gold to grade against, the first {bad[0].location}" if bad else ""),
+        (len(repeats.repeated), what),
+    ]
+    return problems, [f"data {_label(dataset)}: dropped {gold}" for gold in bad[:_MAX_NOTES]], said
+
+
+def _warn_of_shared(trained: Sequence[Prompt], tested: Sequence[Prompt], dataset: DatasetConfig) -> list[str]:
+    if not (count := num_shared(trained, tested)):
+        return []
+    line = (
+        f"data {_label(dataset)}: {count} of {len(tested)} prompts are in data.train too, so its results do not show "
+        "what the model learned for new questions; remove them from data.train"
+    )
+    logger.warning("%s", line)
+    return [line]
+
+
+def _label(dataset: DatasetConfig) -> str:
+    return f"{dataset.name} ({dataset.split})"
+
+
+@contextmanager
+def _task(console: Console, description: str, total: int, wanted: bool) -> Iterator[Advance]:
+    """A progress bar where the work is long."""
+    if not wanted:
+        yield lambda count=1, /: None
+        return
+    with console.task(description, total) as advance:
+        yield advance
 
 
 def _check_length(config: Config, model_dir: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dphrl.config.layouts import LAYOUTS, LayoutName
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -37,6 +37,11 @@ def _free_of_own_arguments(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free_of_own_arguments)]
+
+# "error" is how a data set's own setting called its default before data.invalid_gold was there.
+OwnInvalidGold = Annotated[
+    Literal["refuse", "drop"] | None, BeforeValidator(lambda value: None if value == "error" else value)
+]
 
 DEFAULT_TEMPLATE = "{question}"
 # The last sentence asks for reasoning first: a policy that may think before it writes leaves more to reinforce.
@@ -111,9 +116,10 @@ class DatasetConfig(Section):
     max_schema_tokens: PositiveInt | None = None
     """text_to_sql: a schema of more tokens is trimmed by relevance to the question. null leaves that to
     data.max_prompt_tokens."""
-    invalid_gold: Literal["error", "drop"] = "error"
-    """text_to_sql: what happens to a row whose gold query does not run, or has no database. error stops and names the
-    rows; drop leaves them out and counts them."""
+    invalid_gold: OwnInvalidGold = None
+    """As data.invalid_gold, for this data set alone. null takes that."""
+    duplicates: Literal["drop", "keep"] | None = None
+    """As data.duplicates, for this data set alone. null takes that for data.train, and keep for data.evaluation."""
 
     @model_validator(mode="before")
     @classmethod
@@ -151,6 +157,14 @@ class DataConfig(Section):
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     """Variables for the model's chat template, such as {enable_thinking: false} for Qwen3. A variable that the template
     never reads is said."""
+    invalid_gold: Literal["refuse", "drop"] = "refuse"
+    """What happens to rows without a gold to grade against: it is missing, a worked solution or a sentence, no
+    expression, a query that does not run or has no database, or it contradicts another row of the same question.
+    refuse stops and names the rows; drop leaves them out and counts them."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """What happens to rows of data.train with the question and the gold of an earlier row: drop leaves them out, keep
+    trains on them too. Either way they are counted. Evaluation sets keep theirs, because without them rates could not
+    be compared with those of others."""
     max_prompt_tokens: PositiveInt = 1024
     """The longest prompt, in tokens. Longer ones are dropped and counted, because a truncated problem has no right
     answer; a schema is trimmed to fit first. Memory of the learner grows with it."""

@@ -23,7 +23,7 @@ _LOADERS: dict[str, Callable[[DatasetConfig, int], list[Problem]]] = {
 def load_problems(dataset: DatasetConfig, seed: int) -> list[Problem]:
     """All problems of a data set, in file order.
 
-    Raises ValueError, with file and line, for a row that has no question, no answer or no database. Gold queries
-    are not run here: see `dphrl.data.text_to_sql.check_golds`.
+    Raises ValueError, with file and line, for a row that has no question. Golds are looked at by
+    `dphrl.data.golds.check_golds`, which also gathers what the loaders found wrong with them.
     """
     return _LOADERS[dataset.kind](dataset, seed)

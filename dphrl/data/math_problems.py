@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dphrl.config.data import DatasetConfig
 from dphrl.config.layouts import LAYOUTS
 from dphrl.data.messages import read_question
-from dphrl.data.problems import Problem
+from dphrl.data.problems import Fault, Problem
 from dphrl.data.source import Row, find_field, find_value, load_rows, read_text
 from dphrl.rewards.extraction import extract_boxed
 
@@ -22,8 +22,9 @@ ANSWER_FIELDS = {"plain": ("answer",), "gsm8k": ("answer",), "boxed": ("solution
 def load_math(dataset: DatasetConfig, seed: int) -> list[Problem]:
     """One problem for each row, in file order; `seed` has no effect.
 
-    Rows of which the layout says that they have no answer, such as proofs, are left out, and a warning counts them.
-    Raises ValueError, with file and line, for a row without a question or an answer.
+    Rows of which the layout says that they have no answer, such as proofs, are left out, and a warning counts them. A
+    row without a gold has a fault or an empty answer. Raises ValueError, with file and line, for a row without a
+    question, or with an answer that is neither text nor a number.
     """
     question_fields, answer_fields = _known_fields(dataset)
     rows = load_rows(dataset, [*question_fields, *answer_fields])
@@ -33,9 +34,15 @@ def load_math(dataset: DatasetConfig, seed: int) -> list[Problem]:
     problems = []
     for index, row in _rows_with_answer(rows, answer_field, dataset):
         text, earlier = read_question(row, question_field, dataset)
-        answer = _gold_answer(row, answer_field, answer_format, dataset)
-        problem_id = f"{dataset.name}-{index}"
-        problems.append(Problem(problem_id, text, answer, dataset.name, location=row.location, earlier=earlier))
+        answer, fault = _gold_answer(row, answer_field, answer_format, dataset)
+        problems.append(
+            Problem(
+                *(f"{dataset.name}-{index}", text, answer, dataset.name),
+                location=row.location,
+                earlier=earlier,
+                fault=fault,
+            )
+        )
     return problems
 
 
@@ -74,25 +81,20 @@ def _rows_with_answer(rows: Sequence[Row], answer_field: str, dataset: DatasetCo
     return kept
 
 
-def _gold_answer(row: Row, answer_field: str, answer_format: str, dataset: DatasetConfig) -> str:
-    answer = read_text(row, answer_field, dataset, "answer_field")
+def _gold_answer(row: Row, answer_field: str, answer_format: str, dataset: DatasetConfig) -> tuple[str, Fault | None]:
+    """The gold, or the whole field and why the gold is not in it."""
+    value = find_value(row.fields, answer_field)
+    # What pandas writes for an empty cell in a column of numbers.
+    text = "nan" if value != value else read_text(row, answer_field, dataset, "answer_field")
+    if answer_format == "plain" or not text:
+        return text, None
     if answer_format == "gsm8k":
-        _, mark, answer = answer.rpartition("####")
-        if not mark:
-            raise ValueError(_unmarked(row, "'####'", answer_field, dataset))
+        _, mark, answer = text.rpartition("####")
         answer = answer.replace(",", "").strip()
-    elif answer_format == "boxed":
-        content = extract_boxed(answer)
-        if content is None:
-            raise ValueError(_unmarked(row, r"\boxed{}", answer_field, dataset))
-        answer = content.strip()
-    if not answer:
-        raise ValueError(f"{row.location}: the answer ({answer_field!r}) is empty; remove the row")
-    return answer
+        return (answer, None) if mark else (text, _unmarked("####", answer_field))
+    content = extract_boxed(text)
+    return (text, _unmarked(r"\boxed{}", answer_field)) if content is None else (content.strip(), None)
 
 
-def _unmarked(row: Row, mark: str, answer_field: str, dataset: DatasetConfig) -> str:
-    return (
-        f"{row.location}: no {mark} in {answer_field!r}; set answer_format of data set {dataset.name} to plain, or "
-        "mend the row"
-    )
+def _unmarked(mark: str, answer_field: str) -> Fault:
+    return Fault(f"no {mark} in {answer_field!r}", "set answer_format: plain, or mend the rows")

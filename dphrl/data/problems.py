@@ -22,13 +22,22 @@ class SqlContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """Why no completion can be graded against a row's gold, and what the user can do about all rows of that kind."""
+
+    reason: str
+    remedy: str = "mend or remove the rows"
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A question and its gold answer.
 
     problem_id: "<data set>-<row>", unique within a data set because rows are numbered (from 0).
-    answer: never empty; only the reward interprets it.
+    answer: only the reward interprets it; never empty after `dphrl.data.golds.check_golds`.
     earlier: the turns of a chat before the question, such as a system turn or examples.
     location: "file:line" or "file[index]" of its row, "" for a problem that comes from no file.
+    fault: what the loader found wrong with the gold, so that all such rows are refused or dropped together.
     """
 
     problem_id: str
@@ -39,3 +48,4 @@ class Problem:
     sql: SqlContext | None = None
     location: str = field(default="", compare=False)
     earlier: tuple[Message, ...] = ()
+    fault: Fault | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,18 +10,15 @@ from pathlib import Path
 from dphrl.config.data import DatasetConfig
 from dphrl.config.layouts import LAYOUTS
 from dphrl.data.messages import read_question
-from dphrl.data.problems import Problem, SqlContext
+from dphrl.data.problems import Fault, Problem, SqlContext
 from dphrl.data.source import Row, expand_path, find_field, has_field, load_rows, read_text
 from dphrl.data.sql_schema import Schema, read_schema
-
-logger = logging.getLogger(__name__)
 
 QUESTION_FIELDS = ("question",)
 GOLD_FIELDS = ("gold_sql", "query", "SQL", "sql")
 DATABASE_FIELDS = ("db_id", "db")
 EVIDENCE_FIELDS = ("evidence", "external_knowledge")
 DATABASE_FOLDERS = ("database", "dev_databases", "train_databases", "dbs")
-_MAX_LISTED = 20
 # Each chunk starts a child process (half a second), and progress is reported between chunks.
 _CHUNK = 400
 
@@ -30,9 +26,8 @@ _CHUNK = 400
 def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
     """One problem for each row; its answer is a JSON string with db (path), gold_sql and convention.
 
-    `seed` has no effect. Raises ValueError, with file and line, for a row that lacks question, database or gold query;
-    and one ValueError for all databases that are missing or cannot be read. With `invalid_gold: drop` the rows of such
-    databases are left out instead, and a warning counts them.
+    A row whose gold query is empty, or whose database is missing or cannot be read, has a fault. `seed` has no effect.
+    Raises ValueError, with file and line, for a row that lacks question or database.
     """
     layout = LAYOUTS[dataset.layout] if dataset.layout else None
     question_fields = (layout.prompt,) if layout else QUESTION_FIELDS
@@ -45,79 +40,64 @@ def load_text_to_sql(dataset: DatasetConfig, seed: int) -> list[Problem]:
     if dataset.evidence_field is not None:
         evidence_fields = [find_field(rows, dataset, "evidence_field", ())]
     folder = _database_folder(dataset)
-    schemas: dict[str, Schema | str] = {}
-    problems, bad = [], []
+    schemas: dict[str, Schema | Fault] = {}
+    problems = []
     for index, row in enumerate(rows):
         question, earlier = read_question(row, question_field, dataset)
-        gold = _required(row, gold_field, dataset, "answer_field")
+        gold = read_text(row, gold_field, dataset, "answer_field")
         database = _required(row, database_field, dataset, "database_field")
         if database not in schemas:
-            schemas[database] = _schema_or_reason(folder, database, dataset.num_sample_rows)
+            schemas[database] = _schema_or_fault(folder, database, dataset.num_sample_rows)
         schema = schemas[database]
-        if isinstance(schema, str):
-            bad.append(f"{row.location}: {schema}")
-            continue
-        answer = json.dumps({"db": str(schema.path), "gold_sql": gold, "convention": dataset.convention})
-        context = SqlContext(schema, _evidence(row, evidence_fields, dataset), dataset.max_schema_tokens)
-        problem_id = f"{dataset.name}-{index}"
+        fault = schema if isinstance(schema, Fault) else None if gold else Fault("the gold query is empty")
+        context = None
+        if isinstance(schema, Schema):
+            context = SqlContext(schema, _evidence(row, evidence_fields, dataset), dataset.max_schema_tokens)
+        db = str(context.schema.path) if context else database
+        answer = json.dumps({"db": db, "gold_sql": gold, "convention": dataset.convention})
         problems.append(
-            Problem(problem_id, question, answer, dataset.name, dataset.kind, context, row.location, earlier)
+            Problem(
+                *(f"{dataset.name}-{index}", question, answer, dataset.name, dataset.kind, context),
+                location=row.location,
+                earlier=earlier,
+                fault=fault,
+            )
         )
-    if bad:
-        _refuse(bad, len(rows), "have no readable database", "correct databases, add the files", dataset)
-        logger.warning("Data set %s: %d of %d rows dropped, no readable database", dataset.name, len(bad), len(rows))
     return problems
 
 
-def check_golds(
-    problems: Sequence[Problem],
-    dataset: DatasetConfig,
-    timeout_s: float,
-    advance: Callable[[int], object] | None = None,
-) -> tuple[list[Problem], int]:
-    """Run every gold query once: if it does not run, no completion can be graded. Returns the problems that are left
-    and the number that was dropped (0 unless `invalid_gold: drop`).
+def query_faults(
+    problems: Sequence[Problem], timeout_s: float, advance: Callable[[int], object] = lambda count: None
+) -> list[Fault | None]:
+    """Run every gold query once: if it does not run, no completion can be graded. Returns what is wrong with each.
 
-    timeout_s: for one query. advance: called with the number of problems newly checked. Raises ValueError, one line
-    with file and line of the rows, when gold queries fail and may not be dropped, or when none is left.
+    timeout_s: for one query. advance: called with the number of problems newly checked.
     """
     # Imported here, not at the top: the parser behind it takes a while to import, and few runs use SQL.
     from dphrl.rewards.sql_execution import validate_golds
 
-    kept: list[Problem] = []
-    bad = []
+    faults: list[Fault | None] = []
     reasons: dict[tuple[str, str], str | None] = {}
     for start in range(0, len(problems), _CHUNK):
         chunk = problems[start : start + _CHUNK]
         golds = [_gold(problem) for problem in chunk]
         # Paraphrases of a question share a gold query.
-        new = [gold for gold in dict.fromkeys(golds) if gold not in reasons]
-        reasons |= zip(new, validate_golds(new, timeout_s), strict=True)
+        new = [gold for gold in dict.fromkeys(golds) if gold is not None and gold not in reasons]
+        if new:
+            reasons |= zip(new, validate_golds(new, timeout_s), strict=True)
         for problem, gold in zip(chunk, golds, strict=True):
-            if (reason := reasons[gold]) is None:
-                kept.append(problem)
-            else:
-                bad.append(f"{problem.location}: {reason}")
-        if advance is not None:
-            advance(len(chunk))
-    if bad:
-        _refuse(bad, len(problems), "have a gold query that does not run", "mend or remove them", dataset)
-    return kept, len(bad)
+            reason = None if gold is None else reasons[gold]
+            faults.append(problem.fault if reason is None else Fault(f"the gold query does not run: {reason}"))
+        advance(len(chunk))
+    return faults
 
 
-def _gold(problem: Problem) -> tuple[str, str]:
+def _gold(problem: Problem) -> tuple[str, str] | None:
+    """(path of the database, query); None for a query that is known not to run."""
+    if problem.fault is not None:
+        return None
     answer = json.loads(problem.answer)
     return answer["db"], answer["gold_sql"]
-
-
-def _refuse(bad: Sequence[str], num_rows: int, fault: str, remedy: str, dataset: DatasetConfig) -> None:
-    """Raises ValueError unless the bad rows may be dropped and other rows are left."""
-    if dataset.invalid_gold == "drop" and len(bad) < num_rows:
-        return
-    listed = "; ".join(" ".join(line.split()) for line in bad[:_MAX_LISTED])
-    more = f"; and {len(bad) - _MAX_LISTED} more" if len(bad) > _MAX_LISTED else ""
-    drop = "" if dataset.invalid_gold == "drop" else ", or set its invalid_gold: drop"
-    raise ValueError(f"data set {dataset.name}: {len(bad)} of {num_rows} rows {fault}: {listed}{more}; {remedy}{drop}")
 
 
 def _required(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
@@ -149,12 +129,13 @@ def _database_folder(dataset: DatasetConfig) -> Path:
     )
 
 
-def _schema_or_reason(folder: Path, database: str, num_sample_rows: int) -> Schema | str:
+def _schema_or_fault(folder: Path, database: str, num_sample_rows: int) -> Schema | Fault:
     candidates = [folder / database / f"{database}.sqlite", folder / f"{database}.sqlite", folder / database]
     path = next((path for path in candidates if path.is_file()), None)
+    remedy = "correct databases, or add the files"
     if path is None:
-        return f"database {database!r} is neither {candidates[0]} nor {candidates[1]}"
+        return Fault(f"database {database!r} is neither {candidates[0]} nor {candidates[1]}", remedy)
     try:
         return read_schema(path, num_sample_rows)
     except ValueError as error:
-        return str(error)
+        return Fault(str(error), remedy)
