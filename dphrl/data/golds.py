@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dphrl.config.data import DataConfig, DatasetConfig, RewardConfig
@@ -23,21 +23,25 @@ CHECKED_KINDS = ("math", "text_to_sql")
 MAX_LISTED = 5
 _MAX_SHOWN_CHARS = 60
 _CHUNK = 1_000
-# Nothing equals this, so an answer that is compared with it is either wrong or could not be read.
-_UNEQUAL = r"\Psi_{917}"
-# A number can be read, so it need not be compared with `_UNEQUAL`.
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# No answer to a problem. What is compared with it is either wrong or could not be read; numbers are compared at once.
+_UNEQUAL = "-9716305.2480169"
 
 EMPTY = Fault("the gold is empty")
 MISSING = Fault("a missing value", r"fill in or remove the rows (where None is meant as a word, write \text{None})")
 _MARKS_OF_MISSING = frozenset(["nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a", "#N/A"])
+_UNREAD = Fault("not an expression that can be read")
 _SENTENCE = Fault(
     "a sentence, which no completion would repeat",
     "name the field of the short answer in answer_field, or set answer_format: boxed or gsm8k for worked solutions",
 )
 _MAX_WORDS = 7
+# Names, as opposed to commands that give a formula its form.
+_NAME = re.compile(
+    r"\\(?!(?:[dtc]?frac|sqrt|binom|over|choose|left|right|begin|end)(?![A-Za-z]))[A-Za-z]+|\\\{\s*\\\}|[^\x00-\x7f]+"
+)
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\s*\{[^{}]*\})?|\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_FORMULA = re.compile(r"(?<!\\)\$[^$]+\$")
 _NEXT_SENTENCE = re.compile(r"(?:[^\W\d_]{2}|[)$\d])[.!?]\s+[A-Z$]")
 
 
@@ -77,32 +81,43 @@ def visible_fault(gold: str) -> Fault | None:
         return Fault(r"a worked solution with the answer in \boxed{}", "set answer_format: boxed")
     if re.match(r"\[\s*['\"]", gold) and re.search(r"['\"]\s*\]\Z", gold):
         return Fault("a list of several texts", "write one text in each row, such as 8, 9")
-    plain = _COMMAND.sub(" ", gold)
-    # Between two commas, because a long list of names is no sentence.
-    num_words = max(len(_WORD.findall(part)) for part in re.split("[,;]", plain))
-    if num_words > _MAX_WORDS or (len(_WORD.findall(plain)) > 3 and _NEXT_SENTENCE.search(plain)):
-        return _SENTENCE
-    return None
+    return _SENTENCE if _is_sentence(_COMMAND.sub(" ", gold)) else None
+
+
+def _is_sentence(plain: str) -> bool:
+    """Whether a gold without its commands is prose: many words with no comma between them, because a long list of names
+    is an answer; or a few words with a formula among them, or before another sentence."""
+    num_words = len(_WORD.findall(plain))
+    longest = max(len(_WORD.findall(part)) for part in re.split("[,;]", plain))
+    return (
+        longest > _MAX_WORDS
+        or (num_words > 2 and _FORMULA.search(plain) is not None)
+        or (num_words > 3 and _NEXT_SENTENCE.search(plain) is not None)
+    )
 
 
 def grading_faults(golds: Sequence[str], grader: Grader) -> dict[str, Fault]:
-    """The golds that the grader cannot use: those not right against themselves, and those that are no expression, of
+    r"""The golds that the grader cannot use: those not right against themselves, and those that are no expression, of
     which no other spelling could be right.
 
-    Raises ValueError when the grader itself fails.
+    A gold with names that the grader does not know, such as \triangle ABC, is right in its own spelling; it is kept
+    when it would be an expression with letters in their place. Raises ValueError when the grader itself fails.
     """
     faults: dict[str, Fault] = {}
-    boxed = {gold: _boxed(gold) for gold in golds}
-    verdicts = grader.grade([(text, gold) for gold, text in boxed.items()])
-    for gold, verdict in zip(boxed, verdicts, strict=True):
-        if verdict.status is not RewardStatus.CORRECT:
-            faults[gold] = _fault_of(verdict.status, verdict.detail)
+
+    def grade(texts: Mapping[str, str], against: Mapping[str, str], right: Container[RewardStatus]) -> None:
+        verdicts = grader.grade([(_boxed(texts[gold]), against.get(gold, _UNEQUAL)) for gold in texts])
+        for gold, verdict in zip(texts, verdicts, strict=True):
+            faults.pop(gold, None)
+            if verdict.status not in right:
+                faults[gold] = _fault_of(verdict.status, verdict.detail)
+
+    themselves = {gold: gold for gold in golds}
+    grade(themselves, themselves, [RewardStatus.CORRECT])
     # Equal spelling is right before anything is read. An unequal answer is read, or said to be no expression.
-    others = [gold for gold in boxed if gold not in faults and not _NUMBER.fullmatch(gold)]
-    verdicts = grader.grade([(boxed[gold], _UNEQUAL) for gold in others])
-    for gold, verdict in zip(others, verdicts, strict=True):
-        if verdict.status not in (RewardStatus.CORRECT, RewardStatus.WRONG):
-            faults[gold] = _fault_of(verdict.status, verdict.detail)
+    read = [RewardStatus.CORRECT, RewardStatus.WRONG]
+    grade({gold: gold for gold in golds if gold not in faults}, {}, read)
+    grade({gold: _NAME.sub(" x ", gold) for gold in golds if faults.get(gold) is _UNREAD}, {}, read)
     return faults
 
 
@@ -112,7 +127,7 @@ def _fault_of(status: RewardStatus, detail: str) -> Fault:
     if status is RewardStatus.WRONG:
         return Fault("graded against itself it is wrong")
     if status is RewardStatus.UNPARSABLE:
-        return Fault("not an expression that can be read")
+        return _UNREAD
     return Fault(f"cannot be graded ({status}: {detail})")
 
 

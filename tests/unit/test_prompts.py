@@ -340,15 +340,18 @@ def test_what_is_dropped_and_trimmed_is_said(tokenizer: Any, database: Path, tmp
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"name": "d", "kind": "text_to_sql", "path": str(path), "databases": str(database.parent)}
-    data = {"train": settings | {"invalid_gold": "drop"}, "max_prompt_tokens": 600}
+    data = {"train": settings, "invalid_gold": "drop", "max_prompt_tokens": 600}
     said = io.StringIO()
     config = Config.model_validate({"data": data})
-    prompts = load_prompts(config.data.train, config, tokenizer, Console(said))
+    prompts, notes = load_prompts(config.data.train, config, tokenizer, Console(said), duplicates="drop")
     assert [prompt.prompt_id for prompt in prompts] == ["d-0", "d-3"]
-    assert said.getvalue().splitlines()[-1] == (
-        "data d (train): 2 prompts, 1 dropped, their gold query does not run, 1 longer than data.max_prompt_tokens=600 "
-        "dropped, 2 with a schema trimmed by relevance (tables or columns left out), to fit"
+    line = (
+        f"data d (train): 2 prompts, 1 dropped without a gold to grade against, the first {path}:3, 1 longer than "
+        "data.max_prompt_tokens=600 dropped, 2 with a schema trimmed by relevance (tables or columns left out), to fit"
     )
+    assert said.getvalue().splitlines()[-1] == line
+    assert notes[0] == line
+    assert notes[1].startswith(f"data d (train): dropped {path}:3: 'SELECT surname FROM singer': the gold query does")
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dphrl.config.data import DatasetConfig
+from dphrl.config.data import DataConfig, DatasetConfig, RewardConfig
+from dphrl.data.golds import CheckedGolds, check_golds, refuse_or_drop
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
 from dphrl.data.sql_schema import ForeignKey, Schema, TableView, quote_name, read_schema, render_lines, render_schema
-from dphrl.data.text_to_sql import check_golds
+from dphrl.data.text_to_sql import query_faults
 from dphrl.rewards import sql_execution
 from dphrl.rewards.sql_execution import validate_golds
 from dphrl.types import JsonDict
@@ -47,6 +48,15 @@ def _dataset(path: Path, **settings: Any) -> DatasetConfig:
 
 def _load(path: Path, **settings: Any) -> list[Problem]:
     return load_problems(_dataset(path, **settings), seed=0)
+
+
+def _check(path: Path, **settings: Any) -> CheckedGolds:
+    """As a run does it: what is dropped is in `bad`, what may not be dropped is raised."""
+    dataset = _dataset(path, **settings)
+    problems = load_problems(dataset, seed=0)
+    checked = check_golds(problems, dataset.kind, RewardConfig(name="sql_execution"))
+    refuse_or_drop(checked.bad, len(problems), dataset, DataConfig(train=dataset))
+    return checked
 
 
 # ------------------------------------------------------------ layouts
@@ -129,7 +139,6 @@ def test_problems_of_a_database_share_its_schema(tmp_path: Path) -> None:
             {},
             r"a\.jsonl:2: no field 'db_id' or 'db'; it has question, SQL; set d",
         ),
-        (PLAIN | {"gold_sql": " "}, {}, r"a\.jsonl:2: 'gold_sql' is empty; remove the row"),
         (PLAIN | {"question": None}, {}, r"a\.jsonl:2: the question \('question'\) is empty"),
         (PLAIN | {"db": ""}, {}, r"a\.jsonl:2: 'db' is empty"),
         (PLAIN, {"evidence_field": "hint"}, r"a\.jsonl:2: no field 'hint'; it has db, .*; set evidence_field of"),
@@ -160,22 +169,22 @@ def test_rows_without_a_database_are_listed_or_dropped(tmp_path: Path, caplog: p
     (tmp_path / "dbs" / "text.sqlite").write_text("not a database, however long it is " * 50)
     names = ["lost", "pets", "empty", "text", *["gone"] * 30]
     path = _write(tmp_path / "dev.json", [SPIDER | {"db_id": name} for name in names])
-    with pytest.raises(ValueError, match="33 of 34 rows have no readable database") as caught:
-        _load(path)
+    with pytest.raises(ValueError, match="33 of 34 rows have no gold to grade against") as caught:
+        _check(path)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"{path}[0]: database 'lost' is neither {tmp_path}/dbs/lost/lost.sqlite nor" in message
-    assert f"{path}[2]: {tmp_path}/dbs/empty.sqlite holds no tables" in message
-    assert f"{path}[3]: {tmp_path}/dbs/text.sqlite cannot be read: file is not a database" in message
-    assert "dev.json[20]" in message
-    assert "dev.json[21]" not in message
-    assert message.endswith("and 13 more; correct databases, add the files, or set its invalid_gold: drop")
+    assert f"{path}[0]: 'SELECT count(*) FROM t': database 'lost' is neither {tmp_path}/dbs/lost/lost.sqlite" in message
+    assert f"{path}[2]: 'SELECT count(*) FROM t': {tmp_path}/dbs/empty.sqlite holds no tables" in message
+    assert f"{tmp_path}/dbs/text.sqlite cannot be read: file is not a database" in message
+    assert "dev.json[5]" in message
+    assert "dev.json[6]" not in message
+    assert message.endswith("and 28 more; correct databases, or add the files, or set data.invalid_gold: drop")
 
-    kept = _load(path, invalid_gold="drop")
-    assert [problem.problem_id for problem in kept] == ["d-1"]
-    assert "33 of 34 rows dropped" in caplog.text
-    with pytest.raises(ValueError, match="1 of 1 rows have no readable database"):
-        _load(path, invalid_gold="drop", limit=1)
+    kept = _check(path, invalid_gold="drop")
+    assert [problem.problem_id for problem in kept.problems] == ["d-1"]
+    assert len(kept.bad) == 33
+    with pytest.raises(ValueError, match=r"1 of 1 rows have no gold .* add the files$"):
+        _check(path, invalid_gold="drop", limit=1)
 
 
 def test_a_pending_write_ahead_log_is_refused(tmp_path: Path) -> None:
@@ -299,31 +308,29 @@ def test_gold_queries_that_fail_are_listed_or_dropped(golds: Path, monkeypatch: 
         return validate_golds(items, timeout_s)
 
     monkeypatch.setattr(sql_execution, "validate_golds", counted)
-    problems = _load(golds)
-    with pytest.raises(ValueError, match="3 of 5 rows have a gold query that does not run") as caught:
-        check_golds(problems, _dataset(golds), 10)
+    with pytest.raises(ValueError, match="3 of 5 rows have no gold to grade against") as caught:
+        _check(golds)
     message = str(caught.value)
     assert "\n" not in message
-    for line in (2, 4, 5):
-        assert f"{golds}:{line}: " in message
+    for line, query in ((2, "SELECT b FROM t"), (4, "SELECT b FROM t"), (5, "SELEC a")):
+        assert f"{golds}:{line}: '{query}': the gold query does not run: " in message
     assert "no such column: b" in message
-    assert message.endswith("mend or remove them, or set its invalid_gold: drop")
+    assert message.endswith("; mend or remove the rows, or set data.invalid_gold: drop")
     # Twice the same query on the same database is run once.
     assert asked == [3]
 
+    checked = _check(golds, invalid_gold="drop")
+    assert [problem.problem_id for problem in checked.problems] == ["d-0", "d-2"]
     done: list[int] = []
-    kept, num_dropped = check_golds(problems, _dataset(golds, invalid_gold="drop"), 10, done.append)
-    assert ([problem.problem_id for problem in kept], num_dropped) == (["d-0", "d-2"], 3)
+    faults = query_faults(_load(golds), 10, done.append)
+    assert [fault is None for fault in faults] == [True, False, True, False, False]
     assert sum(done) == 5
-    with pytest.raises(ValueError, match=r"1 of 1 rows have a gold query that does not run: .*; mend or remove them$"):
-        check_golds(problems[1:2], _dataset(golds, invalid_gold="drop"), 10)
 
 
 def test_a_long_list_of_failures_is_cut_short(golds: Path) -> None:
-    rows = [PLAIN | {"gold_sql": f"SELECT b{i} FROM t"} for i in range(450)]
-    problems = _load(_write(golds, rows))
-    with pytest.raises(ValueError, match=r"a\.jsonl:20: [^;]*; and 430 more; mend"):
-        check_golds(problems, _dataset(golds), 10)
+    path = _write(golds, [PLAIN | {"gold_sql": f"SELECT b{i} FROM t" if i else " "} for i in range(450)])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the gold query is empty; .*a\.jsonl:5: [^;]*; and 445 more; m"):
+        _check(path)
 
 
 # ------------------------------------------------------------ the real databases
@@ -359,4 +366,4 @@ def test_the_real_pairs_load_by_split() -> None:
 def test_real_gold_queries_run() -> None:
     dataset = _dataset(REAL / "pairs.jsonl", where={"source": "spider-dev"}, exclude_where={"tie_sensitive": True})
     problems = load_problems(dataset, 0)[::10]
-    assert check_golds(problems, dataset, 20) == (problems, 0)
+    assert check_golds(problems, dataset.kind, RewardConfig(name="sql_execution")) == CheckedGolds(problems)
