@@ -41,7 +41,7 @@ _NAME = re.compile(
 )
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\s*\{[^{}]*\})?|\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_FORMULA = re.compile(r"(?<!\\)\$[^$]+\$")
+_FORMULA_END = re.compile(r"(?<!\\)\$")
 _NEXT_SENTENCE = re.compile(r"(?:[^\W\d_]{2}|[)$\d])[.!?]\s+[A-Z$]")
 
 
@@ -86,12 +86,14 @@ def visible_fault(gold: str) -> Fault | None:
 
 def _is_sentence(plain: str) -> bool:
     """Whether a gold without its commands is prose: many words with no comma between them, because a long list of names
-    is an answer; or a few words with a formula among them, or before another sentence."""
+    is an answer; or a few words that lead to a formula, or a few words before another sentence."""
     num_words = len(_WORD.findall(plain))
     longest = max(len(_WORD.findall(part)) for part in re.split("[,;]", plain))
+    # Text and formulas take turns. The last text leads to none.
+    *leads, _ = _FORMULA_END.split(plain)
     return (
         longest > _MAX_WORDS
-        or (num_words > 2 and _FORMULA.search(plain) is not None)
+        or (num_words > 2 and len(leads) > 1 and any(_WORD.search(lead) for lead in leads[::2]))
         or (num_words > 3 and _NEXT_SENTENCE.search(plain) is not None)
     )
 
