@@ -56,9 +56,11 @@ def find_repeats(problems: Sequence[Problem], same_golds: SameGolds | None) -> R
 
 
 def identity(problem: Problem) -> tuple[str, ...]:
-    """What makes two rows one question: the text, whatever its blanks, and what a text-to-SQL prompt shows besides."""
-    text = " ".join(problem.text.split())
-    return (text, str(problem.sql.schema.path), problem.sql.evidence) if problem.sql else (text,)
+    """What makes two rows one question: the text, whatever its blanks, and what else the prompt shows."""
+    shown = [problem.text, *(part for turn in problem.earlier for part in turn)]
+    if problem.sql is not None:
+        shown += [str(problem.sql.schema.path), problem.sql.evidence]
+    return tuple(" ".join(part.split()) for part in shown)
 
 
 def num_shared(trained: Iterable[Prompt], evaluated: Iterable[Prompt]) -> int:

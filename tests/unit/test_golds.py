@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dphrl import prepare as preparation
@@ -317,7 +319,7 @@ def _prompts(path: Path, **settings: Any) -> tuple[list[str], str]:
         (["7", "#### 5", GSM8K], {}, "2 of 3 rows .*:2: '#### 5': a worked .*; set answer_format: gsm8k, or set data"),
         ([WORKED, "7"], {}, r"1 of 2 rows .*:1: 'Adding both .*; set answer_format: boxed, or set data.invalid_gold"),
         (["7", None, "", "nan"], {}, "3 of 4 rows .*:2: the gold is empty; .*:4: 'nan': a missing value; mend"),
-        (["7", float("nan")], {}, "1 of 2 rows"),
+        ([7, float("nan")], {}, "1 of 2 rows .*:2: 'nan': a missing value; fill in or remove the rows .*, or set data"),
         (["7", "8"], {"answer_format": "gsm8k"}, "2 of 2 rows .*:1: '7': no #### in 'answer'; .* answer_format: plain"),
         (["7", "8"], {"answer_format": "boxed"}, r"2 of 2 rows .*:1: '7': no \\boxed\{\} in 'answer'; .*"),
         (["We add three and four to get seven apples in all."], {}, "1 of 1 rows .* name the field of the short ans"),
@@ -335,6 +337,17 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path, golds: Any, settin
     with pytest.raises(ValueError, match=f"^data set d: {line}") as caught:
         _prompts(path, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_a_column_of_numbers_has_gaps(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"question": ["a", "b", "c"], "answer": pa.array([0.1, float("nan"), None], kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"2 of 3 rows .*a\.parquet:2: 'nan': a missing.*a\.parquet:3: the gold is empty"
+    ):
+        _prompts(tmp_path / "a.parquet")
+    assert _prompts(tmp_path / "a.parquet", invalid_gold="drop")[0] == ["0.1"]
 
 
 @pytest.mark.parametrize(
