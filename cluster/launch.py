@@ -94,6 +94,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         console.info(f"buffer     {folder / 'reference'}")
 
     with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
+        prepared.log_notes()
         run_async(run(system))
 
 
