@@ -76,9 +76,9 @@ def visible_fault(gold: str) -> Fault | None:
     if (absence := _absence(gold)) is not None:
         return absence
     if "####" in gold:
-        return Fault("a worked solution with the answer after ####", "set answer_format: gsm8k")
+        return Fault("a worked solution with the answer after ####", "set answer_format: gsm8k, or mend the rows")
     if re.search(r"\\(?:boxed|fbox)\s*\{", gold):
-        return Fault(r"a worked solution with the answer in \boxed{}", "set answer_format: boxed")
+        return Fault(r"a worked solution with the answer in \boxed{}", "set answer_format: boxed, or mend the rows")
     if re.match(r"\[\s*['\"]", gold) and re.search(r"['\"]\s*\]\Z", gold):
         return Fault("a list of several texts", "write one text in each row, such as 8, 9")
     return _SENTENCE if _is_sentence(_COMMAND.sub(" ", gold)) else None

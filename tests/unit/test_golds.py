@@ -14,7 +14,7 @@ import pytest
 
 from dphrl import prepare as preparation
 from dphrl.config.data import DataConfig, DatasetConfig, RewardConfig
-from dphrl.config.loading import InputError
+from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
 from dphrl.data.decoration import clean_gold
 from dphrl.data.golds import BadGold, check_golds, refuse_or_drop, shorten, visible_fault
@@ -276,6 +276,13 @@ def test_a_data_sets_own_setting_wins(of_all: str, own: str | None, ending: str 
         refuse_or_drop(_bad(2, "mend"), 2, dataset, data)
 
 
+def test_the_earlier_word_for_refusing_still_loads(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {train: {name: d, invalid_gold: error}, evaluation: [{name: e, invalid_gold: drop}]}")
+    data = load_config(str(path)).data
+    assert (data.train.invalid_gold, data.evaluation[0].invalid_gold, data.invalid_gold) == (None, "drop", "refuse")
+
+
 def test_long_golds_are_shown_on_one_short_line() -> None:
     assert shorten("a\n b\ud800") == r"'a b\ud800'"
     assert shorten("7" * 100) == f"'{'7' * 60}...'"
@@ -316,8 +323,8 @@ def _prompts(path: Path, **settings: Any) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     ("golds", "settings", "line"),
     [
-        (["7", "#### 5", GSM8K], {}, "2 of 3 rows .*:2: '#### 5': a worked .*; set answer_format: gsm8k, or set data"),
-        ([WORKED, "7"], {}, r"1 of 2 rows .*:1: 'Adding both .*; set answer_format: boxed, or set data.invalid_gold"),
+        (["7", "#### 5", GSM8K], {}, "2 of 3 rows .*:2: '#### 5': a worked .*; set answer_format: gsm8k, or mend the rows, or set data"),
+        ([WORKED, "7"], {}, r"1 of 2 rows .*:1: 'Adding both .*; set answer_format: boxed, or mend the rows, or set data.inv"),
         (["7", None, "", "nan"], {}, "3 of 4 rows .*:2: the gold is empty; .*:4: 'nan': a missing value; mend"),
         ([7, float("nan")], {}, "1 of 2 rows .*:2: 'nan': a missing value; fill in or remove the rows .*, or set data"),
         (["7", "8"], {"answer_format": "gsm8k"}, "2 of 2 rows .*:1: '7': no #### in 'answer'; .* answer_format: plain"),
