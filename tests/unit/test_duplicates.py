@@ -17,7 +17,9 @@ from dphrl.data.golds import refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
 from dphrl.data.messages import Message
 from dphrl.data.problems import Problem
-from dphrl.types import Prompt
+from dphrl.rewards import base
+from dphrl.rewards.math_answer import MathAnswerGrader
+from dphrl.types import Prompt, RewardResult, RewardStatus
 
 MATH = partial(same_golds, reward=RewardConfig(name="math_answer"))
 
@@ -54,7 +56,9 @@ def test_contradictory_golds_are_named_in_pairs() -> None:
         "a:5: '3': the same question has the gold '1' at a:1",
     ]
     dataset = DatasetConfig(name="d")
-    with pytest.raises(ValueError, match=r"4 of 6 rows .*; leave the row with the right gold, or set data.invalid_gold"):
+    with pytest.raises(
+        ValueError, match=r"4 of 6 rows .*; leave the row with the right gold, or set data.invalid_gold"
+    ):
         refuse_or_drop(repeats.contradictory, len(rows), dataset, DataConfig(train=dataset))
 
 
@@ -73,10 +77,26 @@ def test_one_hundred_copies_are_compared_once() -> None:
     assert asked == [1]
 
 
-def test_what_one_gold_leaves_out_makes_no_contradiction() -> None:
-    # A gold with a percent sign takes the bare number for right, the bare number does not take 25% for 0.25.
-    repeats = find_repeats(_problems(("q", "25%"), ("q", "0.25"), ("r", "0.25"), ("r", "25%")), MATH)
-    assert repeats.repeated == {"d-1", "d-3"}
+@pytest.mark.parametrize(
+    ("there", "back", "same"),
+    [
+        ("correct", "wrong", True),
+        ("wrong", "correct", True),
+        ("wrong", "unparsable", False),
+        # Nobody knows, so nobody is accused.
+        ("timeout", "wrong", True),
+    ],
+)
+def test_golds_differ_when_neither_is_right_for_the_other(
+    monkeypatch: pytest.MonkeyPatch, there: str, back: str, same: bool
+) -> None:
+    class Told(MathAnswerGrader):
+        def grade(self, items: Sequence[tuple[str, str]]) -> list[RewardResult]:
+            known = {(r"\boxed{1}", "2"): there, (r"\boxed{2}", "1"): back}
+            return [RewardResult(RewardStatus(known[item])) for item in items]
+
+    monkeypatch.setitem(base._GRADERS, "math_answer", lambda config: Told())
+    assert MATH([(_problem(0, "q", "1"), _problem(1, "q", "2"))]) == [same]
 
 
 def test_golds_that_only_ones_own_reward_can_compare_make_different_problems() -> None:

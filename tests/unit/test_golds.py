@@ -227,6 +227,15 @@ def test_golds_of_embedded_tasks_are_left_alone() -> None:
     assert check_golds(problems, "tiny", RewardConfig(name="factorization")).problems == problems
 
 
+def test_a_gold_that_is_wrong_against_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(MathAnswerGrader):
+        def grade(self, items: Any) -> list[RewardResult]:
+            return [RewardResult(RewardStatus.WRONG) for _ in items]
+
+    monkeypatch.setitem(base._GRADERS, "math_answer", lambda config: Strict())
+    assert _faults("7") == {"7": "graded against itself it is wrong"}
+
+
 def test_a_grader_that_fails_is_no_fault_of_the_golds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(MathAnswerGrader):
         def grade(self, items: Any) -> list[RewardResult]:
@@ -323,8 +332,16 @@ def _prompts(path: Path, **settings: Any) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     ("golds", "settings", "line"),
     [
-        (["7", "#### 5", GSM8K], {}, "2 of 3 rows .*:2: '#### 5': a worked .*; set answer_format: gsm8k, or mend the rows, or set data"),
-        ([WORKED, "7"], {}, r"1 of 2 rows .*:1: 'Adding both .*; set answer_format: boxed, or mend the rows, or set data.inv"),
+        (
+            ["7", "#### 5", GSM8K],
+            {},
+            "2 of 3 rows .*:2: '#### 5': a worked .*; set answer_format: gsm8k, or mend the rows, or set data",
+        ),
+        (
+            [WORKED, "7"],
+            {},
+            r"1 of 2 rows .*:1: 'Adding both .*; set answer_format: boxed, or mend the rows, or set data.inv",
+        ),
         (["7", None, "", "nan"], {}, "3 of 4 rows .*:2: the gold is empty; .*:4: 'nan': a missing value; mend"),
         ([7, float("nan")], {}, "1 of 2 rows .*:2: 'nan': a missing value; fill in or remove the rows .*, or set data"),
         (["7", "8"], {"answer_format": "gsm8k"}, "2 of 2 rows .*:1: '7': no #### in 'answer'; .* answer_format: plain"),
