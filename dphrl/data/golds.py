@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from dphrl.config.data import DataConfig, DatasetConfig, RewardConfig
 from dphrl.data.decoration import clean_gold
@@ -26,9 +27,14 @@ _CHUNK = 1_000
 # No answer to a problem. What is compared with it is either wrong or could not be read; numbers are compared at once.
 _UNEQUAL = "-9716305.2480169"
 
+# A gold without its decorations, and their names.
+Cleaned = tuple[str, list[str]]
+
 EMPTY = Fault("the gold is empty")
 MISSING = Fault("a missing value", r"fill in or remove the rows (where None is meant as a word, write \text{None})")
-_MARKS_OF_MISSING = frozenset(["nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a", "#N/A"])
+_MARKS_OF_MISSING = frozenset(
+    ["nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a", "#N/A", "proof", "notfound"]
+)
 _UNREAD = Fault("not an expression that can be read")
 _SENTENCE = Fault(
     "a sentence, which no completion would repeat",
@@ -156,9 +162,7 @@ def check_golds(
         return CheckedGolds(list(problems))
     if reward.is_custom:
         return _sort_out(problems, [_absence(problem.answer) for problem in problems])
-    cleaned = [clean_gold(problem.answer) for problem in problems]
-    faults = _faults_of_mathematics([gold for gold, _ in cleaned], reward, advance)
-    return _sort_out(problems, faults, cleaned)
+    return _check_mathematics(problems, reward, advance)
 
 
 def same_golds(pairs: Sequence[tuple[Problem, Problem]], reward: RewardConfig) -> list[bool]:
@@ -213,34 +217,37 @@ def _absence(gold: str) -> Fault | None:
     return EMPTY if not gold else MISSING if gold in _MARKS_OF_MISSING else None
 
 
-def _faults_of_mathematics(
-    golds: Sequence[str], reward: RewardConfig, advance: Callable[[int], object]
-) -> list[Fault | None]:
+def _check_mathematics(
+    problems: Sequence[Problem], reward: RewardConfig, advance: Callable[[int], object]
+) -> CheckedGolds:
+    # A gold that many rows share is looked at once.
+    cleaned: dict[str, Cleaned] = {}
     faults: dict[str, Fault | None] = {}
     grader = build_grader(reward)
     try:
-        for start in range(0, len(golds), _CHUNK):
-            chunk = golds[start : start + _CHUNK]
-            new = {gold: visible_fault(gold) for gold in chunk if gold not in faults}
+        for start in range(0, len(problems), _CHUNK):
+            answers = [problem.answer for problem in problems[start : start + _CHUNK]]
+            cleaned |= {answer: clean_gold(answer) for answer in answers if answer not in cleaned}
+            golds = [cleaned[answer][0] for answer in answers]
+            new = {gold: visible_fault(gold) for gold in golds if gold not in faults}
             faults |= new | grading_faults([gold for gold, fault in new.items() if fault is None], grader)
-            advance(len(chunk))
+            advance(len(answers))
     finally:
         grader.close()
-    return [faults[gold] for gold in golds]
+    return _sort_out(problems, [faults[cleaned[problem.answer][0]] for problem in problems], cleaned)
 
 
 def _sort_out(
-    problems: Sequence[Problem],
-    faults: Sequence[Fault | None],
-    cleaned: Sequence[tuple[str, Sequence[str]]] | None = None,
+    problems: Sequence[Problem], faults: Sequence[Fault | None], cleaned: Mapping[str, Cleaned] = MappingProxyType({})
 ) -> CheckedGolds:
+    """cleaned: by the answer of a problem; one that is not there stays as it is."""
     kept, bad = list[Problem](), list[BadGold]()
     num_cleaned, decorations = 0, Counter[str]()
-    for index, (problem, found) in enumerate(zip(problems, faults, strict=True)):
+    for problem, found in zip(problems, faults, strict=True):
         if (fault := problem.fault or found) is not None:
             bad.append(BadGold(problem.location, shown_gold(problem), fault))
             continue
-        gold, names = cleaned[index] if cleaned else (problem.answer, ())
+        gold, names = cleaned.get(problem.answer, (problem.answer, []))
         num_cleaned += bool(names)
         decorations.update(set(names))
         kept.append(replace(problem, answer=gold) if gold != problem.answer else problem)

@@ -127,6 +127,7 @@ BAD = {
     "nan": "a missing value",
     "None": "a missing value",
     "<NA>": "a missing value",
+    "proof": "a missing value",
     "#### 5": "a worked solution with the answer after ####",
     GSM8K: "a worked solution with the answer after ####",
     WORKED: r"a worked solution with the answer in \boxed{}",
