@@ -139,17 +139,19 @@ BAD = {
     r"\frac{1}": "not an expression that can be read",
     r"\triangle ABC + ": "not an expression that can be read",
     "5 4.6 @ 7": "not an expression that can be read",
-    "10^10^10": "cannot be graded (refused: a power of more than 40000 bits)",
-    "10^{10^{10}}": "cannot be graded (refused: a power of more than 40000 bits)",
-    "1000000!": "cannot be graded (refused: a factorial above 3000!)",
-    "(" * 1500 + ")" * 1500: "cannot be graded (refused: the answer has 3000 characters)",
+    "10^10^10": "cannot be graded (refused: a power of more than 40000 bits",
+    "10^{10^{10}}": "cannot be graded (refused: a power of more than 40000 bits",
+    "1000000!": "cannot be graded (refused: a factorial above 3000!",
+    "(" * 1500 + ")" * 1500: "cannot be graded (refused: the answer has 3000 characters",
 }
 
 
 @pytest.mark.parametrize("extraction", ["boxed", "auto"])
 def test_golds_that_no_completion_can_match_are_told_why(extraction: str) -> None:
     reward = RewardConfig.model_validate({"name": "math_answer", "extraction": extraction})
-    assert _faults(*BAD, reward=reward) == BAD
+    told = _faults(*BAD, reward=reward)
+    # The grader says more about what it refuses.
+    assert {gold: told[gold][: len(reason)] for gold, reason in BAD.items()} == BAD
 
 
 GOOD = [
