@@ -62,6 +62,7 @@ def train_on(
     with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
         dump_config(config, folder / "config.yaml")
         write_versions(folder)
+        prepared.log_notes()
         sinks.start(config.model_dump(mode="json"), folder)
         for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
             console.info(note)

@@ -32,7 +32,6 @@ async def training_run(
     Raises InputError when that checkpoint is of another learner layout. Whether it was trained with what is given now
     is checked before: `ResumeCheck`.
     """
-    prepared.log_notes()
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
