@@ -7,6 +7,7 @@ through `StepCollector`, which may run one step ahead of the learner.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,18 @@ from dataclasses import dataclass
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.protocols import Parts, RewardPool, RolloutPool
+from dphrl.rewards.watch import RewardFailedError, RewardWatch
 from dphrl.tracking.log import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
+
+log = logging.getLogger(__name__)
 
 # At most this many deliveries wait for their verdicts. When the reward is slower than the engines, the stream then
 # pauses, and completions stay in the processes that made them instead of filling this one.
 MAX_UNGRADED = 512
+# A service behind a reward may be away for a while. So a step without any verdict is told, and so many of them in a row
+# stop the run.
+MAX_FAILED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ async def collect_groups(
     seed: int,
     greedy: bool = False,
     on_graded: Callable[[int], None] = lambda num_completions: None,
+    watch: RewardWatch | None = None,
 ) -> Collected:
     """`num_samples` graded completions for each of `prompts` (distinct prompt_ids).
 
     on_graded is called with the number of completions newly graded. Raises RuntimeError when the pool returns
-    more or fewer completions than were asked for: training on a partial group would bias its baseline.
+    more or fewer completions than were asked for: training on a partial group would bias its baseline. `watch` sees
+    every verdict as it comes, and may stop the collection with a RewardFailedError.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     assert len(by_id) == len(prompts), "prompts of one collection are distinct"
@@ -66,14 +75,22 @@ async def collect_groups(
             waiting.release()
         for completion, result in zip(completions, results, strict=True):
             graded[completion.prompt_id].append((completion, result))
+            if watch is not None:
+                watch.see(by_id[completion.prompt_id], completion, result)
         on_graded(len(completions))
 
     start = time.perf_counter()
-    async with asyncio.TaskGroup() as grading:
-        async for completions in rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy):
-            await waiting.acquire()
-            grading.create_task(grade(completions))
-        rollout_s = time.perf_counter() - start
+    try:
+        async with asyncio.TaskGroup() as grading:
+            async for completions in rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy):
+                await waiting.acquire()
+                grading.create_task(grade(completions))
+            rollout_s = time.perf_counter() - start
+    except BaseExceptionGroup as group:
+        # Several gradings may end with this error at once. One of them says it all.
+        if failed := group.subgroup(RewardFailedError):
+            raise failed.exceptions[0] from None
+        raise
     reward_s = time.perf_counter() - start - rollout_s
     return Collected([_group(prompt, graded[prompt.prompt_id], num_samples) for prompt in prompts], rollout_s, reward_s)
 
@@ -109,19 +126,44 @@ class StepCollector:
         """prompts: those to explore, in the order of the training data."""
         self._config, self._prompts, self._parts = config, prompts, parts
         self._ahead: asyncio.Task[StepRollouts] | None = None
+        self._watch = RewardWatch(config.reward.name)
+        self._num_told = self._num_failed_steps = 0
 
     async def collect(self, step: int) -> StepRollouts:
-        """The groups of `step` (from 0); call it for each step in turn."""
+        """The groups of `step` (from 0); call it for each step in turn.
+
+        Raises RewardFailedError when the reward fails everywhere: from the start, or in MAX_FAILED_STEPS steps in a
+        row.
+        """
         rollouts = await (self._ahead or self._start(step))
+        self._tell_failures(step, rollouts)
         overlaps = self._config.rollout.max_staleness > 0 and step + 1 < self._config.learner.num_steps
         self._ahead = self._start(step + 1) if overlaps else None
         return rollouts
 
     def _start(self, step: int) -> asyncio.Task[StepRollouts]:
-        return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step))
+        return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step, self._watch))
+
+    def _tell_failures(self, step: int, rollouts: StepRollouts) -> None:
+        for failure in self._watch.failures[self._num_told :]:
+            log.info("%s", failure)
+        self._num_told = len(self._watch.failures)
+        failed = self._watch.failure_of(rollouts.sampled)
+        self._num_failed_steps = self._num_failed_steps + 1 if failed else 0
+        if failed and self._num_failed_steps == MAX_FAILED_STEPS:
+            raise failed
+        if failed:
+            log.warning(
+                "step %d: %s; no completion of this step is trained on, and %d such steps in a row stop the run",
+                step + 1,
+                failed,
+                MAX_FAILED_STEPS,
+            )
 
 
-async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, step: int) -> StepRollouts:
+async def collect_step(
+    config: Config, prompts: Sequence[Prompt], parts: Parts, step: int, watch: RewardWatch | None = None
+) -> StepRollouts:
     """The groups of `step` (from 0).
 
     A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) replaces
@@ -137,7 +179,9 @@ async def collect_step(config: Config, prompts: Sequence[Prompt], parts: Parts, 
         place = step * max_rounds + len(rounds)
         chosen = [prompts[i] for i in step_indices(len(prompts), place, num_prompts, config.seed)]
         seed = derive_seed(config.seed, "rollout", place)
-        collected = await collect_groups(parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed)
+        collected = await collect_groups(
+            parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed, watch=watch
+        )
         rounds.append(collected)
         if not chosen:
             break

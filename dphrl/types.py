@@ -39,6 +39,7 @@ class RewardResult:
     answer: the value of the solution in canonical form, to find the majority; when "", the solution counts.
     signal: what training uses in place of the score, for rewards that are finer than right or wrong; accuracy does
     not use it.
+    trace: the traceback of a user's code that raised, for the log.
     """
 
     status: RewardStatus
@@ -46,6 +47,7 @@ class RewardResult:
     solution: str = ""
     signal: float | None = None
     answer: str = ""
+    trace: str = ""
 
     @property
     def score(self) -> float | None:

@@ -14,9 +14,15 @@ class ReferenceConfig(Section):
     """K: responses of the initial policy to each training prompt, sampled once. The time of the stage grows with
     it."""
     threshold: PositiveInt = 7
-    """With at least this many of its num_samples responses correct, a prompt is near-perfect (D_pef): it is
-    rehearsed. The other prompts (D_exp) are explored. A larger value rehearses fewer prompts. A change of this
-    setting, of stored_per_prompt or of all_wrong reuses the responses that are there."""
+    """With at least this many of its num_samples responses correct and complete, a prompt is near-perfect (D_pef): it
+    is rehearsed. A truncated response does not count, since it cannot be rehearsed. Where the reward failed on some
+    responses, the same share of those that have a verdict is enough. The other prompts (D_exp) are explored. A larger
+    value rehearses fewer prompts. A change of this setting, of stored_per_prompt or of all_wrong reuses the responses
+    that are there."""
+    confirm: bool = False
+    """Whether each near-perfect prompt is sampled once more, and stays near-perfect only if that answer is correct and
+    complete too. The paper's code does this. It removes prompts that reached the threshold by luck. The answer is not
+    stored. A change of this setting reuses the responses that are there."""
     stored_per_prompt: PositiveInt = 1
     """m: correct responses stored for each near-perfect prompt. More hold more of its different ways to answer, and
     take more memory."""
@@ -25,7 +31,7 @@ class ReferenceConfig(Section):
     rehearses nothing. More cost learner time, as completions of the same length do."""
     all_wrong: Literal["keep", "drop"] = "keep"
     """What becomes of prompts with none of the responses correct. keep explores them; drop leaves them out as
-    hopeless."""
+    hopeless. Responses on which the reward failed do not count, and a prompt without any verdict is never dropped."""
     prompts_per_chunk: PositiveInt = 512
     """Prompts that are sampled and graded before the next are handed out. A killed stage loses at most one such
     chunk; small chunks leave the engines idle at the end of each."""

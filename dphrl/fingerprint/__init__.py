@@ -31,10 +31,12 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
     """One hash per thing that decides a buffer's content, so that a mismatch can say which one changed."""
     reference, rollout = config.reference, config.rollout
     sampling = [reference.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
+    # The text names the rule of the split. It changes with the rule, so that a buffer of an older rule is split anew.
+    selection = ["complete of graded", reference.threshold, reference.confirm, reference.all_wrong]
     return {
         **input_hashes(config, model_dir, prompts),
         "sampling": hash_value(sampling),
-        SELECTION: hash_value([reference.threshold, reference.stored_per_prompt, reference.all_wrong]),
+        SELECTION: hash_value([*selection, reference.stored_per_prompt]),
         "reward": hash_value(
             config.reward.model_dump(include={"name", "params", "extraction", "thinking_marks", "timeout_s"})
         ),

@@ -1,7 +1,8 @@
 """The reference buffer: what the initial policy already solves, sampled once and rehearsed at every step.
 
-On disk: `manifest.json` (the fingerprint and the split's counts), `counts.parquet` (every prompt's number of
-correct responses and its part) and `samples.parquet` (the stored responses with the learner's log-probs).
+On disk: `manifest.json` (the fingerprint, the split's rule and counts, the reward's first failures), `counts.parquet`
+(of every prompt how many responses have a verdict, are correct, are complete too, and its part) and `samples.parquet`
+(the stored responses with the learner's log-probs).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,26 @@ from dphrl.config.loading import InputError
 from dphrl.config.reference import ReferenceConfig
 from dphrl.data.schedule import derive_seed, step_indices
 from dphrl.fingerprint import Fingerprint
-from dphrl.reference.split import Split
+from dphrl.reference.split import PromptCounts, Split
 from dphrl.types import ReferenceSample
+
+# Of what the split and the choice of the stored responses are a function, besides the responses.
+_RULE = {"num_samples", "threshold", "confirm", "all_wrong", "stored_per_prompt"}
 
 
 @dataclass(frozen=True)
 class ReferenceBuffer:
     """A filled buffer. It implements `protocols.WholeReference`; it is immutable, so it may be shared and reused.
 
-    num_correct, num_graded: responses per prompt_id. seed: the run's seed.
+    verdicts: counts by prompt_id. seed: the run's seed. failures: the first failures of the reward, described in full.
     """
 
     split: Split
-    num_correct: Mapping[str, int]
-    num_graded: Mapping[str, int]
+    verdicts: Mapping[str, PromptCounts]
     samples: Sequence[ReferenceSample]
     fingerprint: Fingerprint
     seed: int
+    failures: Sequence[str] = ()
 
     @property
     def near_perfect(self) -> frozenset[str]:
@@ -63,61 +68,104 @@ class ReferenceBuffer:
 
     def counts(self) -> dict[str, float]:
         """The split in numbers, for the manifest and the console."""
-        graded = sum(self.num_graded.values())
+        verdicts = self.verdicts.values()
+        num_graded = sum(of_prompt.num_graded for of_prompt in verdicts)
+        num_correct = sum(of_prompt.num_correct for of_prompt in verdicts)
         return {
-            "num_prompts": len(self.num_correct),
+            "num_prompts": len(self.verdicts),
             "num_near_perfect": len(self.split.near_perfect),
             "num_exploration": len(self.split.exploration),
             "num_dropped": len(self.split.dropped),
+            "num_truncated": len(self.split.truncated),
+            "num_nothing_storable": sum(not self.verdicts[i].num_complete for i in self.split.truncated),
+            "num_unconfirmed": len(self.split.unconfirmed),
+            "num_without_verdict": sum(not of_prompt.num_graded for of_prompt in verdicts),
+            "num_graded": num_graded,
             "num_stored_samples": len(self.samples),
             "num_stored_tokens": sum(len(sample.token_ids) for sample in self.samples),
             "num_bytes": self.num_bytes,
-            "mean_correct": sum(self.num_correct.values()) / graded if graded else 0.0,
+            "mean_correct": num_correct / num_graded if num_graded else 0.0,
         }
 
-    def save(self, folder: Path) -> None:
-        """Write all files, then put the folder in place with one rename: a reader sees all of it or nothing."""
+    def save(self, folder: Path, reference: ReferenceConfig) -> None:
+        """Write all files, then put the folder in place with one rename: a reader sees all of it or nothing.
+
+        reference: the settings that the split followed.
+        """
         staging, retired = (folder.with_name(folder.name + suffix) for suffix in (".new", ".old"))
         for leftover in (staging, retired):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir(parents=True)
-        part = dict.fromkeys(self.split.near_perfect, "near_perfect")
-        part |= dict.fromkeys(self.split.exploration, "exploration") | dict.fromkeys(self.split.dropped, "dropped")
-        ids = list(self.num_correct)
-        counts = {
-            "prompt_id": ids,
-            "num_correct": [self.num_correct[i] for i in ids],
-            "num_graded": [self.num_graded[i] for i in ids],
-            "part": [part[i] for i in ids],
+        for name, table in (("counts", self._counts_table()), ("samples", self._samples_table())):
+            pq.write_table(table, staging / f"{name}.parquet", write_page_checksum=True)
+        manifest = {
+            "fingerprint": dict(self.fingerprint),
+            "seed": self.seed,
+            "rule": reference.model_dump(include=_RULE),
+            "split": self.counts(),
+            "failures": list(self.failures),
         }
-        pq.write_table(pa.table(counts), staging / "counts.parquet")
-        pq.write_table(pa.Table.from_pylist([_to_row(s) for s in self.samples], _SCHEMA), staging / "samples.parquet")
-        manifest = {"fingerprint": dict(self.fingerprint), "seed": self.seed, "split": self.counts()}
-        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         # The old folder moves aside in one rename: a kill during its deletion could leave a manifest without samples.
         if folder.exists():
             os.replace(folder, retired)
         os.replace(staging, folder)
         shutil.rmtree(retired, ignore_errors=True)
 
+    def _counts_table(self) -> pa.Table:
+        split = self.split
+        part = dict.fromkeys(split.near_perfect, "near_perfect") | dict.fromkeys(split.dropped, "dropped")
+        reason = dict.fromkeys(split.truncated, "truncated") | dict.fromkeys(split.unconfirmed, "unconfirmed")
+        rows = [
+            {"prompt_id": i, **asdict(counts), "part": part.get(i, "exploration"), "reason": reason.get(i, "")}
+            for i, counts in self.verdicts.items()
+        ]
+        return pa.Table.from_pylist(rows, _COUNTS_SCHEMA)
+
+    def _samples_table(self) -> pa.Table:
+        return pa.Table.from_pylist([_to_row(sample) for sample in self.samples], _SCHEMA)
+
     @classmethod
     def load(cls, folder: Path) -> ReferenceBuffer:
-        """The buffer that `save` wrote. Raises OSError or ValueError when it is missing or not whole."""
-        manifest = json.loads((folder / "manifest.json").read_text())
-        counts = pq.read_table(folder / "counts.parquet").to_pylist()
-        samples = pq.read_table(folder / "samples.parquet", schema=_SCHEMA).to_pylist()
-        parts: dict[str, list[str]] = {"near_perfect": [], "exploration": [], "dropped": []}
-        for row in counts:
-            parts[row["part"]].append(row["prompt_id"])
+        """The buffer that `save` wrote. Raises InputError, which names the file, when one is missing or not whole."""
+        manifest = read_manifest(folder)
+        with _explained(folder / _MANIFEST):
+            counts, seed, failures = manifest["split"], int(manifest["seed"]), list(manifest["failures"])
+            num_prompts, num_samples = counts["num_prompts"], counts["num_stored_samples"]
+        rows = _read_table(folder / "counts.parquet", _COUNTS_SCHEMA, num_prompts)
+        samples = _read_table(folder / "samples.parquet", _SCHEMA, num_samples)
+
+        def those(column: str, value: str) -> tuple[str, ...]:
+            return tuple(row["prompt_id"] for row in rows if row[column] == value)
+
         return cls(
-            split=Split(*(tuple(parts[name]) for name in ("near_perfect", "exploration", "dropped"))),
-            num_correct={row["prompt_id"]: row["num_correct"] for row in counts},
-            num_graded={row["prompt_id"]: row["num_graded"] for row in counts},
+            split=Split(
+                *(those("part", part) for part in ("near_perfect", "exploration", "dropped")),
+                *(those("reason", reason) for reason in ("truncated", "unconfirmed")),
+            ),
+            verdicts={
+                row["prompt_id"]: PromptCounts(row["num_graded"], row["num_correct"], row["num_complete"])
+                for row in rows
+            },
             samples=[_from_row(row) for row in samples],
             fingerprint=manifest["fingerprint"],
-            seed=manifest["seed"],
+            seed=seed,
+            failures=failures,
         )
 
+
+_MANIFEST = "manifest.json"
+
+_COUNTS_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("num_graded", pa.int32()),
+        ("num_correct", pa.int32()),
+        ("num_complete", pa.int32()),
+        ("part", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 
 _SCHEMA = pa.schema(
     [
@@ -127,6 +175,38 @@ _SCHEMA = pa.schema(
         ("logprobs", pa.list_(pa.float32())),
     ]
 )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a stored buffer; an older version's may lack all but the fingerprint.
+
+    Raises InputError, which names the file, when it cannot be read.
+    """
+    with _explained(folder / _MANIFEST):
+        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+        dict(manifest["fingerprint"])
+        return manifest
+
+
+def _read_table(path: Path, schema: pa.Schema, num_rows: int) -> list[dict[str, Any]]:
+    with _explained(path):
+        table = pq.read_table(path, page_checksum_verification=True)
+        if table.schema != schema or table.num_rows != num_rows:
+            raise ValueError(f"{table.num_rows} rows of {', '.join(table.column_names)}; the manifest says {num_rows}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: the reference buffer is damaged ({type(error).__name__}: {reason:.200}); a copy that broke off or "
+            f"a full disk does this; delete {path.parent}, and the buffer is made again from {path.parent}.graded"
+        ) from error
 
 
 def sample_bytes(num_prompt_tokens: int, num_tokens: int) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dphrl.config.schema import Config
 from dphrl.fingerprint import changed_parts, fingerprint
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, ReferenceStore, System
-from dphrl.reference.buffer import ReferenceBuffer, check_size
+from dphrl.reference.buffer import ReferenceBuffer, check_size, read_manifest
 from dphrl.reference.stage import GradedResponses
 from dphrl.tracking.console import Console
 from dphrl.types import Prompt
+
+log = logging.getLogger(__name__)
 
 
 async def prepare_reference(
@@ -20,7 +23,8 @@ async def prepare_reference(
 ) -> ReferenceStore | None:
     """The reference buffer: reused if its fingerprint matches, else sampled now. None if the run rehearses nothing.
 
-    Raises InputError when the buffer exceeds reference.max_bytes.
+    Raises InputError when the buffer exceeds reference.max_bytes or is damaged, and RewardFailedError when the reward
+    gives no verdict.
     """
     if not config.uses_reference_samples:
         console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
@@ -30,19 +34,24 @@ async def prepare_reference(
     store: ReferenceStore | None = None
     counts: Mapping[str, float]
     if (folder / "manifest.json").is_file():
-        buffer = ReferenceBuffer.load(folder)
-        changed = changed_parts(buffer.fingerprint, identity)
+        # Only the manifest is read before it is known that this version wrote the other files for the same settings.
+        changed = changed_parts(read_manifest(folder)["fingerprint"], identity)
         if changed:
             console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
         else:
+            buffer = ReferenceBuffer.load(folder)
             check_size(buffer.num_bytes, config.reference)
             store, counts = await system.adopt_reference(buffer), buffer.counts()
             console.info(f"reference buffer reused from {folder}")
     if store is None:
         num_done = _say_sampled(config, prepared.prompts, identity, folder, console)
         total = (len(prepared.prompts) - num_done) * config.reference.num_samples
+        if config.reference.confirm:
+            total += len(prepared.prompts)
         with console.task("reference stage: completions of the initial policy", total) as advance:
             store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
+        for failure in read_manifest(folder)["failures"]:
+            log.info("%s", failure)
     _say_split(config, counts, console)
     return store
 
@@ -71,14 +80,39 @@ def _say_split(config: Config, counts: Mapping[str, float], console: Console) ->
         f"({counts['num_stored_tokens']:.0f} tokens, {counts['num_bytes']:.0f} bytes); "
         f"mean score {counts['mean_correct']:.3f}"
     )
+    for note in _notes(config, counts):
+        console.info(note)
+
+
+def _notes(config: Config, counts: Mapping[str, float]) -> Iterator[str]:
+    """What the user should know of this split, one line each."""
+    reference = config.reference
+    num_completions = counts["num_prompts"] * reference.num_samples
+    if failed := num_completions - counts["num_graded"]:
+        yield (
+            f"NOTE: the reward failed on {failed:.0f} of {num_completions:.0f} completions (run.log has the first "
+            "failures in full); the split counts the others, and explores "
+            f"{counts['num_without_verdict']:.0f} prompts without any verdict"
+        )
+    if counts["num_truncated"]:
+        yield (
+            f"NOTE: {counts['num_truncated']:.0f} prompts would be near-perfect if truncated answers counted, and are "
+            f"explored ({counts['num_nothing_storable']:.0f} of them have no complete correct answer, so nothing to "
+            f"store): raise rollout.max_tokens={config.rollout.max_tokens}"
+        )
+    if counts["num_unconfirmed"]:
+        yield (
+            f"NOTE: {counts['num_unconfirmed']:.0f} prompts were near-perfect but not confirmed by one more answer "
+            "(reference.confirm), and are explored"
+        )
     if not counts["num_stored_samples"]:
-        console.info(
+        yield (
             "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and "
             f"this run is plain RLVR. Lower reference.threshold={reference.threshold} (samples nothing anew), or start "
             "from a stronger model"
         )
     if not counts["num_exploration"]:
-        console.info(
+        yield (
             "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. "
             "Use harder problems, or raise reference.threshold"
         )

@@ -2,8 +2,9 @@
 
 Every chunk of prompts is written to one parquet file in `<buffer folder>.graded/` as soon as it is graded.
 `identity.json` beside them says which model, data and sampling the chunks were made with. When all chunks are there,
-the prompts are split, the learner scores the chosen responses and the buffer is put in place. The chunks stay: a run
-with another threshold chooses from them, and only the learner's part is done again.
+near-perfect prompts are confirmed if the configuration asks for it. Then the prompts are split, the learner scores the
+chosen responses and the buffer is put in place. The chunks stay: a run with another threshold chooses from them, and
+only the learner's part, and the confirmation, are done again.
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ from dphrl.data.schedule import derive_seed
 from dphrl.fingerprint import SELECTION, Fingerprint
 from dphrl.protocols import Learner, RewardPool, RolloutPool
 from dphrl.reference.buffer import ReferenceBuffer, check_size, sample_bytes
-from dphrl.reference.split import split_prompts
+from dphrl.reference.confirm import unconfirmed_prompts
+from dphrl.reference.split import PromptCounts, is_near_perfect, split_prompts
+from dphrl.rewards.watch import RewardWatch
 from dphrl.types import Prompt, ReferenceSample, RolloutGroup
 
 # Tokens that the learner gets in one call. They fill many micro-batches, so that rows of similar length share one, but
 # they are few compared with the buffer itself.
 SCORED_TOKENS_PER_CALL = 2**20
+
+# A prompt, and the token ids of one of its responses that is to be stored.
+Chosen = tuple[Prompt, tuple[int, ...]]
 
 _CHUNK_SCHEMA = pa.schema(
     [
@@ -51,6 +57,10 @@ class PromptOutcome:
     num_graded: int
     responses: Sequence[Sequence[int]]
 
+    @property
+    def counts(self) -> PromptCounts:
+        return PromptCounts(self.num_graded, self.num_correct, len(self.responses))
+
 
 class GradedResponses(ChunkFolder):
     """The graded chunks on disk, for a buffer whose fingerprint is `identity`."""
@@ -59,8 +69,7 @@ class GradedResponses(ChunkFolder):
         self, buffer_folder: Path, prompts: Sequence[Prompt], identity: Fingerprint, prompts_per_chunk: int
     ) -> None:
         folder = buffer_folder.with_name(buffer_folder.name + ".graded")
-        sampled = {name: value for name, value in identity.items() if name != SELECTION}
-        super().__init__(folder, prompts, sampled, prompts_per_chunk, _CHUNK_SCHEMA)
+        super().__init__(folder, prompts, _of_sampling(identity), prompts_per_chunk, _CHUNK_SCHEMA)
 
     def write(self, start: int, outcomes: Sequence[PromptOutcome]) -> None:
         """Store the chunk that begins at prompt `start`."""
@@ -69,6 +78,10 @@ class GradedResponses(ChunkFolder):
     def read(self, start: int) -> list[PromptOutcome]:
         """The outcomes that `write` stored for the chunk that begins at prompt `start`."""
         return [PromptOutcome(**row) for row in self.read_rows(start)]
+
+
+def _of_sampling(identity: Fingerprint) -> Fingerprint:
+    return {name: value for name, value in identity.items() if name != SELECTION}
 
 
 async def fill_reference(
@@ -84,30 +97,43 @@ async def fill_reference(
     """Fill the buffer and save it in `folder`: sample, grade, split, and store the correct responses of D_pef prompts.
 
     K = reference.num_samples responses are sampled per prompt, of which at most reference.stored_per_prompt are stored.
-    Chunks that an earlier stage left are used; on_graded counts only newly graded completions. The engines must hold
-    the initial policy. Log-probs come from the learner's forward pass, not from the engines, so that u = 1 at step 0.
-    Raises InputError as soon as the chosen responses exceed reference.max_bytes.
+    Chunks that an earlier stage left are used; on_graded counts only newly graded completions. With reference.confirm
+    it counts one more for every prompt, those that need no confirmation included. The engines must hold the initial
+    policy. Log-probs come from the learner's forward pass, not from the engines, so that u = 1 at step 0.
+
+    Raises InputError as soon as the chosen responses exceed reference.max_bytes, and RewardFailedError when the reward
+    gives no verdict.
     """
     reference = config.reference
     graded = GradedResponses(folder, prompts, identity, reference.prompts_per_chunk)
+    watch = RewardWatch(config.reward.name)
     done = graded.claim()
-    num_correct: dict[str, int] = {}
-    num_graded: dict[str, int] = {}
-    chosen: list[tuple[Prompt, tuple[int, ...]]] = []
+    counts: dict[str, PromptCounts] = {}
+    chosen: list[Chosen] = []
     num_bytes = 0
     for start, chunk in graded.chunks():
         if start >= done:
-            graded.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, on_graded))
+            graded.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, watch, on_graded))
         for prompt, outcome in zip(chunk, graded.read(start), strict=True):
-            num_correct[prompt.prompt_id], num_graded[prompt.prompt_id] = outcome.num_correct, outcome.num_graded
-            for token_ids in _chosen(outcome, config):
-                chosen.append((prompt, tuple(token_ids)))
-                num_bytes += sample_bytes(len(prompt.token_ids), len(token_ids))
-        check_size(num_bytes, reference)
-    split = split_prompts(num_correct, threshold=reference.threshold, all_wrong=reference.all_wrong)
-    samples = await _score(chosen, learner)
-    buffer = ReferenceBuffer(split, num_correct, num_graded, samples, identity, config.seed)
-    buffer.save(folder)
+            watch.works |= outcome.num_graded > 0
+            counts[prompt.prompt_id] = outcome.counts
+            of_prompt = [(prompt, tuple(token_ids)) for token_ids in _choose(outcome, config)]
+            num_bytes += sum(_num_bytes(response) for response in of_prompt)
+            chosen += of_prompt
+        if not reference.confirm:
+            check_size(num_bytes, reference)
+    unconfirmed: frozenset[str] = frozenset()
+    if reference.confirm:
+        candidates = [prompt for prompt in prompts if is_near_perfect(counts[prompt.prompt_id], reference)]
+        on_graded(len(prompts) - len(candidates))
+        unconfirmed = await unconfirmed_prompts(
+            config, candidates, rollouts, rewards, watch, _of_sampling(identity), folder, on_graded
+        )
+        chosen = [response for response in chosen if response[0].prompt_id not in unconfirmed]
+        check_size(sum(map(_num_bytes, chosen)), reference)
+    split = split_prompts(counts, reference, unconfirmed)
+    buffer = ReferenceBuffer(split, counts, await _score(chosen, learner), identity, config.seed, watch.failures)
+    buffer.save(folder, reference)
     return buffer
 
 
@@ -117,13 +143,16 @@ async def _sample_chunk(
     start: int,
     rollouts: RolloutPool,
     rewards: RewardPool,
+    watch: RewardWatch,
     on_graded: Callable[[int], None],
 ) -> list[PromptOutcome]:
     # The seed depends on config.seed and `start` alone, so a continued stage samples what an unbroken one would have.
     seed = derive_seed(config.seed, "reference", start)
     collected = await collect_groups(
-        rollouts, rewards, chunk, config.reference.num_samples, seed=seed, on_graded=on_graded
+        rollouts, rewards, chunk, config.reference.num_samples, seed=seed, on_graded=on_graded, watch=watch
     )
+    # A chunk without a verdict is not stored: the stage samples it again once the reward works.
+    watch.check(collected.groups)
     return [_outcome(group) for group in collected.groups]
 
 
@@ -137,16 +166,21 @@ def _outcome(group: RolloutGroup) -> PromptOutcome:
     return PromptOutcome(group.prompt.prompt_id, group.num_correct, num_graded, correct)
 
 
-def _chosen(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
+def _choose(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
     """The responses to store: a few of a near-perfect prompt, drawn with the prompt's own seed; none of others."""
-    if outcome.num_correct < config.reference.threshold:
+    if not is_near_perfect(outcome.counts, config.reference):
         return []
     rng = np.random.default_rng(derive_seed(config.seed, "choice", outcome.prompt_id))
     order = rng.permutation(len(outcome.responses))
     return [outcome.responses[i] for i in order[: config.reference.stored_per_prompt]]
 
 
-async def _score(chosen: Sequence[tuple[Prompt, tuple[int, ...]]], learner: Learner) -> list[ReferenceSample]:
+def _num_bytes(response: Chosen) -> int:
+    prompt, token_ids = response
+    return sample_bytes(len(prompt.token_ids), len(token_ids))
+
+
+async def _score(chosen: Sequence[Chosen], learner: Learner) -> list[ReferenceSample]:
     """The chosen responses with the learner's log-probs."""
     samples: list[ReferenceSample] = []
     for batch in _batches(chosen, SCORED_TOKENS_PER_CALL):
@@ -158,9 +192,7 @@ async def _score(chosen: Sequence[tuple[Prompt, tuple[int, ...]]], learner: Lear
     return samples
 
 
-def _batches(
-    chosen: Sequence[tuple[Prompt, tuple[int, ...]]], max_tokens: int
-) -> Iterator[Sequence[tuple[Prompt, tuple[int, ...]]]]:
+def _batches(chosen: Sequence[Chosen], max_tokens: int) -> Iterator[Sequence[Chosen]]:
     """Consecutive parts of `chosen`, each of at most max_tokens tokens (prompts included) or of one response."""
     begin = num_tokens = 0
     for end, (prompt, token_ids) in enumerate(chosen):

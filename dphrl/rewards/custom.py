@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from dphrl.sandbox.process import Limits, Sandbox
 from dphrl.types import JsonDict, RewardResult, RewardStatus
 
 MAX_TEXT_CHARS = 500
+# The end of a traceback is kept: it holds the error and the innermost calls.
+MAX_TRACE_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,8 @@ def _checked(fields: JsonDict) -> RewardResult:
     if signal is None and fields["signal"] is not None:
         return _amiss(fields["signal"], "which is no finite signal")
     detail, solution, answer = (str(fields[name])[:MAX_TEXT_CHARS] for name in ("detail", "solution", "answer"))
-    return RewardResult(RewardStatus(fields["status"]), detail, solution, signal, answer)
+    trace = str(fields["trace"])[-MAX_TRACE_CHARS:]
+    return RewardResult(RewardStatus(fields["status"]), detail, solution, signal, answer, trace)
 
 
 def _finite(value: object) -> float | None:
@@ -162,4 +166,6 @@ def serve(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
 
 
 def _raised(error: Exception) -> RewardResult:
-    return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"the reward raised {type(error).__name__}: {error}"[:300])
+    detail = f"the reward raised {type(error).__name__}: {error}"[:300]
+    trace = "".join(traceback.format_exception(error))[-MAX_TRACE_CHARS:]
+    return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail, trace=trace)

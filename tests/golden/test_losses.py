@@ -12,7 +12,8 @@ from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, hybrid_loss
 from dphrl.algo.policy_losses import PolicyLossSettings, PolicyTokens, clipped_surrogate
 from dphrl.algo.reduce import row_weights
-from dphrl.reference.split import split_prompts
+from dphrl.config.reference import ReferenceConfig
+from dphrl.reference.split import PromptCounts, split_prompts
 
 SETTINGS = PolicyLossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, importance_cap=2.0)
 
@@ -134,8 +135,8 @@ def test_a_term_without_tokens_is_exactly_zero():
 
 
 def test_split():
-    counts = {"a": 8, "b": 7, "c": 6, "d": 0}
-    split = split_prompts(counts, threshold=7, all_wrong="keep")
+    counts = {name: PromptCounts(8, correct, correct) for name, correct in {"a": 8, "b": 7, "c": 6, "d": 0}.items()}
+    split = split_prompts(counts, ReferenceConfig(num_samples=8, threshold=7, all_wrong="keep"))
     assert (split.near_perfect, split.exploration, split.dropped) == (("a", "b"), ("c", "d"), ())
-    split = split_prompts(counts, threshold=7, all_wrong="drop")
+    split = split_prompts(counts, ReferenceConfig(num_samples=8, threshold=7, all_wrong="drop"))
     assert (split.near_perfect, split.exploration, split.dropped) == (("a", "b"), ("c",), ("d",))

@@ -91,7 +91,7 @@ def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> Non
     continued, whole = (ReferenceBuffer.load(folder / name / "reference") for name in ("killed", "whole"))
     assert whole.samples, "the comparison is of something"
     assert continued.split == whole.split
-    assert (continued.num_correct, continued.num_graded) == (whole.num_correct, whole.num_graded)
+    assert continued.verdicts == whole.verdicts
     assert continued.fingerprint == whole.fingerprint
     for ours, theirs in zip(continued.samples, whole.samples, strict=True):
         assert (ours.prompt_id, ours.prompt_token_ids, ours.token_ids) == (
@@ -109,6 +109,6 @@ def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> Non
     out = sample_to_the_end(config_file, "killed", "reference.threshold=4")
     assert "selecting from its graded responses" in out
     narrower = ReferenceBuffer.load(folder / "killed" / "reference")
-    assert narrower.num_correct == whole.num_correct
-    assert set(narrower.split.near_perfect) == {i for i, correct in whole.num_correct.items() if correct >= 4}
+    assert narrower.verdicts == whole.verdicts
+    assert set(narrower.split.near_perfect) == {i for i, counts in whole.verdicts.items() if counts.num_complete >= 4}
     assert {s.prompt_id for s in narrower.samples} < {s.prompt_id for s in whole.samples}

@@ -103,35 +103,34 @@ def test_split_counts_and_learner_logprobs(make_config: Any) -> None:
     config = make_config(reference={"num_samples": 4, "threshold": 3, "stored_per_prompt": 2, "all_wrong": "drop"})
     buffer = fill(config)
     assert buffer.split == Split(("p3", "p4", "p5"), ("p1", "p2"), ("p0",))
-    assert dict(buffer.num_correct) == {"p0": 0, "p1": 1, "p2": 2, "p3": 3, "p4": 4, "p5": 4}
+    correct = {name: counts.num_correct for name, counts in buffer.verdicts.items()}
+    assert correct == {"p0": 0, "p1": 1, "p2": 2, "p3": 3, "p4": 4, "p5": 4}
     assert [s.prompt_id for s in buffer.samples] == ["p3", "p3", "p4", "p4", "p5", "p5"]
     for sample in buffer.samples:
-        assert sample.token_ids[0] - 20 < buffer.num_correct[sample.prompt_id], "only correct responses are stored"
+        assert sample.token_ids[0] - 20 < correct[sample.prompt_id], "only correct responses are stored"
         assert sample.logprobs == pytest.approx([-0.01 * token for token in sample.token_ids])
 
 
 def test_disk_round_trip_and_audit(make_config: Any, tmp_path: Path) -> None:
+    reference = make_config(reference={"num_samples": 4, "threshold": 3}).reference
     buffer = fill(make_config(reference={"num_samples": 4, "threshold": 3}))
-    buffer.save(tmp_path / "reference")
+    buffer.save(tmp_path / "reference", reference)
     loaded = ReferenceBuffer.load(tmp_path / "reference")
-    assert (loaded.split, dict(loaded.num_correct), loaded.seed) == (
-        buffer.split,
-        dict(buffer.num_correct),
-        buffer.seed,
-    )
+    assert (loaded.split, loaded.verdicts, loaded.seed) == (buffer.split, buffer.verdicts, buffer.seed)
     for ours, theirs in zip(loaded.samples, buffer.samples, strict=True):
         assert (ours.prompt_id, ours.token_ids) == (theirs.prompt_id, theirs.token_ids)
         assert ours.logprobs == pytest.approx(theirs.logprobs)
     split = json.loads((tmp_path / "reference" / "manifest.json").read_text())["split"]
     assert (split["num_prompts"], split["num_near_perfect"], split["num_exploration"]) == (6, 3, 3)
     assert split["num_bytes"] == sum(4 * (3 + 2 * len(s.token_ids)) for s in buffer.samples) == buffer.num_bytes
-    buffer.save(tmp_path / "reference")
+    buffer.save(tmp_path / "reference", reference)
     assert [p.name for p in tmp_path.iterdir()] == ["reference"]
 
 
 def test_an_empty_buffer_gives_no_rows(make_config: Any, tmp_path: Path) -> None:
-    buffer = fill(make_config(reference={"num_samples": 4, "threshold": 4}), num_prompts=2)
-    buffer.save(tmp_path / "reference")
+    config = make_config(reference={"num_samples": 4, "threshold": 4})
+    buffer = fill(config, num_prompts=2)
+    buffer.save(tmp_path / "reference", config.reference)
     assert asyncio.run(ReferenceBuffer.load(tmp_path / "reference").sample(0, 8)) == []
 
 

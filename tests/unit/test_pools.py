@@ -253,7 +253,7 @@ def test_the_buffer_actor_chooses_as_the_buffer_does(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(buffer_module.ray, "put", lambda value: value)
     monkeypatch.setattr(buffer_module.ray, "get", get)
     samples = [ReferenceSample(f"p{i}", (1,), (i,), (-0.5,)) for i in range(10)]
-    whole = ReferenceBuffer(Split((), (), ()), {}, {}, samples, {}, 3)
+    whole = ReferenceBuffer(Split((), (), ()), {}, samples, {}, 3)
     actor = BufferActor.__ray_metadata__.modified_class()
     actor.put(whole)
     store = RayReferenceStore(

@@ -11,7 +11,7 @@ import pytest
 
 from dphrl.data.schedule import derive_seed
 from dphrl.reference.buffer import ReferenceBuffer
-from dphrl.reference.split import Split
+from dphrl.reference.split import PromptCounts, Split
 from dphrl.reference.stage import fill_reference
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
@@ -99,7 +99,7 @@ def test_prompts_without_a_correct_answer_are_kept_or_dropped(
 
 def test_a_failed_grading_is_neither_right_nor_wrong(make_config: Any, tmp_path: Path) -> None:
     buffer = fill(make_config, {"a": "rrxx", "b": "rrww"}, tmp_path / "r", threshold=2)
-    assert (dict(buffer.num_correct), dict(buffer.num_graded)) == ({"a": 2, "b": 2}, {"a": 2, "b": 4})
+    assert buffer.verdicts == {"a": PromptCounts(2, 2, 2), "b": PromptCounts(4, 2, 2)}
     assert buffer.counts()["mean_correct"] == pytest.approx(4 / 6)
     assert sorted(stored(buffer, "a")) == [0, 1]
 
@@ -110,8 +110,8 @@ def test_a_failed_grading_is_neither_right_nor_wrong(make_config: Any, tmp_path:
 def test_only_correct_and_whole_answers_are_stored(make_config: Any, tmp_path: Path) -> None:
     answers = {"a": "wrtrxw", "b": "tttttt", "c": "rrrrrr"}
     buffer = fill(make_config, answers, tmp_path / "r", stored_per_prompt=4)
-    # A cut answer may be right, so it counts for the split; rehearsed it would teach to ramble.
-    assert buffer.near_perfect == frozenset("abc")
+    # Rehearsed, a cut answer would teach to ramble, so a prompt with nothing else has nothing to rehearse.
+    assert buffer.near_perfect == frozenset("ac")
     assert sorted(stored(buffer, "a")) == [1, 3]
     assert stored(buffer, "b") == []
     assert len(set(stored(buffer, "c"))) == 4, "so many of them, and no answer twice"
