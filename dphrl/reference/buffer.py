@@ -202,10 +202,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise InputError(
-            f"{path}: the reference buffer is damaged ({type(error).__name__}: {reason:.200}); a copy that broke off or "
-            f"a full disk does this; delete {path.parent}, and the buffer is made again from {path.parent}.graded"
+            f"{path}: the reference buffer is damaged ({reason}); a copy that broke off or a full disk does this; "
+            f"delete {path.parent}, and the buffer is made again from {path.parent}.graded"
         ) from error
 
 

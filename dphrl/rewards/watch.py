@@ -68,8 +68,8 @@ class RewardWatch:
         num_prompts = len({prompt.prompt_id for prompt, _ in failed})
         error = RewardFailedError(
             f"reward.name={self._reward!r} gave no verdict on any of {_count(len(failed), 'completion')} of "
-            f"{_count(num_prompts, 'prompt')}: {said}; look into run.log, which has the first failures in full, and mend "
-            "the reward or what it needs"
+            f"{_count(num_prompts, 'prompt')}: {said}; mend the reward or what it needs (run.log has the first "
+            "failures in full)"
         )
         for note in self.failures:
             error.add_note(note)
