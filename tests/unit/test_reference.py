@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dphrl.data.schedule import derive_seed
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.split import PromptCounts, Split
 from dphrl.reference.stage import fill_reference
+from dphrl.rewards.watch import MAX_FAILED_PROMPTS, RewardFailedError
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 # One letter a completion: right, wrong, right but cut at the token limit, grader failed.
@@ -25,17 +27,24 @@ STATUS = {
 
 
 class Rollouts:
-    """Completion j of a prompt has the tokens (20 + j, 3), the engine's log-probs -1, and its letter as text."""
+    """Completion j of a prompt has the tokens (20 + j, 3), the engine's log-probs -1, and its letter as text.
 
-    def __init__(self, answers: dict[str, str]) -> None:
-        self.answers = answers
+    confirming: the letter of the one further answer of each prompt that is asked for one.
+    """
+
+    def __init__(self, answers: dict[str, str], confirming: dict[str, str] | None = None) -> None:
+        self.answers, self.confirming = answers, confirming or {}
         self.seeds: list[int] = []
+        self.confirmed: list[list[str]] = []
 
     async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
         assert not greedy, "the reference is sampled as training samples"
         self.seeds.append(seed)
+        answers = self.answers if num_samples > 1 else self.confirming
+        if num_samples == 1:
+            self.confirmed.append([p.prompt_id for p in prompts])
         for p in prompts:
-            letters = self.answers[p.prompt_id]
+            letters = answers[p.prompt_id]
             assert len(letters) == num_samples
             yield [
                 Completion(p.prompt_id, j, (20 + j, 3), kind, (-1.0, -1.0), "length" if kind == "t" else "stop", 0)
@@ -58,14 +67,21 @@ class Learner:
 
 
 def fill(
-    make_config: Any, answers: dict[str, str], folder: Path, *, seed: int = 0, **reference: Any
+    make_config: Any,
+    answers: dict[str, str],
+    folder: Path,
+    *,
+    seed: int = 0,
+    rollouts: Rollouts | None = None,
+    rewards: Any = None,
+    on_graded: Any = lambda count: None,
+    **reference: Any,
 ) -> ReferenceBuffer:
     settings = {"num_samples": len(next(iter(answers.values()))), "threshold": 2, "stored_per_prompt": 2} | reference
-    prompts = [Prompt(name, name, (1, 2, 3), "", "data") for name in answers]
-    stage = fill_reference(
-        make_config(reference=settings, seed=seed), prompts, Rollouts(answers), Rewards(), Learner(), {}, folder
-    )
-    return asyncio.run(stage)
+    prompts = [Prompt(name, name, (1, 2, 3), f"gold of {name}", "data") for name in answers]
+    config = make_config(reference=settings, seed=seed)
+    parts = rollouts or Rollouts(answers), rewards or Rewards(), Learner()
+    return asyncio.run(fill_reference(config, prompts, *parts, {}, folder, on_graded))
 
 
 def stored(buffer: ReferenceBuffer, name: str) -> list[int]:
@@ -95,6 +111,47 @@ def test_prompts_without_a_correct_answer_are_kept_or_dropped(
     buffer = fill(make_config, {"z": "wxw", "a": "rww", "c": "rrr"}, tmp_path / "r", all_wrong=all_wrong)
     assert buffer.split == split
     assert buffer.exploration.isdisjoint(split.dropped)
+
+
+@pytest.mark.parametrize(
+    ("letters", "all_wrong", "part"),
+    [
+        ("rrrw", "drop", "near_perfect"),
+        ("rrww", "drop", "exploration"),
+        ("rrrx", "drop", "near_perfect"),  # three of three
+        ("rrwx", "drop", "exploration"),  # two of three are fewer than three of four
+        ("rrxx", "drop", "near_perfect"),
+        ("rxxx", "drop", "near_perfect"),
+        ("rrrt", "drop", "near_perfect"),
+        ("rrtw", "drop", "truncated"),
+        ("rrtt", "drop", "truncated"),
+        ("rtwx", "drop", "exploration"),
+        ("tttt", "drop", "truncated"),
+        ("ttxx", "drop", "truncated"),
+        ("twww", "drop", "exploration"),  # one was right, though cut: it is not hopeless
+        ("wwww", "drop", "dropped"),
+        ("wwwx", "drop", "dropped"),
+        ("wwww", "keep", "exploration"),
+        ("xxxx", "drop", "exploration"),
+        ("xxxx", "keep", "exploration"),
+    ],
+)
+def test_the_split_counts_what_can_be_used_of_what_has_a_verdict(
+    make_config: Any, tmp_path: Path, letters: str, all_wrong: str, part: str
+) -> None:
+    # The other prompt is there so that the reward gives a verdict.
+    buffer = fill(make_config, {"a": letters, "b": "rwww"}, tmp_path / "r", threshold=3, all_wrong=all_wrong)
+    split = buffer.split
+    assert {name for name in vars(split) if "a" in getattr(split, name)} == {part} | (
+        {"exploration"} if part == "truncated" else set()
+    )
+    assert bool(stored(buffer, "a")) == (part == "near_perfect"), "a near-perfect prompt has something to rehearse"
+    counts = buffer.counts()
+    assert counts["num_truncated"] == (part == "truncated")
+    assert counts["num_nothing_storable"] == (part == "truncated" and "r" not in letters)
+    assert counts["num_without_verdict"] == (letters == "xxxx")
+    assert counts["num_graded"] == 8 - letters.count("x")
+    assert ReferenceBuffer.load(tmp_path / "r").split == split
 
 
 def test_a_failed_grading_is_neither_right_nor_wrong(make_config: Any, tmp_path: Path) -> None:
@@ -145,6 +202,131 @@ def test_every_chunk_samples_with_a_seed_of_its_place(make_config: Any, tmp_path
     config = make_config(reference={"num_samples": 2, "threshold": 1, "prompts_per_chunk": 2}, seed=9)
     asyncio.run(fill_reference(config, prompts, rollouts, Rewards(), Learner(), {}, tmp_path / "r"))
     assert rollouts.seeds == [derive_seed(9, "reference", start) for start in (0, 2, 4)]
+
+
+# --------------------------------------------------------------------------------------- confirmation
+
+SAMPLED = {"a": "rrrr", "b": "rrrw", "c": "rrrx", "d": "rrrr", "e": "rrww", "f": "rrrr"}
+CONFIRMING = {"a": "r", "b": "w", "c": "t", "d": "x", "e": "r", "f": "r"}
+CONFIRM = {"threshold": 3, "confirm": True, "prompts_per_chunk": 2}
+
+
+def test_a_near_perfect_prompt_needs_one_more_correct_and_complete_answer(make_config: Any, tmp_path: Path) -> None:
+    rollouts, counted = Rollouts(SAMPLED, CONFIRMING), []
+    buffer = fill(make_config, SAMPLED, tmp_path / "r", rollouts=rollouts, on_graded=counted.append, **CONFIRM)
+    assert buffer.split == Split(("a", "f"), ("b", "c", "d", "e"), (), (), ("b", "c", "d"))
+    assert rollouts.confirmed == [["a", "b", "c", "d", "f"]], "those alone, and as many at once as a chunk has samples"
+    assert sum(counted) == len(SAMPLED) * 5, "progress is of all K + 1, needed or not"
+    assert rollouts.seeds == [derive_seed(0, "reference", start) for start in (0, 2, 4)] + [
+        derive_seed(0, "confirmation", 0)
+    ]
+    assert buffer.counts()["num_unconfirmed"] == 3
+    assert ReferenceBuffer.load(tmp_path / "r").split == buffer.split
+    # The confirming answers are not stored, so the buffer is a part of what it is without them.
+    without = fill(make_config, SAMPLED, tmp_path / "w", threshold=3)
+    assert [s for s in without.samples if s.prompt_id in "af"] == buffer.samples
+
+
+def test_a_killed_confirmation_continues_and_another_threshold_confirms_anew(make_config: Any, tmp_path: Path) -> None:
+    class DyingRewards(Rewards):
+        """Dies at the second chunk of confirming answers."""
+
+        async def grade(self, items: Any) -> list[RewardResult]:
+            if killed.confirmed == [list("abcd"), ["e", "f"]]:
+                raise ConnectionError
+            return await super().grade(items)
+
+    answers = SAMPLED | {"e": "rrrr"}
+    settings = CONFIRM | {"prompts_per_chunk": 1}
+    killed = Rollouts(answers, CONFIRMING)
+    with pytest.raises(BaseExceptionGroup):
+        fill(make_config, answers, tmp_path / "r", rollouts=killed, rewards=DyingRewards(), **settings)
+    rest, counted = Rollouts(answers, CONFIRMING), []
+    continued = fill(make_config, answers, tmp_path / "r", rollouts=rest, on_graded=counted.append, **settings)
+    assert rest.confirmed == [["e", "f"]]
+    assert rest.seeds == [derive_seed(0, "confirmation", 4)]
+    assert sum(counted) == len(answers), "one for each prompt, as the others were counted by the first process"
+    whole = fill(make_config, answers, tmp_path / "w", rollouts=Rollouts(answers, CONFIRMING), **settings)
+    assert continued == whole
+    fewer = Rollouts(answers, CONFIRMING)
+    narrower = fill(make_config, answers, tmp_path / "r", rollouts=fewer, **settings | {"threshold": 4})
+    assert fewer.confirmed == [["a", "c", "d", "e"], ["f"]]
+    assert narrower.split.unconfirmed == ("c", "d")
+    again = Rollouts(answers, CONFIRMING)
+    fill(make_config, answers, tmp_path / "r", rollouts=again, **settings | {"threshold": 4, "stored_per_prompt": 1})
+    assert again.seeds == [], "the same prompts are not asked again"
+
+
+def test_nothing_to_confirm_asks_nothing(make_config: Any, tmp_path: Path) -> None:
+    answers = {"a": "rwww", "b": "wwww"}
+    rollouts = Rollouts(answers)
+    buffer = fill(make_config, answers, tmp_path / "r", rollouts=rollouts, **CONFIRM)
+    assert (rollouts.confirmed, buffer.samples, buffer.split.exploration) == ([], [], ("a", "b"))
+
+
+# ------------------------------------------------------------------------------------------ a dead reward
+
+
+class FailingRewards:
+    """Gives verdicts only on the prompts in `works_on`."""
+
+    def __init__(self, works_on: str = "") -> None:
+        self.works_on = works_on
+        self.num_graded = 0
+
+    async def grade(self, items: Any) -> list[RewardResult]:
+        self.num_graded += len(items)
+        failed = RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "the reward raised\nOops", trace="Traceback\n  Oops")
+        return [RewardResult(STATUS[c.text]) if p.prompt_id in self.works_on else failed for p, c in items]
+
+
+def test_a_reward_that_fails_everywhere_stops_the_first_chunk_with_its_own_words(
+    make_config: Any, tmp_path: Path
+) -> None:
+    answers, rewards = dict.fromkeys("abcdef", "rrrr"), FailingRewards()
+    with pytest.raises(RewardFailedError) as stopped:
+        fill(make_config, answers, tmp_path / "r", rewards=rewards, prompts_per_chunk=2)
+    assert rewards.num_graded == 8
+    assert "'factorization' gave no verdict on any of 8 completions of 2 prompts: the reward raised Oops;" in str(
+        stopped.value
+    )
+    assert len(stopped.value.__notes__) == 3
+    for words in ("prompt a", "begins: 'r'", "answer: 'gold of a'", "  Traceback\n    Oops"):
+        assert words in stopped.value.__notes__[0]
+    # Nothing is kept of the chunk, so that the same command does all of it once the reward works.
+    mended = fill(make_config, answers, tmp_path / "r", prompts_per_chunk=2)
+    assert mended == fill(make_config, answers, tmp_path / "w")
+
+
+def test_a_long_chunk_is_not_sampled_to_its_end(make_config: Any, tmp_path: Path) -> None:
+    class Decoding(Rollouts):
+        async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+            async for completions in super().generate(prompts, num_samples, seed=seed, greedy=greedy):
+                yield completions
+                await asyncio.sleep(0)
+
+    answers, rewards = {f"p{i}": "rr" for i in range(3 * MAX_FAILED_PROMPTS)}, FailingRewards()
+    with pytest.raises(RewardFailedError, match=f"{2 * MAX_FAILED_PROMPTS - 1} completions of {MAX_FAILED_PROMPTS} pr"):
+        fill(make_config, answers, tmp_path / "r", rewards=rewards, rollouts=Decoding(answers))
+    assert rewards.num_graded < len(answers)
+
+
+def test_a_reward_that_fails_on_some_prompts_does_not_stop(make_config: Any, tmp_path: Path) -> None:
+    answers = {"a": "rrrr", "b": "rrrr", "c": "rrrr"}
+    buffer = fill(make_config, answers, tmp_path / "r", rewards=FailingRewards("a"), prompts_per_chunk=1)
+    assert buffer.split == Split(("a",), ("b", "c"), ())
+    assert len(buffer.failures) == 3
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["failures"] == buffer.failures
+
+
+def test_a_reward_that_dies_later_stops_at_a_chunk_of_many_prompts(make_config: Any, tmp_path: Path) -> None:
+    answers = {"a": "rr"} | {f"p{i}": "rr" for i in range(2 * MAX_FAILED_PROMPTS - 1)}
+    chunks = {"prompts_per_chunk": MAX_FAILED_PROMPTS}
+    with pytest.raises(RewardFailedError):
+        fill(make_config, answers, tmp_path / "r", rewards=FailingRewards("a"), **chunks)
+    rest = Rollouts(answers)
+    fill(make_config, answers, tmp_path / "r", rollouts=rest, **chunks)
+    assert rest.seeds == [derive_seed(0, "reference", MAX_FAILED_PROMPTS)], "the first chunk is kept"
 
 
 # ------------------------------------------------------------------------------------------ rehearsal
