@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ _RULE = {"num_samples", "threshold", "confirm", "all_wrong", "stored_per_prompt"
 class ReferenceBuffer:
     """A filled buffer. It implements `protocols.WholeReference`; it is immutable, so it may be shared and reused.
 
-    verdicts: counts by prompt_id. seed: the run's seed. failures: the first failures of the reward, described in full.
+    verdicts: counts by prompt_id. seed: the run's seed. failures: the first failures of the reward, described in full,
+    in the process that filled the buffer.
     """
 
     split: Split
@@ -42,7 +43,7 @@ class ReferenceBuffer:
     samples: Sequence[ReferenceSample]
     fingerprint: Fingerprint
     seed: int
-    failures: Sequence[str] = ()
+    failures: Sequence[str] = field(default=(), compare=False)
 
     @property
     def near_perfect(self) -> frozenset[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from dphrl.config.loading import InputError
@@ -125,6 +128,79 @@ def test_disk_round_trip_and_audit(make_config: Any, tmp_path: Path) -> None:
     assert split["num_bytes"] == sum(4 * (3 + 2 * len(s.token_ids)) for s in buffer.samples) == buffer.num_bytes
     buffer.save(tmp_path / "reference", reference)
     assert [p.name for p in tmp_path.iterdir()] == ["reference"]
+
+
+def test_the_files_say_why_each_prompt_is_where_it_is(make_config: Any, tmp_path: Path) -> None:
+    """Whoever audits a split needs nothing but its folder."""
+    config = make_config(reference={"num_samples": 4, "threshold": 3, "stored_per_prompt": 1, "all_wrong": "drop"})
+    fill(config, folder=tmp_path / "reference")
+    rows = pq.read_table(tmp_path / "reference" / "counts.parquet").to_pylist()
+    rule = json.loads((tmp_path / "reference" / "manifest.json").read_text())["rule"]
+    assert rule == {"num_samples": 4, "threshold": 3, "confirm": False, "all_wrong": "drop", "stored_per_prompt": 1}
+    for row in rows:
+        share = row["num_complete"] / row["num_graded"]
+        near_perfect = share >= rule["threshold"] / rule["num_samples"]
+        assert row["part"] == ("near_perfect" if near_perfect else "exploration" if row["num_correct"] else "dropped")
+        assert row["reason"] == ""
+
+
+# What may happen to a folder that is copied or unpacked, or that lies on a full disk.
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lose_a_row(path: Path) -> None:
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def lose_a_column(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns([pq.read_schema(path).names[-1]]), path)
+
+
+def no_manifest_but_json(path: Path) -> None:
+    path.write_text("[]")
+
+
+def lose_the_seed(path: Path) -> None:
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seed"}))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("manifest.json", damage) for damage in (cut, empty, no_manifest_but_json, lose_the_seed)),
+        *(
+            (file, damage)
+            for file in ("counts.parquet", "samples.parquet")
+            for damage in (cut, empty, flip_a_bit, lose_a_row, lose_a_column, Path.unlink)
+        ),
+    ],
+)
+def test_a_damaged_buffer_is_one_line_with_the_file_and_the_remedy(
+    make_config: Any, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
+    whole = fill(config, folder=folder)
+    damage(folder / file)
+    with pytest.raises(InputError) as refused:
+        ReferenceBuffer.load(folder)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"{folder / file}: the reference buffer is damaged (")
+    assert f"delete {folder}, and the buffer is made again from {folder}.graded" in line
+    shutil.rmtree(folder)
+    rest = ScriptedRollouts()
+    assert fill(config, folder=folder, rollouts=rest) == whole, "the remedy works"
+    assert rest.requests == {}
 
 
 def test_an_empty_buffer_gives_no_rows(make_config: Any, tmp_path: Path) -> None:
@@ -275,6 +351,15 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
     assert "reference is not reused: selection changed" in out
     assert "every prompt is sampled already, selecting from its graded responses" in out
     assert "2 near-perfect prompts (>= 4 of 4 correct)" in out
+    # A buffer of an older version has other columns and less in its manifest: it is recognised, not misread.
+    manifest = json.loads((tmp_path / "reference" / "manifest.json").read_text())
+    older = {"fingerprint": manifest["fingerprint"] | {"selection": "0"}, "seed": 1, "split": {}}
+    (tmp_path / "reference" / "manifest.json").write_text(json.dumps(older))
+    lose_a_column(tmp_path / "reference" / "counts.parquet")
+    out = run(seed=1, reference=IN_PAIRS | {"threshold": 4})
+    assert "reference is not reused: selection changed" in out
+    assert "every prompt is sampled already" in out
+    assert "2 near-perfect prompts (>= 4 of 4 correct)" in out
     assert "reference is not reused: sampling, selection changed" in run(seed=2)
 
 
@@ -293,6 +378,7 @@ def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: An
         ({"learner": {"lr": 0.5}, "run_name": "other"}, []),
         ({"reference": {"num_samples": 5}}, ["sampling"]),
         ({"reference": {"threshold": 2}}, ["selection"]),
+        ({"reference": {"confirm": True}}, ["selection"]),
         ({"reference": {"stored_per_prompt": 3}}, ["selection"]),
         ({"reference": {"all_wrong": "drop"}}, ["selection"]),
         ({"rollout": {"temperature": 0.9}}, ["sampling"]),
@@ -318,8 +404,6 @@ def test_a_fingerprint_of_another_version_is_told_as_that() -> None:
 
 
 def test_fingerprint_sees_weights_prompts_and_dtype(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "model"
     shutil.copytree(tiny_dir, copy)
     config, prompts = make_config(), make_prompts(3)

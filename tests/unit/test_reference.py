@@ -6,15 +6,18 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dphrl.data.schedule import derive_seed
 from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.reuse import prepare_reference
 from dphrl.reference.split import PromptCounts, Split
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.watch import MAX_FAILED_PROMPTS, RewardFailedError
+from dphrl.tracking.console import Console
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 # One letter a completion: right, wrong, right but cut at the token limit, grader failed.
@@ -327,6 +330,59 @@ def test_a_reward_that_dies_later_stops_at_a_chunk_of_many_prompts(make_config: 
     rest = Rollouts(answers)
     fill(make_config, answers, tmp_path / "r", rollouts=rest, **chunks)
     assert rest.seeds == [derive_seed(0, "reference", MAX_FAILED_PROMPTS)], "the first chunk is kept"
+
+
+# ---------------------------------------------------------------------------------- what the run says
+
+
+def said_of(make_config: Any, tiny_dir: str, folder: Path, answers: dict[str, str], capsys: Any, **parts: Any) -> str:
+    """The console's lines about the split. parts: what of the fakes differs."""
+    settings = {"num_samples": 4, "threshold": 3, "all_wrong": "drop"} | parts.pop("reference", {})
+    config = make_config(reference=settings)
+    prompts = [Prompt(name, name, (1,), "", "data") for name in answers]
+
+    class System:
+        async def fill_reference(self, prompts: Any, identity: Any, folder: Path, on_graded: Any) -> Any:
+            fakes = parts.get("rollouts", Rollouts(answers)), parts.get("rewards", Rewards()), Learner()
+            buffer = await fill_reference(config, prompts, *fakes, identity, folder, on_graded)
+            return buffer, buffer.counts()
+
+    prepared: Any = SimpleNamespace(model_dir=tiny_dir, prompts=prompts)
+    system: Any = System()
+    running: Any = SimpleNamespace(learner=SimpleNamespace(dtype="torch.float32"))
+    asyncio.run(prepare_reference(config, prepared, system, running, folder, Console(interactive=False)))
+    return str(capsys.readouterr().out)
+
+
+def test_the_run_says_why_prompts_are_not_near_perfect(
+    make_config: Any,
+    tiny_dir: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "dphrl")
+    answers = {"a": "rrrr", "b": "rrrw", "c": "rrtw", "d": "tttt", "e": "rrrx", "f": "xxxx", "g": "wwww", "h": "tttx"}
+    out = said_of(make_config, tiny_dir, tmp_path / "1", answers, capsys)
+    assert "3 near-perfect prompts (>= 3 of 4 correct), 4 to explore, 1 dropped;" in out
+    assert "NOTE: the reward failed on 6 of 32 completions (run.log has the first failures in full)" in out
+    assert "explores 1 prompts without any verdict" in out
+    assert "NOTE: 3 prompts would be near-perfect if truncated answers counted, and are explored (2 of them have" in out
+    assert "raise rollout.max_tokens=24" in out
+    assert "confirmed" not in out
+    assert [message.split(":")[0] for message in caplog.messages if message.startswith("The reward")] == [
+        "The reward failed on prompt e",
+        "The reward failed on prompt f",
+        "The reward failed on prompt f",
+    ]
+    rollouts = Rollouts(answers, {"a": "r", "b": "w", "e": "t"})
+    out = said_of(
+        make_config, tiny_dir, tmp_path / "2", answers, capsys, reference={"confirm": True}, rollouts=rollouts
+    )
+    assert "1 near-perfect prompts" in out
+    assert "NOTE: 2 prompts were near-perfect but not confirmed by one more answer" in out
+    assert "initial policy  40/40 (100 %)" in out
+    assert "NOTE" not in said_of(make_config, tiny_dir, tmp_path / "3", {"a": "rrrr", "b": "wwwr"}, capsys)
 
 
 # ------------------------------------------------------------------------------------------ rehearsal
