@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from dphrl import collect
-from dphrl.collect import collect_groups, collect_step
+from dphrl.collect import StepCollector, collect_groups, collect_step
 from dphrl.protocols import Parts
+from dphrl.rewards.watch import MAX_FAILED_PROMPTS, RewardFailedError
+from dphrl.tracking.log import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
 
 CORRECT, WRONG = RewardResult(RewardStatus.CORRECT), RewardResult(RewardStatus.WRONG)
@@ -131,3 +133,76 @@ def test_a_slow_reward_holds_up_the_stream(monkeypatch: pytest.MonkeyPatch) -> N
     collected = asyncio.run(collect_groups(engine, SlowGrader(), [prompt("p")], 50, seed=0))
     assert len(collected.groups[0].completions) == 50
     assert max(ahead) <= 4
+
+
+class BrokenGrader:
+    """Gives verdicts in the steps of `works_in`, counted from 1, and fails in all others."""
+
+    def __init__(self, works_in: set[int]) -> None:
+        self.works_in = works_in
+
+    async def grade(self, items: Any) -> list[RewardResult]:
+        works = current_step.get() in self.works_in
+        return [WRONG if works else RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "no judge") for _ in items]
+
+    def drain_metrics(self) -> dict[str, float]:
+        return {}
+
+
+def steps_taken(make_config: Any, works_in: set[int], num_prompts: int = 4, **rollout: Any) -> tuple[int, str]:
+    """(steps collected before the run stopped, what stopped it) of eight steps."""
+    config = make_config(
+        rollout={"num_prompts": num_prompts, "num_samples": 2} | rollout,
+        algorithm={"num_minibatches": 1},
+        learner={"num_steps": 8},
+    )
+    parts = Parts(None, SlowEngine(), BrokenGrader(works_in))  # type: ignore[arg-type]
+
+    async def take() -> tuple[int, str]:
+        collector = StepCollector(config, [prompt(f"p{i}") for i in range(80)], parts)
+        for step in range(8):
+            try:
+                await collector.collect(step)
+            except RewardFailedError as error:
+                return step, str(error)
+        return 8, ""
+
+    return asyncio.run(take())
+
+
+@pytest.mark.parametrize(
+    ("works_in", "steps"),
+    [
+        (set(), 2),
+        ({1}, 3),
+        ({3}, 5),
+        ({1, 4}, 6),
+        ({1, 4, 7}, 8),
+        (set(range(1, 9)), 8),
+    ],
+)
+def test_a_run_survives_two_steps_without_a_verdict_but_not_three(
+    make_config: Any, works_in: set[int], steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dphrl")
+    taken, why = steps_taken(make_config, works_in)
+    assert (taken, bool(why)) == (steps, steps < 8)
+    if why:
+        assert "gave no verdict on any of 8 completions of 4 prompts: no judge; mend the reward" in why
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    failed = [step for step in range(1, steps + 1) if step not in works_in]
+    assert [message.partition(":")[0] for message in warned] == [f"step {step}" for step in failed]
+    assert all("no completion of this step is trained on" in message for message in warned)
+    in_full = [record.getMessage() for record in caplog.records if record.getMessage().startswith("The reward failed")]
+    assert len(in_full) == (3 if failed else 0), "three in the whole run"
+
+
+def test_a_reward_that_fails_everywhere_ends_a_large_step_early(make_config: Any) -> None:
+    taken, why = steps_taken(make_config, set(), num_prompts=80)
+    assert taken == 0
+    assert f"completions of {MAX_FAILED_PROMPTS} prompts: no judge" in why
+    # In the same step, a reward that is known to work is given until the end of it.
+    taken, why = steps_taken(make_config, {1}, num_prompts=80)
+    assert taken == 3
+    assert "160 completions of 80 prompts" in why
+    assert steps_taken(make_config, {1}, max_staleness=1)[0] == 3

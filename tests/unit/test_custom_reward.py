@@ -19,6 +19,7 @@ from dphrl.config.data import RewardConfig
 from dphrl.config.loading import ConfigError, InputError, load_config
 from dphrl.prepare import prepare
 from dphrl.rewards.base import build_grader
+from dphrl.rewards.custom import MAX_TRACE_CHARS
 from dphrl.tracking.console import Console
 from dphrl.types import RewardResult, RewardStatus
 
@@ -66,6 +67,16 @@ def test_a_fault_of_the_reward_costs_its_item_only_and_is_no_score(completion: s
     assert faulty.status == "infrastructure_error"
     assert faulty.score is None
     assert words in faulty.detail
+
+
+@pytest.mark.parametrize("name", ["misbehaving", "misbehaving_later"])
+def test_an_error_comes_with_the_users_own_lines(name: str) -> None:
+    fine, faulty = grade(name, "fine", "raise")
+    assert fine.trace == ""
+    assert "user_rewards.py" in faulty.trace
+    assert 'raise KeyError("no such thing")' in faulty.trace
+    assert faulty.trace.endswith("KeyError: 'no such thing'\n")
+    assert len(grade(name, "raise at length")[0].trace) == MAX_TRACE_CHARS
 
 
 @pytest.mark.parametrize("name", ["ill_typed", "ill_typed_later"])

@@ -29,7 +29,13 @@ def misbehaving(completion: str, answer: str) -> object:
         os._exit(3)
     if completion == "raise":
         raise KeyError("no such thing")
+    if completion == "raise at length":
+        raise KeyError("no" * 5000)
     return "maybe" if completion == "nonsense" else True
+
+
+async def misbehaving_later(completion: str, answer: str) -> object:
+    return misbehaving(completion, answer)
 
 
 def ill_typed(completion: str, answer: str) -> RewardResult:
@@ -53,6 +59,18 @@ async def ill_typed_later(completion: str, answer: str) -> RewardResult:
 async def judged(completion: str, answer: str) -> float:
     await asyncio.sleep(3600 if completion == "hang" else 0.2)
     return 1.0 if completion == answer else 0.25
+
+
+def raises(completion: str, answer: str) -> float:
+    return float({"answer": answer}["final_answer"])
+
+
+def returns_nan(completion: str, answer: str) -> float:
+    return float("nan")
+
+
+def returns_none(completion: str, answer: str) -> None:
+    completion.strip()
 
 
 class Counting:
