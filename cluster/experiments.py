@@ -184,7 +184,7 @@ def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> No
     # If there is a buffer, the graded samples that it was selected from are complete. They are copied before it.
     shared = {"eval": "eval/.base-identity"}
     if with_reference:
-        shared |= dict.fromkeys(("reference.graded", "reference"), "reference/manifest.json")
+        shared |= dict.fromkeys(("reference.graded", "reference.confirmed", "reference"), "reference/manifest.json")
     for sibling in siblings:
         for name, complete in shared.items():
             ours, theirs = folder / name, sibling / name

@@ -137,9 +137,11 @@ def test_runs_of_a_seed_share_what_is_whole(tmp_path: Path) -> None:
     assert shared([unfinished, tmp_path / "absent"], with_reference=True) == []
     assert shared([unfinished, done], with_reference=False) == of_base
     assert shared([unfinished, done], with_reference=True) == [*of_base, "reference/manifest.json"]
-    (done / "reference.graded").mkdir()
-    (done / "reference.graded" / "identity.json").write_text("")
-    everything = [*of_base, "reference.graded/identity.json", "reference/manifest.json"]
+    for name in ("reference.graded", "reference.confirmed"):
+        (done / name).mkdir()
+        (done / name / "identity.json").write_text("")
+    of_stage = ["reference.confirmed/identity.json", "reference.graded/identity.json"]
+    everything = [*of_base, *of_stage, "reference/manifest.json"]
     assert shared([unfinished, done], with_reference=True) == everything
     # Killed between the two, and what it has is kept.
     (fresh / "eval" / "base.json").write_text("mine")
@@ -147,7 +149,7 @@ def test_runs_of_a_seed_share_what_is_whole(tmp_path: Path) -> None:
     (fresh / ".reference.partial").mkdir()
     share(fresh, [done], with_reference=True)
     assert (fresh / "eval" / "base.json").read_text() == "mine"
-    assert sorted(path.name for path in fresh.iterdir()) == ["eval", "reference", "reference.graded"]
+    assert sorted(path.name for path in fresh.iterdir()) == ["eval", "reference", "reference.confirmed", "reference.graded"]
 
 
 def test_the_quick_part_uses_no_seed_of_the_results() -> None:
