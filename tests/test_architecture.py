@@ -59,7 +59,7 @@ ROOMS = {
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
     "prepare": "types config models tracking rewards data",
-    "evaluation": "types config fingerprint tracking chunks protocols data collect prepare",
+    "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "actors": "types config models own_code learner tracking protocols rewards data reference",

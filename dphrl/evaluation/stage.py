@@ -24,6 +24,7 @@ from dphrl.fingerprint import SAMPLED_AND_GRADED, Fingerprint, fingerprint
 from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import EvaluationSet
 from dphrl.protocols import Parts
+from dphrl.rewards.watch import RewardWatch
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
@@ -107,7 +108,8 @@ class Evaluation:
 async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) -> list[Summary]:
     """Pass@k of the engines' present policy on every data set, and what differs from the base prompt by prompt.
 
-    Each prompt gets evaluation.num_samples completions at training temperature and a greedy one.
+    Each prompt gets evaluation.num_samples completions at training temperature and a greedy one. Raises
+    RewardFailedError when the reward fails on the first prompts of a set, so many that it fails everywhere.
     """
     summaries = []
     known = {summary["dataset"]: summary for summary in evaluation.base}
@@ -144,14 +146,16 @@ async def _grade_set(
         done = _claim(stored, len(prompts), what, console)
     sampled: list[RolloutGroup] = []
     greedy: list[RolloutGroup] = []
+    watch = RewardWatch(config.reward.name)
     left = (len(prompts) - done) * (config.evaluation.num_samples + 1)
     with console.task(f"evaluating {what}", left) as advance:
         for start in range(0, len(prompts), size):
             chunk = prompts[start : start + size]
             if stored is not None and start < done:
                 groups = from_rows(chunk, stored.read_rows(start))
+                watch.works |= any(result.score is not None for group in groups[0] for result in group.results)
             else:
-                groups = await _grade_chunk(config, chunk, start, parts, advance)
+                groups = await _grade_chunk(config, chunk, start, parts, watch, advance)
                 if stored is not None:
                     stored.write_rows(start, to_rows(*groups))
             sampled += groups[0]
@@ -171,15 +175,24 @@ def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -
 
 
 async def _grade_chunk(
-    config: Config, chunk: Sequence[Prompt], start: int, parts: Parts, advance: Callable[[int], None]
+    config: Config,
+    chunk: Sequence[Prompt],
+    start: int,
+    parts: Parts,
+    watch: RewardWatch,
+    advance: Callable[[int], None],
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
     # The seed depends on config.seed and `start` alone, so a continued evaluation samples what an unbroken one would.
     seed = derive_seed(config.seed, "evaluation", *([start] if start else []))
     rollouts, rewards = parts.rollouts, parts.rewards
-    num_samples = config.evaluation.num_samples
-    sampled = await collect_groups(rollouts, rewards, chunk, num_samples, seed=seed, on_graded=advance)
-    greedy = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, greedy=True, on_graded=advance)
-    return sampled.groups, greedy.groups
+
+    async def collect(num_samples: int, *, greedy: bool) -> list[RolloutGroup]:
+        collected = await collect_groups(
+            rollouts, rewards, chunk, num_samples, seed=seed, greedy=greedy, on_graded=advance, watch=watch
+        )
+        return collected.groups
+
+    return await collect(config.evaluation.num_samples, greedy=False), await collect(1, greedy=True)
 
 
 # ------------------------------------------------------------------------------------- groups as rows

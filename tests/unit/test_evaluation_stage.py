@@ -19,6 +19,7 @@ from dphrl.evaluation import stage as evaluation_stage
 from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.prepare import EvaluationSet
 from dphrl.protocols import Parts
+from dphrl.rewards.watch import MAX_FAILED_PROMPTS, RewardFailedError
 from dphrl.run import training_run
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
@@ -334,3 +335,17 @@ def test_a_step_whose_checkpoint_was_made_again_is_evaluated_again(training: Any
     manifest.write_text(manifest.read_text())
     said = killed.run(FakeRollouts())
     assert "step_4.json.partial/e is not continued, starting over: policy changed" in said
+
+
+def test_a_reward_that_fails_everywhere_ends_the_evaluation(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FakeRewards, drawn: int) -> RewardResult:
+        return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, "no judge")
+
+    monkeypatch.setattr(evaluation_stage, "PROMPTS_PER_CHUNK", 3 * MAX_FAILED_PROMPTS)
+    monkeypatch.setattr(FakeRewards, "_result", broken)
+    with pytest.raises(RewardFailedError, match=f"of {MAX_FAILED_PROMPTS} prompts: no judge"):
+        evaluate(FakeRollouts(), num_prompts=2 * MAX_FAILED_PROMPTS)
+    # A few prompts may be at fault themselves.
+    assert evaluate(FakeRollouts())[0][0]["statuses"] == {"infrastructure_error": 15}

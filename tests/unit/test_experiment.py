@@ -149,7 +149,12 @@ def test_runs_of_a_seed_share_what_is_whole(tmp_path: Path) -> None:
     (fresh / ".reference.partial").mkdir()
     share(fresh, [done], with_reference=True)
     assert (fresh / "eval" / "base.json").read_text() == "mine"
-    assert sorted(path.name for path in fresh.iterdir()) == ["eval", "reference", "reference.confirmed", "reference.graded"]
+    assert sorted(path.name for path in fresh.iterdir()) == [
+        "eval",
+        "reference",
+        "reference.confirmed",
+        "reference.graded",
+    ]
 
 
 def test_the_quick_part_uses_no_seed_of_the_results() -> None:
