@@ -25,12 +25,15 @@ DatasetKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class ReferenceSplit:
-    """What the reference stage found. num_correct, num_graded: of each training prompt's K responses."""
+    """What the reference stage found: of each training prompt's K responses, how many have a verdict, are correct, and
+    are complete too.
+    """
 
     fingerprint: Mapping[str, str]
     counts: Mapping[str, float]
     num_correct: Sequence[int]
     num_graded: Sequence[int]
+    num_complete: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +280,10 @@ def _load_reference(folder: Path, problems: list[str]) -> ReferenceSplit | None:
     manifest = _read_json(path / "manifest.json", problems)
     try:
         columns = pq.read_table(path / "counts.parquet").to_pydict()
-        return ReferenceSplit(manifest["fingerprint"], manifest["split"], columns["num_correct"], columns["num_graded"])
+        correct, graded = columns["num_correct"], columns["num_graded"]
+        # An older version's buffer does not tell complete answers apart: its split counted all correct ones.
+        complete = columns.get("num_complete", correct)
+        return ReferenceSplit(manifest["fingerprint"], manifest["split"], correct, graded, complete)
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
         problems.append(f"reference/: not whole ({type(error).__name__}); left out")
         return None

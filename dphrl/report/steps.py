@@ -121,14 +121,14 @@ def _key(css: Mapping[str, str]) -> str:
 
 
 def split_figure(owners: str, split: ReferenceSplit, num_samples: int, threshold: int) -> str:
-    """How many prompts have 0, 1, ... K correct responses; prompts from the threshold on are rehearsed."""
+    """How many prompts have 0, 1, ... K correct and complete responses; prompts from the threshold on are rehearsed."""
     heights = [0] * (num_samples + 1)
-    for correct, graded in zip(split.num_correct, split.num_graded, strict=True):
+    for complete, graded in zip(split.num_complete, split.num_graded, strict=True):
         if graded:
-            heights[min(correct, num_samples)] += 1
+            heights[min(complete, num_samples)] += 1
     css = ["p2" if i >= threshold else ("p1" if i == 0 else "p4") for i in range(num_samples + 1)]
     y: Axis = linear_axis("prompts", [0.0, 1.08 * max(heights)], floor=0.0)
     counted = ", ".join(f"{count} with {i}" for i, count in enumerate(heights))
-    label = f"correct of {num_samples} responses"
+    label = f"correct and complete of {num_samples} responses"
     svg = histogram(f"Reference split of {owners}", f"Prompts by {label}: {counted}.", label, y, heights, css)
-    return figure(owners, f"Near-perfect from {threshold} on (green); none correct hatched.", svg)
+    return figure(owners, f"Near-perfect from {threshold} on (green), if all have a verdict; none hatched.", svg)

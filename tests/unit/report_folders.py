@@ -95,10 +95,14 @@ def write_evaluation(path: Path, correct: Sequence[int], base: Sequence[tuple[st
     return counts
 
 
-def write_reference(folder: Path, correct: Sequence[int], graded: Sequence[int]) -> None:
+def write_reference(
+    folder: Path, correct: Sequence[int], graded: Sequence[int], complete: Sequence[int] | None = None
+) -> None:
+    """complete: None for a buffer of a version that did not count complete answers apart."""
     (folder / "reference").mkdir()
     part = ["near_perfect" if c >= 3 else "exploration" for c in correct]
     columns = {"prompt_id": [f"p{i}" for i in range(len(part))], "num_correct": correct, "num_graded": graded}
+    columns |= {} if complete is None else {"num_complete": complete}
     pq.write_table(pa.table(columns | {"part": part}), folder / "reference" / "counts.parquet")
     split = {"num_near_perfect": part.count("near_perfect"), "num_exploration": part.count("exploration")}
     split |= {"num_dropped": 0, "num_stored_samples": 11}

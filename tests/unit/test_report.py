@@ -122,6 +122,10 @@ def test_reference_split_is_counted_and_its_absence_said(tmp_path: Path) -> None
     assert rows[1] == ["dph", "≥ 3 of 4", "6", "2", "4", "1", "0", "1", "11"]
     bars = [g.get("data-count") for g in page.chart("Reference split of dph").iter("g") if g.get("data-count")]
     assert bars == ["1", "1", "1", "1", "1"]
+    cut = write_run(tmp_path / "cut")
+    write_reference(cut, correct=[4, 4, 4, 0], graded=[4, 4, 4, 0], complete=[4, 0, 0, 0])
+    chart = render(tmp_path, cut).chart("Reference split of cut")
+    assert "2 with 0, 0 with 1, 0 with 2, 0 with 3, 1 with 4" in "".join(chart.itertext())
     assert "No reference stage (no divergence, or one on rollouts alone): grpo." in page.text
     assert "Reference stage not finished, or its files are gone: unfinished." in page.text
 
