@@ -153,7 +153,8 @@ class System(Protocol):
     ) -> tuple[ReferenceStore, Mapping[str, float]]:
         """Run the reference stage, or what is left of it, into `folder`; returns the store and the split's counts.
 
-        The engines must hold the initial policy. on_graded is called with the number of completions newly graded.
+        The engines must hold the initial policy. on_graded is called with the number of completions newly graded; with
+        reference.confirm, a confirming answer that is not needed counts as one.
         """
         ...
 

@@ -29,7 +29,7 @@ DEADLINE_S = 200.0
 def config_file(make_config: Any, tmp_path: Path) -> Path:
     config = make_config(
         data={"train": {"limit": NUM_PROMPTS}, "evaluation": []},
-        reference={"prompts_per_chunk": PROMPTS_PER_CHUNK},
+        reference={"prompts_per_chunk": PROMPTS_PER_CHUNK, "confirm": True},
         run_dir=str(tmp_path),
     )
     path = tmp_path / "config.yaml"
@@ -90,6 +90,7 @@ def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> Non
 
     continued, whole = (ReferenceBuffer.load(folder / name / "reference") for name in ("killed", "whole"))
     assert whole.samples, "the comparison is of something"
+    assert whole.split.unconfirmed
     assert continued.split == whole.split
     assert continued.verdicts == whole.verdicts
     assert continued.fingerprint == whole.fingerprint
@@ -104,11 +105,15 @@ def test_a_stage_killed_half_way_gives_the_same_buffer(config_file: Path) -> Non
         json.loads((folder / name / "reference" / "manifest.json").read_text()) for name in ("killed", "whole")
     ]
     assert manifests[0] == manifests[1]
-    assert [p.name for p in folder.glob("*/reference.*")] == ["reference.graded"] * 2
+    assert (
+        sorted(p.name for p in folder.glob("*/reference.*")) == ["reference.confirmed"] * 2 + ["reference.graded"] * 2
+    )
 
     out = sample_to_the_end(config_file, "killed", "reference.threshold=4")
     assert "selecting from its graded responses" in out
     narrower = ReferenceBuffer.load(folder / "killed" / "reference")
     assert narrower.verdicts == whole.verdicts
-    assert set(narrower.split.near_perfect) == {i for i, counts in whole.verdicts.items() if counts.num_complete >= 4}
-    assert {s.prompt_id for s in narrower.samples} < {s.prompt_id for s in whole.samples}
+    enough = {i for i, counts in whole.verdicts.items() if counts.num_complete >= 4}
+    assert {*narrower.split.near_perfect, *narrower.split.unconfirmed} == enough
+    assert {s.prompt_id for s in narrower.samples} == set(narrower.split.near_perfect)
+    assert enough < {*whole.split.near_perfect, *whole.split.unconfirmed}
