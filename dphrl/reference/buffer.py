@@ -202,6 +202,8 @@ def _read_table(path: Path, schema: pa.Schema, num_rows: int) -> list[dict[str, 
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError:
+        raise  # it names the file, which need not be damaged
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise InputError(

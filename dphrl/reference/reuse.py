@@ -50,8 +50,9 @@ async def prepare_reference(
             total += len(prepared.prompts)
         with console.task("reference stage: completions of the initial policy", total) as advance:
             store, counts = await system.fill_reference(prepared.prompts, identity, folder, advance)
-        for failure in read_manifest(folder)["failures"]:
-            log.info("%s", failure)
+    # The stage may run on another node, and a reused buffer was filled by an earlier process, so run.log lacks them.
+    for failure in read_manifest(folder)["failures"]:
+        log.info("%s", failure)
     _say_split(config, counts, console)
     return store
 
