@@ -16,9 +16,9 @@ from torch import Tensor
 from actors.weight_sync import PackedTensor, packed_chunks
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import PolicyModel, dtype_name, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
-from dphrl.models import load_tokenizer
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
@@ -131,6 +131,8 @@ class LearnerRank:
             temperature=self._config.rollout.temperature,
             gradient_checkpointing=self._config.learner.gradient_checkpointing,
         )
+        if self._rank == 0:
+            check_exportable(policy.lm, model_dir)
         self._policy = policy
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
         self._settings = UpdateSettings.from_config(self._config)
@@ -182,10 +184,7 @@ class LearnerRank:
             self._join_gathers()
             return
         state = {name: parameter.detach().cpu().clone() for name, parameter in self._full_parameters()}
-        target = Path(folder) / "hf"
-        cast(Any, self._policy.lm).save_pretrained(target, state_dict=state)
-        trust = self._config.model.trust_remote_code
-        load_tokenizer(self._model_dir, trust_remote_code=trust).save_pretrained(target)
+        export_model(self._policy.lm, self._model_dir, Path(folder) / "hf", state)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote. Raises RuntimeError when there is no such checkpoint."""

@@ -16,6 +16,7 @@ from dphrl.data.schedule import derive_seed
 from dphrl.learner.policy import dtype_name
 from dphrl.own_code import lead, pin
 from dphrl.rewards.thinking import decoder
+from dphrl.tokenizer import load_tokenizer
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
 
@@ -52,6 +53,9 @@ class RolloutEngine:
         self._config, self._index = config, index
         self._llm = LLM(
             model=model_dir,
+            # Prompts come and completions leave as token ids, so vLLM needs no tokenizer, and the one that it would
+            # load is not always the model's own.
+            skip_tokenizer_init=True,
             dtype=dtype_name(config.model.dtype),
             seed=config.seed + index,
             max_model_len=config.max_sequence_tokens,
@@ -65,7 +69,8 @@ class RolloutEngine:
             weight_transfer_config=WeightTransferConfig(backend=config.sync.backend),
             disable_log_stats=True,
         )
-        self._decode = decoder(self._llm.get_tokenizer(), config.reward.thinking_marks)
+        self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
         self._policy_version: int | None = None
         self._request_ids = itertools.count()
         if not on_gpu:
@@ -138,6 +143,8 @@ class RolloutEngine:
             max_tokens=min(rollout.max_tokens, max_tokens or rollout.max_tokens),
             seed=seed if self._config.deterministic else None,
             logprobs=0,
+            # vLLM itself adds those of the model's generation configuration; without a tokenizer it knows no other.
+            stop_token_ids=[end] if (end := self._tokenizer.eos_token_id) is not None else [],
             # The text is decoded once at the end, not after every token.
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

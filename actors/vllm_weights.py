@@ -68,12 +68,14 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         its *old* packed copy, which gives no error, only wrong log-probs.
         """
         head = getattr(self.model, "lm_head", None)
-        if self.device.type == "cpu" and head is not None and self._tied:
+        if self.device.type == "cpu" and head is not None and self._shares_its_weight(head):
             head.quant_method.process_weights_after_loading(head)
 
-    @property
-    def _tied(self) -> bool:
-        return bool(getattr(self.model_config.hf_config.get_text_config(), "tie_word_embeddings", False))
+    def _shares_its_weight(self, head: torch.nn.Module) -> bool:
+        # The configuration does not tell: vLLM sets tie_word_embeddings to False for a checkpoint that stores a head,
+        # and leaves it so when the stored head equals the embedding and is tied to it after all.
+        others = (module for module in self.model.modules() if module is not head)
+        return any(getattr(module, "weight", None) is head.weight for module in others)
 
 
 def register() -> None:

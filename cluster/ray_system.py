@@ -24,6 +24,7 @@ from actors.reward_pool import RayRewardPool
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import within
+from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
 from dphrl.config.loading import InputError
@@ -206,7 +207,7 @@ def _engine_settings(config: Config) -> list[Any]:
 def connect(config: Config) -> None:
     """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
 
-    Raises InputError for the URL of a dashboard.
+    Raises InputError for the URL of a dashboard, and where a Ray started here would have no token.
     """
     debug = bool(os.environ.get("DPHRL_DEBUG"))
     address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
@@ -229,6 +230,8 @@ def connect(config: Config) -> None:
     if address:
         ray.init(address=address, **options)
         return
+    if obstacle := token_obstacle():
+        raise InputError(obstacle)
     num_cpus = config.cluster.num_cpus or os.cpu_count()
     store_gib = config.cluster.object_store_gib
     store_bytes = None if store_gib is None else round(store_gib * 2**30)

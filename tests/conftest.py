@@ -35,7 +35,7 @@ def tiny_dir() -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_dir: str) -> Any:
-    from dphrl.models import load_tokenizer
+    from dphrl.tokenizer import load_tokenizer
 
     return load_tokenizer(tiny_dir)
 

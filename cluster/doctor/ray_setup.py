@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.doctor.check import Check, read_text
+from cluster.doctor.storage import write_error
 
 # Ray's defaults, each with the option of `ray start` that changes it.
 PORTS = {6379: "--port", 8265: "--dashboard-port", 10001: "--ray-client-server-port"}
@@ -75,7 +76,11 @@ def judge_ports(holders: Mapping[int, str]) -> Check:
 
 @dataclass(frozen=True)
 class Token:
-    """Where a token was found, never the token itself. problem: why the place that was named cannot be used."""
+    """Where a token was found, never the token itself.
+
+    problem: why the place that was named cannot be used, or why Ray cannot write a token where there is none. A Ray
+    that a run starts on this machine wants one, unless RAY_AUTH_MODE says otherwise.
+    """
 
     source: str = ""
     problem: str = ""
@@ -90,7 +95,16 @@ def find_token(environ: Mapping[str, str], home: Path) -> Token:
     path = Path(named) if named else home / TOKEN_FILE
     if read_text(path):
         return Token(str(path), open_to_others=_open_to_others(path))
-    return Token(problem=f"RAY_AUTH_TOKEN_PATH names {path}, which holds no token") if named else Token()
+    if named:
+        return Token(problem=f"RAY_AUTH_TOKEN_PATH names {path}, which holds no token")
+    error = write_error(path.parent)
+    return Token(problem=f"Ray cannot write its token to {path} ({error})" if error else "")
+
+
+def token_obstacle(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> str:
+    """Why a Ray that a run starts on this machine would have no token, with the remedy; "" when it would have one."""
+    check = judge_token(environ.get("RAY_AUTH_MODE", ""), find_token(environ, home or Path.home()), has_cluster=False)
+    return f"{check.name}: {check.found}; {check.remedy}" if check.status == "missing" else ""
 
 
 def _open_to_others(path: Path) -> bool:
@@ -104,12 +118,15 @@ def judge_token(mode: str, token: Token, has_cluster: bool) -> Check:
     """Anyone who reaches the ports of a cluster without a token can run any program on its nodes."""
     name, told = "ray token", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE not set"
     make = "make one with `ray get-auth-token --generate` and give every node the same"
-    if token.problem:
-        return Check(name, "missing", f"{told}; {token.problem}", f"{make}; or unset RAY_AUTH_TOKEN_PATH")
     if mode.lower() not in ("", "token"):
         closed = mode.lower() != "disabled" or not has_cluster
         remedy = "" if closed else "anyone who reaches the cluster can run programs on it: unset RAY_AUTH_MODE"
         return Check(name, "ok" if closed else "warning", told, remedy)
+    if token.problem:
+        remedy = "set HOME to a folder that this user may write to, or RAY_AUTH_TOKEN to a long random word"
+        if "RAY_AUTH_TOKEN_PATH" in token.problem:
+            remedy = f"{make}; or unset RAY_AUTH_TOKEN_PATH"
+        return Check(name, "missing", f"{told}; {token.problem}", remedy)
     if token.open_to_others:
         return Check(name, "warning", f"{told}; {token.source}, which others may read", f"`chmod 600 {token.source}`")
     if token.source:

@@ -37,7 +37,8 @@ def examine_storage(run_dir: Path, environ: Mapping[str, str] = os.environ) -> l
     return [
         judge_write(run_dir, written),
         *([] if written.error else [judge_disk(shutil.disk_usage(folder).free)]),
-        judge_hub_cache(cache, os.access(nearest_folder(cache), os.W_OK), num_models, is_offline(environ)),
+        judge_hub_cache(cache, not write_error(cache), num_models, is_offline(environ)),
+        judge_caches({name: write_error(folder) for name, folder in own_caches(environ).items()}),
     ]
 
 
@@ -68,6 +69,15 @@ def probe_file(folder: Path, content: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             path.unlink()
+
+
+def write_error(folder: Path) -> str:
+    """Why this user cannot make `folder` and files in it; "" when nothing prevents it."""
+    try:
+        with probe_file(nearest_folder(folder), b""):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def write_test(folder: Path) -> WriteTest:
@@ -127,3 +137,26 @@ def judge_hub_cache(cache: Path, writable: bool, num_models: int, offline: bool)
         remedy = "models cannot be downloaded: set HF_HOME to a folder that this user may write to"
         return Check("model cache", "warning", f"{found}; not writable", remedy)
     return Check("model cache", "ok", found)
+
+
+def own_caches(environ: Mapping[str, str]) -> dict[str, Path]:
+    """Folders below the user's home that a run writes to, by the variable that moves each elsewhere: dphrl's embedded
+    models, vLLM's compiled graphs, Triton's kernels."""
+    home = Path.home()
+    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+    places = {
+        "DPHRL_CACHE": home / ".cache" / "dphrl",
+        "VLLM_CACHE_ROOT": cache / "vllm",
+        "TRITON_CACHE_DIR": home / ".triton",
+    }
+    return {name: Path(environ.get(name) or place).expanduser() for name, place in places.items()}
+
+
+def judge_caches(errors: Mapping[str, str]) -> Check:
+    """errors: for each variable why its folder cannot be written, "" when it can."""
+    barred = {name: error for name, error in errors.items() if error}
+    if not barred:
+        return Check("other caches", "ok", "can be written")
+    found = ", ".join(f"the folder of {name}: {error}" for name, error in barred.items())
+    remedy = f"set HOME, or {' and '.join(barred)}, to a folder that this user may write to"
+    return Check("other caches", "warning", found, remedy)

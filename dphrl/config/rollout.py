@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+# vLLM samples at this temperature whenever it is asked for a lower one other than 0, and log-probs would be of another.
+MIN_TEMPERATURE = 0.01
+
 
 class RolloutConfig(Section):
     num_prompts: PositiveInt = 32
@@ -17,8 +20,8 @@ class RolloutConfig(Section):
     """Completions of each prompt: the group whose scores are compared, so at least 2. A step samples num_prompts x
     num_samples completions. Larger groups find rarer right answers and cost as much more time."""
     temperature: PositiveFloat = 1.0
-    """The sampling temperature, in training and in evaluation. Log-probs are of the distribution at this temperature.
-    Above 1 the samples are more varied and more often wrong."""
+    """The sampling temperature, in training and in evaluation, at least 0.01. Log-probs are of the distribution at this
+    temperature. Above 1 the samples are more varied and more often wrong."""
     top_p: Fraction = 1.0
     """Must stay 1: a smaller nucleus would sample from another distribution than the one that is trained."""
     top_k: NonNegativeInt = 0
@@ -58,6 +61,15 @@ class RolloutConfig(Section):
     builds them on a GPU and not on a CPU."""
     timeout_s: PositiveFloat = 1800.0
     """Seconds without a completion from any engine after which the run stops with an error, instead of hanging."""
+
+    @model_validator(mode="after")
+    def _engines_keep_the_temperature(self) -> Self:
+        if self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature:g}: engines would sample at {MIN_TEMPERATURE:g} instead; set it to "
+                f"{MIN_TEMPERATURE:g} or more (evaluations have a greedy answer of each prompt besides)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sampled_policy_is_trained_policy(self) -> Self:

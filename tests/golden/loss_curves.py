@@ -27,10 +27,10 @@ from dphrl.data.chat import build_prompts
 from dphrl.data.loading import load_problems
 from dphrl.inline import InlineLearner, InlineRewards
 from dphrl.loop import train
-from dphrl.models import load_tokenizer
 from dphrl.protocols import Parts
 from dphrl.reference.stage import fill_reference
 from dphrl.tiny import ensure_tiny_model
+from dphrl.tokenizer import load_tokenizer
 from dphrl.types import Completion, Prompt, RolloutGroup
 
 FOLDER = Path(__file__).resolve().parent / "curves"
@@ -157,7 +157,7 @@ async def run_arm(arm: str, folder: Path) -> dict[str, list[float]]:
     model_dir = str(ensure_tiny_model())
     config, tokenizer = make_config(model_dir, ARMS[arm]), load_tokenizer(model_dir)
     prompts = build_prompts(load_problems(config.data.train, config.seed), tokenizer, config.data)[0]
-    learner = InlineLearner(config, model_dir, tokenizer)
+    learner = InlineLearner(config, model_dir)
     parts = Parts(learner, WrittenRollouts(learner, tokenizer), InlineRewards(config))
     reference = None
     if config.uses_reference_samples:

@@ -37,7 +37,7 @@ def make_batches(prompts: list[Any], seed: int = 0) -> list[TrainBatch]:
 def inline_results(config: Any, tiny_dir: str, tokenizer: Any, batches: list[TrainBatch]) -> tuple[list[Any], Any]:
     from dphrl.inline import InlineLearner
 
-    learner = InlineLearner(config, tiny_dir, tokenizer)
+    learner = InlineLearner(config, tiny_dir)
     metrics = [asyncio.run(learner.update(batch)) for batch in batches]
     return metrics, dict(learner.policy.lm.named_parameters())
 

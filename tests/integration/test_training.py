@@ -157,7 +157,7 @@ def test_reference_logprobs_are_the_learners_own(ray_run: Any, tiny_dir: str, to
     assert metrics[0]["divergence/num_rows"] > 0
     assert abs(metrics[0]["divergence/loss"]) < 1e-6 < metrics[1]["divergence/loss"]
     samples = ReferenceBuffer.load(folder / "reference").samples
-    learner = InlineLearner(config, tiny_dir, tokenizer)
+    learner = InlineLearner(config, tiny_dir)
     sequences = [((*s.prompt_token_ids, *s.token_ids), len(s.prompt_token_ids)) for s in samples]
     for sample, logprobs in zip(samples, asyncio.run(learner.score(sequences)), strict=True):
         assert sample.logprobs == pytest.approx(logprobs, abs=1e-5)

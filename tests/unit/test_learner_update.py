@@ -105,7 +105,7 @@ def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config:
 
 @pytest.fixture
 def learner(make_config: Any, tiny_dir: str, tokenizer: Any) -> InlineLearner:
-    return InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir, tokenizer)
+    return InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir)
 
 
 def batch_of(learner: InlineLearner) -> TrainBatch:
@@ -137,7 +137,7 @@ def test_a_checkpoint_brings_back_weights_moments_and_version(
 ) -> None:
     asyncio.run(learner.update(batch_of(learner)))
     asyncio.run(learner.save(tmp_path))
-    other = InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir, tokenizer)
+    other = InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir)
     asyncio.run(other.load(tmp_path, 1))
     for one in (learner, other):
         asyncio.run(one.update(batch_of(one)))

@@ -1,0 +1,58 @@
+"""The files of a model: where they lie, which tensors they hold, and those that training leaves as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+# Neither weights nor the model's own configuration. The code is that of models with trust_remote_code.
+_UNTRAINED = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "tekken.json", "*.tiktoken"),
+    *("*.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json", "*.py"),
+)
+
+
+def find_file(model: Path | str, name: str) -> Path | None:
+    """A file of a resolved model, which is in the cache when the model is a hub name; None when it has no such file."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        str(model),
+        name,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def model_folder(model: Path | str) -> Path:
+    """The folder with the files of a resolved model; of a hub name, those that were downloaded. Raises OSError when
+    there is none."""
+    config = find_file(model, "config.json")
+    if config is None:
+        raise FileNotFoundError(f"{model} has no config.json")
+    return config.parent
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of the tensors in a model folder's safetensors files, from their headers; none where there are no such."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
+
+
+def copy_untrained_files(model: Path | str, target: Path) -> None:
+    """Copy what training leaves alone from a resolved model to the folder `target`, byte for byte: tokenizer, chat
+    template, generation configuration, code. Raises OSError when a file cannot be read or written."""
+    folder = model_folder(model)
+    for pattern in _UNTRAINED:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                copy = target / file.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
