@@ -46,6 +46,8 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
     # tokenizers raises bare Exceptions.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            reason = "it is code of the model's own; set model.trust_remote_code: true if you vouch for that"
         raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {reason}") from error
     if own is not None:
         # For the file itself, length and padding are the caller's affair, as they are for transformers.
@@ -55,8 +57,9 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
         # transformers may remove blanks before punctuation when it decodes. A reward must see what was sampled.
         faithful.clean_up_tokenization_spaces = False
         _check(path, tokenizer, faithful, own)
-    if faithful.pad_token_id is None:
-        # Generation needs an id to pad a batch with. The attention mask, not this id, says which positions count.
+    if faithful.pad_token_id is None or (own is not None and own.token_to_id(faithful.pad_token) is None):
+        # Generation needs an id to pad a batch with, for which the model has an embedding: a token that only the
+        # configuration names has none. The attention mask, not this id, says which positions count.
         faithful.pad_token = faithful.eos_token
     return faithful
 

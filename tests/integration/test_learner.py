@@ -34,7 +34,7 @@ def make_batches(prompts: list[Any], seed: int = 0) -> list[TrainBatch]:
     return [TrainBatch(step, step, (minibatch(), minibatch()), 1e-3) for step in range(2)]
 
 
-def inline_results(config: Any, tiny_dir: str, tokenizer: Any, batches: list[TrainBatch]) -> tuple[list[Any], Any]:
+def inline_results(config: Any, tiny_dir: str, batches: list[TrainBatch]) -> tuple[list[Any], Any]:
     from dphrl.inline import InlineLearner
 
     learner = InlineLearner(config, tiny_dir)
@@ -62,7 +62,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
     learner_config = {"num_ranks": num_ranks, "zero_stage": zero_stage, "micro_batch_tokens": 96}
     config = make_config(learner=learner_config)
     batches = make_batches(prompts)
-    expected, expected_weights = inline_results(config, tiny_dir, tokenizer, batches)
+    expected, expected_weights = inline_results(config, tiny_dir, batches)
 
     ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(num_ranks)]
 
@@ -135,7 +135,7 @@ def test_zero3_ranks_call_the_head_equally_often(
     short_row = TrainRow(RowKind.REFERENCE, tuple(range(5, 15)), 4, (-7.0,) * 6, 0.02)
     batch = TrainBatch(0, 0, ((long_row, short_row),), 1e-3)
     config = make_config(learner={"num_ranks": 2, "zero_stage": 3})
-    expected, _ = inline_results(config, str(tmp_path / "model"), tokenizer, [batch])
+    expected, _ = inline_results(config, str(tmp_path / "model"), [batch])
     ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(2)]
 
     async def run() -> Any:

@@ -55,6 +55,7 @@ OVERRIDE_MISTAKES = {
     "evaluation.k=[0, 4]": CL + "evaluation.k.0: expected an integer >= 1 (got 0)",
     "evaluation.k=[64]": CL + "evaluation.k=64 needs at least as many samples; set evaluation.num_samples >= 64",
     "reference.threshold=9": CL + "reference.threshold=9 can never be reached with num_samples=8; set",
+    "rollout.temperature=0.005": CL + "rollout.temperature=0.005: engines would sample at 0.01 instead; set it to 0.01",
     "rollout.top_p=0.9": CL + "rollout.top_p=0.9, top_k=0: samples would come from another distribution",
     "rollout.num_samples=1": CL + "rollout.num_samples=1: a group of one has no advantage; set",
     "algorithm.num_minibatches=3": "rollout.num_prompts=32 does not divide into algorithm.num_minibatches=3; make",

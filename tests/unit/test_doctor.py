@@ -61,16 +61,26 @@ from cluster.doctor.machine import (
     judge_vectors,
 )
 from cluster.doctor.probe import NodeProbe, ask_nodes, clock_offset, package_versions
-from cluster.doctor.ray_setup import Token, find_token, judge_ports, judge_token, port_holders, ray_part_on
+from cluster.doctor.ray_setup import (
+    Token,
+    find_token,
+    judge_ports,
+    judge_token,
+    port_holders,
+    ray_part_on,
+    token_obstacle,
+)
 from cluster.doctor.storage import (
     WriteTest,
     examine_storage,
     hub_cache,
     is_offline,
+    judge_caches,
     judge_disk,
     judge_hub_cache,
     judge_write,
     nearest_folder,
+    own_caches,
     write_test,
 )
 
@@ -391,6 +401,20 @@ def test_where_models_are_kept() -> None:
     assert "offline" in judge_hub_cache(Path("/c"), True, 2, offline=True).found
 
 
+def test_caches_below_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/none")
+    environ = {"HF_HOME": "/proc/none", "DPHRL_CACHE": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    checks = {check.name: check for check in examine_storage(tmp_path, environ)}
+    assert judged(checks["model cache"]) == judged(checks["other caches"]) == "warning"
+    assert checks["other caches"].remedy.startswith("set HOME, or TRITON_CACHE_DIR, to a folder")
+    assert own_caches({}) == {
+        "DPHRL_CACHE": Path("/proc/none/.cache/dphrl"),
+        "VLLM_CACHE_ROOT": Path("/proc/none/.cache/vllm"),
+        "TRITON_CACHE_DIR": Path("/proc/none/.triton"),
+    }
+    assert judged(judge_caches(dict.fromkeys(own_caches(environ), ""))) == "ok"
+
+
 # ------------------------------------------------------------ ports and token
 
 
@@ -442,6 +466,40 @@ def test_ports_of_a_running_ray_are_no_problem() -> None:
 )
 def test_who_may_command_a_cluster(mode: str, token: Token, has_cluster: bool, status: str) -> None:
     assert judged(judge_token(mode, token, has_cluster)) == status
+
+
+def test_a_home_that_cannot_be_written_is_told_before_ray_starts(tmp_path: Path) -> None:
+    nowhere = Path("/proc/none")
+    assert "/proc/none/.ray/auth_token" in find_token({}, nowhere).problem
+    assert judged(judge_token("", find_token({}, nowhere), has_cluster=False)) == "missing"
+    for mode in ("", "token"):
+        obstacle = token_obstacle({"RAY_AUTH_MODE": mode}, nowhere)
+        assert obstacle.startswith("ray token: ")
+        assert "set HOME to a folder that this user may write to, or RAY_AUTH_TOKEN" in obstacle
+    missing_file = token_obstacle({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, tmp_path)
+    assert missing_file.endswith("; or unset RAY_AUTH_TOKEN_PATH")
+    for environ, home in [
+        ({}, tmp_path),
+        ({"RAY_AUTH_TOKEN": "s3cret"}, nowhere),
+        ({"RAY_AUTH_MODE": "disabled"}, nowhere),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": "/none"}, nowhere),
+    ]:
+        assert token_obstacle(environ, home) == "", (environ, home)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_names_the_missing_token_instead_of_starting_ray(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import ray_system
+    from dphrl.config.loading import InputError
+
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setattr(ray_system.ray, "init", lambda **settings: pytest.fail("Ray was started"))
+    with pytest.raises(InputError, match="Ray cannot write its token to /proc/none"):
+        ray_system.connect(make_config())
 
 
 def test_a_token_is_found_and_never_told(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config:
 
 
 @pytest.fixture
-def learner(make_config: Any, tiny_dir: str, tokenizer: Any) -> InlineLearner:
+def learner(make_config: Any, tiny_dir: str) -> InlineLearner:
     return InlineLearner(make_config(rollout={"temperature": 0.8}), tiny_dir)
 
 
@@ -133,7 +133,7 @@ def test_scores_are_at_the_sampling_temperature(learner: InlineLearner) -> None:
 
 
 def test_a_checkpoint_brings_back_weights_moments_and_version(
-    learner: InlineLearner, make_config: Any, tiny_dir: str, tokenizer: Any, tmp_path: Path
+    learner: InlineLearner, make_config: Any, tiny_dir: str, tmp_path: Path
 ) -> None:
     asyncio.run(learner.update(batch_of(learner)))
     asyncio.run(learner.save(tmp_path))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dphrl import models
+from dphrl.tokenizer import load_tokenizer
 
 CACHE = Path(os.environ.get("DPHRL_CACHE") or Path.home() / ".cache" / "dphrl").expanduser()
 
@@ -57,7 +58,14 @@ def test_an_embedded_name_is_a_model_in_the_cache(monkeypatch: pytest.MonkeyPatc
         assert isinstance(directory, Path)
         assert directory.parent == tmp_path
         assert directory.name.startswith(f"{name}-")
-        assert models.load_tokenizer(directory).pad_token == "<pad>"
+        assert load_tokenizer(directory).pad_token == "<pad>"
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPHRL_CACHE", "/proc/none")
+    with pytest.raises(ValueError, match=r"model tiny-factor: .*/proc/none.*; set DPHRL_CACHE to one") as caught:
+        models.resolve_model("tiny-factor")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["gguf", "accelerate"])
@@ -100,7 +108,7 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_folder_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.path: no tokenizer could be loaded"):
-        models.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_the_command_prints_the_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +131,7 @@ def test_the_converted_smollm2_is_a_plain_chat_model() -> None:
     folder = models.resolve_model(models.SMOLLM2_NAME)
     assert isinstance(folder, Path)
     models._check_converted(folder)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     assert tokenizer.pad_token_id is not None
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
