@@ -102,3 +102,7 @@ cd "$work"
 }
 sed -n 's/^RESULT //p' "$work/output"
 # Output seen:
+#   config tied, another head stored, safetensors  transformers: its own head   vLLM: its own head
+#   config tied, another head stored, .bin         transformers: its own head   vLLM: the embedding
+#   config tied, saved by safetensors' save_model  transformers: the embedding  vLLM: neither
+#   config untied, no head stored                  transformers: neither        vLLM: neither
