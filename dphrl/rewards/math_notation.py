@@ -149,7 +149,8 @@ _REPEATING = re.compile(
 _IN_PARENTHESES = re.compile(r"(?<![\w.)])(-?\d+\.|0?\.\d+)\((\d{1,30})\)(?![\w(^!])")
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
-    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16", "binary": "2", "octal": "8", "hex": "16",
+    "hexadecimal": "16",
 }  # fmt: skip
 _BASE_BELOW = re.compile(
     r"_(?:(?<=[0-9A-Z)]_)|(?<=[0-9A-Z)] _))\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}"

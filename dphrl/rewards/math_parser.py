@@ -227,6 +227,8 @@ class _Parser:
             return Node("name", text=f"\\{name}" + self.subscript())
         if name in ("pi", "infty"):
             return Node("name", text=f"\\{name}")
+        if name in ("abs", "floor", "ceil"):
+            return Node(name, (self.argument(depth),))
         if name in _ACCENTS:
             return self.accented(name, depth)
         if name in _BIG_OPERATORS:

@@ -41,7 +41,7 @@ _MINUS = re.compile(
 )
 _BIG = re.compile(r"\\big(?=c[ua]p(?![A-Za-z]))")
 _PLAIN_REALS = re.compile(r"(?<![\w{\\])R(?=\s*\\(?:setminus|backslash)(?![A-Za-z]))")
-_HALF = re.compile(rf"{_REALS}\s*(?:\^\s*\{{?\s*([+-])\s*\}}?|_\s*\{{\s*(<|>|\\le|\\ge)\s*0\s*\}})")
+_HALF = re.compile(rf"{_REALS}\s*(?:\^\s*\{{?\s*([+*-]|\\cdot)\s*\}}?|_\s*\{{\s*(<|>|\\le|\\ge)\s*0\s*\}})")
 _CONDITION = re.compile(r"\\(?:mid|vert|colon)(?![A-Za-z])|[|:]|\\text\s*\{\s*(?:such that|s\.t\.|where)\s*\}")
 _VARIABLE = re.compile(r"(?!e\b|i\b)[A-Za-z](?:_\{?\w\}?)?|\\(?!infty|pi|emptyset|frac|sqrt)[A-Za-z]+")
 _DISTANCE = re.compile(
@@ -130,7 +130,8 @@ def _simple(text: str, depth: int) -> RealSet:
     if half := _HALF.fullmatch(text):
         if half[2]:
             return RealSet(_relation(f"x {half[2]} 0").cuts, "")
-        return piece("(", "0", r"\infty", ")") if half[1] == "+" else piece("(", r"-\infty", "0", ")")
+        positive, negative = piece("(", "0", r"\infty", ")"), piece("(", r"-\infty", "0", ")")
+        return positive if half[1] == "+" else negative if half[1] == "-" else union([negative, positive])
     if excepted := _EXCEPT.fullmatch(" ".join(_TEXT.sub(" ", text).split())):
         return difference([_simple(r"\mathbb{R}", depth), _points(math_forms.list_entries(excepted[1]))])
     if text.startswith(r"\{") and text.endswith(r"\}"):
