@@ -189,7 +189,7 @@ class _Reader:
             elif token in ("/", r"\div"):
                 self.take()
                 value = _bounded(value / self.signed(depth))
-            elif token == "(" or (token == "{" and not self._is_a_digit_lost()) or self._is_factorial_beside():
+            elif token == "(" or (token == "{" and not self._is_number_in_braces()) or self._is_factorial_beside():
                 value = _bounded(value * self.power(depth))
             else:
                 return value
@@ -246,10 +246,10 @@ class _Reader:
             value += _bounded(numerator / self.group(depth))
         return value
 
-    def _is_a_digit_lost(self) -> bool:
-        """Whether digits in braces follow a digit: 2{3} looks like 23, and nobody means 6."""
-        around = self.tokens[self.position - 1 : self.position + 2]
-        return len(around) == 3 and around[0][0].isdigit() and around[2][0].isdigit()
+    def _is_number_in_braces(self) -> bool:
+        """Whether a number in braces follows: 2{3} and {2}{3} look like 23, and nobody means 6."""
+        following = self.tokens[self.position + 1 : self.position + 2]
+        return bool(following) and following[0][0] in ".0123456789"
 
     def _is_factorial_beside(self) -> bool:
         """Whether a factorial or a power follows a factorial: 3! 2! is a product, and so is 3! 2^2."""

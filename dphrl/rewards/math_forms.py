@@ -28,7 +28,7 @@ _UPPER, _LOWER = {"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}
 _LETTER = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{\w{1,9}\}|\w))?"
 _TUPLE_OF_NAMES = re.compile(rf"\((\s*{_LETTER}\s*(?:,\s*{_LETTER}\s*){{1,9}})\)\s*=\s*(\(.*\))", re.DOTALL)
 _NAME_LAST = re.compile(rf"([^=]*\d[^=]*)=\s*((?![ei]\b|\\pi|\\infty){_LETTER})\s*")
-_FUNCTION_OF_LETTER = re.compile(r"[A-Za-z]\(([A-Za-xz])\)")
+_FUNCTION_OF_LETTER = re.compile(r"[A-Za-z]\(([a-xz])\)")
 # Between a residue and its modulus.
 _MODULO = (r"\text", r"\mathrm", r"\operatorname", r"\mbox", r"\p", r"\b", " ", "~", "(", "{", "\\", ",")
 

@@ -111,12 +111,11 @@ class _Parser:
             return not self.bar_open
         if not token or token in ")]}+-*/^_!'%&=" or token in _ENDING_COMMANDS:
             return False
-        before = self.tokens[self.position - 1] if self.position else ""
         if token[0].isdigit():
             # 3! 2! is a product.
-            return before == "!" and self.peek(1) in ("!", "^")
-        # 2{3} looks like 23, and nobody means 6.
-        return not (token[0] == "." or (token == "{" and before[:1].isdigit() and self.peek(1)[:1].isdigit()))
+            return self.tokens[self.position - 1] == "!" and self.peek(1) in ("!", "^")
+        # 2{3} and {2}{3} look like 23, and nobody means 6.
+        return not (token[0] == "." or (token == "{" and self.peek(1)[:1].isdigit()))
 
     def signed(self, depth: int) -> Node:
         negative = False
