@@ -66,7 +66,8 @@ def score(
             raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
         if kind == "sql" and extraction == "boxed":
             raise run.refuse("--extraction boxed is for math; leave it out")
-        from dphrl.config.data import THINKING_MARKS, RewardConfig
+        from dphrl.config.data import RewardConfig
+        from dphrl.config.marks import THINKING_MARKS
         from dphrl.rewards.score_file import score_file
 
         marks = list(THINKING_MARKS)

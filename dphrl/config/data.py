@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dphrl.config.layouts import LAYOUTS, LayoutName
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 # Made by a procedure, so a layout of rows cannot be meant for them.
@@ -208,22 +209,6 @@ REWARD_OF_KIND = {
     "math": "math_answer",
     "text_to_sql": "sql_execution",
 }
-
-
-# The marks before and after a thought in what public models write. At the end are two formats with channels: there
-# the answer begins where the channel of the thoughts ends, or where the channel "final" begins.
-THINKING_MARKS: tuple[tuple[str, str], ...] = (
-    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "reflection")),
-    *((f"<{name}>", f"</{name}>") for name in ("scratchpad", "seed:think", "mm:think", "longcat_think")),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|THINK_START|>", "<|THINK_END|>"),
-    ("[THINK]", "[/THINK]"),
-    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
-    ("<start_working_out>", "<end_working_out>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
 
 
 def _usable_marks(marks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from dphrl.config.data import THINKING_MARKS
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.rewards import prose
 from dphrl.rewards.thinking import spoken, tagged
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from dphrl.config.data import THINKING_MARKS
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.rewards.exact import canonical, tidy
 from dphrl.rewards.extraction import FINDERS, undress
 from dphrl.rewards.math_compare import compare_cheaply

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dphrl.config.data import THINKING_MARKS
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.rewards.thinking import Marks
 from dphrl.sandbox.process import Limits, Outcome, Sandbox
 from dphrl.types import JsonDict, RewardResult, RewardStatus

@@ -8,7 +8,7 @@ from itertools import islice
 import sqlglot
 from sqlglot import exp
 
-from dphrl.config.data import THINKING_MARKS
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.rewards.thinking import Marks, spoken, tagged
 
 # A block ends at a fence of the same sign that is as long at least. In four backquotes, three are content.

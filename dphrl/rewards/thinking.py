@@ -52,24 +52,26 @@ def spoken(text: str, marks: Marks) -> str | None:
 def _without_thoughts(text: str, known: _Known) -> str | None:
     if not known.occur_in(text):
         return text
-    found = [mark for mark in known.all_marks.finditer(text) if not _is_mentioned(text, mark)]
-    last_position = {mark[0].lower(): mark.start() for mark in found}
+    # Plain numbers and texts, not match objects: the garbage collector would look at a million of these again and again.
+    found = [
+        (*mark.span(), mark[0].lower()) for mark in known.all_marks.finditer(text) if not _is_mentioned(text, mark)
+    ]
+    last_position = {name: position for position, _, name in found}
     parts: list[str] = []
     start, closing, code = 0, "", _Code(text)
-    for mark in found:
-        name = mark[0].lower()
+    for position, end, name in found:
         if closing:
             if name == closing:
-                start, closing = mark.end(), ""
+                start, closing = end, ""
         elif name in known.closing_of:
-            if last_position.get(known.closing_of[name], -1) > mark.start():
+            if last_position.get(known.closing_of[name], -1) > position:
                 closing = known.closing_of[name]
-                parts.append(text[start : mark.start()])
-            elif not code.surrounds(start, mark.start()):
+                parts.append(text[start:position])
+            elif not code.surrounds(start, position):
                 return None
         else:
             parts.clear()
-            start = mark.end()
+            start = end
     # A new line keeps what stood before a thought apart from what stands after it.
     return "\n".join([*parts, text[start:]])
 
@@ -108,11 +110,12 @@ def tagged(text: str, names: re.Pattern[str]) -> Iterator[tuple[int, str]]:
     or the end of the text: an engine that stops at the closing tag leaves it out.
     """
     end = len(text)
-    tags = [tag for tag in names.finditer(text) if not _is_mentioned(text, tag)] if "<" in text else []
-    for tag in reversed(tags):
-        if not _CLOSES.match(tag[0]) and (content := text[tag.end() : end].strip()):
+    found = names.finditer(text) if "<" in text else ()
+    tags = [(*tag.span(), _CLOSES.match(tag[0]) is not None) for tag in found if not _is_mentioned(text, tag)]
+    for tag_start, tag_end, closes in reversed(tags):
+        if not closes and (content := text[tag_end:end].strip()):
             yield end, content
-        end = tag.start()
+        end = tag_start
 
 
 def _is_mentioned(text: str, mark: re.Match[str]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dphrl.config.data import THINKING_MARKS
+from dphrl.config.marks import THINKING_MARKS
 from dphrl.rewards.extraction import FINDERS, extract_boxed, undress
 from dphrl.rewards.thinking import spoken
 
