@@ -52,10 +52,9 @@ def spoken(text: str, marks: Marks) -> str | None:
 def _without_thoughts(text: str, known: _Known) -> str | None:
     if not known.occur_in(text):
         return text
-    # Plain numbers and texts, not match objects: the garbage collector would look at a million of these again and again.
-    found = [
-        (*mark.span(), mark[0].lower()) for mark in known.all_marks.finditer(text) if not _is_mentioned(text, mark)
-    ]
+    # Plain numbers and texts are kept, because the garbage collector would visit a million match objects many times.
+    marks = known.all_marks.finditer(text)
+    found = [(*mark.span(), mark[0].lower()) for mark in marks if not _is_mentioned(text, mark)]
     last_position = {name: position for position, _, name in found}
     parts: list[str] = []
     start, closing, code = 0, "", _Code(text)
