@@ -34,6 +34,9 @@ LAYOUT = frozenset(["learner.num_ranks", "learner.zero_stage"])
 # A run may become longer. Shorter, it would have had another schedule of learning rates all along.
 MAY_GROW = frozenset(["learner.num_steps"])
 
+# Defaults of earlier versions that today's defaults are other words for.
+EARLIER_DEFAULTS = {"data.train.answer_format": "plain", "data.train.invalid_gold": "error"}
+
 _ABSENT = object()
 
 
@@ -67,6 +70,8 @@ def _differences(old: Any, new: Any, loc: Loc) -> Iterator[tuple[Loc, Any, Any]]
         return
     if old is _ABSENT:
         old = {} if isinstance(new, dict) and loc not in METHOD_PLACES else _default(loc)
+    if old != new and old == EARLIER_DEFAULTS.get(dotted(loc), _ABSENT):
+        old = _default(loc)
     if loc in METHOD_PLACES or not (isinstance(old, dict) and isinstance(new, dict)):
         if old != new:
             yield loc, old, new

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dphrl.config.changes import FREE, LAYOUT, MAY_GROW, compare_settings
+from dphrl.config.changes import EARLIER_DEFAULTS, FREE, LAYOUT, MAY_GROW, compare_settings
 from dphrl.config.errors import ConfigSchema
 from dphrl.config.loading import InputError
 from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, save_checkpoint
@@ -119,6 +119,20 @@ def test_settings_that_one_version_lacks(make_config: Any) -> None:
     # The default of lr is not what this run has; those of the other new settings are.
     assert set(changes.changed) == {"reward.params.scale: 2 -> not set", "learner.lr: 1e-06 -> 0.001"}
     assert changes.unknown == ("algorithm.momentum",)
+
+
+def test_defaults_of_earlier_versions_are_no_changes(make_config: Any) -> None:
+    config = make_config()
+    older = as_json(config)
+    for place, value in EARLIER_DEFAULTS.items():
+        *_, key = place.split(".")
+        assert older["data"]["train"][key] is None
+        older["data"]["train"][key] = value
+    assert compare_settings(older, config).changed == ()
+    # Set by the user now, it is the same value still.
+    assert compare_settings(older, make_config(data={"train": {"answer_format": "plain"}})).changed == ()
+    (line,) = compare_settings(older, make_config(data={"train": {"answer_format": "boxed"}})).changed
+    assert line.startswith("data.train.answer_format: ")
 
 
 # ------------------------------------------------------------ a run and its checkpoint
