@@ -40,6 +40,7 @@ _SENTENCE = Fault(
     "a sentence, which no completion would repeat",
     "name the field of the short answer in answer_field, or set answer_format: boxed or gsm8k for worked solutions",
 )
+_CHOICE = re.compile(r"(?:\\text\s*\{)?\s*\(?[A-J]\s*[).:]\s*\S")
 _MAX_WORDS = 7
 # Names, as opposed to commands that give a formula its form.
 _NAME = re.compile(
@@ -87,7 +88,8 @@ def visible_fault(gold: str) -> Fault | None:
         return Fault(r"a worked solution with the answer in \boxed{}", "set answer_format: boxed, or mend the rows")
     if re.match(r"\[\s*['\"]", gold) and re.search(r"['\"]\s*\]\Z", gold):
         return Fault("a list of several texts", "write one text in each row, such as 8, 9")
-    return _SENTENCE if _is_sentence(_COMMAND.sub(" ", gold)) else None
+    # Of a choice with its text, the letter alone is right.
+    return _SENTENCE if not _CHOICE.match(gold) and _is_sentence(_COMMAND.sub(" ", gold)) else None
 
 
 def _is_sentence(plain: str) -> bool:

@@ -168,6 +168,7 @@ GOOD = [
     ],
     *[r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"(-\infty, 2) \cup (3, \infty)", "x > 3", r"\emptyset"],
     *["Ann, Bob, Carl, Dora, Emil, Fay, Gus, Hal, Ida", r"\text{None}", "1 + 2i", r"45^\circ", "a:b", "2004!"],
+    *["(B) The sum of the first ten odd numbers is even", "C. Nine. Then we add three more to get twelve"],
     # Right in their own spelling, or in what is made alike before anything is read.
     *[
         r"\varnothing",
