@@ -40,6 +40,7 @@ _SENTENCE = Fault(
     "a sentence, which no completion would repeat",
     "name the field of the short answer in answer_field, or set answer_format: boxed or gsm8k for worked solutions",
 )
+# "(B) a text": the letter alone is right too, whatever the text is.
 _CHOICE = re.compile(r"(?:\\text\s*\{)?\s*\(?[A-J]\s*[).:]\s*\S")
 _MAX_WORDS = 7
 # Names, as opposed to commands that give a formula its form.
@@ -88,7 +89,6 @@ def visible_fault(gold: str) -> Fault | None:
         return Fault(r"a worked solution with the answer in \boxed{}", "set answer_format: boxed, or mend the rows")
     if re.match(r"\[\s*['\"]", gold) and re.search(r"['\"]\s*\]\Z", gold):
         return Fault("a list of several texts", "write one text in each row, such as 8, 9")
-    # Of a choice with its text, the letter alone is right.
     return _SENTENCE if not _CHOICE.match(gold) and _is_sentence(_COMMAND.sub(" ", gold)) else None
 
 
@@ -126,7 +126,7 @@ def grading_faults(golds: Sequence[str], grader: Grader) -> dict[str, Fault]:
     grade(themselves, themselves, [RewardStatus.CORRECT])
     # Equal spelling is right before anything is read. An unequal answer is read, or said to be no expression.
     read = [RewardStatus.CORRECT, RewardStatus.WRONG]
-    grade({gold: gold for gold in golds if gold not in faults}, {}, read)
+    grade({gold: gold for gold in golds if gold not in faults and not _CHOICE.match(gold)}, {}, read)
     grade({gold: _NAME.sub(" x ", gold) for gold in golds if faults.get(gold) is _UNREAD}, {}, read)
     return faults
 
