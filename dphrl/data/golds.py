@@ -126,8 +126,9 @@ def grading_faults(golds: Sequence[str], grader: Grader) -> dict[str, Fault]:
     grade(themselves, themselves, [RewardStatus.CORRECT])
     # Equal spelling is right before anything is read. An unequal answer is read, or said to be no expression.
     read = [RewardStatus.CORRECT, RewardStatus.WRONG]
-    grade({gold: gold for gold in golds if gold not in faults and not _CHOICE.match(gold)}, {}, read)
-    grade({gold: _NAME.sub(" x ", gold) for gold in golds if faults.get(gold) is _UNREAD}, {}, read)
+    equal = [gold for gold in golds if gold not in faults and not _CHOICE.match(gold)]
+    grade({gold: gold for gold in equal}, {}, read)
+    grade({gold: _NAME.sub(" x ", gold) for gold in equal if faults.get(gold) is _UNREAD}, {}, read)
     return faults
 
 
