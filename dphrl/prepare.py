@@ -183,7 +183,7 @@ def _warn_of_unasked_box(config: Config, prompts: Sequence[Prompt]) -> None:
     """Where prompts ask for another form, a reward that reads boxes alone gives 0 to every answer and says nothing."""
     if config.reward.name != "math_answer" or config.reward.extraction != "boxed":
         return
-    if not any("boxed" in prompt.text for prompt in prompts):
+    if not any(r"\boxed" in prompt.text for prompt in prompts):
         logger.warning(
             r"No prompt of %s asks for \boxed{}, and reward.extraction: boxed reads nothing else; set "
             "reward.extraction: auto, or ask for the box in data.prompt_template",

@@ -357,7 +357,7 @@ def test_what_is_dropped_and_trimmed_is_said(tokenizer: Any, database: Path, tmp
 @pytest.mark.parametrize(
     ("question", "reward", "warned"),
     [
-        ("Answer after ####.", {}, True),
+        ("How many boxed pens? Answer after ####.", {}, True),
         ("Answer after ####.", {"extraction": "auto"}, False),
         (r"Answer in \boxed{}.", {}, False),
     ],
