@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dphrl.config.loading import InputError
 from dphrl.fingerprint import Fingerprint, changed_parts
 from dphrl.types import Prompt
 
@@ -78,12 +79,23 @@ class ChunkFolder:
         """Store the chunk that begins at prompt `start`: a row for each of its prompts, in order."""
         # The name is this process's own: an actor may live seconds longer than its killed driver and still write.
         aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
-        pq.write_table(pa.Table.from_pylist(rows, self._schema), aside)
+        pq.write_table(pa.Table.from_pylist(rows, self._schema), aside, write_page_checksum=True)
         os.replace(aside, self._path(start))
 
     def read_rows(self, start: int) -> list[dict[str, Any]]:
-        """The rows that `write_rows` stored for the chunk that begins at prompt `start`."""
-        rows: list[dict[str, Any]] = pq.read_table(self._path(start), schema=self._schema).to_pylist()
+        """The rows that `write_rows` stored for the chunk that begins at prompt `start`.
+
+        Raises InputError when bits of the file have changed, which the test for a whole file does not see.
+        """
+        path = self._path(start)
+        try:
+            table = pq.read_table(path, schema=self._schema, page_checksum_verification=True)
+            rows: list[dict[str, Any]] = table.to_pylist()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: the file is damaged ({' '.join(str(error).split()):.200}); delete it, and the same command "
+                "continues from there"
+            ) from error
         return rows
 
     def _path(self, start: int) -> Path:

@@ -57,7 +57,7 @@ ROOMS = {
     "protocols": "types config tracking",
     "rewards": "tiny types config own_code sandbox tracking",
     "fingerprint": "types config rewards",
-    "chunks": "types fingerprint",
+    "chunks": "types config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
     "prepare": "types config tokenizer models tracking rewards data",

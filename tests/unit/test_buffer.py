@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -151,7 +152,10 @@ def cut(path: Path) -> None:
 
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 4] ^= 1
+    # A prompt_id: bits between the columns decide nothing.
+    place = re.search(rb"p\d", data)
+    assert place
+    data[place.end() - 1] ^= 1
     path.write_bytes(data)
 
 
@@ -201,6 +205,17 @@ def test_a_damaged_buffer_is_one_line_with_the_file_and_the_remedy(
     rest = ScriptedRollouts()
     assert fill(config, folder=folder, rollouts=rest) == whole, "the remedy works"
     assert rest.requests == {}
+
+
+def test_a_chunk_with_a_flipped_bit_is_one_line_and_sampled_again(make_config: Any, tmp_path: Path) -> None:
+    config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
+    whole = fill(config, folder=folder)
+    chunk = tmp_path / "reference.graded" / "chunk_00000002.parquet"
+    flip_a_bit(chunk)
+    with pytest.raises(InputError, match=r"chunk_00000002\.parquet: the file is damaged \(.*\); delete it, and"):
+        fill(config, folder=folder)
+    chunk.unlink()
+    assert fill(config, folder=folder) == whole
 
 
 def test_an_empty_buffer_gives_no_rows(make_config: Any, tmp_path: Path) -> None:
