@@ -146,12 +146,8 @@ def test_a_checkpoint_brings_back_weights_moments_and_version(
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_does_not_bring_its_weight_decay_back(
-    make_config: Any, tiny_dir: str, tokenizer: Any, tmp_path: Path
-) -> None:
-    first, second = (
-        InlineLearner(make_config(learner={"weight_decay": decay}), tiny_dir, tokenizer) for decay in (0.0, 0.5)
-    )
+def test_a_checkpoint_does_not_bring_its_weight_decay_back(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    first, second = (InlineLearner(make_config(learner={"weight_decay": decay}), tiny_dir) for decay in (0.0, 0.5))
     (tmp_path / "hf").mkdir()
     asyncio.run(first.save(tmp_path))
     asyncio.run(second.load(tmp_path, 0))
