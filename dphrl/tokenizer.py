@@ -68,13 +68,10 @@ def first_difference(tokenizer: Any, own: Any) -> str | None:
     """The first of the probe texts that `tokenizer` (of transformers) encodes or decodes differently from `own` (of
     tokenizers); None when they agree on all."""
     for text in _probes(tokenizer, own):
-        for special in (False, True):
-            if (
-                list(tokenizer.encode(text, add_special_tokens=special))
-                != own.encode(text, add_special_tokens=special).ids
-            ):
+        for special in (True, False):
+            token_ids = own.encode(text, add_special_tokens=special).ids
+            if list(tokenizer.encode(text, add_special_tokens=special)) != token_ids:
                 return text
-        token_ids = own.encode(text, add_special_tokens=False).ids
         if tokenizer.decode(token_ids) != own.decode(token_ids, skip_special_tokens=False):
             return text
     return None

