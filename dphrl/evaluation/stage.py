@@ -126,6 +126,8 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
         summary = summarize(chosen.name, chosen.split, counts, ks, share, base_counts)
         for row, num_correct in zip(summary["per_prompt"], solved, strict=True):
             row["greedy"] = num_correct
+        # From counts alone, a set on which every grading failed would look like one without samples.
+        summary["num_ungraded"] = sum(len(group.results) for group in sampled) - sum(n for _, n, _ in counts)
         summary["self_retention"] = self_retention(summary["per_prompt"])
         if base is not None:
             summary["difference"] = compare(base, summary["per_prompt"], ks)

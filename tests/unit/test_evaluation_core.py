@@ -66,7 +66,7 @@ def test_what_the_grader_failed_on_is_in_no_rate(make_config: Any) -> None:
     assert summary["pass@1"] == pytest.approx((1 / 2 + 1 / 3 + 1) / 3)
     assert summary["num_ungraded"] == 1
     (nothing,), _ = evaluate(make_config, {"d": ["xxxx"]})
-    assert nothing["greedy"] is None
+    assert (nothing["greedy"], nothing["num_ungraded"]) == (None, 3)
     assert [row["greedy"] for row in (*summary["per_prompt"], *nothing["per_prompt"])] == [None, 1, 0, None]
 
 
