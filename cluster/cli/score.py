@@ -19,7 +19,7 @@ def add_score_command(app: typer.Typer) -> None:
         help="""Grade completions offline, with the graders that training uses.
 
 IN.jsonl holds one object a line. math: {"completion", "answer"}. sql: {"completion", "db" (path of a .sqlite file),
-"gold_sql", "convention": "bird" or "spider"}. "-" reads standard input.
+"gold_sql", "convention": "bird" or "spider"}. "-" reads standard input. Other names of the first two are options.
 
 The result has one line per row, in order: {"index", "score", "status", "detail"}; score is 1, 0, or null when
 grading itself failed. Rows that are no such object are named on standard error, the others are graded, and the
@@ -31,6 +31,7 @@ comes before a closing mark that nothing opened.
 \b
 Examples:
   dphrl score math completions.jsonl -o scores.jsonl
+  dphrl score math outputs.jsonl --completion-field prediction --answer-field gold
   dphrl score math completions.jsonl --thinking-mark "<plan> </plan>" --in-thought "<plan>"
   dphrl score sql completions.jsonl --workers 8 --timeout-s 30 > scores.jsonl""",
     )(score)
@@ -47,6 +48,12 @@ def score(
     extraction: Annotated[
         Literal["auto", "boxed"], typer.Option("--extraction", help="Where a math answer is looked for.")
     ] = "auto",
+    completion_field: Annotated[
+        str, typer.Option("--completion-field", metavar="NAME", help="The row's field that holds the completion.")
+    ] = "completion",
+    answer_field: Annotated[
+        str, typer.Option("--answer-field", metavar="NAME", help="math: the row's field that holds the gold answer.")
+    ] = "answer",
     thinking_mark: Annotated[
         list[str] | None,
         typer.Option("--thinking-mark", metavar='"OPEN CLOSE"', help="Marks around thoughts, besides the usual ones."),
@@ -66,9 +73,11 @@ def score(
             raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
         if kind == "sql" and extraction == "boxed":
             raise run.refuse("--extraction boxed is for math; leave it out")
+        if kind == "sql" and answer_field != "answer":
+            raise run.refuse("--answer-field is for math; rows of sql hold gold_sql")
         from dphrl.config.data import RewardConfig
         from dphrl.config.marks import THINKING_MARKS
-        from dphrl.rewards.score_file import score_file
+        from dphrl.rewards.score_file import RowFields, score_file
 
         marks = list(THINKING_MARKS)
         for pair in thinking_mark or ():
@@ -87,4 +96,5 @@ def score(
             thinking_marks=tuple(marks),
             timeout_s=timeout_s,
         )
-        score_file(source, output, reward, workers, opening=in_thought)
+        fields = RowFields(completion_field, answer_field)
+        score_file(source, output, reward, workers, opening=in_thought, fields=fields)

@@ -43,7 +43,23 @@ class Batch:
     num_bytes: int
 
 
-def score_file(source: str, output: Path | None, reward: RewardConfig, num_workers: int, *, opening: str = "") -> None:
+@dataclass(frozen=True, slots=True)
+class RowFields:
+    """Which fields of a row hold what is graded. answer: of mathematics; a query's row has names of its own."""
+
+    completion: str = "completion"
+    answer: str = "answer"
+
+
+def score_file(
+    source: str,
+    output: Path | None,
+    reward: RewardConfig,
+    num_workers: int,
+    *,
+    opening: str = "",
+    fields: RowFields = RowFields(),
+) -> None:
     """Grade `source` (a .jsonl path, or "-") into `output` (None: standard output), one JSON line per good row.
 
     opening: the mark with which every prompt opened a thought, so that the completions begin inside one; "" for none.
@@ -60,7 +76,7 @@ def score_file(source: str, output: Path | None, reward: RewardConfig, num_worke
         # because the number of rows is not known.
         console = Console(sys.stderr)
         advance = stack.enter_context(console.task(f"grading {source} (bytes)", total_bytes))
-        batches = _batches(_parse(rows, reward.name, opening, problems))
+        batches = _batches(_parse(rows, reward.name, opening, fields, problems))
         for batch, results in grade(batches):
             for index, result in zip(batch.indices, results, strict=True):
                 statuses[result.status] += 1
@@ -126,7 +142,9 @@ class _Problems:
         return self._first + ([f"and {self._num_more} more bad rows"] if self._num_more else [])
 
 
-def _parse(rows: IO[bytes], name: str, opening: str, problems: _Problems) -> Iterator[tuple[int, Pair | None, int]]:
+def _parse(
+    rows: IO[bytes], name: str, opening: str, fields: RowFields, problems: _Problems
+) -> Iterator[tuple[int, Pair | None, int]]:
     """(index, pair, bytes) of every row. The pair is None for a malformed row, and `problems` then names the row."""
     is_sql = name == "sql_execution"
     read_pair = _sql_pair if is_sql else _math_pair
@@ -141,7 +159,7 @@ def _parse(rows: IO[bytes], name: str, opening: str, problems: _Problems) -> Ite
                 num_bytes += _skip_line(rows)
                 raise ValueError(f"more than {MAX_LINE_BYTES} bytes; split the file into one object a line")
             row = _as_object(line)
-            completion, answer = read_pair(row)
+            completion, answer = read_pair(row, fields)
             pair: Pair | None = (opening + completion, answer)
             # The row is well-formed, so it gets a verdict (infrastructure_error). It is named as well, because only
             # the user can correct it.
@@ -174,16 +192,17 @@ def _as_object(line: bytes) -> dict[str, object]:
     return row
 
 
-def _math_pair(row: dict[str, object]) -> Pair:
-    answer = row.get("answer")
+def _math_pair(row: dict[str, object], fields: RowFields) -> Pair:
+    answer = row.get(fields.answer)
     # A data set may write the answer 42 as a number; NaN and infinity are no answers.
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
-        row = row | {"answer": str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)}
-    return _text(row, "completion"), _text(row, "answer", filled=True)
+        text = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+        row = row | {fields.answer: text}
+    return _text(row, fields.completion), _text(row, fields.answer, filled=True)
 
 
-def _sql_pair(row: dict[str, object]) -> Pair:
-    completion, database = _text(row, "completion"), _text(row, "db", filled=True)
+def _sql_pair(row: dict[str, object], fields: RowFields) -> Pair:
+    completion, database = _text(row, fields.completion), _text(row, "db", filled=True)
     gold = _text(row, "gold_sql", filled=True)
     convention = row.get("convention")
     if convention not in CONVENTIONS:

@@ -51,6 +51,16 @@ def test_every_row_has_its_verdict_in_order(tmp_path: Path, workers: int) -> Non
     assert all(set(record) == {"index", "score", "status", "detail"} for record in records)
 
 
+def test_the_fields_may_have_other_names(tmp_path: Path) -> None:
+    rows = [{"prediction": row["completion"], "gold": row["answer"], "answer": "not this"} for row, _, _ in MATH]
+    source = write(tmp_path / "in.jsonl", rows)
+    names = ("--completion-field", "prediction", "--answer-field", "gold")
+    done = score("math", str(source), "-o", str(tmp_path / "out.jsonl"), *names)
+    assert done.exit_code == 0, done.output
+    assert [record["status"] for record in read(tmp_path / "out.jsonl")] == [status for _, status, _ in MATH]
+    assert "prediction is missing, the row has" in score("math", str(write(source, [MATH[0][0]])), *names).output
+
+
 def test_bad_rows_are_named_and_good_ones_graded(tmp_path: Path) -> None:
     good = MATH[0][0]
     rows = [good, "not json", "", '["a list"]', {"completion": "x"}, {"completion": 3, "answer": "1"}, good]
@@ -78,6 +88,7 @@ def test_a_file_of_the_wrong_kind_is_not_repeated_line_by_line(tmp_path: Path) -
         (["math", "{file}", "-o", "{file}"], "is the input too"),
         (["algebra", "{file}"], "algebra"),
         (["math", "{file}", "--workers", "0"], "workers"),
+        (["sql", "{file}", "--answer-field", "gold"], "rows of sql hold gold_sql"),
         (["math", "{file}", "--timeout-s", "inf"], "without an end"),
         (["sql", "{file}", "--extraction", "boxed"], "is for math"),
         (["math", "{file}", "--thinking-mark", "<plan>"], "write two different marks"),
