@@ -193,6 +193,8 @@ def _last_bold(text: str) -> tuple[int, str] | None:
     for match in reversed(list(_EMPHASIS.finditer(text))):
         content = (match["stars"] or match["html"]).strip()
         rest = text[match.end() :]
+        if not content.rstrip(_FULL_STOPS):
+            continue
         if content.endswith(_HEADING_END) or rest.startswith(_HEADING_END) or _LIST_NUMBER.fullmatch(content):
             continue
         if is_bare(content) and (has_value(content) or not rest.strip(" \t\r\n.!" + _FULL_STOPS)):

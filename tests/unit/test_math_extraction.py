@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dphrl.config.marks import THINKING_MARKS
@@ -223,6 +223,8 @@ def test_a_box_at_the_end_is_found(text: str, answer: str) -> None:
 
 
 @settings(max_examples=300)
+@example("**.**")
+@example("**Answer:** **.**")
 @given(st.text(alphabet=st.sampled_from(list("aA1 .,$\\{}()[]#=*\n")), max_size=80))
 def test_any_text_is_read(text: str) -> None:
     for extraction in FINDERS:
