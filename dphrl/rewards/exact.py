@@ -27,6 +27,9 @@ _SPACING = re.compile(
     r"|normalsize|footnotesize|scriptsize|noindent|nonumber|notag|therefore|centering|hfill|newline)(?![A-Za-z])|~"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
+# A result after the sign that leads to it: "= 5", "\\implies 5".
+_LEADS = ("=", "&", "\\")
+_LEAD = re.compile(r"\A(?:\s*(?:&|=(?!=)|\\\\|\\(?:implies|Rightarrow|Longrightarrow|Leftrightarrow|iff)(?![A-Za-z])))+\s*")
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}"
     r"|(?:st|nd|rd|th)(?![A-Za-z]))"
@@ -78,13 +81,15 @@ def tidy(answer: str) -> str:
             answer = _fraction(old)
     if "\\" in answer:
         answer = re.sub(r",\s*\\!\s*", ",", answer) if r"\!" in answer else answer
-        answer = answer.removesuffix("\\\\")
+        answer = answer.rstrip("\\")  # "5\\ " without its blank, or a line break
         plain = _SPACING.sub(_space, answer).strip()
         # \Large{1,2} is a list, and {1,2} a set.
         plain = without_braces(plain) if answer.startswith("\\") and plain.startswith("{") else plain
         answer = without_system(undressed(plain))
-    if answer.startswith("{") and "," not in answer:
-        answer = without_braces(answer)
+    if answer.startswith("{"):
+        answer = without_braces(answer, keep_lists=True)
+    if answer.startswith(_LEADS):
+        answer = _LEAD.sub("", answer)
     answer = numerals(answer.replace("~", " "))
     answer = _EMPTY_SET.sub(r"\\emptyset", answer)
     answer = _FRACTION_NAMES.sub(lambda m: rf"\{m[1] or m[2]}", answer)
@@ -109,7 +114,7 @@ def _fraction(match: re.Match[str]) -> str:
 def _space(command: re.Match[str]) -> str:
     if command[0] in ("~", "\\ ") or command[0].endswith("."):
         return " "
-    if command[0][-1] in "<>":
+    if command[0][-1] in "<>" and command[0] != r"\>":
         return "(" if command[0][-1] == "<" else ")"
     # Two blanks: "1\quad 234" is not 1,234.
     return "  " if "quad" in command[0] else ""

@@ -17,19 +17,20 @@ _TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|hbox|underl
 _MATH_FONTS = "boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal"
 _OLD_FONTS = "rm|bf|it|sf|tt|sl|em|bfseries|itshape"
 _KNOWN_FONTS = "text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname"
-_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox"
+_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|framebox|Aboxed|tcboxmath"
 _ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow"
 _NO_LETTER = "(?![A-Za-z])"
 # A first look: nearly all answers need none of what `undressed` does.
 _DRESSED = re.compile(
-    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_OLD_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|scalebox|bbox|[hv]space"
+    rf"\\(?:{_TEXT_FONTS}|{_MATH_FONTS}|{_OLD_FONTS}|{_FRAMES}|{_ACCENTS}|(?:text)?color|f?colorbox|scalebox|bbox|style|class|cssId|enclose|htmlClass|[hv]space"
     rf"|[hv]?phantom|label|tag|[hm]skip|m?kern|mspace|Bbb|hline|cr|overset|[RNZQC]){_NO_LETTER}"
-    rf"|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{])"
+    rf"|\\(?:{_KNOWN_FONTS})\s*(?:\{{[-\s\d.,]*\}}|[^{{\sa-zA-Z]|\s[^{{]|\{{[^{{}}\\=^<>+]*[\\=^<>+])"
+    rf"|^\s*\\(?:mathbf|textbf|textit)\s*\{{[^{{}}]*\d"
     rf"|\\(?:mathbb|mathcal|mathfrak|mathscr)\s*[A-Za-z]{_NO_LETTER}|\\\\\s*[\[*]|\\angle\s*\{{"
 )
 _COLOUR = re.compile(
     r"\\(?:(?:text)?color|colorbox|scalebox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}"
-    r"|\\bbox\s*(?:\[[^\[\]{}]*\])?"
+    r"|\\bbox\s*(?:\[[^\[\]{}]*\])?|\\(?:style|class|cssId|enclose|htmlClass)\s*\{[^{}]*\}(?=\s*\{)"
 )
 _SPACE = re.compile(
     r"\\(?:[hv]space\*?|[hv]?phantom|label|tag\*?|mspace)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
@@ -62,8 +63,15 @@ _ROW_SPACE = re.compile(
 )
 _DOT_ABOVE = re.compile(r"\\overset\s*\{\s*(?:\.|\\cdot|\\bullet)\s*\}\s*\{\s*(\d)\s*\}")
 _POINTS = re.compile(r"\\angle\s*\{\s*([A-Za-z]+)\s*\}")
+# A font around a formula, unlike one around words, a letter or a unit: \mathbf{\frac34}, \text{x^2}.
+_FONT_OF_FORMULA = re.compile(
+    rf"\\(?:(?P<bold>textbf|textit|mathbf|{_TEXT_FONTS}|{_MATH_FONTS})|{_KNOWN_FONTS})\s*(?=\{{)"
+)
+_MAX_FONTS = 20
+_IS_FORMULA = re.compile(r"[\\=^<>+]")
+_STARTS_FORMULA = re.compile(r"\s*-?\s*[\d.]*\s*\\(?:[dt]?frac|sqrt)(?![A-Za-z])|\s*-?[\d.]+\s*\\(?:pi|cdot|times)(?![A-Za-z])")
 _TWO_PAIRS = re.compile(r"\{\{([^{}]*)\}\}")
-_NOTHING = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\}")
+_NOTHING = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:\}|\.\s*\}\s*$)")
 
 
 def undressed(text: str) -> str:
@@ -74,7 +82,7 @@ def undressed(text: str) -> str:
     bare = _COLOUR.sub("", bare)
     # Two blanks: "1\hspace{1cm}234" is not 1,234.
     bare = _NOTHING.sub(" ", _SPACE.sub("  ", bare))
-    bare = _TWO_PAIRS.sub(r"{\1}", _OLD_FONT.sub(_modern, bare))
+    bare = _without_fonts(_TWO_PAIRS.sub(r"{\1}", _OLD_FONT.sub(_modern, bare)))
     bare = _NUMBER_IN_FONT.sub(_number, bare)
     bare = _PLAIN_LETTER.sub(r"\\mathbf", _PLAIN_TEXT.sub(r"\\text", bare))
     bare = _NAME_OF_FONT.sub("", bare)
@@ -82,6 +90,18 @@ def undressed(text: str) -> str:
     bare = _POINTS.sub(r"\\angle \1", bare.replace(r"\overrightarrow{", r"\vec{"))
     bare = _BLACKBOARD.sub(lambda m: rf"\mathbb{{{m[3]}}}" if m[3] else _lettered(m[1], m[2]), bare)
     return without_braces(bare) if bare != text else text
+
+
+def _without_fonts(text: str) -> str:
+    """The text without the fonts of its formulas, whose braces stay where they are not around the whole text."""
+    for font in reversed(list(_FONT_OF_FORMULA.finditer(text))[:_MAX_FONTS]):
+        rest = text[font.end() :]
+        end = _closing(rest)
+        inner, is_whole = rest[1:end], font.start() == 0 and end == len(rest) - 1
+        is_amount = font["bold"] is not None and any(map(str.isdigit, inner))
+        if (_IS_FORMULA.search(inner) or is_amount) if is_whole else _STARTS_FORMULA.match(inner):
+            text = text[: font.start()] + (inner if is_whole else rest)
+    return text
 
 
 def _number(match: re.Match[str]) -> str:
@@ -99,14 +119,26 @@ def _lettered(command: str, letter: str | None) -> str:
     return rf"\{command}{{{letter}}}" if letter else rf"\{command}"
 
 
-def without_braces(text: str) -> str:
-    """The text without braces around the whole of it; of many pairs, a few are taken away."""
+def without_braces(text: str, keep_lists: bool = False) -> str:
+    """The text without braces around the whole of it; of many pairs, a few are taken away. With `keep_lists`, braces
+    around a list stay, because {1,2} is a set; the comma of {(1,2)} belongs to the pair."""
     text = text.strip()
     for _ in range(_MAX_PAIRS):
         if not text.startswith("{") or _closing(text) != len(text) - 1:
             break
+        if keep_lists and "," in text and "," in _outside_brackets(text[1:-1]):
+            break
         text = text[1:-1].strip()
     return text
+
+
+def _outside_brackets(text: str) -> str:
+    depth, found = 0, []
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            found.append(character)
+    return "".join(found)
 
 
 def _closing(text: str) -> int:
@@ -122,12 +154,21 @@ def _closing(text: str) -> int:
 _SYSTEM = re.compile(
     r"(?:\\\{)?\s*\\begin\s*\{(cases|aligned|gathered|align\*?|split)\}(.*)\\end\s*\{\1\}\s*\.?", re.DOTALL
 )
+_ENVIRONMENT = re.compile(
+    r"\s*\\begin\s*\{(equation\*?|displaymath|math|align\*?|aligned|gather\*?|gathered|split|multline\*?|center)\}"
+    r"((?:[^\\&]|\\(?![\\])(?!begin|end))*)(?:\\\\)?\s*\\end\s*\{\1\}\s*\.?"
+    r"|\s*\\begin\s*\{array\}\s*\{c\}((?:[^\\&]|\\(?![\\])(?!begin|end))*)\\end\s*\{array\}"
+)
 _ALIGNED = re.compile(r"\s*&?\s*(=|<|>|\\(?:le|ge|ne|leq|geq|neq)(?![A-Za-z]))\s*&?\s*")
 
 
 def without_system(text: str) -> str:
     r"""x=1, y=2 for \begin{cases}x=1\\y=2\end{cases}. A function given by cases has two columns, and stays as it is."""
-    match = _SYSTEM.fullmatch(text) if r"\begin" in text else None
+    if r"\begin" not in text:
+        return text
+    if single := _ENVIRONMENT.fullmatch(text):
+        return (single[2] or single[3] or "").strip()
+    match = _SYSTEM.fullmatch(text)
     rows = [_ALIGNED.sub(r"\1 ", row).strip(" ,;") for row in match[2].split("\\\\")] if match else []
     rows = [row for row in rows if row]
     return (
