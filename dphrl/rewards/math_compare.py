@@ -222,7 +222,9 @@ class _Comparison:
             return self.equal_sets(kind, entries, gold_kind, gold_entries)
         if kind != gold_kind or len(entries) != len(gold_entries):
             return False
-        if kind in ("list", "union", "conjunction"):
+        if kind == "list" and (in_order := math_forms.in_order_of_names(entries, gold_entries)):
+            entries, gold_entries = in_order
+        elif kind in ("list", "union", "conjunction"):
             return self.equal_in_any_order(entries, gold_entries)
         return all(self.equal(a, b) for a, b in zip(entries, gold_entries, strict=True))
 
@@ -237,8 +239,8 @@ class _Comparison:
 
     def equal_sets(self, kind: str, entries: list[str], gold_kind: str, gold_entries: list[str]) -> bool:
         """A set beside a set, or beside a list of its members. A member may be named twice in a set, not in a list."""
-        if kind == gold_kind and _num_sets(entries) != _num_sets(gold_entries):
-            # A set of one set is not that set, though 5 stands for {5}.
+        if _num_sets(entries) != _num_sets(gold_entries):
+            # A set of one set is not that set, though 5 stands for {5}; and {1}, {2} are two sets.
             return False
         if len(entries) == len(gold_entries) and self.equal_in_any_order(entries, gold_entries):
             return True

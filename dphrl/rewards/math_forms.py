@@ -192,9 +192,19 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
             parts = split(answer, "=")
             return (parts[-1] if _agree(parts) else answer), gold
         return answer, gold
-    if names[0] and names[1] and not _same_name(canonical(names[0][1]), canonical(names[1][1])):
-        return answer, gold
+    if names[0] and names[1]:
+        if not _same_name(canonical(names[0][1]), canonical(names[1][1])):
+            return answer, gold
+        # Beside x = 1, y = 2 the list x = 1, 2 has the name x twice.
+        if (answer.count("=") == 1) != (gold.count("=") == 1):
+            return _each_named(answer, names[0]), _each_named(gold, names[1])
     return _value_of(answer, names[0]), _value_of(gold, names[1])
+
+
+def _each_named(text: str, name: re.Match[str]) -> str:
+    if text.count("=") > 1:
+        return text
+    return ",".join(f"{name[0]}{entry}" for entry in list_entries(text[name.end() :]))
 
 
 def _same_name(one: str, other: str) -> bool:
@@ -259,6 +269,23 @@ def values_in_order(entries: list[str]) -> list[str] | None:
     return [_value_of(entry, name) for entry, name in zip(entries, names, strict=True)]
 
 
+def in_order_of_names(entries: list[str], gold_entries: list[str]) -> tuple[list[str], list[str]] | None:
+    """The values of a = 2, b = 1 beside the plain list 2, 1, both in the order that the names give; None where both
+    lists have names or none has, and for names such as x_1 and x_2, which may be exchanged."""
+    named, gold_named = _by_name(entries), _by_name(gold_entries)
+    if (named is None) == (gold_named is None) or any(map(is_equation, gold_entries if named else entries)):
+        return None
+    return named or entries, gold_named or gold_entries
+
+
+def _by_name(entries: list[str]) -> list[str] | None:
+    names = [_ASSIGNMENT.match(entry) if is_equation(entry) else None for entry in entries]
+    found = {canonical(name[1]): _value_of(name.string, name) for name in names if name}
+    if len(found) < len(entries) or len({name.partition("_")[0] for name in found}) < len(entries):
+        return None
+    return [found[name] for name in sorted(found)]
+
+
 def _without_approximation(text: str) -> str:
     r"""x = 1/3 for x = 1/3 \approx 0.33, and x = 11 for x \approx 11."""
     exact, sign, rough = text.partition(r"\approx")
@@ -266,6 +293,9 @@ def _without_approximation(text: str) -> str:
         return text
     if not exact.strip():
         return rough
+    values = rational(exact), rational(rough)
+    if values[0] is not None and values[1] is not None and abs(values[0] - values[1]) * 10 > abs(values[0]):
+        return text  # 5 is not about 6
     return f"{exact}={rough}" if re.fullmatch(_NAME, exact) else exact
 
 

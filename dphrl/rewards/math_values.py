@@ -21,6 +21,8 @@ _NUM_POINTS, _MAX_TRIES = 4, 16
 # compared at points far from zero, each given as (scale, whole).
 _PIECEWISE = frozenset(["abs", "floor", "ceil", "root", "pow", "factorial", "double_factorial"])
 _FAR_POINTS = ((7, False), (50, False), (1000, False), (4, True), (20, True), (100, True))
+# (scale, number): an absolute value may make a difference on a short stretch alone.
+_NEAR_ABS = ((4, 80), (12, 80))
 
 
 def same_value(a: Node, b: Node) -> bool:
@@ -28,12 +30,41 @@ def same_value(a: Node, b: Node) -> bool:
 
     Raises TooLarge for values beyond MAX_BITS.
     """
+    if not _same_signs(a, b):
+        return False
     seen = 0
     for values in _at_points(a, b, _LOW_DIGITS):
         if not _same_at(a, b, *values):
             return False
         seen += 1
     return seen > 0
+
+
+def _same_signs(a: Node, b: Node) -> bool:
+    r"""Whether an absolute value on one side alone makes no difference where its argument is negative: \ln|x| has a
+    value there and \ln x has none, and |x^2 - 9x + 20| differs from its argument between 4 and 5 alone."""
+    letters = sorted(names(a) | names(b))
+    if not letters or "i" in letters or ("abs" in _kinds(a)) == ("abs" in _kinds(b)):
+        return True
+    with mp.workdps(_LOW_DIGITS):
+        for scale, number in _NEAR_ABS:
+            for index in range(number):
+                point = {name: coordinate(name, index, True, scale) for name in letters}
+                at_a, at_b = _value_or_none(a, point), _value_or_none(b, point)
+                if (at_a is None) != (at_b is None):
+                    return False
+                if at_a is not None and not isinstance(at_a, tuple) and not isinstance(at_b, tuple):
+                    distance, size = _distance(at_a, at_b)
+                    if size is None or distance > mp.mpf(10) ** -15 * max(size, 1):
+                        return False
+    return True
+
+
+def _value_or_none(tree: Node, point: Point) -> Value:
+    try:
+        return evaluate(tree, point, True)
+    except (Undefined, TooLarge):
+        return None
 
 
 def proportional(a: Node, b: Node) -> int:
