@@ -29,7 +29,9 @@ _SPACING = re.compile(
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 # A result after the sign that leads to it: "= 5", "\\implies 5".
 _LEADS = ("=", "&", "\\")
-_LEAD = re.compile(r"\A(?:\s*(?:&|=(?!=)|\\\\|\\(?:implies|Rightarrow|Longrightarrow|Leftrightarrow|iff)(?![A-Za-z])))+\s*")
+_LEAD = re.compile(
+    r"\A(?:\s*(?:&|=(?!=)|\\\\|\\(?:implies|Rightarrow|Longrightarrow|Leftrightarrow|iff)(?![A-Za-z])))+\s*"
+)
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}"
     r"|(?:st|nd|rd|th)(?![A-Za-z]))"

@@ -32,11 +32,11 @@ _VALUE_START = re.compile(r"[-+\u2212]?\s?[\d.$\u20ac\u00a3(\[\\]")
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _ANSWER_PHRASE = re.compile(
     r"(?:\b[Ff]inal\s{1,9}[Aa]nswer\b|\bFINAL ANSWER\b|\bA(?:nswer|NSWER)\b)(?:\s{1,9}is\b)?"
-    r"|\banswer\s{1,9}is\b(?!\s{1,9}(?:correct|right)\b)"
+    r"|\b(?:correct|right)\s{1,9}(?:option|choice)\s{1,9}is\b|\banswer\s{1,9}is\b(?!\s{1,9}(?:correct|right)\b)"
     r"|\u7b54\u6848(?:\u5e94\u8be5|\u61c9\u8a72|\u5c31)?[\u662f\u4e3a\u70ba\u9009\u9078]?|\u6545[\u9009\u9078]"
 )
 # Every phrase holds one of these. To look for them first is faster by far.
-_PHRASE_SIGNS = ("nswer", "NSWER", "\u7b54\u6848", "\u6545")
+_PHRASE_SIGNS = ("nswer", "NSWER", "option", "choice", "\u7b54\u6848", "\u6545")
 # Only this much after a phrase, or at the end of a text, is searched for formulas and numbers.
 _TAIL = 20_000
 
@@ -147,6 +147,8 @@ def _after_hashes(text: str) -> str | None:
         rest = text[start + len(_HASHES) : start + _TAIL].lstrip()
         line = prose.first_line(rest)
         bare, ends_the_text = prose.is_bare(line), not rest[len(line) :].strip()
+        if prose.is_step(line):
+            continue
         has_value = (_VALUE_START.match(line) or (bare and prose.has_value(line))) and not _NUMBERED.match(line)
         if has_value or _CHOICE.fullmatch(line) or ends_the_text:
             return prose.trim(line) if bare or not prose.has_value(line) else prose.after_phrase(line)

@@ -17,7 +17,9 @@ _TEXT_FONTS = "emph|textsl|textsc|textsf|texttt|textrm|textup|textmd|hbox|underl
 _MATH_FONTS = "boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal"
 _OLD_FONTS = "rm|bf|it|sf|tt|sl|em|bfseries|itshape"
 _KNOWN_FONTS = "text|textbf|textit|textnormal|mbox|mathrm|mathbf|operatorname"
-_FRAMES = "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|framebox|Aboxed|tcboxmath"
+_FRAMES = (
+    "smash|rlap|llap|mathclap|ensuremath|mathord|mathop|mathrel|mathbin|mathinner|boxed|fbox|framebox|Aboxed|tcboxmath"
+)
 _ACCENTS = "vec|hat|bar|tilde|dot|ddot|overline|widehat|widetilde|overrightarrow"
 _NO_LETTER = "(?![A-Za-z])"
 # A first look: nearly all answers need none of what `undressed` does.
@@ -69,7 +71,9 @@ _FONT_OF_FORMULA = re.compile(
 )
 _MAX_FONTS = 20
 _IS_FORMULA = re.compile(r"[\\=^<>+]")
-_STARTS_FORMULA = re.compile(r"\s*-?\s*[\d.]*\s*\\(?:[dt]?frac|sqrt)(?![A-Za-z])|\s*-?[\d.]+\s*\\(?:pi|cdot|times)(?![A-Za-z])")
+_STARTS_FORMULA = re.compile(
+    r"\s*-?\s*[\d.]*\s*\\(?:[dt]?frac|sqrt)(?![A-Za-z])|\s*-?[\d.]+\s*\\(?:pi|cdot|times)(?![A-Za-z])"
+)
 _TWO_PAIRS = re.compile(r"\{\{([^{}]*)\}\}")
 _NOTHING = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:\}|\.\s*\}\s*$)")
 

@@ -49,22 +49,29 @@ _PROGRAM = re.compile(
 # "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
 _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$|[,\uff0c]\s*\u4e0d\u662f", re.I)
 _HEDGE = re.compile(
-    r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d", re.I
+    r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between|(?:at|no)\s+(?:least|most|more|less)|(?:more|less|fewer"
+    r"|greater|larger|smaller)\s+than|over|under|above|below|up\s+to)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d",
+    re.I,
 )
-_UNSETTLED = re.compile(r"(?:\d\$?,?\s{1,3}or|\bnot|\bpoint)\s{1,3}\Z", re.I)
+_UNSETTLED = re.compile(
+    r"(?:\d\$?,?\s{1,3}or|not(?:\s{1,3}be)?|n't\s{1,3}be|\bpoint|(?:more|less|greater|fewer)\s{1,3}than)\s{1,3}\Z", re.I
+)
 # "5 plus one" and "5 base eight" are not 5. The words after such a number stay with it.
 _COUNT = "(?:an?\\s+)?(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|third|quarter)"
 _GOES_ON = re.compile(
-    rf"(?<=\d)\s+(?:(?:to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|base"
-    r"|to\s+the\s+(?:\w+\s+)?power|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple)\b",
+    rf"(?<=\d)\s+(?:(?:percent\s+of|[a-z]+\s+(?:[a-z]+\s+)?(?:and|plus|or)|to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|base"
+    r"|to\s+the\s+(?:\w+\s+)?power|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple|is\s+(?:not|wrong|incorrect|too))\b",
     re.I,
 )
-# "The answer is 5 million" is not 5 either. At the end of a solution, "5 dozen" may be what was asked for.
+_OPTION = re.compile(r"^\s*(?:the\s+)?(?:option|choice)\s+\(?[A-J]\b")
+# "The answer is 5 million" is not 5 either.
 _SCALED = re.compile(
     r"\d\s+(?:(?:dozen|gross|lakh|crore|hundred|thousand|million|billion|trillion|quadrillion)(?:th)?s?"
     r"|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|sixteenth)s|reciprocal)\b",
     re.I,
 )
+# A heading that a cut-off text ends with.
+_STEP = re.compile(r"[\s#*]*(?:step|part|case|question|problem|example|method|option)\s+\d+[\s.:*]*", re.I)
 # In \! the sign is a blank, and in "5! + 1" it is a factorial.
 _SENTENCE_END = re.compile(
     r"(?<!\\)(?:[.?](?:[\s*]|$)|!(?=\**\s+[A-Z]|[\s*]*$))|[\u3002\uff01\uff1f]|\b(?:because|since|as|which|where)\b"
@@ -108,7 +115,7 @@ def after_phrase(tail: str) -> str | None:
     aside = _ASIDE.search(sentence)
     if aside and any(map(str.isdigit, sentence[: aside.start()])):
         sentence = sentence[: aside.start()]
-    if any(sign.search(sentence) for sign in (_HEDGE, _PROGRAM, _GOES_ON, _SCALED)) or is_bare(sentence):
+    if any(sign.search(sentence) for sign in (_OPTION, _HEDGE, _PROGRAM, _GOES_ON, _SCALED)) or is_bare(sentence):
         return trim(sentence)
     # The stars before the answer may be the beginning of its emphasis or the end of that of the phrase.
     if bold := _last_bold(_sentence(first_line(tail))):
@@ -136,6 +143,11 @@ def is_bare(text: str) -> bool:
     return (
         after.lstrip().startswith(("=", "(")) or not re.search(r"[\w\\]", after) or not re.search(r"\d", before + after)
     )
+
+
+def is_step(line: str) -> bool:
+    """Whether a line is a heading such as "Step 5"."""
+    return _STEP.fullmatch(line) is not None
 
 
 def _words(text: str) -> list[re.Match[str]]:
@@ -212,7 +224,11 @@ def _last_number(text: str) -> str | None:
     line = text[start : end if end >= 0 else len(text)]
     last = numbers[-1]
     unsettled = _UNSETTLED.search(text, start, last.start()) or _GOES_ON.match(text, last.end())
-    return None if unsettled or _PROGRAM.search(line) else last.group()
+    if unsettled or _PROGRAM.search(line) or is_step(line):
+        return None
+    # "84 / 12 = 7 dozen eggs" counts dozens.
+    scale = None if text[: last.start()].rstrip().endswith("=") else _SCALED.match(text, last.end() - 1)
+    return text[last.start() : scale.end()] if scale else last.group()
 
 
 def _math_spans(text: str) -> list[tuple[int, str]]:
