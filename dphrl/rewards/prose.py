@@ -49,20 +49,27 @@ _PROGRAM = re.compile(
 # "5, not 6" means 5, and so does "5 (" before a reason. "either 5 or 6" and "not 5" do not settle on an answer.
 _ASIDE = re.compile(r",?\s+(?:(?:but\s+)?not|rather\s+than|instead\s+of)\s|\s\(\s*$|[,\uff0c]\s*\u4e0d\u662f", re.I)
 _HEDGE = re.compile(
-    r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between|(?:at|no)\s+(?:least|most|more|less)|(?:more|less|fewer"
-    r"|greater|larger|smaller)\s+than|over|under|above|below|up\s+to)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d",
+    r"^\s*(?:(?:either|neither|not|maybe|perhaps|possibly|between)\b|\u4e0d)|\d\$?,?\s+or\s+\$?-?\d",
     re.I,
 )
 _UNSETTLED = re.compile(
     r"(?:\d\$?,?\s{1,3}or|not(?:\s{1,3}be)?|n't\s{1,3}be|\bpoint|(?:more|less|greater|fewer)\s{1,3}than)\s{1,3}\Z", re.I
 )
+# "at least 5" and "over 5 people", but not "over 4 weeks she ran 5 miles".
+_BOUND = re.compile(
+    r"^\s*(?:(?:at|no)\s+(?:least|most|more|less)|(?:more|less|fewer|greater|larger|smaller)\s+than|over|under|above"
+    r"|below|up\s+to)\b\D{0,4}\d[\d.,/]*\D*$",
+    re.I,
+)
 # "5 plus one" and "5 base eight" are not 5. The words after such a number stay with it.
 _COUNT = "(?:an?\\s+)?(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|third|quarter)"
 _GOES_ON = re.compile(
-    rf"(?<=\d)\s+(?:(?:percent\s+of|[a-z]+\s+(?:[a-z]+\s+)?(?:and|plus|or)|to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|base"
+    rf"(?<=\d)\s+(?:(?:percent\s+of|to|and|by|over|times|out\s+of|less\s+than|more\s+than|(?:\w+\s+)?below)\s+{_COUNT}|base"
     r"|to\s+the\s+(?:\w+\s+)?power|plus|minus|point|divided|multiplied|squared|cubed|factorial|(?:st|nd|rd|th)\s+root|negative|double|triple|is\s+(?:not|wrong|incorrect|too))\b",
     re.I,
 )
+# "5 apples and six oranges", at the end.
+_AND_MORE = re.compile(rf"(?<=\d)\s+[a-z]+\s+(?:[a-z]+\s+)?(?:and|plus|or)\s+{_COUNT}\b\D*$", re.I)
 _OPTION = re.compile(r"^\s*(?:the\s+)?(?:option|choice)\s+\(?[A-J]\b")
 # "The answer is 5 million" is not 5 either.
 _SCALED = re.compile(
@@ -81,6 +88,10 @@ _FULL_STOPS = ".\u3002"
 _BEFORE_ANSWER = " \t\r\n_:=\uff1a\u2192\u21d2"
 # A longer text is prose, not a bare answer.
 _MAX_BARE = 300
+
+
+# Where one of these is in a sentence, its number alone is not the answer.
+_NOT_THE_NUMBER = (_OPTION, _HEDGE, _BOUND, _PROGRAM, _GOES_ON, _AND_MORE, _SCALED)
 
 
 def final_answer(text: str) -> tuple[str, str] | None:
@@ -115,7 +126,7 @@ def after_phrase(tail: str) -> str | None:
     aside = _ASIDE.search(sentence)
     if aside and any(map(str.isdigit, sentence[: aside.start()])):
         sentence = sentence[: aside.start()]
-    if any(sign.search(sentence) for sign in (_OPTION, _HEDGE, _PROGRAM, _GOES_ON, _SCALED)) or is_bare(sentence):
+    if any(sign.search(sentence) for sign in _NOT_THE_NUMBER) or is_bare(sentence):
         return trim(sentence)
     # The stars before the answer may be the beginning of its emphasis or the end of that of the phrase.
     if bold := _last_bold(_sentence(first_line(tail))):
@@ -223,7 +234,9 @@ def _last_number(text: str) -> str | None:
     end = text.find("\n", numbers[-1].end())
     line = text[start : end if end >= 0 else len(text)]
     last = numbers[-1]
-    unsettled = _UNSETTLED.search(text, start, last.start()) or _GOES_ON.match(text, last.end())
+    unsettled = _UNSETTLED.search(text, start, last.start()) or any(
+        more.match(text, last.end()) for more in (_GOES_ON, _AND_MORE)
+    )
     if unsettled or _PROGRAM.search(line) or is_step(line):
         return None
     # "84 / 12 = 7 dozen eggs" counts dozens.
