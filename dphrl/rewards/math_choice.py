@@ -14,7 +14,7 @@ _WORD = r"(?i:(?:the\s+)?(?:correct\s+)?(?:(?:answer\s+)?(?:option|choice)|answe
 _CHOICE = re.compile(
     rf"(?:{_WORD}(?:\(\s*(?P<after_word>[A-Ja-j])\s*\)|(?P<plain>[A-Ja-j])(?:\s?\)|(?!\w)))"
     r"|[(\[]\s*(?P<closed>[A-Ja-e])\s*[)\]]|(?P<small>[a-e])\s?\)"
-    r"|(?P<open>[A-J])(?:\s?\)|[.:](?=\s)|(?=\s+is\s+(?:the\s+)?(?:correct|right)\b)|$))"
+    r"|(?P<open>[A-J])(?:\s?\)|[.:](?=\s)|\s+-{2,3}(?=\s)|(?=\s{2,}[^\s+*/^_=<>!|-])|(?=\s+is\s+(?:the\s+)?(?:correct|right)\b)|$))"
     r"[.:]?(?P<text>.*)",
     re.DOTALL,
 )
@@ -25,9 +25,11 @@ _NO_OPTION = re.compile(
     r"\s*(?:[+*/^_=<>,;!|)&]|-\s|(?:and|or)\b|\\(?:cdot|div|pm|le|ge|ne|cup|in)(?![A-Za-z]))|[-(A-Za-z]"
 )
 
-_NO_SOLUTION = "no solution"
+# The set of the solutions that are not there.
+_NO_SOLUTION = r"\emptyset"
 _MEANINGS = {
-    "no solutions": _NO_SOLUTION, "no solution exists": _NO_SOLUTION, "no solutions exist": _NO_SOLUTION,
+    "no solution": _NO_SOLUTION, "no solutions": _NO_SOLUTION,
+    "no solution exists": _NO_SOLUTION, "no solutions exist": _NO_SOLUTION,
     "there is no solution": _NO_SOLUTION, "there are no solutions": _NO_SOLUTION, "has no solution": _NO_SOLUTION,
     "no real solutions": "no real solution", "there are no real solutions": "no real solution",
     "there is no real solution": "no real solution", "dne": "does not exist", "doesn't exist": "does not exist",

@@ -84,7 +84,7 @@ def _read(text: str) -> str:
 def _decide_cheaply(answer: str, gold: str) -> bool | None:
     if canonical(answer) == canonical(gold):
         return True
-    for compare_as in (math_times.same_time, math_times.same_amounts):
+    for compare_as in (math_times.same_time, math_times.same_amounts, math_times.same_date):
         if (same := compare_as(answer, gold)) is not None:
             return same
     answer, gold = math_forms.strip_assignments(answer, gold)
@@ -116,9 +116,9 @@ def _same_amount(value: Fraction, unit: str, gold: Fraction, gold_unit: str) -> 
 def _same_words(answer: str, gold: str) -> bool | None:
     """The verdict on words and on numerals with a base; None where either is an expression."""
     bases = _BASED.fullmatch(canonical(answer)), _BASED.fullmatch(canonical(gold))
-    if any(base and base[1][0].isdigit() for base in bases):
+    if any(base and _is_numeral(base[1], base[2]) for base in bases):
         numerals = [
-            (base[1].replace("~", "").casefold(), base[2]) if base else (canonical(text), "10")
+            (base[1].replace("~", "").casefold().lstrip("0") or "0", base[2]) if base else (canonical(text), "10")
             for base, text in zip(bases, (answer, gold), strict=True)
         ]
         return numerals[0] == numerals[1]
@@ -130,6 +130,11 @@ def _same_words(answer: str, gold: str) -> bool | None:
         return canonical(answer) == canonical(gold)
     # abc and cba may be equal products instead of words, so that is left undecided.
     return found[0] == found[1] or (None if sorted(found[0]) == sorted(found[1]) else False)
+
+
+def _is_numeral(digits: str, base: str) -> bool:
+    """Whether a word with an index is a numeral: 1010_2, and A3_{16} where the base has such a digit."""
+    return digits[0].isdigit() or (any(map(str.isdigit, digits)) and 10 < int(base[:3]) <= 36)
 
 
 def _is_readable(text: str) -> bool:
@@ -287,6 +292,10 @@ class _Comparison:
             return False
         if not signs:
             return self.equal_values(answer, gold)
+        if not operands[0] or not gold_operands[0]:
+            # "\ge 3" leaves the variable out.
+            is_about_letter = math_forms.is_letter(operands[0]) and math_forms.is_letter(gold_operands[0])
+            return is_about_letter and signs == gold_signs and self.equal(operands[-1], gold_operands[-1])
         if len(signs) > 1:
             return self.equal_chains(operands, signs, gold_operands, gold_signs)
         if signs[0] in (">", r"\ge"):

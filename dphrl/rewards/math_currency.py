@@ -6,7 +6,7 @@ import re
 
 from dphrl.rewards.exact import rational, tidy
 from dphrl.rewards.math_unit_table import NAMES, SYMBOLS
-from dphrl.rewards.math_units import in_full, split_unit
+from dphrl.rewards.math_units import flat, in_full, split_unit
 
 _DOLLARS = {
     "": "dollar", "US": "dollar", "A": "australian_dollar", "AU": "australian_dollar", "C": "canadian_dollar",
@@ -40,6 +40,9 @@ _SIUNITX = re.compile(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}\\]*)\}")
 _UNDERSCORES = re.compile(r"(?<![\w.,])\d{1,3}(?:_000)+(?![\w{])")
 
 
+_DOLLARS_AND_CENTS = re.compile(r"\$?(\d[\d,]*)\s*dollars?,?\s*(?:and\s*)?(\d{1,2})\s*cents?")
+
+
 def tidy_amount(text: str) -> str:
     r"""The tidied text, with \$5 written as 5\text{dollar}, so that it differs from five cents."""
     if "\\" in text:
@@ -49,7 +52,10 @@ def tidy_amount(text: str) -> str:
         text = _UNDERSCORES.sub(lambda match: match[0].replace("_", ""), text)
     if _MARK.search(text) and (amount := _amount(text.strip())):
         return amount
-    return in_full(tidy(text))
+    tidied = in_full(tidy(text))
+    if "dollar" in tidied and "cent" in tidied and (both := _DOLLARS_AND_CENTS.fullmatch(flat(tidied))):
+        return rf"{both[1]}.{int(both[2]):02}\text{{dollar}}"
+    return tidied
 
 
 def _amount(text: str) -> str | None:

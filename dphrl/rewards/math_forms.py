@@ -27,6 +27,9 @@ _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _UPPER, _LOWER = {"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}
 _LETTER = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{\w{1,9}\}|\w))?"
 _TUPLE_OF_NAMES = re.compile(rf"\((\s*{_LETTER}\s*(?:,\s*{_LETTER}\s*){{1,9}})\)\s*=\s*(\(.*\))", re.DOTALL)
+_POINT = re.compile(
+    r"\A(?:\\(?:text|mathrm)\s*\{\s*)?[A-Z]'?\s*\}?\s*(?=\([^()]*(?:\([^()]*\)[^()]*)*,[^()]*(?:\([^()]*\)[^()]*)*\)\Z)"
+)
 _NAME_LAST = re.compile(rf"([^=]*\d[^=]*)=\s*((?![ei]\b|\\pi|\\infty){_LETTER})\s*")
 _FUNCTION_OF_LETTER = re.compile(r"[A-Za-z]\(([a-xz])\)")
 # Between a residue and its modulus.
@@ -74,7 +77,8 @@ def compound(text: str) -> tuple[str, list[str]]:
     if inner is not None:
         return "set", [signed for part in split(inner, ",") for signed in both_signs(part)]
     if text and text[0] in "([" and text[-1] in ")]" and _encloses(text):
-        parts = split(text[1:-1], ",")
+        # (1; 2) where a comma is the decimal sign.
+        parts = split(text[1:-1], ",") if "," in text else split(text[1:-1], ";")
         if len(parts) > 1:
             points = both_signs(text) if text[0] + text[-1] == "()" else [text]
             return ("list", points) if len(points) > 1 else (text[0] + text[-1], parts)
@@ -185,6 +189,9 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
     and an equation such as x^2 - 4 = 0 stays different from its right side."""
     answer, gold = (_name_first(_without_approximation(text)) for text in (answer, gold))
     texts = (answer, gold)
+    if answer.startswith("(") != gold.startswith("("):
+        # The point A(1,2) is (1,2).
+        texts = answer, gold = tuple(_POINT.sub("", text) for text in texts)
     names = [_ASSIGNMENT.match(text) for text in texts]
     if any(is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
         # A chain of numbers, "2 + 2 = 4", stands for its last part.

@@ -192,11 +192,24 @@ _REPEATING = re.compile(
     r"|dot\s*\{(?P<first>\d)\}(?:\s*(?P<middle>\d{0,28})\s*\\dot\s*\{(?P<last>\d)\})?)"
 )
 _IN_PARENTHESES = re.compile(r"(?<![\w.)])(-?\d+\.|0?\.\d+)\((\d{1,30})\)(?![\w(^!])")
+# C(5,2), ^5C_2 and 5C2; with P the ordered choices. But in x^2C_1 and 5C_1 the letter is a constant.
+_CHOOSE = re.compile(
+    r"(?<![A-Za-z\\])C\(\s*(?P<n>\d{1,5})\s*,\s*(?P<k>\d{1,5})\s*\)"
+    r"|(?:\{\s*\}\s*|(?<![\w)}\]])(?<!\s))[\^_]\s*(?:\{\s*(?P<up>\d{1,5})\s*\}|(?P<one>\d))\s*(?P<kind>[CP])\s*"
+    r"_\s*(?:\{\s*(?P<low>\d{1,5})\s*\}|(?P<digit>\d))"
+    r"|(?<![\w.])(?P<side>\d{1,5})(?P<letter>[CP])(?P<beside>\d{1,5})(?![\w.])"
+)
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16", "binary": "2", "octal": "8", "hex": "16",
     "hexadecimal": "16",
 }  # fmt: skip
+# 0xA3 and 0b1010, as in programs.
+_PREFIXED = re.compile(
+    r"\s*0(?P<prefix>[xX](?=[0-9A-Fa-f]+\s*$)|[bB](?=[01]+\s*$)|[oO](?=[0-7]+\s*$))(?P<digits>\w+)\s*"
+)
+_PREFIXES = {"x": "16", "b": "2", "o": "8"}
+_BINARY = re.compile(r"\bin\s+binary\b")
 _BASE_BELOW = re.compile(
     r"_(?:(?<=[0-9A-Z)]_)|(?<=[0-9A-Z)] _))\s?(?:\{(?P<group>(?:[^{}]|\{[^{}]*\}){1,40})\}"
     r"|\\(?:text|mathrm)\s*\{(?P<text>[^{}]{1,20})\})"
@@ -213,19 +226,30 @@ def numerals(text: str) -> str:
         text = _BRACED_THOUSANDS.sub(lambda m: re.sub(r"[{},\s]", "", m[0]), text)
     if "." in text and "}" in text:
         text = _REPEATING.sub(_repeating, text)
+    if "C" in text or "P" in text:
+        text = _CHOOSE.sub(_chosen, text)
     if "_" in text:
         if _THREE_DIGITS.search(text):
             text = _UNDERSCORED.sub(lambda m: re.sub(r"[\\_]", "", m[0]), text)
         text = _BASE_BELOW.sub(_base, text)
     if "(" in text and "." in text:
         text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
-    if "base" in text:
+    if prefixed := _PREFIXED.fullmatch(text):
+        return f"{prefixed['digits']}_{{{_PREFIXES[prefixed['prefix'].casefold()]}}}"
+    if "base" in text or "inary" in text:
+        text = _BINARY.sub(r"base 2", text)
         flat = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*(?=\{)|[{}~]", " ", text)
         if (match := _BASE_BESIDE.fullmatch(" ".join(flat.replace("\\", " ").split()))) and (
             base := _named(match["base"])
         ):
             return f"{match['digits']}_{{{base}}}"
     return text
+
+
+def _chosen(match: re.Match[str]) -> str:
+    n = match["n"] or match["up"] or match["one"] or match["side"]
+    k = match["k"] or match["low"] or match["digit"] or match["beside"]
+    return rf"\binom{{{n}}}{{{k}}}" + (rf"{k}!" if "P" in (match["kind"], match["letter"]) else "")
 
 
 def _repeating(match: re.Match[str]) -> str:

@@ -21,6 +21,15 @@ _NAMED = {"noon": 720, "midnight": 0}
 _NUMBER = r"-?\d+(?:\.\d+|/[1-9]\d*)?"
 _PART = re.compile(rf"\s*(?:,\s*)?(?:and\s*)?({_NUMBER})\s*([A-Za-z][A-Za-z. ]*?)(?=[\s.,]*(?:\band\s*)?(?:\d|$))\.?")
 _MAY_BE_AMOUNTS = re.compile(r"\d[^\d]*[A-Za-z][^\d]*\d")
+_MONTH = (
+    "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_DATE = re.compile(
+    rf"(?:(?P<month>{_MONTH})\s*(?P<day>\d{{1,2}})|(?P<other_day>\d{{1,2}})\s*(?:of\s+)?(?P<other_month>{_MONTH}))"
+    r"(?:,?\s*(?P<year>\d{4}))?",
+    re.IGNORECASE,
+)
 _HALF_DAY = 12 * 60
 
 
@@ -47,6 +56,20 @@ def same_amounts(answer: str, gold: str) -> bool | None:
     amounts = _amounts(answer)
     gold_amounts = _amounts(gold) if amounts else None
     return amounts == gold_amounts if amounts and gold_amounts else None
+
+
+def same_date(answer: str, gold: str) -> bool | None:
+    """Whether two days are the same, in either order of month and day; None unless both are days."""
+    day = _day(answer)
+    gold_day = _day(gold) if day else None
+    return day == gold_day if day and gold_day else None
+
+
+def _day(text: str) -> tuple[str, str, str] | None:
+    if len(text) > 60 or (match := _DATE.fullmatch(flat(text, keep_stops=True).strip(" ."))) is None:
+        return None
+    month = (match["month"] or match["other_month"])[:3].casefold()
+    return month, (match["day"] or match["other_day"]).lstrip("0"), match["year"] or ""
 
 
 def _clock(text: str) -> tuple[int, str] | None:

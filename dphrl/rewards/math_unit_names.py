@@ -24,7 +24,7 @@ _MOVES = re.compile(
     r"\b(?:unit|space|step|block|square|point|tile|position|place|\w*met(?:er|re)|feet|foot|yard|inche?|mile|[ckm]?m)s?"
     r"\s+left$"
 )
-_BEFORE = re.compile(r"^(?:additional|extra|full|whole|total|combined|such)\s+(?=\w)")
+_BEFORE = re.compile(r"^(?:additional|extra|more|full|whole|total|combined|such)\s+(?=\w)")
 _SIZE = re.compile(r"\s+(?:long|tall|wide|high|deep|thick|old|apart|away)$")
 # "6 pairs of integers" are six, while "6 pairs" may be twelve shoes.
 _MATHEMATICAL = frozenset(["ordered", "unordered", "integer", "integers", "numbers", "points", "primes", "values"])

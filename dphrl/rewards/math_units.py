@@ -58,6 +58,11 @@ _SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
     "dozen": 12, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
+_MINUS = re.compile(
+    r"\A(?:(?P<opened>\\(?:text|mathrm|mbox)\s*\{\s*(?:negative|minus)\s+(?=\d))"
+    r"|\\(?:text|mathrm|mbox)\s*\{\s*(?:negative|minus)\s*\}\s*(?=\d|\\frac)|(?:negative|minus)\s+(?=\d|\\frac))",
+    re.I,
+)
 _SCALED = re.compile(
     r"(?P<number>-?\d+(?:\.\d+)?)\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*)?"
     rf"(?P<scales>(?:{'|'.join(_SCALES)})(?:\s+(?:{'|'.join(_SCALES)}))?)(?P<rest>(?:\s[^{{}}]*)?)\}}?",
@@ -97,7 +102,10 @@ def differ(unit: str, other: str) -> bool:
 
 
 def in_full(text: str) -> str:
-    """5000000 for "5 million"; the words that follow stay as a unit. Any other text is returned as it is."""
+    """5000000 for "5 million", whose following words stay as a unit, and -5 for "negative 5"; any other text as it
+    is."""
+    if "egative" in text or "inus" in text:
+        text = _MINUS.sub(lambda sign: r"\text{-" if sign["opened"] else "-", text)
     match = _SCALED.fullmatch(text)
     if match is None:
         return text
