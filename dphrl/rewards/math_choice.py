@@ -37,6 +37,10 @@ _MEANINGS = {
     "infinite solutions": "infinitely many", "infinite number of solutions": "infinitely many",
     "an infinite number of solutions": "infinitely many", "there are infinitely many solutions": "infinitely many",
     "empty set": r"\emptyset", "the empty set": r"\emptyset", "null set": r"\emptyset",
+    "all positive real numbers": r"(0,\infty)", "all negative real numbers": r"(-\infty,0)",
+    "all non-negative real numbers": r"[0,\infty)", "all nonnegative real numbers": r"[0,\infty)",
+    "all integers": r"\mathbb{Z}", "the set of all integers": r"\mathbb{Z}", "the set of integers": r"\mathbb{Z}",
+    "all rational numbers": r"\mathbb{Q}", "all positive integers": r"\mathbb{Z}^+",
     "positive infinity": r"\infty", "plus infinity": r"\infty", "negative infinity": r"-\infty",
     "minus infinity": r"-\infty",
 }  # fmt: skip

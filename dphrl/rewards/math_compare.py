@@ -219,10 +219,17 @@ class _Comparison:
             return both is not None and self.equal(
                 both if kind == "conjunction" else answer, both if gold_kind == "conjunction" else gold
             )
+        if {kind, gold_kind} == {"union", "list"} and all(each[0] in "([]" for each in [*entries, *gold_entries]):
+            # Intervals one after the other are their union.
+            return math_set_text.same(r"\cup".join(entries), r"\cup".join(gold_entries)) or False
+        if "set" in (kind, gold_kind) and {"plain", "()"} & {kind, gold_kind}:
+            # 5 stands for {5}.
+            members = entries if kind == "set" else gold_entries
+            pair = (members[:1] or [""])[0], gold if kind == "set" else answer
+            is_empty = r"\emptyset" in (canonical(answer), canonical(gold))
+            return len(members) == 1 and not is_empty and self.equal(*(pair if kind == "set" else pair[::-1]))
         if (gold_kind in _BRACKETS) != (kind in _BRACKETS):
             return self.equal_intervals(kind, entries, gold_kind, gold_entries)
-        if {kind, gold_kind} == {"plain", "set"} and len(entries) == len(gold_entries) == 1:
-            return r"\emptyset" not in (canonical(answer), canonical(gold)) and self.equal(entries[0], gold_entries[0])
         if "set" in (kind, gold_kind) and {kind, gold_kind} <= {"set", "list"}:
             return self.equal_sets(kind, entries, gold_kind, gold_entries)
         if kind != gold_kind or len(entries) != len(gold_entries):

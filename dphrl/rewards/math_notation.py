@@ -199,6 +199,8 @@ _CHOOSE = re.compile(
     r"_\s*(?:\{\s*(?P<low>\d{1,5})\s*\}|(?P<digit>\d))"
     r"|(?<![\w.])(?P<side>\d{1,5})(?P<letter>[CP])(?P<beside>\d{1,5})(?![\w.])"
 )
+# (1,2) U (3,4)
+_CAPITAL_U = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16", "binary": "2", "octal": "8", "hex": "16",
@@ -226,6 +228,8 @@ def numerals(text: str) -> str:
         text = _BRACED_THOUSANDS.sub(lambda m: re.sub(r"[{},\s]", "", m[0]), text)
     if "." in text and "}" in text:
         text = _REPEATING.sub(_repeating, text)
+    if "U" in text:
+        text = _CAPITAL_U.sub(r"\\cup ", text)
     if "C" in text or "P" in text:
         text = _CHOOSE.sub(_chosen, text)
     if "_" in text:
@@ -249,7 +253,7 @@ def numerals(text: str) -> str:
 def _chosen(match: re.Match[str]) -> str:
     n = match["n"] or match["up"] or match["one"] or match["side"]
     k = match["k"] or match["low"] or match["digit"] or match["beside"]
-    return rf"\binom{{{n}}}{{{k}}}" + (rf"{k}!" if "P" in (match["kind"], match["letter"]) else "")
+    return rf"\binom{{{n}}}{{{k}}}" + (rf"\cdot {k}!" if "P" in (match["kind"], match["letter"]) else "")
 
 
 def _repeating(match: re.Match[str]) -> str:
