@@ -9,7 +9,8 @@ variables; lists and sets in any order, tuples and intervals in their own order,
 inequalities up to a factor; words; hedged answers (wrong); thoughts (cut); several boxes (the last counts); numbers
 and nesting that would take too long (refused).
 Not covered: the value of a sum, a product or an integral sign (two of them are compared part by part); limits;
-equations that are equal only as sets of solutions; sets given by a description; the meaning of text beyond its words.
+equations that are equal only as sets of solutions; sets given by a condition that has to be solved (x^2 < 4); the
+meaning of text beyond its words.
 """
 
 from __future__ import annotations

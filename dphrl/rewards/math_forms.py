@@ -188,10 +188,10 @@ def strip_assignments(answer: str, gold: str) -> tuple[str, str]:
     """Remove "x =" when only one of the texts has it, or when both have the same. So x = 5 and y = 5 stay different,
     and an equation such as x^2 - 4 = 0 stays different from its right side."""
     answer, gold = (_name_first(_without_approximation(text)) for text in (answer, gold))
-    texts = (answer, gold)
     if answer.startswith("(") != gold.startswith("("):
         # The point A(1,2) is (1,2).
-        texts = answer, gold = tuple(_POINT.sub("", text) for text in texts)
+        answer, gold = (_POINT.sub("", text) for text in (answer, gold))
+    texts = (answer, gold)
     names = [_ASSIGNMENT.match(text) for text in texts]
     if any(is_equation(text) and not name for text, name in zip(texts, names, strict=True)):
         # A chain of numbers, "2 + 2 = 4", stands for its last part.
@@ -316,7 +316,9 @@ def _value_of(text: str, assignment: re.Match[str] | None) -> str:
 
 
 def _agree(parts: list[str]) -> bool:
-    """Whether all numbers in a chain are equal: a chain such as 4 = 5 has no value."""
+    """Whether all numbers in a chain are equal: a chain such as 4 = 5 has no value, nor has "-=6"."""
+    if not all(re.search(r"\w", part) for part in parts):
+        return False
     values = {value for part in parts if (value := rational(part)) is not None} if len(parts) > 1 else set()
     return len(values) <= 1
 
