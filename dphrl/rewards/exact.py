@@ -26,6 +26,9 @@ _SPACING = re.compile(
     r"|(?:display|text|script|scriptscript)style|(?:no)?limits|(?:math)?strut|[lL]arge|LARGE|[hH]uge|small|tiny"
     r"|normalsize|footnotesize|scriptsize|noindent|nonumber|notag|therefore|centering|hfill|newline)(?![A-Za-z])|~"
 )
+# Blanks part two numbers, unless a group of three digits follows: 12\;13, 1\;000.
+_PARTED = re.compile(r"\d\\[,;:>]\s*(?!\d{3}(?!\d))\d")
+_SCIENTIFIC_X = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname|textnormal|rm)\s*\{([^{}]*)\}")
 # A result after the sign that leads to it: "= 5", "\\implies 5".
 _LEADS = ("=", "&", "\\")
@@ -34,7 +37,7 @@ _LEAD = re.compile(
 )
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\^\s*\{\s*\\(?:text|mathrm)\s*\{(?:st|nd|rd|th)\}\s*\}|\^\s*\{(?:st|nd|rd|th)\}"
-    r"|(?:st|nd|rd|th)(?![A-Za-z]))"
+    r"|\\text\s*\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th)(?![A-Za-z]))"
 )
 _EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _FRACTION_NAMES = re.compile(r"\\(?:(?:[dtc]|nice|s|x)(frac)|[dt](binom))(?![A-Za-z])")
@@ -104,6 +107,8 @@ def tidy(answer: str) -> str:
         answer = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), answer)
     answer = _ORDINAL.sub("", answer)
     answer = _MIXED.sub(r"\1\\frac{\2}{\3}", answer)
+    if "10" in answer:
+        answer = _SCIENTIFIC_X.sub(r"\\cdot ", answer)
     answer = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", answer)
     # A full stop at the end belongs to the sentence; an ellipsis is part of the answer.
     return answer.strip() if answer.rstrip().endswith("...") else answer.strip().rstrip(" .,;:")
@@ -118,6 +123,8 @@ def _space(command: re.Match[str]) -> str:
         return " "
     if command[0][-1] in "<>" and command[0] != r"\>":
         return "(" if command[0][-1] == "<" else ")"
+    if command.start() and _PARTED.match(command.string, command.start() - 1):
+        return " "
     # Two blanks: "1\quad 234" is not 1,234.
     return "  " if "quad" in command[0] else ""
 

@@ -13,7 +13,7 @@ from dphrl.rewards.math_tokens import FUNCTIONS
 _OPEN, _CLOSE = "([{", ")]}"
 # What may stand before "=" in an assignment: x, x_1, f(2), (x, y), V_1:V_2, \angle ABC, \text{Area}.
 _NAME = (
-    r"(?:\\text\s*\{[^{}]*\}|(?!\\(?:frac|sqrt|cdot|pm|begin|text))\\?[A-Za-z]|_(?:\{[A-Za-z0-9]{1,9}\}|[A-Za-z0-9])"
+    r"(?:\\text\s*\{[^{}]*\}|\|[A-Z]\||\\overline\s*\{[A-Z]{1,3}\}|(?!\\(?:frac|sqrt|cdot|pm|begin|text))\\?[A-Za-z]|_(?:\{[A-Za-z0-9]{1,9}\}|[A-Za-z0-9])"
     r"|\^\{-1\}|\([\w,\s]{0,20}\)|[':\s])+"
 )
 _ASSIGNMENT = re.compile(rf"({_NAME})(?:=|(?<=[\s\w}}])\\in(?![A-Za-z]))")

@@ -54,6 +54,9 @@ _WITHOUT_BLANK = re.compile(
 )
 _EACH = re.compile(r"\b(?:an?|every)\s+(?=(?:second|minute|hour|day|night|week|month|year|person|piece|student)\b)")
 _OF_VARIABLE = re.compile(r"(?<=values) (?:of|for) [a-z]$")
+# "approximately 12" is 12.
+_LEAD_WORDS = r"(?:approximately|approx\.?|about|roughly|exactly|total|so|thus|hence|therefore)"
+_LEAD = re.compile(rf"\A(?:\\text\s*\{{\s*{_LEAD_WORDS}\s*[:,=]?\s*\}}\s*(?=\S)|{_LEAD_WORDS}\s+(?=[-\d]))", re.I)
 _SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
     "dozen": 12, "lakh": 10**5, "crore": 10**7,
@@ -104,6 +107,7 @@ def differ(unit: str, other: str) -> bool:
 def in_full(text: str) -> str:
     """5000000 for "5 million", whose following words stay as a unit, and -5 for "negative 5"; any other text as it
     is."""
+    text = _LEAD.sub("", text)
     if "egative" in text or "inus" in text:
         text = _MINUS.sub(lambda sign: r"\text{-" if sign["opened"] else "-", text)
     match = _SCALED.fullmatch(text)

@@ -184,7 +184,17 @@ def first_line(text: str) -> str:
 
 def trim(text: str) -> str | None:
     """The text without Markdown emphasis and a full stop at its end; None when nothing is left."""
-    return without_emphasis(text).strip().strip("*_` \t").lstrip("=").rstrip(_FULL_STOPS).strip().strip("`*") or None
+    return (
+        without_emphasis(text)
+        .strip()
+        .strip("*_` \t")
+        .removeprefix("=>")
+        .lstrip("= \u2192\u21d2\u27f9")
+        .rstrip(_FULL_STOPS)
+        .strip()
+        .strip("`*")
+        or None
+    )
 
 
 def without_emphasis(text: str) -> str:

@@ -16,7 +16,8 @@ EQUAL = {
         (r"\rm{\frac12}", "0.5"),
         (r"\mathbf{y=2x+1}", "y=2x+1"), (r"x=\mathbf{\frac34}", r"\frac34"), (r"\mathbf{\{1,2\}}", r"\{1,2\}"),
         (r"\mathbf{5\text{ cm}}", "5"), (r"\textcolor{red}{\mathbf{\sqrt2}}", r"\sqrt2"), ("{(1,2)}", "(1,2)"),
-        (r"{\Large (1,2)}", "(1,2)"), ("{[1,2)}", "[1,2)"), (r"\style{color:red}{7}", "7"), (r"\class{a}{7}", "7"), (r"\framebox{7}", "7"),
+        (r"{\Large (1,2)}", "(1,2)"), ("{[1,2)}", "[1,2)"),
+        (r"\style{color:red}{7}", "7"), (r"\class{a}{7}", "7"), (r"\framebox{7}", "7"),
         (r"\enclose{box}{\frac12}", "0.5"), ("5\\ ", "5"), (r"5\text{.}", "5"), (r"\>5", "5"),
     ],
     "environments of one line": [
@@ -36,7 +37,9 @@ EQUAL = {
         ("negative 5", "-5"), (r"\text{minus }5", "-5"), (r"\text{negative 5 meters}", "-5"), ("0b1010", "1010_2"),
         ("0xA3", "A3_{16}"), ("a3_{16}", "A3_{16}"), ("01010_2", "1010_2"), (r"\text{1010 in binary}", "1010_2"),
         ("18 dollars and 90 cents", "18.90"), (r"18\text{ dollars and }9\text{ cents}", r"\$18.09"),
-        ("12 more apples", "12"),
+        ("12 more apples", "12"), (r"\text{approximately }12", "12"), ("about 12", "12"),
+        ("1.5 x 10^8", r"1.5\cdot10^8"),
+        (r"12\text{th}", "12"), (r"|A|=12", "12"), (r"\overline{AB}=12", "12"), (r"12\;345", "12345"),
     ],
     "words": [
         ("no solution", r"\emptyset"), ("no solutions", r"\{\}"), ("20 June", "June 20th"),
@@ -69,6 +72,7 @@ UNEQUAL = {
     "numbers": [
         ("C(5,2)", "20"), ("5C2", "5"), ("negative 5", "5"), ("0b1010", "1010"), ("A3_{16}", "A4_{16}"),
         ("18 dollars and 9 cents", "18.90"), ("5 more than 6", "5"), ("5 more dozen", "5"),
+        (r"12\;13", "1213"), (r"\text{at least }12", "12"), ("-=6", "6"),
     ],
     "words": [
         ("no solution", "0"), ("20 June", "June 21"), ("20 June", "20 July"), ("June 20, 2020", "June 20, 2021"),
@@ -111,6 +115,7 @@ def test_what_only_looks_the_same(answer: str, gold: str) -> None:
         ("That makes 60 / 12 = 5 dozen", "5"),
         ("We now turn to\n### Step 5", None),
         ("#### Step 5", None),
+        ("=> 7", "7"),
         ("The correct option is B.", "B"),
         ("The correct answer is option B: 5", "option B: 5"),
     ],
