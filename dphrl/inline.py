@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
@@ -130,6 +131,11 @@ class InlineRollouts:
     def __init__(self, learner: InlineLearner, tokenizer: Any, config: Config) -> None:
         self.learner, self.tokenizer, self.config = learner, tokenizer, config
         self._decode = decoder(tokenizer, config.reward.thinking_marks)
+        lm = cast(Any, learner.policy.lm)
+        self._ends = _end_token_ids(lm, tokenizer)
+        # transformers fills what a given generation configuration leaves open from the model's own, such as a penalty
+        # on repetitions. Samples would then not follow the distribution that is trained, nor those of the engines.
+        lm.generation_config = GenerationConfig()
         self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
@@ -156,8 +162,9 @@ class InlineRollouts:
     async def _generate_batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Completion]:
         assert self._version is not None
         lm = cast(Any, self.learner.policy.lm)
-        ends = _end_token_ids(lm, self.tokenizer)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
+        ends = self._ends
+        # A model without any end token can be padded with whatever token, because the mask leaves it out.
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
         width = max(len(prompt.token_ids) for prompt, _ in jobs)
         input_ids = torch.full((len(jobs), width), pad, dtype=torch.long)
         mask = torch.zeros_like(input_ids)
@@ -186,16 +193,13 @@ class InlineRollouts:
             for (prompt, sample_index), ids, row_logprobs in zip(jobs, sampled, logprobs, strict=True)
         ]
 
-    def _generation_config(self, greedy: bool, ends: list[int], pad: int) -> Any:
-        from transformers import GenerationConfig
-
-        # This builds a fresh config. A model's own may set top_k, top_p or a repetition penalty, and the library's
-        # default top_k is 50; with any of them the samples would not follow the distribution that is trained.
+    def _generation_config(self, greedy: bool, ends: list[int], pad: int) -> GenerationConfig:
+        # The library's default top_k is 50.
         settings: dict[str, Any] = {"do_sample": False}
         if not greedy:
             settings = {"do_sample": True, "temperature": self.config.rollout.temperature, "top_k": 0, "top_p": 1.0}
         return GenerationConfig(
-            max_new_tokens=self.config.rollout.max_tokens, eos_token_id=ends, pad_token_id=pad, **settings
+            max_new_tokens=self.config.rollout.max_tokens, eos_token_id=ends or None, pad_token_id=pad, **settings
         )
 
 

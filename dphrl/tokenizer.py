@@ -54,6 +54,7 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
         own.no_truncation()
         own.no_padding()
         _adopt_special_tokens(faithful, tokenizer, own)
+        _drop_tokens_without_place(faithful, own, path)
         # transformers may remove blanks before punctuation when it decodes. A reward must see what was sampled.
         faithful.clean_up_tokenization_spaces = False
         _check(path, tokenizer, faithful, own)
@@ -67,14 +68,20 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
 def first_difference(tokenizer: Any, own: Any) -> str | None:
     """The first of the probe texts that `tokenizer` (of transformers) encodes or decodes differently from `own` (of
     tokenizers); None when they agree on all."""
-    for text in _probes(tokenizer, own):
+    return next((text for text in _probes(tokenizer, own) if not _agree_on(text, tokenizer, own)), None)
+
+
+def _agree_on(text: str, tokenizer: Any, own: Any) -> bool:
+    try:
         for special in (True, False):
             token_ids = own.encode(text, add_special_tokens=special).ids
             if list(tokenizer.encode(text, add_special_tokens=special)) != token_ids:
-                return text
-        if tokenizer.decode(token_ids) != own.decode(token_ids, skip_special_tokens=False):
-            return text
-    return None
+                return False
+        return bool(tokenizer.decode(token_ids) == own.decode(token_ids, skip_special_tokens=False))
+    # A class may put a model into the tokenizer that the vocabulary is none of. tokenizers raises bare Exceptions.
+    except Exception as error:
+        logger.debug("%s fails on a probe: %s", type(tokenizer).__name__, error)
+        return False
 
 
 def _probes(tokenizer: Any, own: Any) -> Iterator[str]:
@@ -112,6 +119,31 @@ def _adopt_special_tokens(faithful: Any, tokenizer: Any, own: Any) -> None:
         token = getattr(tokenizer, name, None)
         if getattr(faithful, name, None) is None and token is not None and own.token_to_id(str(token)) is not None:
             setattr(faithful, name, token)
+
+
+def _drop_tokens_without_place(faithful: Any, own: Any, path: Path | str) -> None:
+    """Take away the tokens that tokenizer_config.json alone names, and the special treatment that it alone gives.
+
+    transformers adds such tokens behind the vocabulary, with ids for which the model need not have an embedding: a
+    question that spells one out would end the run. And it leaves tokens out of decoded text that a reward must see.
+    """
+    added, of_file = (each.get_added_tokens_decoder() for each in (faithful.backend_tokenizer, own))
+    if {i: token.special for i, token in added.items()} == {i: token.special for i, token in of_file.items()}:
+        return
+    faithful._tokenizer = own.from_str(own.to_str())
+    for name in faithful.SPECIAL_TOKENS_ATTRIBUTES:
+        token = getattr(faithful, name, None)
+        # The caller replaces a pad token.
+        if name != "pad_token" and token is not None and own.token_to_id(str(token)) is None:
+            logger.warning(
+                "model.path: the %s of tokenizer_config.json, %s, is not in tokenizer.json of %s, so it is left out",
+                name,
+                token,
+                path,
+            )
+            setattr(faithful, name, None)
+    extra = [token for token in faithful.extra_special_tokens if own.token_to_id(str(token)) is not None]
+    faithful.extra_special_tokens = extra
 
 
 def _is_librarys(tokenizer: Any) -> bool:

@@ -115,10 +115,9 @@ def test_a_pad_token_that_has_no_embedding_pads_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        # The token takes the blanks around it along, or is read as text, or is a word of the questions.
+        # The token takes the blanks around it along, or is read as text.
         ({"added_tokens_decoder": {"3": {"content": "<|im_end|>", "lstrip": True, "special": True}}}, "<unk>a"),
         ({"split_special_tokens": True}, "<unk>a"),
-        ({"additional_special_tokens": ["is"]}, " What  is 1234567"),
     ],
 )
 def test_special_tokens_that_contradict_the_file_are_refused(
@@ -129,6 +128,49 @@ def test_special_tokens_that_contradict_the_file_are_refused(
         load_tokenizer(tmp_path)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bos_token": "<s>", "add_bos_token": True, "unk_token": "[UNK]"},
+        {"eos_token": "</s>"},
+        {"additional_special_tokens": ["<s>", "is"]},
+        {"extra_special_tokens": {"think": "<s>"}},
+        {"added_tokens_decoder": {"900": {"content": "<s>", "special": True}}},
+    ],
+)
+def test_tokens_that_the_configuration_alone_names_are_left_out(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = write_tokenizer(tmp_path, "bytes", "PreTrainedTokenizerFast", **settings)
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer) == own.get_vocab_size()
+    for text in ("<s>x</s> What is [UNK]?", TEXT):
+        assert tokenizer.encode(text) == own.encode(text).ids
+        assert tokenizer.decode(own.encode(text).ids, skip_special_tokens=True) == own.decode(own.encode(text).ids)
+    assert set(tokenizer.all_special_tokens) <= own.get_vocab().keys()
+    assert tokenizer.eos_token == (None if "eos_token" in settings else "<|im_end|>")
+    named = {
+        f"the {name} of tokenizer_config.json, {token}," for name, token in settings.items() if name[1:] == "os_token"
+    }
+    assert all(any(words in message for message in caplog.messages) for words in named)
+
+
+def test_a_token_that_the_file_does_not_call_special_stays_in_decoded_text(tmp_path: Path) -> None:
+    own = write_tokenizer(tmp_path, "bytes", "PreTrainedTokenizerFast", additional_special_tokens=["<answer>"])
+    own.add_tokens(["<answer>"])
+    own.save(str(tmp_path / "tokenizer.json"))
+    token_ids = own.encode("<answer>7").ids
+    assert load_tokenizer(tmp_path).decode(token_ids, skip_special_tokens=True) == "<answer>7"
+
+
+def test_a_class_that_cannot_encode_at_all_is_one_that_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = write_tokenizer(tmp_path, "bytes", "BertTokenizerFast")
+    assert load_tokenizer(tmp_path).encode(TEXT) == own.encode(TEXT).ids
+    assert is_warned(caplog)
 
 
 @pytest.mark.parametrize("text", ["{", '{"added_tokens": []}', '{"added_tokens": [], "model": {"type": "Nothing"}}'])

@@ -1,0 +1,77 @@
+"""Completions of a run in one process: samples of the policy, whatever a model's generation configuration asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dphrl.inline import InlineLearner, InlineRollouts
+from dphrl.tokenizer import load_tokenizer
+
+
+def complete(folder: Path, prompts: list[Any], make_config: Any) -> list[tuple[int, ...]]:
+    """Two sampled and one greedy completion of some prompts."""
+    config = make_config()
+    learner = InlineLearner(config, str(folder))
+    rollouts = InlineRollouts(learner, load_tokenizer(folder), config)
+
+    async def run() -> list[tuple[int, ...]]:
+        await rollouts.refit(learner)
+        found = []
+        for num_samples, greedy in ((2, False), (1, True)):
+            async for batch in rollouts.generate(prompts[:4], num_samples, seed=1, greedy=greedy):
+                found += [completion.token_ids for completion in batch]
+        return found
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def folder(tiny_dir: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_dir, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.5},
+        {"min_p": 0.9},
+        {"typical_p": 0.2},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 2},
+        {"num_return_sequences": 2},
+        {"stop_strings": ["x"]},
+        {"temperature": 0.1, "top_p": 0.2, "top_k": 1},
+    ],
+)
+def test_a_models_own_way_to_sample_changes_no_completion(
+    settings: dict[str, Any], folder: Path, prompts: list[Any], make_config: Any
+) -> None:
+    usual = complete(folder, prompts, make_config)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert complete(folder, prompts, make_config) == usual
+
+
+def test_a_model_ends_at_each_of_its_end_tokens(folder: Path, prompts: list[Any], make_config: Any) -> None:
+    # A token that the model says early, and its usual end.
+    early = max(complete(folder, prompts, make_config), key=len)[1]
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, early]}))
+    ended = complete(folder, prompts, make_config)
+    assert early in {token_ids[-1] for token_ids in ended}
+    assert not any({2, early} & {*token_ids[:-1]} for token_ids in ended)
+
+
+def test_a_model_without_any_end_token_can_be_sampled(folder: Path, prompts: list[Any], make_config: Any) -> None:
+    for name in ("generation_config.json", "config.json", "tokenizer_config.json"):
+        path = folder / name
+        told = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith(("eos_token", "pad_token"))}
+        path.write_text(json.dumps(told))
+    longest = make_config().rollout.max_tokens
+    assert {len(token_ids) for token_ids in complete(folder, prompts, make_config)} == {longest}
