@@ -133,6 +133,10 @@ class InlineRollouts:
         self._decode = decoder(tokenizer, config.reward.thinking_marks)
         lm = cast(Any, learner.policy.lm)
         self._ends = _end_token_ids(lm, tokenizer)
+        # The mask leaves it out, so any token that has an embedding will do.
+        num_embeddings = lm.get_input_embeddings().weight.shape[0]
+        usable = (i for i in (tokenizer.pad_token_id, *self._ends) if i is not None and i < num_embeddings)
+        self._pad = next(usable, 0)
         # transformers fills what a given generation configuration leaves open from the model's own, such as a penalty
         # on repetitions. Samples would then not follow the distribution that is trained, nor those of the engines.
         lm.generation_config = GenerationConfig()
@@ -163,8 +167,7 @@ class InlineRollouts:
         assert self._version is not None
         lm = cast(Any, self.learner.policy.lm)
         ends = self._ends
-        # A model without any end token can be padded with whatever token, because the mask leaves it out.
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
+        pad = self._pad
         width = max(len(prompt.token_ids) for prompt, _ in jobs)
         input_ids = torch.full((len(jobs), width), pad, dtype=torch.long)
         mask = torch.zeros_like(input_ids)

@@ -69,7 +69,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         check_reward(config.reward)
         model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-        _check_length(config, model_dir)
+        vocab_size = _check_length(config, model_dir)
         loaded = load_prompts(config.data.train, config, tokenizer, console, duplicates=config.data.duplicates)
         notes = [*loaded.notes]
         evaluations = []
@@ -77,6 +77,8 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
             tested = load_prompts(dataset, config, tokenizer, console, duplicates="keep")
             evaluations.append(EvaluationSet(dataset.name, dataset.split, tested.prompts))
             notes += [*tested.notes, *_warn_of_shared(loaded.prompts, tested.prompts, dataset)]
+        for prompts in (loaded.prompts, *(tested.prompts for tested in evaluations)):
+            _check_vocabulary(prompts, vocab_size, model_dir)
     except (ValueError, OSError) as error:
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
     _warn_of_unasked_box(config, loaded.prompts)
@@ -167,7 +169,8 @@ def _task(console: Console, description: str, total: int, wanted: bool) -> Itera
         yield advance
 
 
-def _check_length(config: Config, model_dir: str) -> None:
+def _check_length(config: Config, model_dir: str) -> int | None:
+    """Returns the size of the model's vocabulary. Raises InputError when sequences are longer than the model reads."""
     from transformers import AutoConfig
 
     model_config = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
@@ -176,6 +179,20 @@ def _check_length(config: Config, model_dir: str) -> None:
         raise InputError(
             f"data.max_prompt_tokens + rollout.max_tokens = {config.max_sequence_tokens} exceeds the model's "
             f"{longest} positions; lower one of them"
+        )
+    vocab_size: int | None = getattr(model_config.get_text_config(), "vocab_size", None)
+    return vocab_size
+
+
+def _check_vocabulary(prompts: Sequence[Prompt], vocab_size: int | None, model_dir: str) -> None:
+    """Raises InputError when a prompt has a token for which the model has no embedding, such as one that was added to
+    the tokenizer alone."""
+    largest = max((max(prompt.token_ids, default=0) for prompt in prompts), default=0)
+    if vocab_size is not None and largest >= vocab_size:
+        text = next(prompt.text for prompt in prompts if largest in prompt.token_ids)
+        raise InputError(
+            f"model.path: the tokenizer of {model_dir} writes token {largest} in the prompt {text[:40]!r}, but the model "
+            f"knows {vocab_size} tokens (vocab_size in its config.json); take the tokenizer that it was trained with"
         )
 
 

@@ -49,6 +49,12 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
         if not trust_remote_code and "trust_remote_code" in str(error):
             reason = "it is code of the model's own; set model.trust_remote_code: true if you vouch for that"
         raise ValueError(f"model.path: no tokenizer could be loaded from {str(path)!r}: {reason}") from error
+    if own is None and not tokenizer.encode(PROBE, add_special_tokens=False):
+        # Without any file, some classes of transformers make a tokenizer of no tokens, and every prompt would be empty.
+        raise ValueError(
+            f"model.path: {str(path)!r} holds no vocabulary, so that any text has no tokens; put the files of the model's "
+            "tokenizer there, such as tokenizer.json and tokenizer_config.json"
+        )
     if own is not None:
         # For the file itself, length and padding are the caller's affair, as they are for transformers.
         own.no_truncation()

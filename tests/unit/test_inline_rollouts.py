@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from dphrl.inline import InlineLearner, InlineRollouts
 from dphrl.tokenizer import load_tokenizer
@@ -75,3 +77,15 @@ def test_a_model_without_any_end_token_can_be_sampled(folder: Path, prompts: lis
         path.write_text(json.dumps(told))
     longest = make_config().rollout.max_tokens
     assert {len(token_ids) for token_ids in complete(folder, prompts, make_config)} == {longest}
+
+
+def test_a_padding_token_without_an_embedding_pads_no_batch(folder: Path, prompts: list[Any], make_config: Any) -> None:
+    usual = complete(folder, prompts, make_config)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["[PAD]"])
+    backend.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "[PAD]"}))
+    assert complete(folder, prompts, make_config) == usual
+    shorter = replace(prompts[0], token_ids=prompts[0].token_ids[1:])
+    complete(folder, [prompts[0], shorter], make_config)

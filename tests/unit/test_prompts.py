@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from dphrl.config.data import DataConfig, DatasetConfig
+from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.chat import build_prompts, fill_template
 from dphrl.data.messages import Message
@@ -375,3 +378,15 @@ def test_prompts_that_ask_for_no_box_are_said(
     data = {"train": {"name": "d", "kind": "math", "path": str(path), "limit": 1}, "evaluation": ()}
     prepare(make_config(data=data, reward={"name": "math_answer", **reward}), Console(io.StringIO()))
     assert ("No prompt of d asks for \\boxed{}" in caplog.text) == warned
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tiny_dir: str, make_config: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_dir, tmp_path / "model"))
+    config = make_config(model={"path": str(folder)})
+    assert prepare(config, Console(io.StringIO())).prompts
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens(["FACTOR 6"])
+    backend.save(str(folder / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"writes token \d+ in the prompt .* knows \d+ tokens") as caught:
+        prepare(config, Console(io.StringIO()))
+    assert "\n" not in str(caught.value)

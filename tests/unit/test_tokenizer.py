@@ -108,7 +108,7 @@ def test_truncation_and_padding_in_the_file_shorten_no_prompt(tmp_path: Path) ->
 
 
 def test_a_pad_token_that_has_no_embedding_pads_nothing(tmp_path: Path) -> None:
-    own = write_tokenizer(tmp_path, "bytes", "PreTrainedTokenizerFast", pad_token="[PAD]")
+    own = write_tokenizer(tmp_path, "bytes", "PreTrainedTokenizerFast", pad_token="[PAD]", unk_token="<unk>")
     assert load_tokenizer(tmp_path).pad_token_id == own.token_to_id("<|im_end|>")
 
 
@@ -209,3 +209,13 @@ def test_a_tokenizer_that_is_code_of_its_own_is_left_alone(tmp_path: Path, monke
     assert tokenizer.encode("is x") == own.encode("IS X").ids != own.encode("is x").ids
     with pytest.raises(ValueError, match=r"set model\.trust_remote_code: true if you vouch for that"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "llama"])
+def test_a_model_without_tokenizer_files_is_refused(model_type: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(
+        ValueError, match=r"model\.path: .*(holds no vocabulary|no tokenizer could be loaded)"
+    ) as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
