@@ -22,6 +22,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import PolicyModel, load_policy, load_reference
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
@@ -116,7 +117,9 @@ class InlineLearner:
         torch.save(state, folder / "learner.pt")
 
     async def load(self, folder: Path, policy_version: int) -> None:
-        state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
+        # torch says that a file is damaged in as many ways as it reads it.
+        with refusing_damage(folder, Exception):
+            state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
         self.policy.load_state_dict(state["model"])
         self.engine.optimizer.load_state_dict(state["optimizer"])
         # The state brings the weight decay that it was saved with; the configuration's counts.

@@ -191,8 +191,9 @@ def _check_vocabulary(prompts: Sequence[Prompt], vocab_size: int | None, model_d
     if vocab_size is not None and largest >= vocab_size:
         text = next(prompt.text for prompt in prompts if largest in prompt.token_ids)
         raise InputError(
-            f"model.path: the tokenizer of {model_dir} writes token {largest} in the prompt {text[:40]!r}, but the model "
-            f"knows {vocab_size} tokens (vocab_size in its config.json); take the tokenizer that it was trained with"
+            f"model.path: the tokenizer of {model_dir} writes token {largest} in the prompt {text[:40]!r}, but the "
+            f"model knows {vocab_size} tokens (vocab_size in its config.json); take the tokenizer that it was trained "
+            "with"
         )
 
 

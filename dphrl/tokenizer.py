@@ -52,8 +52,8 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> Any:
     if own is None and not tokenizer.encode(PROBE, add_special_tokens=False):
         # Without any file, some classes of transformers make a tokenizer of no tokens, and every prompt would be empty.
         raise ValueError(
-            f"model.path: {str(path)!r} holds no vocabulary, so that any text has no tokens; put the files of the model's "
-            "tokenizer there, such as tokenizer.json and tokenizer_config.json"
+            f"model.path: {str(path)!r} holds no vocabulary, so that any text has no tokens; put the files of the "
+            "model's tokenizer there, such as tokenizer.json and tokenizer_config.json"
         )
     if own is not None:
         # For the file itself, length and padding are the caller's affair, as they are for transformers.

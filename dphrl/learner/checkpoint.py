@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dphrl.config.loading import InputError
+
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step_[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,30 @@ async def save_checkpoint(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints by step, lowest first."""
-    found = [path for path in folder.glob("step_*") if (path / MANIFEST).is_file()]
+    """Complete checkpoints by step, lowest first. Folders with other names, such as a copy that somebody kept, are
+    left alone."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
-    """The manifest of a complete checkpoint, without what only another version knows."""
-    found = json.loads((checkpoint / MANIFEST).read_text())
-    return CheckpointManifest(
-        **{each.name: found[each.name] for each in fields(CheckpointManifest) if each.name in found}
-    )
+    """The manifest of a complete checkpoint, without what only another version knows. Raises InputError when it is
+    damaged."""
+    with refusing_damage(checkpoint, ValueError, TypeError, AttributeError):
+        found = json.loads((checkpoint / MANIFEST).read_text())
+        return CheckpointManifest(
+            **{each.name: found[each.name] for each in fields(CheckpointManifest) if each.name in found}
+        )
+
+
+@contextmanager
+def refusing_damage(checkpoint: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Within it, these errors mean that a file of the checkpoint is not what was written. Raises InputError."""
+    try:
+        yield
+    except errors as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{checkpoint}: the checkpoint is damaged ({reason}); a copy that broke off or a full disk does this; "
+            "delete the folder, and --resume goes on from the checkpoint before it, if there is one"
+        ) from error

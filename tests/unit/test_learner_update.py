@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner, TorchEngine
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
@@ -144,6 +145,17 @@ def test_a_checkpoint_brings_back_weights_moments_and_version(
     assert other.policy_version == learner.policy_version == 2
     for ours, theirs in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_damaged_checkpoint_is_named(learner: InlineLearner, tmp_path: Path, content: bytes | None) -> None:
+    asyncio.run(learner.save(tmp_path))
+    state = tmp_path / "learner.pt"
+    state.write_bytes(state.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(InputError, match=r"the checkpoint is damaged \(.*delete the folder") as caught:
+        asyncio.run(learner.load(tmp_path, 1))
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_does_not_bring_its_weight_decay_back(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
