@@ -133,10 +133,15 @@ def _drop_tokens_without_place(faithful: Any, own: Any, path: Path | str) -> Non
     transformers adds such tokens behind the vocabulary, with ids for which the model need not have an embedding: a
     question that spells one out would end the run. And it leaves tokens out of decoded text that a reward must see.
     """
-    added, of_file = (each.get_added_tokens_decoder() for each in (faithful.backend_tokenizer, own))
-    if {i: token.special for i, token in added.items()} == {i: token.special for i, token in of_file.items()}:
+    of_file = {i: token.special for i, token in own.get_added_tokens_decoder().items()}
+    # A vocabulary may hold the token that ends a text as a word like any other. Its name makes it special all the same.
+    named = {own.token_to_id(token): token for token in faithful.special_tokens_map.values() if isinstance(token, str)}
+    unmarked = {i: token for i, token in named.items() if i is not None and i not in of_file}
+    added = faithful.backend_tokenizer.get_added_tokens_decoder()
+    if {i: token.special for i, token in added.items()} == of_file | dict.fromkeys(unmarked, True):
         return
     faithful._tokenizer = own.from_str(own.to_str())
+    faithful._tokenizer.add_special_tokens([*unmarked.values()])
     for name in faithful.SPECIAL_TOKENS_ATTRIBUTES:
         token = getattr(faithful, name, None)
         # The caller replaces a pad token.

@@ -165,6 +165,18 @@ def test_a_token_that_the_file_does_not_call_special_stays_in_decoded_text(tmp_p
     assert load_tokenizer(tmp_path).decode(token_ids, skip_special_tokens=True) == "<answer>7"
 
 
+def test_an_end_that_is_a_word_of_the_vocabulary_is_special_all_the_same(tmp_path: Path) -> None:
+    for number, settings in enumerate(({}, {"bos_token": "<s>"})):
+        folder = tmp_path / str(number)
+        own = write_tokenizer(folder, "bytes", "PreTrainedTokenizerFast", eos_token="answer", **settings)
+        backend = json.loads((folder / "tokenizer.json").read_text())
+        backend["model"]["vocab"] |= {"answer": own.get_vocab_size()}
+        (folder / "tokenizer.json").write_text(json.dumps(backend))
+        tokenizer = load_tokenizer(folder)
+        assert len(tokenizer) == own.get_vocab_size() + 1
+        assert tokenizer.decode([*own.encode("x").ids, tokenizer.eos_token_id], skip_special_tokens=True) == "x"
+
+
 def test_a_class_that_cannot_encode_at_all_is_one_that_differs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
