@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 import re
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 # How people, and Spider and BIRD, call the part that the hub calls validation.
 _VALIDATION = ("dev", "val", "valid")
+# What `datasets` keeps beside the data.
+_DESCRIPTIONS = frozenset({"config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ def find_files(path: str, dataset: DatasetConfig) -> list[SourceFile]:
         if not matches:
             raise ValueError(f"{where}: no file matches {path}; correct its path")
         return [found for match in matches for found in find_files(match, dataset)]
+    if "://" in path:
+        raise ValueError(f"{where}: {path} is a URL; download the file, or name a hub data set as org/name")
     if can_read(path):
         raise ValueError(f"{where}: file {path} does not exist; correct its path")
     if not _HUB_NAME.fullmatch(path):
@@ -62,8 +67,10 @@ def _files_of_folder(folder: str, subset: str, dataset: DatasetConfig) -> list[S
     """Split and subset are told from the files' names or from a README, as the hub does it."""
     # The library takes some names for its own: a folder called "json" has to be given with its whole path.
     root = os.path.abspath(folder)
+    saved = None
     try:
-        splits = _splits(root, subset)
+        saved = None if subset else _saved_splits(Path(root))
+        splits = saved or _splits(root, subset)
     # The library's errors have no common base class.
     except Exception as error:
         raise ValueError(
@@ -78,8 +85,31 @@ def _files_of_folder(folder: str, subset: str, dataset: DatasetConfig) -> list[S
                 f"data set {dataset.name}: folder {folder} has {file.shown} for its data, which is of no known kind; "
                 f"convert it to one of {known_suffixes()}"
             )
-    _warn_of_other_kinds(splits, folder, dataset)
+    if not saved:
+        _warn_of_other_kinds(splits, folder, dataset)
     return found
+
+
+def _saved_splits(root: Path) -> dict[str, list[str]] | None:
+    """From each split's name to its files, of a folder that `save_to_disk` wrote; None for any other folder.
+
+    Such a folder names its splits and files itself. To go by the files' names would take a split "train_hard" for a
+    part of "train", and add the copies that `map` and `filter` of `datasets` leave beside the data.
+    """
+    splits, state = root / "dataset_dict.json", root / "state.json"
+    if splits.is_file():
+        return {name: _saved_files(root / name / "state.json")[0] for name in json.loads(splits.read_text())["splits"]}
+    if not state.is_file():
+        return None
+    files, split = _saved_files(state)
+    # A data set on its own has no splits, so that the setting's default means all of it.
+    return {"train": files} if split is None else {"train": files, split: files}
+
+
+def _saved_files(state: Path) -> tuple[list[str], str | None]:
+    """The files of one saved data set, and the name of the split that it was, if it was one."""
+    saved = json.loads(state.read_text())
+    return [str(state.with_name(file["filename"])) for file in saved["_data_files"]], saved.get("_split")
 
 
 def _warn_of_other_kinds(splits: Mapping[str, Sequence[str]], folder: str, dataset: DatasetConfig) -> None:
@@ -88,6 +118,7 @@ def _warn_of_other_kinds(splits: Mapping[str, Sequence[str]], folder: str, datas
     kinds = {file_kind(path.name) for path in taken}
     beside = {path for parent in {path.parent for path in taken} for path in parent.iterdir()}
     others = sorted(path.name for path in beside - taken if file_kind(path.name) not in (None, *kinds))
+    others = [name for name in others if name not in _DESCRIPTIONS]
     if others:
         logger.warning(
             "Data set %s: %s in %s is of another kind than its data and is not read; name the files in path to read it",

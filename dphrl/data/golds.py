@@ -16,6 +16,7 @@ from types import MappingProxyType
 from dphrl.config.data import DataConfig, DatasetConfig, RewardConfig
 from dphrl.data.decoration import clean_gold
 from dphrl.data.problems import Fault, Problem
+from dphrl.data.source import opened
 from dphrl.rewards.base import Grader, build_grader
 from dphrl.types import RewardStatus
 
@@ -83,6 +84,9 @@ def visible_fault(gold: str) -> Fault | None:
     """What is wrong with a cleaned gold by its looks; None when it has to be graded to know."""
     if (absence := _absence(gold)) is not None:
         return absence
+    if isinstance(struct := opened(gold), Mapping):
+        parts = ", ".join([*map(str, struct)][:MAX_LISTED]) or "nothing"
+        return Fault(f"a struct of {parts}, stored as text", "set answer_field to a part of it, as field.part")
     if "####" in gold:
         return Fault("a worked solution with the answer after ####", "set answer_format: gsm8k, or mend the rows")
     if re.search(r"\\(?:boxed|fbox)\s*\{", gold):

@@ -84,8 +84,12 @@ def _rows_with_answer(rows: Sequence[Row], answer_field: str, dataset: DatasetCo
 def _gold_answer(row: Row, answer_field: str, answer_format: str, dataset: DatasetConfig) -> tuple[str, Fault | None]:
     """The gold, or the whole field and why the gold is not in it."""
     value = find_value(row.fields, answer_field)
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value == []:
+        return "", None
     # NaN, which pandas writes for an empty cell in a column of numbers, is the one value that differs from itself.
-    text = "nan" if value != value else read_text(row, answer_field, dataset, "answer_field")
+    text = "nan" if value != value else read_text(row, answer_field, dataset, "answer_field", structs=True)
     if answer_format == "plain" or not text:
         return text, None
     if answer_format == "gsm8k":

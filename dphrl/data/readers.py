@@ -6,8 +6,10 @@ import csv
 import io
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from decimal import Decimal
 from typing import IO, Any
 
 from dphrl.types import JsonDict
@@ -18,6 +20,8 @@ Rows = Iterator[tuple[str, JsonDict]]
 _COMPRESSED = (".gz", ".zst")
 # What a clone of a repository holds in place of a large file, unless Git LFS fetched it.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Decimal digits that every float keeps.
+_FLOAT_DIGITS = 15
 # Arrow holds a batch of rows as columns and as Python objects at the same time.
 _BATCH_ROWS = 1024
 
@@ -103,12 +107,22 @@ def _read_json(path: str, shown: str, columns: Collection[str] | None) -> Rows:
             yield from _json_array("".join([line, *(rest for _, rest in lines)]), shown)
             return
         if line.strip() == "{":
-            raise ValueError(
-                f"{shown}:{number}: a JSON object over several lines; write one object a line, or an array"
-            )
+            yield _lone_object("".join([line, *(rest for _, rest in lines)]), f"{shown}:{number}")
+            return
         for number, line in itertools.chain([first], lines):
             location = f"{shown}:{number}"
             yield location, _object(_loads(line, f"{location}: not a line of JSON"), location)
+
+
+def _lone_object(text: str, location: str) -> tuple[str, JsonDict]:
+    """A file of one object on several lines, as MATH keeps each of its problems."""
+    try:
+        return location, _object(parse_json(text), location)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{location}: a JSON object over several lines, and not the only one of its file; write one object a line, "
+            "or an array"
+        ) from error
 
 
 def _json_array(text: str, shown: str) -> Rows:
@@ -119,10 +133,24 @@ def _json_array(text: str, shown: str) -> Rows:
 
 def _loads(text: str, complaint: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     # Also for a number of too many digits, and for too many brackets.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{complaint}: {error}; mend it") from error
+
+
+def parse_json(text: str) -> Any:
+    """As json.loads, except that a number of more digits than a float keeps is a Decimal.
+
+    Raises ValueError or RecursionError for what is no JSON.
+    """
+    return json.loads(text, parse_float=_number)
+
+
+def _number(text: str) -> float | Decimal:
+    number = float(text)
+    # As a Decimal, a number too large or too small for a float could take gigabytes to write out.
+    return Decimal(text) if len(text) > _FLOAT_DIGITS and number and math.isfinite(number) else number
 
 
 def _object(fields: object, location: str) -> JsonDict:
@@ -147,7 +175,8 @@ def _read_table(path: str, shown: str, columns: Collection[str] | None) -> Rows:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise ValueError(f"{location}: not a record: {error}; mend its quotes") from error
+                remedy = "save the file with line feeds" if "new-line" in str(error) else "mend its quotes"
+                raise ValueError(f"{location}: not a record: {error}; {remedy}") from error
             if not cells:
                 continue
             if not names:
@@ -166,7 +195,8 @@ def _header(cells: list[str], location: str) -> list[str]:
         raise ValueError(
             f"{location}: the header {cells[0]!r} is one column; separate columns by commas (.csv) or tabs (.tsv)"
         )
-    if repeated := [name for name in cells if cells.count(name) > 1]:
+    # Columns without a name, which nobody can ask for, are what spreadsheets write beside the table.
+    if repeated := [name for name in cells if name and cells.count(name) > 1]:
         raise ValueError(f"{location}: the column {repeated[0]!r} is there twice; rename one")
     return cells
 
@@ -241,7 +271,9 @@ def _converter(kind: Any) -> Callable[[Any], Any] | None:
                 None if value is None else value | {name: convert(value[name]) for name, convert in inner.items()}
             )
         return None
-    is_list = pyarrow.types.is_nested(kind) and kind.num_fields == 1 and not pyarrow.types.is_map(kind)
+    if pyarrow.types.is_map(kind):
+        return lambda pairs: None if pairs is None else dict(pairs)
+    is_list = pyarrow.types.is_nested(kind) and kind.num_fields == 1
     if is_list and (convert := _converter(kind.field(0).type)):
         return lambda value: None if value is None else [convert(item) for item in value]
     return None

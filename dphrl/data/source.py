@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import math
 import os
 import random
@@ -19,7 +18,7 @@ from typing import Any
 from dphrl.config.data import DatasetConfig
 from dphrl.config.layouts import resembles
 from dphrl.data.files import find_files
-from dphrl.data.readers import read_file
+from dphrl.data.readers import parse_json, read_file
 from dphrl.types import JsonDict
 
 _DATA_VARIABLE = "DPHRL_DATA"
@@ -65,7 +64,7 @@ def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known:
         first = {name: find_value(rows[0].fields, name) for name in known if has_field(rows[0].fields, name)}
         # A field that holds text or a number is meant before others: Spider's field "sql" holds a parse tree. One that
         # holds null or something else may be the field all the same; then whoever reads it says what is wrong.
-        wanted = [name for name, value in first.items() if isinstance(value, str | int | float | list)]
+        wanted = [name for name, value in first.items() if isinstance(value, str | int | float | Decimal | list)]
         found = [*wanted, *(name for name, value in first.items() if value is None), *first]
         if not found:
             raise ValueError(_lacks(rows[0], " or ".join(map(repr, known)), dataset, setting))
@@ -76,14 +75,15 @@ def find_field(rows: Sequence[Row], dataset: DatasetConfig, setting: str, known:
     return field
 
 
-def read_text(row: Row, field: str, dataset: DatasetConfig, setting: str) -> str:
-    """The row's field as text. setting: the name of the setting that could name another field.
+def read_text(row: Row, field: str, dataset: DatasetConfig, setting: str, *, structs: bool = False) -> str:
+    """The row's field as text. setting: the name of the setting that could name another field. structs: whether a
+    struct that is stored as text may be this text.
 
     Raises ValueError, with file, line and remedy, for what is neither text nor a number.
     """
     value = find_value(row.fields, field)
-    # A struct that was printed into a text is not what a prompt or an answer should be either.
-    if isinstance(inside := opened(value), Mapping):
+    # A struct that was printed into a text is not what a prompt should be either.
+    if not structs and isinstance(inside := opened(value), Mapping):
         value = inside
     try:
         return as_text(value)
@@ -95,7 +95,8 @@ def find_value(fields: JsonDict, path: str) -> Any:
     """The value of a field; a dotted path leads into structs and lists: "reward_model.truth", "prompt.0.content".
 
     A field whose own name has dots is found by that name. Structs that are stored as text are opened: as JSON, or as
-    Python prints them, which is what pandas writes into a .csv. Returns a mark of its own if there is no such field.
+    Python prints them, which is what pandas writes into a .csv. A part of a struct that is null is null. Returns a mark
+    of its own if there is no such field.
     """
     if path in fields:
         return fields[path]
@@ -107,7 +108,8 @@ def find_value(fields: JsonDict, path: str) -> Any:
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return _MISSING
+            # An empty cell of a .csv is null too.
+            return None if value is None or value == "" else _MISSING
     return value
 
 
@@ -120,7 +122,7 @@ def opened(value: object) -> object:
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except (ValueError, RecursionError):
         pass
     # Only what begins as printed structs do: a set of numbers or an interval is an answer.
@@ -240,6 +242,8 @@ def _same(value: object, wanted: object) -> bool:
     # All that a .csv holds is text, and a filter that says 5 means it.
     if isinstance(value, str) and isinstance(wanted, bool | int | float):
         return value.casefold() == str(wanted).casefold()
+    if isinstance(value, Decimal):
+        return float(value) == wanted
     return value == wanted
 
 

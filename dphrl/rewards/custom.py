@@ -158,14 +158,15 @@ def serve(settings: JsonDict) -> Callable[[JsonDict], JsonDict]:
     def handle(job: JsonDict) -> JsonDict:
         try:
             result = as_result(reward(job["completion"], job["answer"]))
-        except Exception as error:
+        # What sys.exit says is a message too, and the child need not end for it.
+        except (Exception, SystemExit) as error:
             result = _raised(error)
         return asdict(result)
 
     return handle
 
 
-def _raised(error: Exception) -> RewardResult:
+def _raised(error: BaseException) -> RewardResult:
     detail = f"the reward raised {type(error).__name__}: {error}"[:300]
     trace = "".join(traceback.format_exception(error))[-MAX_TRACE_CHARS:]
     return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail, trace=trace)

@@ -87,6 +87,12 @@ def test_a_verdict_of_the_wrong_type_is_no_verdict(name: str) -> None:
     assert "'good', which is no status" in results[1].detail
 
 
+def test_what_a_reward_says_when_it_exits_is_the_message() -> None:
+    (result,) = grade("exits", "4")
+    assert (result.status, result.detail) == ("infrastructure_error", "the reward raised SystemExit: set JUDGE_KEY")
+    assert 'sys.exit("set JUDGE_KEY")' in result.trace
+
+
 def test_a_coroutine_that_exits_costs_its_item_only() -> None:
     assert [r.status for r in grade("ill_typed_later", "text", "exit")] == ["correct", "infrastructure_error"]
 

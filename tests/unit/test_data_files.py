@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
@@ -42,6 +43,7 @@ def _column(kind: pa.DataType, *answers: object) -> bytes:
     return _parquet(*({"question": "q", "answer": answer} for answer in answers), schema=schema)
 
 
+_MAP = pa.schema([("question", pa.string()), ("truth", pa.map_(pa.string(), pa.string()))])
 QA = [{"question": f"q{i}", "answer": str(i)} for i in range(8)]
 LOADED = [(f"q{i}", str(i)) for i in range(8)]
 
@@ -89,6 +91,24 @@ def _saved_to_disk(folder: Path) -> None:
     import datasets
 
     datasets.DatasetDict({"train": datasets.Dataset.from_list(QA)}).save_to_disk(folder / "saved")
+
+
+def _saved_with_copies(folder: Path) -> None:
+    """As it looks after a session that went on working with what it had saved."""
+    import datasets
+
+    datasets.Dataset.from_list(QA).save_to_disk(folder / "saved", num_shards=2)
+    rows = datasets.load_from_disk(str(folder / "saved"))
+    rows.map(lambda row: {"question": "Hint: " + row["question"]}).filter(lambda row: row["answer"] == "1")
+    assert len(list((folder / "saved").glob("cache-*.arrow"))) == 2
+
+
+def _saved_with_splits(folder: Path) -> None:
+    import datasets
+
+    parts = {"train": QA[:5], "train_hard": QA[5:7], "level_5": QA[7:]}
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    splits.save_to_disk(folder / "saved")
 
 
 def _mixed_column_saved_by_datasets(folder: Path) -> None:
@@ -189,6 +209,58 @@ LOADS = [
         LOADED[1:2],
     ),
     Found("save_to_disk", _saved_to_disk, "saved", LOADED),
+    Found("one split of save_to_disk", _saved_to_disk, "saved/train", LOADED),
+    Found("save_to_disk with the copies of map and filter", _saved_with_copies, "saved", LOADED),
+    Found("save_to_disk with splits of like names", _saved_with_splits, "saved", LOADED[:5]),
+    Found("another of its splits", _saved_with_splits, "saved", LOADED[5:7], {"split": "train_hard"}),
+    Found("a split of any name", _saved_with_splits, "saved", LOADED[7:], {"split": "level_5"}),
+    Found(
+        "a problem in each file, as in MATH",
+        {
+            f"{split}/algebra/{i}.json": json.dumps(
+                {"problem": f"q{i}", "solution": rf"\boxed{{{i}}}"}, indent=4
+            ).encode()
+            for split, i in (("train", 0), ("train", 1), ("test", 2))
+        },
+        "",
+        LOADED[:2],
+        {"layout": "math"},
+    ),
+    Found("columns without a name", {"a.csv": b",question,answer,,\n0,q,1,,\n"}, "a.csv", [("q", "1")]),
+    Found(
+        "numbers of many digits",
+        {"a.jsonl": b'{"question": "q", "answer": 3.14159265358979323846, "n": 1e-999999999999999999}\n'},
+        "a.jsonl",
+        [("q", "3.14159265358979323846")],
+    ),
+    Found(
+        "a number that a filter names",
+        {"a.parquet": _column(pa.decimal128(6, 2), Decimal("0.10"), Decimal("0.20"))},
+        "a.parquet",
+        [("q", "0.20")],
+        {"where": {"answer": 0.2}},
+    ),
+    Found(
+        "nulls where a struct or a list is wanted",
+        {"a.jsonl": _lines(VERL, VERL | {"reward_model": None}, VERL | {"reward_model": {"ground_truth": []}})},
+        "a.jsonl",
+        [(VERL["prompt"][0]["content"], answer) for answer in ("4", "", "")],
+        {"layout": "verl"},
+    ),
+    Found("NaN in a list", {"a.jsonl": _lines({"question": "q", "answer": [math.nan]})}, "a.jsonl", [("q", "nan")]),
+    Found(
+        "a map",
+        {"a.parquet": _parquet({"question": "q", "truth": {"answer": "4"}}, schema=_MAP)},
+        "a.parquet",
+        [("q", "4")],
+        {"answer_field": "truth.answer"},
+    ),
+    Found(
+        "an answer that is a struct as text",
+        {"a.jsonl": _lines({"question": "q", "answer": '{"target": 98}'})},
+        "a.jsonl",
+        [("q", '{"target": 98}')],
+    ),
     Found(
         "a column of mixed types saved by datasets",
         _mixed_column_saved_by_datasets,
@@ -388,6 +460,12 @@ REFUSED = [
         r"data set d: no file matches {}/x/b\*.jsonl; correct its path",
     ),
     Found(
+        "a URL",
+        {},
+        "https://example.org/a.jsonl",
+        "data set d: https://example.org/a.jsonl is a URL; download the file, or name a hub data set as org/name",
+    ),
+    Found(
         "no known kind",
         {"a.xlsx": b"PK"},
         "a.xlsx",
@@ -396,9 +474,28 @@ REFUSED = [
     Found("an empty file", {"a.csv": b"question,answer\n"}, "a.csv", "data set d: {}/a.csv holds no rows"),
     Found(
         "JSON over several lines",
-        {"a.json": b'{\n  "question": "q"\n}\n'},
+        {"a.json": b'{\n  "question": "q"\n}\n{\n  "question": "r"\n}\n'},
         "a.json",
-        "a.json:1: a JSON object over several lines; write one object a line, or an array",
+        "a.json:1: a JSON object over several lines, and not the only one of its file; write one object a line, or .*",
+    ),
+    Found(
+        "rows in an object over several lines",
+        {"a.json": json.dumps({"data": QA}, indent=1).encode()},
+        "a.json",
+        "a.json:1: no field 'question' or 'problem' or 'prompt'; it has data; set prompt_field of data set d",
+    ),
+    Found(
+        "lines that end as they did on old machines",
+        {"a.csv": b"question,answer\rq,1\r"},
+        "a.csv",
+        "a.csv:1: not a record: new-line character .*; save the file with line feeds",
+    ),
+    Found(
+        "a split that was not saved",
+        _saved_with_splits,
+        "saved",
+        "data set d: {}/saved has no split 'test'; it has train, train_hard, level_5; set split",
+        {"split": "test"},
     ),
     Found(
         "columns of pandas",
@@ -484,12 +581,6 @@ REFUSED = [
         r"to a part of it \(answer.0, answer.1\), or to another field",
     ),
     Found(
-        "no answer in a list",
-        {"a.jsonl": _lines({"question": "q", "answer": []})},
-        "a.jsonl",
-        "a.jsonl:1: 'answer' is an empty list, neither text nor a number; .*",
-    ),
-    Found(
         "mixed types in row 3",
         {"a.jsonl": _lines(*QA[:2], {"question": "q", "answer": {"value": "1"}})},
         "a.jsonl",
@@ -530,13 +621,6 @@ REFUSED = [
         "a.jsonl:1: 'prompt' is a list of 2 values, neither text nor a number; .*",
     ),
     Found(
-        "a struct that pandas printed",
-        _pandas_csv,
-        "verl.csv",
-        r"verl.csv:2: 'reward_model' is a struct of ground_truth, style, .*; set answer_field .*",
-        {"answer_field": "reward_model"},
-    ),
-    Found(
         "messages that numpy printed",
         {"a.csv": b"""prompt,answer\n"[{'role': 'system', 'content': 'x'}\n {'role': 'user', 'content': 'y'}]",1\n"""},
         "a.csv",
@@ -565,9 +649,8 @@ def _write(found: Found, folder: Path) -> DatasetConfig:
         for name, content in found.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-    return DatasetConfig(
-        name="d", path=f"{folder}{'' if found.path[:1] in ('', ':') else '/'}{found.path}", **found.settings
-    )
+    path = f"{folder}{'' if found.path[:1] in ('', ':') else '/'}{found.path}"
+    return DatasetConfig(name="d", path=found.path if "://" in found.path else path, **found.settings)
 
 
 @pytest.mark.parametrize("found", LOADS, ids=lambda found: found.name)
@@ -585,3 +668,18 @@ def test_what_is_refused(tmp_path: Path, found: Found) -> None:
     with pytest.raises(ValueError, match=f"^{expected}$") as caught:
         load_problems(dataset, seed=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["saved", "hub"])
+def test_descriptions_of_the_data_are_not_called_data_that_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    _saved_to_disk(tmp_path)
+    _write(
+        Found("", {"hub/train.csv": b"question,answer\nq,1\n", "hub/dataset_infos.json": b"{}"}, "hub", []), tmp_path
+    )
+    load_problems(DatasetConfig(name="d", path=str(tmp_path / path)), seed=0)
+    assert "is not read" not in caplog.text
+    (tmp_path / "hub" / "more.jsonl").write_bytes(_lines(*QA))
+    load_problems(DatasetConfig(name="d", path=str(tmp_path / "hub")), seed=0)
+    assert "more.jsonl in" in caplog.text

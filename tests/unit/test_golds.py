@@ -132,6 +132,8 @@ BAD = {
     GSM8K: "a worked solution with the answer after ####",
     WORKED: r"a worked solution with the answer in \boxed{}",
     "['8', '9']": "a list of several texts",
+    '{"target": 98, "numbers": [1]}': "a struct of target, numbers, stored as text",
+    "{'ground_truth': '4', 'style': 'rule'}": "a struct of ground_truth, style, stored as text",
     "We add three and four and so there are seven apples": "a sentence, which no completion would repeat",
     "No. It is not closed.": "a sentence, which no completion would repeat",
     "It is the line $y=x$.": "a sentence, which no completion would repeat",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 
 from dphrl.types import RewardResult, RewardStatus
@@ -59,6 +60,10 @@ async def ill_typed_later(completion: str, answer: str) -> RewardResult:
 async def judged(completion: str, answer: str) -> float:
     await asyncio.sleep(3600 if completion == "hang" else 0.2)
     return 1.0 if completion == answer else 0.25
+
+
+def exits(completion: str, answer: str) -> None:
+    sys.exit("set JUDGE_KEY")
 
 
 def raises(completion: str, answer: str) -> float:
