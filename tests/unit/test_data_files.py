@@ -621,6 +621,13 @@ REFUSED = [
         "a.jsonl:1: 'prompt' is a list of 2 values, neither text nor a number; .*",
     ),
     Found(
+        "a question that pandas printed",
+        _pandas_csv,
+        "verl.csv",
+        r"verl.csv:2: 'extra_info' is a struct of answer, index, question, .*; set prompt_field .*extra_info.question.*",
+        {"layout": "verl", "prompt_field": "extra_info"},
+    ),
+    Found(
         "messages that numpy printed",
         {"a.csv": b"""prompt,answer\n"[{'role': 'system', 'content': 'x'}\n {'role': 'user', 'content': 'y'}]",1\n"""},
         "a.csv",
