@@ -137,6 +137,7 @@ def _usable_problems(
         what = "repetitions of other rows dropped"
     decorations = ", ".join(name for name, _ in checked.cleaned.most_common(3))
     said = [
+        (dataset.limit if len(loaded) == dataset.limit else 0, "rows read, which is its limit"),
         (checked.num_cleaned, f"golds cleaned ({decorations})"),
         (len(bad), f"dropped without a gold to grade against, the first {bad[0].location}" if bad else ""),
         (len(repeats.repeated), what),

@@ -12,6 +12,8 @@ from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Sec
 
 # Made by a procedure, so a layout of rows cannot be meant for them.
 EMBEDDED_KINDS = ("tiny", "tiny_sql", "arithmetic")
+# Settings of a data set that only mean something where there are files.
+_OF_FILES = ("path", "prompt_field", "answer_field", "where", "exclude_where")
 # Arguments by which prompts are made; to set them would change what a prompt is.
 _OWN_ARGUMENTS = (
     *("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message"),
@@ -139,6 +141,16 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"kind: {self.kind} does not go with layout: {self.layout}; leave kind out, or set it to "
                 f"{LAYOUTS[self.layout].kind}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _embedded_tasks_read_no_file(self) -> Self:
+        given = [name for name in _OF_FILES if getattr(self, name)]
+        if given and self.kind in EMBEDDED_KINDS:
+            raise ValueError(
+                f"{given[0]}: kind: {self.kind} makes its problems itself and reads no file; set kind: math or "
+                f"text_to_sql, or remove {given[0]}"
             )
         return self
 

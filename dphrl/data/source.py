@@ -200,6 +200,8 @@ def _top_names(paths: Iterable[str]) -> frozenset[str]:
 def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]:
     taken: list[Row] = []
     num_seen = 0
+    # What the filters compare with, as the first row that has it spells it.
+    met: dict[str, object] = {}
     # A misspelt field in a filter would let all rows through, or none. So reading goes on until every field of the
     # filters has been seen.
     unseen = {*dataset.where, *dataset.exclude_where}
@@ -207,7 +209,8 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
     enough = dataset.limit if dataset.shuffle_seed is None else None
     for row in rows:
         num_seen += 1
-        unseen = {field for field in unseen if not has_field(row.fields, field)}
+        met |= {field: find_value(row.fields, field) for field in unseen if has_field(row.fields, field)}
+        unseen -= met.keys()
         if len(taken) != enough and _passes(row, dataset):
             taken.append(row)
         if len(taken) == enough and not unseen:
@@ -222,8 +225,10 @@ def _select(rows: Iterable[Row], path: str, dataset: DatasetConfig) -> list[Row]
             f"data set {dataset.name}: no row of {path} has a field {min(unseen)!r}; correct where or exclude_where"
         )
     if not taken:
+        values = ", ".join(f"{field}: {value!r:.60}" for field, value in sorted(met.items()))
         raise ValueError(
-            f"data set {dataset.name}: where and exclude_where leave none of the {num_seen} rows of {path}"
+            f"data set {dataset.name}: where and exclude_where leave none of the {num_seen} rows of {path}, whose "
+            f"first has {values}; correct them"
         )
     return taken
 

@@ -93,6 +93,8 @@ def test_a_mistaken_override_is_one_line(tmp_path: Path, override: str, wanted: 
 FILE_MISTAKES = {
     "": "my.yaml: data: missing; add it: a section with the keys train, evaluation,",
     "data: {train: {kind: tiny}}": "my.yaml: data.train.name: missing; add it: text",
+    "{base: demo-math, data: {train: {path: a.jsonl}}}": "my.yaml: data.train.path: kind: tiny makes its "
+    "problems itself and reads no file; set kind: math or text_to_sql, or remove path",
     "- a": 'my.yaml: expected keys and values at the top level (got ["a"])',
     "seed: 1\n  run_name: x": "my.yaml:2: not valid YAML: mapping values are not allowed here; correct",
     "seed: [1": "my.yaml:1: not valid YAML: ",

@@ -624,7 +624,7 @@ REFUSED = [
         "a question that pandas printed",
         _pandas_csv,
         "verl.csv",
-        r"verl.csv:2: 'extra_info' is a struct of answer, index, question, .*; set prompt_field .*extra_info.question.*",
+        r"verl.csv:2: 'extra_info' is a struct of answer, index, question, .*; set prompt_field .*",
         {"layout": "verl", "prompt_field": "extra_info"},
     ),
     Found(

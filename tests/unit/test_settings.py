@@ -339,7 +339,7 @@ def test_with_comments_a_configuration_reads_back_equal(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("words", ["a\nb", "seed: 1", "# x\n\nlr: 3\n  k: v", "x " * 200 + "\nrollout:\n", "ünï\t'\""])
 def test_a_text_that_looks_like_settings_stays_whole(tmp_path: Path, words: str) -> None:
-    config = load_config("demo-math", [f"data.train.where={{level: {json.dumps(words)}}}"])
+    config = load_config("smollm2-gsm8k-cpu", [f"data.train.where={{level: {json.dumps(words)}}}"])
     config = config.model_copy(update={"data": config.data.model_copy(update={"system_prompt": words})})
     path = tmp_path / "config.yaml"
     path.write_text(explained_yaml(config), encoding="utf-8")
