@@ -326,7 +326,7 @@ def _rows(*golds: Any) -> list[dict[str, Any]]:
 
 def _prompts(path: Path, **settings: Any) -> tuple[list[str], str]:
     """The golds that are left, and the last line of the console."""
-    own = {key: settings.pop(key) for key in ("answer_format", "answer_field") if key in settings}
+    own = {key: settings.pop(key) for key in ("answer_format", "answer_field", "limit") if key in settings}
     config = Config.model_validate({"data": {"train": {"name": "d", "path": str(path)} | own} | settings})
     said = io.StringIO()
     loaded = load_prompts(config.data.train, config, PlainTokenizer(), Console(said), duplicates=config.data.duplicates)
@@ -393,6 +393,12 @@ def test_decorated_and_broken_files_are_read_and_counted(tmp_path: Path, golds: 
     answers, line = _prompts(_write(tmp_path / "a.jsonl", *_rows(*golds)), invalid_gold="drop")
     assert answers == kept
     assert line.startswith(f"data d (train): {said}")
+
+
+@pytest.mark.parametrize(("limit", "said"), [(2, "2 prompts, 2 rows read, which is its limit"), (4, "3 prompts")])
+def test_a_limit_that_cuts_is_said(tmp_path: Path, limit: int, said: str) -> None:
+    _, line = _prompts(_write(tmp_path / "a.jsonl", *_rows("1", "2", "3")), limit=limit)
+    assert line == f"data d (train): {said}"
 
 
 @pytest.fixture
