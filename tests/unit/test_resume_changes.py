@@ -53,7 +53,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[dict[str, A
             ],
         ),
         ({"data": {"train": {"limit": 23}}}, ["data.train.limit: 24 -> 23"]),
-        ({"data": {"train": {"where": {"level": 5}}}}, ["data.train.where.level: not set -> 5"]),
+        ({"data": {"chat_template_kwargs": {"level": 5}}}, ["data.chat_template_kwargs.level: not set -> 5"]),
         ({"seed": 7, "reference": {"threshold": 2}}, ["seed: 0 -> 7", "reference.threshold: 1 -> 2"]),
         ({"learner": {"num_steps": 3}}, []),
         ({"learner": {"num_steps": 1}}, ["learner.num_steps: 2 -> 1"]),
