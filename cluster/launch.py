@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Never, TypeVar
 
@@ -171,7 +171,7 @@ def open_system(config: Config, prepared: Prepared, *, inline: bool) -> Abstract
     if inline:
         from dphrl.inline import InlineSystem
 
-        return nullcontext(InlineSystem(config, prepared.model_dir, prepared.tokenizer))
+        return InlineSystem(config, prepared.model_dir, prepared.tokenizer)
     from cluster.ray_system import RaySystem
 
     return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -262,12 +262,19 @@ class InlineRewards:
 
 
 class InlineSystem:
-    """`protocols.System` in this process."""
+    """`protocols.System` in this process. As a context it ends the reward's child process."""
 
     def __init__(self, config: Config, model_dir: str, tokenizer: Any) -> None:
         self.config = config
         self.learner = InlineLearner(config, model_dir)
-        self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), InlineRewards(config))
+        self.rewards = InlineRewards(config)
+        self.parts = Parts(self.learner, InlineRollouts(self.learner, tokenizer, config), self.rewards)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.rewards.grader.close()
 
     def sinks(self) -> list[Sink]:
         """An empty list: nothing here exports metrics."""

@@ -1,4 +1,4 @@
-"""Completions of a run in one process: samples of the policy, whatever a model's generation configuration asks for."""
+"""A run in one process: its completions are samples of the policy, whatever a model's generation configuration asks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from dphrl.inline import InlineLearner, InlineRollouts
+from dphrl.inline import InlineLearner, InlineRollouts, InlineSystem
 from dphrl.tokenizer import load_tokenizer
 
 
@@ -89,3 +89,11 @@ def test_a_padding_token_without_an_embedding_pads_no_batch(folder: Path, prompt
     assert complete(folder, prompts, make_config) == usual
     shorter = replace(prompts[0], token_ids=prompts[0].token_ids[1:])
     complete(folder, [prompts[0], shorter], make_config)
+
+
+def test_the_system_ends_its_rewards_child(tiny_dir: str, make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    with InlineSystem(make_config(), tiny_dir, load_tokenizer(Path(tiny_dir))) as system:
+        monkeypatch.setattr(system.rewards.grader, "close", lambda: ended.append("reward"))
+        assert ended == []
+    assert ended == ["reward"]
