@@ -66,18 +66,18 @@ def compare_settings(stored: Mapping[str, Any], config: Config) -> SettingChange
 
 def _differences(old: Any, new: Any, loc: Loc) -> Iterator[tuple[Loc, Any, Any]]:
     """(place, old value, new value) of every setting that differs; a method with its parameters is one setting."""
-    if dotted(loc) in FREE | LAYOUT:
+    key = dotted(loc)
+    if key in FREE | LAYOUT:
         return
-    if old is _ABSENT:
+    if old is _ABSENT or (key in EARLIER_DEFAULTS and old == EARLIER_DEFAULTS[key] != new):
+        # A section that is newer as a whole is compared setting by setting.
         old = {} if isinstance(new, dict) and loc not in METHOD_PLACES else _default(loc)
-    if old != new and old == EARLIER_DEFAULTS.get(dotted(loc), _ABSENT):
-        old = _default(loc)
     if loc in METHOD_PLACES or not (isinstance(old, dict) and isinstance(new, dict)):
         if old != new:
             yield loc, old, new
         return
-    for key in {**old, **new}:
-        yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), (*loc, key))
+    for name in {**old, **new}:
+        yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), (*loc, name))
 
 
 def _default(loc: Loc) -> Any:
