@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-# Neither weights nor the model's own configuration. The code is that of models with trust_remote_code.
-_UNTRAINED = (
+# What decides how text becomes tokens, the chat template included.
+TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "tekken.json", "*.tiktoken"),
-    *("*.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json", "*.py"),
+    *("*.model", "chat_template*", "*.jinja", "additional_chat_templates/*"),
 )
+# Neither weights nor the model's own configuration. The code is that of models with trust_remote_code.
+_UNTRAINED = (*TOKENIZER_FILES, "generation_config.json", "*.py")
 
 
 def find_file(model: Path | str, name: str) -> Path | None:

@@ -56,7 +56,7 @@ ROOMS = {
     "tracking": "types config",
     "protocols": "types config tracking",
     "rewards": "tiny types config own_code sandbox tracking",
-    "fingerprint": "types config rewards",
+    "fingerprint": "types config model_files rewards",
     "chunks": "types config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dphrl.fingerprint.files import hash_files, hash_value
+from dphrl.model_files import TOKENIZER_FILES
 
 # What each part is read from. Code that comes with a model (trust_remote_code) decides what its weights mean. The end
 # tokens of generation_config.json decide where completions end.
 MODEL_PARTS: Mapping[str, tuple[str, ...]] = {
     "model weights": ("*.safetensors", "*.bin", "*.index.json", "config.json", "*.py"),
-    "tokenizer": (
-        *("tokenizer*", "vocab*", "merges*", "*.model", "*.tiktoken"),
-        *("special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja", "additional_chat_templates/*"),
-    ),
+    "tokenizer": TOKENIZER_FILES,
     "generation settings": ("generation_config.json",),
 }
 

@@ -366,6 +366,7 @@ def test_answers_of_other_tasks_are_hashed_as_they_are(make_config: Any, tiny_di
         ("spiece.model", "tokenizer"),
         ("special_tokens_map.json", "tokenizer"),
         ("added_tokens.json", "tokenizer"),
+        ("tekken.json", "tokenizer"),
         ("chat_template.jinja", "tokenizer"),
         ("chat_template.json", "tokenizer"),
         ("additional_chat_templates/tool_use.jinja", "tokenizer"),
