@@ -12,6 +12,7 @@ from dphrl.rewards.exact import tidy
 from dphrl.rewards.math_compare import compare, compare_cheaply
 from dphrl.rewards.math_unicode import to_tex
 from dphrl.types import RewardStatus
+from tests.unit.answer_pairs import both_ways
 
 # (one answer, another), equal in both directions.
 EQUAL = {
@@ -297,10 +298,6 @@ UNEQUAL = {
         (r"[1,2[\cup]2,3]", "[1,3]"),
     ],
 }  # fmt: skip
-
-
-def both_ways(pairs: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    return [pair for kind in pairs.values() for a, b in kind for pair in ((a, b), (b, a))]
 
 
 @pytest.mark.parametrize(("answer", "gold"), both_ways(EQUAL))

@@ -6,6 +6,7 @@ import pytest
 
 from dphrl.rewards.math_compare import compare
 from dphrl.types import RewardStatus
+from tests.unit.answer_pairs import both_ways
 
 # (one answer, another), equal in both directions.
 EQUAL = {
@@ -214,10 +215,6 @@ UNEQUAL = {
         (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ and } x>3"),
     ],
 }  # fmt: skip
-
-
-def both_ways(pairs: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    return [pair for kind in pairs.values() for a, b in kind for pair in ((a, b), (b, a))]
 
 
 @pytest.mark.parametrize(("answer", "gold"), both_ways(EQUAL))

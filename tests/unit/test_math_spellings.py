@@ -8,6 +8,7 @@ import pytest
 from dphrl.rewards.extraction import find_auto
 from dphrl.rewards.math_compare import compare
 from dphrl.types import RewardStatus
+from tests.unit.answer_pairs import both_ways
 
 # (one answer, another), equal in both directions.
 EQUAL = {
@@ -85,10 +86,6 @@ UNEQUAL = {
         (r"|\frac{b+6}{b+7}|", r"\frac{b+6}{b+7}"), ("|x^2-9x+20|", "x^2-9x+20"), (r"\ln|x|+C", r"\ln x+C"),
     ],
 }  # fmt: skip
-
-
-def both_ways(pairs: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    return [pair for kind in pairs.values() for a, b in kind for pair in ((a, b), (b, a))]
 
 
 @pytest.mark.parametrize(("answer", "gold"), both_ways(EQUAL))

@@ -9,6 +9,7 @@ import pytest
 
 from dphrl.rewards.math_compare import compare
 from dphrl.types import RewardStatus
+from tests.unit.answer_pairs import both_ways
 
 # After the number 5 none of these leaves it 5.
 CHANGING = {
@@ -272,10 +273,6 @@ def phrases(table: dict[str, str]) -> list[str]:
 def spellings(phrase: str) -> list[str]:
     plain = [f"5 {phrase}"]
     return plain if "\\" in phrase else [*plain, rf"5\text{{ {phrase}}}", rf"5\ \text{{{phrase}}}"]
-
-
-def both_ways(pairs: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    return [pair for kind in pairs.values() for a, b in kind for pair in ((a, b), (b, a))]
 
 
 @pytest.mark.parametrize("phrase", phrases(CHANGING))
