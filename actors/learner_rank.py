@@ -7,70 +7,21 @@ import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
-from actors.weight_sync import PackedTensor, packed_chunks
+from actors.deepspeed_engine import DeepSpeedEngine
+from actors.weight_transfer.packing import PackedTensor, packed_chunks
+from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
-from dphrl.learner.batching import MicroBatch
 from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.policy import PolicyModel, dtype_name, load_policy, load_reference
+from dphrl.learner.policy import dtype_name, load_policy
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
-
-
-class DeepSpeedEngine:
-    """`update.TrainEngine` over a DeepSpeed engine of any ZeRO stage.
-
-    The number of micro-batches varies from step to step. So DeepSpeed gets an accumulation of 1, which divides
-    nothing, and its boundary is set by hand. Apart from clipping, DeepSpeed only averages gradients over ranks.
-    """
-
-    def __init__(self, policy: PolicyModel, config: Config, model_dir: str) -> None:
-        import deepspeed
-
-        learner = config.learner
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay)
-        self.module, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": learner.grad_clip,
-                "zero_optimization": {"stage": learner.zero_stage},
-                "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": dtype_name(config.model.dtype) == "bfloat16"},
-                # A bfloat16 sum over micro-batches would depend on how many there are.
-                "data_types": {"grad_accum_dtype": "fp32"},
-                "steps_per_print": 10**9,
-            },
-        )
-        self.device = torch.device(self.module.device)
-        # Every rank holds the whole reference model. Only baselines need one: rehearsal uses stored samples.
-        self.reference = load_reference(model_dir, config, self.device)
-
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.module(batch))
-
-    def reference_forward(self, batch: MicroBatch) -> Tensor:
-        assert self.reference is not None
-        return cast(Tensor, self.reference(batch)[0])
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.module.set_gradient_accumulation_boundary(last)
-        self.module.backward(loss)
-
-    def step(self, learning_rate: float) -> float:
-        for group in self.module.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.module.step()
-        return float(self.module.get_global_grad_norm())
 
 
 @ray.remote
@@ -134,6 +85,7 @@ class LearnerRank:
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
         self._policy = policy
+        self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
@@ -159,31 +111,18 @@ class LearnerRank:
         """
         self._published = []  # this comes first, so that the store does not hold two copies
         if self._rank == 0:
-            self._published = [ray.put(chunk) for chunk in packed_chunks(self._full_parameters())]
+            self._published = [ray.put(chunk) for chunk in packed_chunks(self._weights)]
         else:
-            self._join_gathers()
+            self._weights.join()
         return self._published
-
-    def _full_parameters(self) -> Any:
-        """(name, full tensor) of every parameter; tied ones come once. Under ZeRO-3 it gathers them one by one."""
-        import deepspeed
-
-        for name, parameter in cast(Any, self._policy.lm).named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
-                yield name, parameter
-
-    def _join_gathers(self) -> None:
-        """Take part in rank 0's gathers without keeping a copy of the model."""
-        for _ in self._full_parameters():
-            pass
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""
         self._engine.module.save_checkpoint(folder, tag="deepspeed")
         if self._rank != 0:
-            self._join_gathers()
+            self._weights.join()
             return
-        state = {name: parameter.detach().cpu().clone() for name, parameter in self._full_parameters()}
+        state = {name: parameter.detach().cpu().clone() for name, parameter in self._weights}
         export_model(self._policy.lm, self._model_dir, Path(folder) / "hf", state)
 
     def load(self, folder: str) -> None:

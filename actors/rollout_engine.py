@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.weight_sync import PackedTensor
+from actors.weight_transfer.packing import PackedTensor
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.learner.policy import dtype_name
@@ -46,9 +46,9 @@ class RolloutEngine:
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
-        from actors import vllm_weights
+        from actors.weight_transfer import plugin
 
-        vllm_weights.register()
+        plugin.register()
         on_gpu = torch.cuda.is_available()
         self._config, self._index = config, index
         self._llm = LLM(
@@ -66,7 +66,7 @@ class RolloutEngine:
             trust_remote_code=config.model.trust_remote_code,
             # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
             logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=config.sync.backend),
+            weight_transfer_config=WeightTransferConfig(backend="object_store"),
             disable_log_stats=True,
         )
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)

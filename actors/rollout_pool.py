@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from actors.engine_load import EngineLoad
 from actors.waiting import Actor, within
 from actors.weight_proof import WeightProof, max_logprob_gap
+from actors.weight_transfer.session import ObjectStoreTransfer
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
-from dphrl.protocols import WeightChunk, WeightPublisher
+from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
 
@@ -28,15 +29,12 @@ class RayRolloutPool:
         self.engines, self.config = engines, config
         self._loads = [EngineLoad() for _ in engines]
         self._num_waiting = 0  # prompts that no engine has been handed yet
+        self._transfer = ObjectStoreTransfer(engines, config.sync)
         self._proof = WeightProof(engines, probes, max_logprob_gap(config.sync, dtype))
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
-        version, limit = learner.policy_version, self.config.sync.timeout_s
-        chunks = await learner.publish()
-        pushed = asyncio.gather(*[_push_weights(engine, chunks, version) for engine in self.engines])
-        acknowledged = await within(pushed, limit, "sync.timeout_s", "engines to take new weights")
-        if set(acknowledged) != {version}:
-            raise RuntimeError(f"engines acknowledged versions {sorted(set(acknowledged))} after a sync to {version}")
+        await self._transfer.send(learner)
+        limit = self.config.sync.timeout_s
         gap = await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
         return {"sync/logprob_gap_max": gap}
 
@@ -90,12 +88,3 @@ class RayRolloutPool:
         """Queue depths at this moment. Any thread may call it."""
         pending = {f"queue/engine/{i}/completions_pending": load.num_pending for i, load in enumerate(self._loads)}
         return {"queue/prompts_waiting": self._num_waiting, **pending}
-
-
-async def _push_weights(engine: Actor, chunks: Sequence[WeightChunk], version: int) -> int:
-    # An engine runs its calls in order, so all are sent at once. If one fails, the acknowledgement fails too,
-    # because a failed update leaves the session closed.
-    calls = [engine.start_weight_update.remote()]
-    calls += [engine.update_weights.remote(chunk) for chunk in chunks]
-    calls += [engine.finish_weight_update.remote(version)]
-    return int((await asyncio.gather(*calls))[-1])

@@ -18,13 +18,14 @@ from dphrl.config.schema import Config
 FREE = frozenset(
     [
         *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster"),
-        *("reward.num_workers", "reward.cpus_per_worker", "reward.num_retries"),
+        *("reward.num_workers", "reward.cpus_per_worker", "reward.gpus_per_worker", "reward.num_retries"),
         *("rollout.num_engines", "rollout.tensor_parallel", "rollout.cpus_per_engine", "rollout.threads_per_engine"),
         *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.max_concurrent_sequences"),
         *("rollout.enforce_eager", "rollout.timeout_s"),
         *("reference.prompts_per_chunk", "reference.max_bytes"),
         *("learner.micro_batch_tokens", "learner.gradient_checkpointing", "learner.cpus_per_rank"),
-        *("learner.threads_per_rank", "learner.timeout_s"),
+        *("learner.threads_per_rank", "learner.timeout_s", "learner.accelerator", "rollout.accelerator"),
+        *("sync.on_failure",),
         *("sync.backend", "sync.num_probes", "sync.timeout_s", "sync.max_logprob_gap"),
         *("checkpoint.every_steps", "checkpoint.keep"),
     ]

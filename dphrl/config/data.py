@@ -258,6 +258,8 @@ class RewardConfig(Section):
     cpus_per_worker: PositiveFloat = 0.25
     """Ray's CPU share for a worker: below 1 because a worker sleeps while engines decode. Ray packs by this number
     and does not enforce it."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """Ray's GPU share for a worker, for a reward that runs a model. With 0 a worker sees no GPU."""
     num_retries: NonNegativeInt = 2
     """How often a grading is tried again after an infrastructure error, such as a dead worker. Then the completion is
     left out of the advantage."""

@@ -43,6 +43,14 @@ class LearnerConfig(Section):
     zero_stage: Annotated[int, Field(ge=1, le=3)] = 2
     """What DeepSpeed's ZeRO shards over the ranks: 1 the optimizer's state, 2 the gradients too, 3 the weights too. A
     higher stage takes less memory on each rank and more communication. On one rank there is nothing to shard."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer keeps AdamW's state in host memory, and updates the weights there: it frees 12 bytes a parameter on
+    the GPUs and takes longer."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that share each row, for rows that one GPU cannot hold."""
+    accelerator: str | None = None
+    """The type of GPU, in Ray's words (such as H100), that the learner must have on a cluster of several types; null
+    takes any."""
     cpus_per_rank: PositiveFloat = 0.75
     """Ray's CPU share for a learner rank. Ray packs by this number and does not enforce it."""
     threads_per_rank: PositiveInt = 2

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dphrl.config.section import Section
+from dphrl.config.section import PositiveFloat, PositiveInt, Section
+
+
+class LoraConfig(Section):
+    rank: PositiveInt = 16
+    """Columns of each adapter: how much it can learn, and what it costs."""
+    alpha: PositiveFloat = 32.0
+    """The adapter's weight: its product is scaled by alpha / rank."""
+    target: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter, as the model has them, such as q_proj. Empty means every linear
+    layer but the output head."""
 
 
 class ModelConfig(Section):
@@ -15,10 +25,12 @@ class ModelConfig(Section):
     """The number type of weights and activations, in engines and learner. auto is bfloat16 on a GPU and float32 on a
     CPU, where bfloat16 is emulated and several times slower. float32 doubles the memory and narrows the gap between
     the log-probs of engine and learner."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """The learner's attention kernel. flash_attention_2 needs its package and a GPU, and lets rows be packed without
     padding; eager is the slowest. It is part of the reference fingerprint, because another kernel rounds differently:
     a change samples the reference buffer anew."""
+    lora: LoraConfig | None = None
+    """Adapters of low rank that are trained instead of the model's own weights; null trains all weights."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. It runs with your rights, so leave it off unless you
     vouch for the model."""

@@ -42,6 +42,9 @@ class RolloutConfig(Section):
     tensor_parallel: PositiveInt = 1
     """GPUs over which one engine splits the model. Above 1 is for models that one GPU cannot hold or serve fast
     enough; the GPUs should be on one node."""
+    accelerator: str | None = None
+    """The type of GPU, in Ray's words (such as L4), that engines must have on a cluster of several types; null takes
+    any."""
     cpus_per_engine: PositiveFloat = 0.75
     """Ray's CPU share for an engine. Ray packs by this number and does not enforce it. Engine and learner take turns
     when on-policy, so that together they may fit two CPUs."""

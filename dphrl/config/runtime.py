@@ -10,9 +10,13 @@ from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Sec
 
 
 class SyncConfig(Section):
-    backend: Literal["object_store"] = "object_store"
-    """How new weights reach the engines. object_store works anywhere: from the learner to Ray's object store, and
-    from there to each engine."""
+    backend: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
+    """How new weights reach the engines. nccl sends them from GPU to GPU, ipc hands them over within one GPU
+    (cluster.colocate); object_store works anywhere: from the learner to Ray's object store, and from there to each
+    engine. auto takes what the machine has."""
+    on_failure: Literal["stop", "replace"] = "stop"
+    """What becomes of an engine that fails while it takes weights. stop ends the run and names it; replace starts
+    another in its place."""
     num_probes: PositiveInt = 8
     """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
     same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""

@@ -57,7 +57,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
 
     from actors.learner_group import RayLearner
     from actors.learner_rank import LearnerRank
-    from actors.weight_sync import unpack_tensor
+    from actors.weight_transfer.packing import unpack_tensor
 
     learner_config = {"num_ranks": num_ranks, "zero_stage": zero_stage, "micro_batch_tokens": 96}
     config = make_config(learner=learner_config)

@@ -49,7 +49,7 @@ class LocalLearner:
     async def publish(self) -> list[Any]:
         import ray
 
-        from actors.weight_sync import packed_chunks
+        from actors.weight_transfer.packing import packed_chunks
 
         return [ray.put(chunk) for chunk in packed_chunks(self.policy.lm.named_parameters())]
 

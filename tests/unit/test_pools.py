@@ -15,13 +15,14 @@ import ray
 import torch
 
 from actors import buffer as buffer_module
-from actors import learner_group, reward_pool, weight_sync
+from actors import learner_group, reward_pool
 from actors.buffer import BufferActor, RayReferenceStore
 from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.weight_proof import PROBE_TOKENS, WeightProof, max_logprob_gap
-from actors.weight_sync import pack_tensor, packed_chunks, unpack_tensor
+from actors.weight_transfer import packing
+from actors.weight_transfer.packing import pack_tensor, packed_chunks, unpack_tensor
 from dphrl.data.schedule import derive_seed
 from dphrl.inline import InlineRewards
 from dphrl.reference.buffer import ReferenceBuffer
@@ -67,7 +68,7 @@ def test_a_view_that_is_not_contiguous_is_packed_by_its_values() -> None:
 def test_every_tensor_is_in_one_chunk_and_chunks_are_of_bounded_size(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(weight_sync, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", chunk_bytes)
     tensors = [(f"w{i}", torch.full((10,), float(i))) for i in range(9)]  # 40 bytes each
     chunks = list(packed_chunks(tensors))
     sent = {packed.name: unpack_tensor(packed) for chunk in chunks for packed in chunk}
@@ -360,6 +361,7 @@ def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: py
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from actors import learner_rank
+    from actors.weight_transfer.source import LearnerWeights
 
     monkeypatch.setattr(learner_rank.ray, "put", lambda value: value)
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -367,7 +369,8 @@ def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: py
     published = []
     for number in range(2):
         rank = object.__new__(learner_rank.LearnerRank.__ray_metadata__.modified_class)
-        rank._rank, rank._config, rank._policy = number, make_config(), SimpleNamespace(lm=lm)
+        rank._rank, rank._config = number, make_config()
+        rank._weights = LearnerWeights(SimpleNamespace(lm=lm), zero_stage=2)
         published.append(rank.publish())
     assert published[1] == [], "the other ranks only take part in the gathers"
     sent = {packed.name: unpack_tensor(packed) for chunk in published[0] for packed in chunk}
@@ -378,7 +381,7 @@ def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: py
 
 
 def test_a_rank_steps_with_the_steps_rate_at_the_last_micro_batch() -> None:
-    from actors.learner_rank import DeepSpeedEngine
+    from actors.deepspeed_engine import DeepSpeedEngine
 
     calls: list[Any] = []
     groups = [{"lr": 1.0}, {"lr": 1.0}]

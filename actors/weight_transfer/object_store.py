@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weight_sync import PackedTensor, unpack_tensor
+from actors.weight_transfer.packing import PackedTensor, unpack_tensor
 
 BACKEND = "object_store"
 
@@ -76,9 +76,3 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         # and leaves it so when the stored head equals the embedding and is tied to it after all.
         others = (module for module in self.model.modules() if module is not head)
         return any(getattr(module, "weight", None) is head.weight for module in others)
-
-
-def register() -> None:
-    """Make `object_store` known to vLLM in this process. vLLM's workers call this as a plugin; repeating it is safe."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransferEngine)

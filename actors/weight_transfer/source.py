@@ -1,0 +1,33 @@
+"""The learner's weights as engines know them: full tensors under the names of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor
+
+from dphrl.learner.policy import PolicyModel
+
+
+class LearnerWeights:
+    """(name, full tensor) of every weight of one policy, as often as it is iterated; tied weights come once.
+
+    Iterating is a collective under ZeRO-3: every rank must do it, in step, and a tensor is whole only until the next
+    one is asked for.
+    """
+
+    def __init__(self, policy: PolicyModel, zero_stage: int) -> None:
+        self._policy, self._zero_stage = policy, zero_stage
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed
+
+        for name, parameter in cast(Any, self._policy.lm).named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3):
+                yield name, parameter
+
+    def join(self) -> None:
+        """Take part in another rank's iteration without keeping anything."""
+        for _ in self:
+            pass
