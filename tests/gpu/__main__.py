@@ -77,9 +77,8 @@ def _last_line(text: str) -> str:
 
 
 def _figures(found: dict[str, float | str]) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
-    )
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()}
+    return ", ".join(f"{name} {text}" for name, text in shown.items())
 
 
 def _line(outcome: Outcome) -> str:
