@@ -6,6 +6,10 @@ export DPHRL_VENV := $(VENV)
 # Tests download nothing; a missing file should say so instead of waiting for a hub.
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
+# Those that start no engine share the cores. Engines would fight for them, so their tests run one by one.
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
+# 5: ARGS selected none of these tests.
+OR_NONE = || [ $$? = 5 ]
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo test test-fast mutants lint format clean
@@ -23,10 +27,11 @@ demo: setup ## train the small maths model on this machine; ARGS="learner.num_st
 	$(BIN)/dphrl train demo-math --overwrite $(ARGS)
 
 test: setup ## every test that needs no GPU; ARGS="-k name" to select
-	$(PYTEST) tests -m "not gpu and not benchmark" $(ARGS)
+	$(PYTEST) $(FAST) tests/test_architecture.py $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(PYTEST) tests/integration tests/gpu -m "not gpu and not benchmark" $(ARGS) $(OR_NONE)
 
 test-fast: setup ## the tests that start no process and no engine: unit, golden, contracts
-	$(PYTEST) $(FAST) $(ARGS)
+	$(PYTEST) $(FAST) $(SIDE_BY_SIDE) $(ARGS)
 
 mutants: setup ## make deliberate errors in the core and see that tests notice; ARGS="--only losses" to select, --list
 	$(BIN)/python -m tests.mutants $(ARGS)
