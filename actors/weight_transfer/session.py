@@ -38,8 +38,11 @@ class Transfer(Protocol):
 class WeightSender(Protocol):
     """What a learner does for `TrainerTransfer`, besides publishing."""
 
-    async def send_weights(self, engines: Sequence[Actor], width: int) -> SendOutcome:
-        """One session with all engines, each of `width` workers. Raises RuntimeError when the learner itself fails."""
+    async def send_weights(self, engines: Sequence[Actor], width: int, limit_s: float) -> SendOutcome:
+        """One session with all engines, each of `width` workers; limit_s is of each step.
+
+        Raises RuntimeError when the learner itself fails.
+        """
         ...
 
 
@@ -139,7 +142,9 @@ class TrainerTransfer:
 
     async def send(self, learner: WeightPublisher) -> list[EngineRecord]:
         sending = cast(WeightSender, learner)
-        outcome = await sending.send_weights(self.steps.engines, self.config.rollout.tensor_parallel)
+        outcome = await sending.send_weights(
+            self.steps.engines, self.config.rollout.tensor_parallel, self.config.sync.timeout_s
+        )
         if outcome.failures:
             raise SyncFailedError(map(self.steps.placed, outcome.failures), outcome.cut)
         return check_versions(list(outcome.records), learner.policy_version)
