@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, MutableSequence
+from collections.abc import Awaitable, Callable, MutableSequence
+from dataclasses import replace
 
 from actors.waiting import Actor
 from actors.weight_transfer.failures import EngineFailure, SyncFailedError
@@ -24,11 +26,12 @@ STOPPED = (
 class EngineRepair:
     """Starts engines anew in the places of those that failed, in the pool's own list.
 
-    start: ends the actor of that index and returns another in its place, not yet up; None where nobody can.
+    start: ends the actor of that index, dead or alive, and returns another in its place once that is up; None where
+    nobody can.
     """
 
     def __init__(
-        self, engines: MutableSequence[Actor], config: Config, start: Callable[[int], Actor] | None = None
+        self, engines: MutableSequence[Actor], config: Config, start: Callable[[int], Awaitable[Actor]] | None = None
     ) -> None:
         self._engines, self._config, self._start = engines, config, start
         self._num_replaced: Counter[int] = Counter()
@@ -49,9 +52,7 @@ class EngineRepair:
         affected = sorted({failure.index for failure in failed.failures} | failed.cut)
         for index in failed.cut:
             log.warning("rollout engine %d was in the middle of the same sync; starting another in its place", index)
-        for index in affected:
-            self._engines[index] = await asyncio.to_thread(self._start, index)
-        results = await asyncio.gather(*map(self._wait, affected), return_exceptions=True)
+        results = await asyncio.gather(*[self._restart(index) for index in affected], return_exceptions=True)
         not_started: list[EngineFailure] = []
         for result in results:
             if isinstance(result, SyncFailedError):
@@ -61,11 +62,12 @@ class EngineRepair:
         more = await self.replace(SyncFailedError(not_started)) if not_started else 0
         return len(affected) + more
 
-    async def _wait(self, index: int) -> None:
-        limit = self._config.learner.timeout_s
+    async def _restart(self, index: int) -> None:
+        assert self._start is not None
+        limit, began = self._config.learner.timeout_s, time.monotonic()
         try:
-            place = await asyncio.wait_for(self._engines[index].ready.remote(), limit)
+            self._engines[index] = await self._start(index)
         except Exception as error:
-            failure = EngineFailure.of(index, "start", limit, error, limit)
-            raise SyncFailedError([failure]) from error
-        log.info("rollout engine %d up again: %s", index, place)
+            failure = EngineFailure.of(index, "start again", time.monotonic() - began, error, limit)
+            raise SyncFailedError([replace(failure, setting="learner.timeout_s")]) from error
+        log.info("rollout engine %d is up again", index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from actors.engine_load import EngineLoad
 from actors.engine_repair import EngineRepair
@@ -31,7 +31,7 @@ class RayRolloutPool:
         config: Config,
         probes: Sequence[Prompt] = (),
         dtype: str = "float32",
-        start_engine: Callable[[int], Actor] | None = None,
+        start_engine: Callable[[int], Awaitable[Actor]] | None = None,
     ) -> None:
         self.engines, self.config = list(engines), config
         self._loads = [EngineLoad() for _ in engines]

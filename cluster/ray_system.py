@@ -24,6 +24,7 @@ from actors.reward_pool import RayRewardPool
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import within
+from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
@@ -55,6 +56,8 @@ class RaySystem:
         connect(self.config)
         try:
             bundles, self._group = place_on_cluster(self.config)
+            self._with_gpus = any(bundle.num_gpus for bundle in bundles)
+            self.config = with_backend(self.config, with_gpus=self._with_gpus)
         except BaseException:
             ray.shutdown()
             raise
@@ -132,6 +135,7 @@ class RaySystem:
 
         Returns False, and does nothing, when the configurations differ in what engines and workers were started with.
         """
+        config = with_backend(config, with_gpus=self._with_gpus)
         if _engine_settings(config) != _engine_settings(self.config):
             return False
         self.config = config
@@ -178,7 +182,7 @@ class RaySystem:
                 group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
         learner, dtype = self.config.learner, connecting.result()
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
-        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype)
+        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:

@@ -44,6 +44,12 @@ def choose_backend(config: Config, *, with_gpus: bool) -> Backend:
     return backend
 
 
+def with_backend(config: Config, *, with_gpus: bool) -> Config:
+    """The configuration with the chosen backend instead of `auto`: see `choose_backend`."""
+    backend = choose_backend(config, with_gpus=with_gpus)
+    return config.model_copy(update={"sync": config.sync.model_copy(update={"backend": backend})})
+
+
 def engine_backend(sync: SyncConfig) -> Backend:
     """What an engine is started for. Whoever starts a whole system has resolved `auto` before."""
     return "object_store" if sync.backend == "auto" else sync.backend

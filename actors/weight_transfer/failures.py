@@ -19,7 +19,7 @@ class EngineFailure:
     """One engine's failure at one step of a sync.
 
     doing: what it was asked for, as in "take weights". seconds: from the step's beginning. place: node and process.
-    limit_s: of a step that took too long; words: the engine's own of one that did not.
+    limit_s, setting: the limit of a step that took too long. words: the engine's own, of one that did not.
     """
 
     index: int
@@ -28,6 +28,7 @@ class EngineFailure:
     how: Literal["hung", "died", "raised"]
     words: str = ""
     limit_s: float = 0.0
+    setting: str = "sync.timeout_s"
     place: str = ""
 
     @classmethod
@@ -42,7 +43,7 @@ class EngineFailure:
     def __str__(self) -> str:
         who = f"rollout engine {self.index}" + (f" ({self.place})" if self.place else "")
         if self.how == "hung":
-            return f"{who} did not {self.doing} within {self.limit_s:g} s (sync.timeout_s)"
+            return f"{who} did not {self.doing} within {self.limit_s:g} s ({self.setting})"
         what = "died when it was to" if self.how == "died" else "failed to"
         return f"{who} {what} {self.doing}, after {self.seconds:.1f} s: {self.words}"
 
