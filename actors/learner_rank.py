@@ -16,6 +16,7 @@ from actors.deepspeed_engine import DeepSpeedEngine
 from actors.waiting import Actor
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import SendOutcome
+from actors.weight_transfer.ledger import WeightSummary
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
@@ -40,6 +41,7 @@ class LearnerRank:
         install_json_log(f"learner-{rank}")
         self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
         self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
+        self._sent = WeightSummary()
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks can reach rank 0: the address of its node, and a port that is free now."""
@@ -126,7 +128,9 @@ class LearnerRank:
 
     def send_weights(self, engines: Sequence[Actor], width: int, policy_version: int, limit_s: float) -> SendOutcome:
         """This rank's part in a session of vLLM's trainer side with all engines: see `SessionSender.send`."""
-        return self._sender.send(engines, width, policy_version, limit_s)
+        outcome = self._sender.send(engines, width, policy_version, limit_s)
+        self._sent = self._source.summary
+        return outcome
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""

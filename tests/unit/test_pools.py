@@ -22,6 +22,7 @@ from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.weight_proof import PROBE_TOKENS, WeightProof, max_logprob_gap
 from actors.weight_transfer import packing
+from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import pack_tensor, packed_chunks, unpack_tensor
 from dphrl.data.schedule import derive_seed
 from dphrl.inline import InlineRewards
@@ -109,6 +110,7 @@ class Engine(Handle):
             update_weights=self._update,
             finish_weight_update=self._finish,
             generate=self._generate,
+            ready=lambda: answer("node, process"),
         )
 
     def _start(self) -> Any:
@@ -121,7 +123,7 @@ class Engine(Handle):
 
     def _finish(self, version: int) -> Any:
         self.calls.append(("finish", version))
-        return answer(version if self.acknowledges is None else self.acknowledges)
+        return answer(EngineRecord(version if self.acknowledges is None else self.acknowledges))
 
     async def _generate(
         self, prompts: Any, num_samples: int, seed: int, greedy: bool = False, max_tokens: Any = None
