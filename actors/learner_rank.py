@@ -18,6 +18,7 @@ from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import dtype_name, load_policy
+from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
@@ -75,7 +76,7 @@ class LearnerRank:
             verbose=False,
         )
         torch.manual_seed(self._config.seed)
-        torch.use_deterministic_algorithms(self._config.deterministic)
+        use_repeatable_kernels(self._config.deterministic)
         policy = load_policy(
             model_dir,
             self._config.model,

@@ -1,4 +1,5 @@
-"""What vLLM loads by name in every process of an engine: it makes our weight-transfer backends known there."""
+"""What vLLM loads by name in every process of an engine: it makes our weight-transfer backends known there, and has
+errors kept for the actor."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ def register() -> None:
     safe."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
+    from actors.engine_errors import keep_errors
     from actors.weight_transfer import object_store
+
+    keep_errors()
 
     if object_store.BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(object_store.BACKEND, object_store.ObjectStoreWeightTransferEngine)
