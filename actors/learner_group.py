@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import ray
 
 from actors.waiting import Actor
+from actors.weight_transfer.failures import SendOutcome
 from dphrl.learner.update import combine_rank_metrics
 from dphrl.protocols import WeightChunk
 from dphrl.types import TrainBatch
+
+# An engine joins, starts, takes weights and finishes; the learner ends its own part.
+MAX_SESSION_STEPS = 5
+# Breaking off a session that failed takes some seconds.
+SESSION_GRACE_S = 30.0
 
 
 class RayLearner:
@@ -42,6 +49,24 @@ class RayLearner:
     async def publish(self) -> Sequence[WeightChunk]:
         """Ray references to the present weights in the object store. Each refers to a list of packed tensors."""
         return (await asyncio.gather(*[rank.publish.remote() for rank in self.ranks]))[0]
+
+    async def send_weights(self, engines: Sequence[Actor], width: int, limit_s: float) -> SendOutcome:
+        """One session of vLLM's trainer side with all engines, each of `width` workers.
+
+        limit_s: of each of its steps. Raises RuntimeError when the learner failed or cannot go on, and TimeoutError
+        when a rank does not answer.
+        """
+        call = (list(engines), width, self._policy_version, limit_s)
+        ranks = [asyncio.ensure_future(rank.send_weights.remote(*call)) for rank in self.ranks]
+        # Ranks wait for each other, so the first that fails tells why. Each step has its limit, in rank 0.
+        limit = MAX_SESSION_STEPS * limit_s + SESSION_GRACE_S
+        done, late = await asyncio.wait(ranks, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
+        for rank in done:
+            rank.result()
+        if late:
+            silent = ", ".join(str(i) for i, rank in enumerate(ranks) if rank in late)
+            raise TimeoutError(f"learner rank {silent} did not end a weight sync within {limit:g} s (sync.timeout_s)")
+        return cast(SendOutcome, ranks[0].result())
 
     async def save(self, folder: Path) -> None:
         await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])

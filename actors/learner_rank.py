@@ -13,6 +13,9 @@ import ray
 import torch
 
 from actors.deepspeed_engine import DeepSpeedEngine
+from actors.waiting import Actor
+from actors.weight_transfer.backends import engine_backend
+from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
@@ -88,6 +91,10 @@ class LearnerRank:
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
+        if (backend := engine_backend(self._config.sync)) != "object_store":
+            from actors.weight_transfer.trainer import TrainerSide
+
+            self._trainer_side = TrainerSide(self._weights, backend, self._rank, self._num_ranks)
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
@@ -116,6 +123,10 @@ class LearnerRank:
         else:
             self._weights.join()
         return self._published
+
+    def send_weights(self, engines: Sequence[Actor], width: int, policy_version: int, limit_s: float) -> SendOutcome:
+        """This rank's part in a session of vLLM's trainer side with all engines: see `TrainerSide.send`."""
+        return self._trainer_side.send(engines, width, policy_version, limit_s)
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""

@@ -12,6 +12,7 @@ import torch
 
 from actors.engine_errors import engine_start
 from actors.vllm_settings import engine_arguments, set_variables, worker_threads
+from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
@@ -58,21 +59,41 @@ class RolloutEngine:
         """Returns once the engine is up. The text says where the engine runs, for the log."""
         return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
 
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner in a new group, as vLLM's trainer side asks; a group of before is left."""
+        self._policy_version = None
+        self._llm.collective_rpc("shutdown_weight_transfer_engine")
+        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+
     def start_weight_update(self) -> None:
         self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving
         self._llm.collective_rpc("start_weight_update")
 
     def update_weights(self, tensors: list[PackedTensor]) -> None:
         """Take one chunk of weights, which Ray passes as read-only views of the object store."""
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": {"tensors": tensors}})
+        self._receive({"tensors": tensors})
 
-    def finish_weight_update(self, policy_version: int) -> int:
-        """From now on serve as `policy_version`; returns it as the acknowledgement."""
+    def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Take weights from vLLM's trainer side, which sends them beside this call. update_info: the backend's own."""
+        self._receive(update_info)
+
+    def _receive(self, update_info: dict[str, Any]) -> None:
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, policy_version: int) -> EngineRecord:
+        """From now on serve as `policy_version`; the record acknowledges it.
+
+        Raises RuntimeError, and stays stale, when vLLM keeps its prefix cache.
+        """
         self._llm.collective_rpc("finish_weight_update")
         # vLLM keeps cached prefixes across updates, but the old weights computed them.
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                f"vLLM kept its prefix cache, which the old weights filled, after the update to version "
+                f"{policy_version}: some request still holds blocks of it"
+            )
         self._policy_version = policy_version
-        return policy_version
+        return EngineRecord(policy_version)
 
     def generate(
         self,

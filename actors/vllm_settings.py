@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.weight_transfer.backends import engine_backend
 from dphrl.config.schema import Config
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import CUBLAS_WORKSPACE
@@ -70,6 +71,6 @@ def engine_arguments(config: Config, model_dir: str) -> dict[str, Any]:
         "trust_remote_code": config.model.trust_remote_code,
         # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": WeightTransferConfig(backend="object_store"),
+        "weight_transfer_config": WeightTransferConfig(backend=engine_backend(config.sync)),
         "disable_log_stats": True,
     }
