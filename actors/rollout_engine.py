@@ -14,6 +14,7 @@ from actors.engine_errors import engine_start
 from actors.vllm_settings import engine_arguments, set_variables, worker_threads
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
+from actors.weight_transfer.segment import Segment
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.own_code import lead, pin
@@ -53,6 +54,8 @@ class RolloutEngine:
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
         self._policy_version: int | None = None
+        # Worker processes read weights in shared memory; this process is a sole worker itself.
+        self._segment = Segment() if config.rollout.tensor_parallel > 1 else None
         self._request_ids = itertools.count()
 
     def ready(self) -> str:
@@ -71,7 +74,7 @@ class RolloutEngine:
 
     def update_weights(self, tensors: list[PackedTensor]) -> None:
         """Take one chunk of weights, which Ray passes as read-only views of the object store."""
-        self._receive({"tensors": tensors})
+        self._receive({"tensors": tensors} if self._segment is None else {"placed": self._segment.place(tensors)})
 
     def receive_weights(self, update_info: dict[str, Any]) -> None:
         """Take weights from vLLM's trainer side, which sends them beside this call. update_info: the backend's own."""
