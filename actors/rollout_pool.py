@@ -13,7 +13,6 @@ from actors.weight_proof import WeightProof, max_logprob_gap
 from actors.weight_transfer.failures import SyncFailedError
 from actors.weight_transfer.session import EngineSteps, open_transfer
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
@@ -66,17 +65,17 @@ class RayRolloutPool:
         # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
         # two helpings, so that a slow engine delays the step by half a share at most.
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
-        waiting = [(i, prompts[i : i + share]) for i in range(0, len(prompts), max(1, share))]
+        waiting = [prompts[i : i + share] for i in range(0, len(prompts), max(1, share))]
         waiting.reverse()
         self._num_waiting += len(prompts)
         finished: asyncio.Queue[Sequence[Completion] | None] = asyncio.Queue()
 
         async def serve(engine: Actor, load: EngineLoad) -> None:
             while waiting:
-                start, mine = waiting.pop()
+                mine = waiting.pop()
                 self._num_waiting -= len(mine)
                 with load.helping(len(mine) * num_samples) as deliver:
-                    async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
+                    async for ref in engine.generate.remote(mine, num_samples, seed, greedy):
                         completions = await ref
                         deliver(completions)
                         finished.put_nowait(completions)
@@ -99,7 +98,7 @@ class RayRolloutPool:
         finally:
             serving.cancel()
             # `waiting` is empty here unless something failed.
-            self._num_waiting -= sum(len(mine) for _, mine in waiting)
+            self._num_waiting -= sum(len(mine) for mine in waiting)
             waiting.clear()
 
     def drain_metrics(self) -> Mapping[str, float]:

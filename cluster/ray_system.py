@@ -23,6 +23,7 @@ from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
+from actors.vllm_settings import process_variables
 from actors.waiting import within
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
@@ -265,5 +266,4 @@ def connect(config: Config) -> None:
 
 
 def _engine_env(config: Config) -> dict[str, Any]:
-    # OMP_NUM_THREADS is read when the process starts, before any of our code runs in it.
-    return {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}}
+    return {"runtime_env": {"env_vars": process_variables(config)}}

@@ -8,10 +8,12 @@ without end.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from actors.waiting import Actor, within
 from actors.weight_transfer.backends import engine_backend
@@ -22,6 +24,8 @@ from dphrl.config.schema import Config
 from dphrl.protocols import WeightChunk, WeightPublisher
 
 T = TypeVar("T")
+# Chunks that an engine is handed at a time: the one that it loads, and the next.
+MAX_CHUNKS_TAKEN = 2
 
 
 class Transfer(Protocol):
@@ -105,29 +109,84 @@ class EngineSteps:
 class ObjectStoreTransfer:
     """Weights go to Ray's object store in chunks, and every engine reads them there.
 
-    Sessions of different engines do not depend on each other: where one fails, the others end theirs.
+    While engines load a chunk, the learner packs and puts the next ones. A chunk leaves the store when all engines have
+    taken it. Sessions of different engines do not depend on each other: where one fails, the others end theirs.
     """
 
     def __init__(self, steps: EngineSteps, config: SyncConfig) -> None:
         self.steps, self.config = steps, config
 
     async def send(self, learner: WeightPublisher) -> list[EngineRecord]:
-        version, limit = learner.policy_version, self.config.timeout_s
-        chunks = await within(learner.publish(), limit, "sync.timeout_s", "the learner to publish its weights")
-        records = await self.steps.all([self._push(i, chunks, version) for i in range(len(self.steps.engines))])
+        version = learner.policy_version
+        fleet = _Fleet(self.steps)
+        # An engine first ends what it is at, and only then do the learner's ranks begin to gather and wait for it.
+        await fleet.each("start a weight update", lambda engine: engine.start_weight_update.remote())
+        await self._send_chunks(fleet, learner)
+        records = await fleet.each(
+            "finish its weight update", lambda engine: engine.finish_weight_update.remote(version)
+        )
+        fleet.raise_failures()
         return check_versions(records, version)
 
-    async def _push(self, index: int, chunks: Sequence[WeightChunk], version: int) -> EngineRecord:
-        # An engine runs its calls in order, so all are sent at once. The first that fails leaves the session closed,
-        # so those behind it fail too.
-        engine, step = self.steps.engines[index], self.steps.step
-        started = engine.start_weight_update.remote()
-        taken = [engine.update_weights.remote(chunk) for chunk in chunks]
-        finished = engine.finish_weight_update.remote(version)
-        await step(index, "start a weight update", started)
-        for i, one in enumerate(taken, 1):
-            await step(index, f"take chunk {i} of {len(taken)} of the weights", one)
-        return await step(index, "finish its weight update", finished)
+    async def _send_chunks(self, fleet: _Fleet, learner: WeightPublisher) -> None:
+        limit = self.config.timeout_s
+        taking: deque[asyncio.Task[Any]] = deque()
+        stream = learner.publish()
+        try:
+            for number in itertools.count(1):
+                coming = anext(stream, None)
+                chunk = await within(coming, limit, "sync.timeout_s", "the learner to publish its weights")
+                if chunk is None:
+                    break
+                taking.append(asyncio.create_task(_take(fleet, number, chunk)))
+                del chunk
+                # The next chunk is with an engine before it has loaded this one, so that it never waits for the call.
+                if len(taking) == MAX_CHUNKS_TAKEN:
+                    await taking.popleft()
+            for taken in taking:
+                await taken
+        finally:
+            for taken in taking:
+                taken.cancel()
+            await asyncio.gather(*taking, return_exceptions=True)
+
+
+async def _take(fleet: _Fleet, number: int, chunk: WeightChunk) -> None:
+    await fleet.each(f"take chunk {number} of the weights", lambda engine: engine.update_weights.remote(chunk))
+
+
+class _Fleet:
+    """The engines that have not failed in this session."""
+
+    def __init__(self, steps: EngineSteps) -> None:
+        self._steps = steps
+        self._failed: dict[int, SyncFailedError] = {}
+
+    async def each(self, doing: str, call: Callable[[Actor], Awaitable[T]]) -> list[T]:
+        """The same step of every engine that has not failed; their results, without those of engines that fail now.
+
+        Raises SyncFailedError when none is left.
+        """
+
+        async def one(index: int) -> list[T]:
+            try:
+                return [await self._steps.step(index, doing, call(self._steps.engines[index]))]
+            except SyncFailedError as error:
+                # What was on its way to it fails as well, but the first failure tells why.
+                self._failed.setdefault(index, error)
+                return []
+
+        left = [i for i in range(len(self._steps.engines)) if i not in self._failed]
+        results = await asyncio.gather(*[one(i) for i in left])
+        if len(self._failed) == len(self._steps.engines):
+            self.raise_failures()
+        return [result for found in results for result in found]
+
+    def raise_failures(self) -> None:
+        """Raises one SyncFailedError about all engines that failed, if any did."""
+        failures = [failure for _, error in sorted(self._failed.items()) for failure in error.failures]
+        if failures:
+            raise SyncFailedError(failures)
 
 
 class TrainerTransfer:
