@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import ray
 
 from actors.waiting import Actor
+from actors.weight_transfer.failures import SendOutcome
+from actors.weight_transfer.ledger import WeightSummary
 from dphrl.learner.update import combine_rank_metrics
 from dphrl.protocols import WeightChunk
 from dphrl.types import TrainBatch
+
+T = TypeVar("T")
+# An engine joins, starts, takes weights and finishes; the learner ends its own part.
+MAX_SESSION_STEPS = 5
+# Breaking off a session that failed takes some seconds.
+SESSION_GRACE_S = 30.0
 
 
 class RayLearner:
@@ -39,9 +48,43 @@ class RayLearner:
         self._policy_version += 1
         return combine_rank_metrics(parts)
 
-    async def publish(self) -> Sequence[WeightChunk]:
-        """Ray references to the present weights in the object store. Each refers to a list of packed tensors."""
-        return (await asyncio.gather(*[rank.publish.remote() for rank in self.ranks]))[0]
+    async def publish(self) -> AsyncIterator[WeightChunk]:
+        """Ray references to the present weights in the object store. Each refers to a list of packed tensors.
+
+        Raises the error of the rank that fails, whichever it is.
+        """
+        streams = [rank.publish.remote() for rank in self.ranks]
+        # Rank 0 waits in a gather for a rank that failed, so what the others say is listened to as well.
+        others = asyncio.gather(*[_end_of(stream) for stream in streams[1:]])
+        try:
+            while (chunk := await _unless_failed(_next_of(streams[0]), others)) is not None:
+                yield chunk
+                chunk = None  # whoever took it decides how long it stays in the store
+            await others
+        finally:
+            others.cancel()
+
+    async def sent(self) -> WeightSummary:
+        """What the last sync sent, by the ranks' own count."""
+        return cast(WeightSummary, await self.ranks[0].sent.remote())
+
+    async def send_weights(self, engines: Sequence[Actor], width: int, limit_s: float) -> SendOutcome:
+        """One session of vLLM's trainer side with all engines, each of `width` workers.
+
+        limit_s: of each of its steps. Raises RuntimeError when the learner failed or cannot go on, and TimeoutError
+        when a rank does not answer.
+        """
+        call = (list(engines), width, self._policy_version, limit_s)
+        ranks = [asyncio.ensure_future(rank.send_weights.remote(*call)) for rank in self.ranks]
+        # Ranks wait for each other, so the first that fails tells why. Each step has its limit, in rank 0.
+        limit = MAX_SESSION_STEPS * limit_s + SESSION_GRACE_S
+        done, late = await asyncio.wait(ranks, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
+        for rank in done:
+            rank.result()
+        if late:
+            silent = ", ".join(str(i) for i, rank in enumerate(ranks) if rank in late)
+            raise TimeoutError(f"learner rank {silent} did not end a weight sync within {limit:g} s (sync.timeout_s)")
+        return cast(SendOutcome, ranks[0].result())
 
     async def save(self, folder: Path) -> None:
         await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])
@@ -49,3 +92,25 @@ class RayLearner:
     async def load(self, folder: Path, policy_version: int) -> None:
         await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
         self._policy_version = policy_version
+
+
+async def _next_of(stream: Any) -> WeightChunk | None:
+    item = await anext(stream, None)
+    return None if item is None else (await item)[0]
+
+
+async def _end_of(stream: Any) -> None:
+    async for item in stream:
+        await item  # raises what the rank raised
+
+
+async def _unless_failed(waiting: Awaitable[T], others: asyncio.Future[Any]) -> T:
+    """The result of `waiting`, or at once the error of `others`."""
+    task = asyncio.ensure_future(waiting)
+    try:
+        await asyncio.wait([task, others], return_when=asyncio.FIRST_COMPLETED)
+        if others.done():
+            others.result()
+        return await task
+    finally:
+        task.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,23 @@ import ray
 import torch
 
 from actors.deepspeed_engine import DeepSpeedEngine
+from actors.waiting import Actor
+from actors.weight_transfer.backends import engine_backend
+from actors.weight_transfer.failures import SendOutcome
+from actors.weight_transfer.ledger import Ledger, WeightSummary
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import dtype_name, load_policy
+from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
+
+# Chunks that wait in the object store beside those that engines are at. One would do, if every step took the same time.
+CHUNKS_AHEAD = 2
 
 
 @ray.remote
@@ -36,7 +44,7 @@ class LearnerRank:
         pin()
         install_json_log(f"learner-{rank}")
         self._config, self._rank, self._num_ranks = config, rank, config.learner.num_ranks
-        self._published: list[ray.ObjectRef[list[PackedTensor]]] = []
+        self._sent: WeightSummary | None = None
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks can reach rank 0: the address of its node, and a port that is free now."""
@@ -75,7 +83,7 @@ class LearnerRank:
             verbose=False,
         )
         torch.manual_seed(self._config.seed)
-        torch.use_deterministic_algorithms(self._config.deterministic)
+        use_repeatable_kernels(self._config.deterministic)
         policy = load_policy(
             model_dir,
             self._config.model,
@@ -87,6 +95,11 @@ class LearnerRank:
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
+        if (backend := engine_backend(self._config.sync)) != "object_store":
+            from actors.weight_transfer.trainer import LearnerSource, open_sender
+
+            self._source = LearnerSource(self._weights, records=self._rank == 0)
+            self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
@@ -104,17 +117,33 @@ class LearnerRank:
         """All optimizer steps of `batch`; returns this rank's share of the metrics: see `run_update`."""
         return run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
-    def publish(self) -> list[ray.ObjectRef[list[PackedTensor]]]:
-        """Put the weights into the object store in chunks; rank 0 returns the references, other ranks an empty list.
+    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=CHUNKS_AHEAD)
+    def publish(self) -> Iterator[list[ray.ObjectRef[list[PackedTensor]]]]:
+        """Put the weights into the object store, in chunks as they are asked for; other ranks than 0 yield nothing.
 
-        The chunks live until the next publish, because this actor owns them.
+        Yields each chunk's reference, in a list so that what arrives at the caller is either small or this rank's
+        error, and the chunk itself only travels to engines. A chunk lives as long as somebody holds its reference. A
+        caller that stops asking does not hold up the ranks: they go on to the end, since all are in the same gathers.
         """
-        self._published = []  # this comes first, so that the store does not hold two copies
-        if self._rank == 0:
-            self._published = [ray.put(chunk) for chunk in packed_chunks(self._weights)]
-        else:
+        if self._rank != 0:
             self._weights.join()
-        return self._published
+            return
+        ledger = Ledger()
+        for chunk in packed_chunks(ledger.record(self._weights)):
+            yield [ray.put(chunk)]
+        self._sent = ledger.summary
+
+    def sent(self) -> WeightSummary:
+        """What the last sync sent, by rank 0's own count; no collective. Raises RuntimeError before the first."""
+        if self._sent is None:
+            raise RuntimeError(f"learner rank {self._rank} has not sent its weights yet")
+        return self._sent
+
+    def send_weights(self, engines: Sequence[Actor], width: int, policy_version: int, limit_s: float) -> SendOutcome:
+        """This rank's part in a session of vLLM's trainer side with all engines: see `SessionSender.send`."""
+        outcome = self._sender.send(engines, width, policy_version, limit_s)
+        self._sent = self._source.summary
+        return outcome
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""

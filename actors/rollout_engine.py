@@ -10,10 +10,13 @@ from typing import Any
 import ray
 import torch
 
+from actors.engine_errors import engine_start
+from actors.vllm_settings import engine_arguments, set_variables, worker_threads
+from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
+from actors.weight_transfer.segment import Segment
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
-from dphrl.learner.policy import dtype_name
 from dphrl.own_code import lead, pin
 from dphrl.rewards.thinking import decoder
 from dphrl.tokenizer import load_tokenizer
@@ -36,49 +39,34 @@ class RolloutEngine:
         # vLLM's own processes load our plugin by its name.
         lead()
         install_json_log(f"rollout-{index}")
-        if devices is not None:
-            # This must come before the first use of CUDA, which reads the variable once.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        # vLLM reads these at import. The engine runs in this process: nothing is serialized, and Ray sees a crash.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.rollout.kv_cache_gib)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from vllm import LLM
-        from vllm.config.weight_transfer import WeightTransferConfig
-
-        from actors.weight_transfer import plugin
-
-        plugin.register()
-        on_gpu = torch.cuda.is_available()
+        set_variables(config, devices)
         self._config, self._index = config, index
-        self._llm = LLM(
-            model=model_dir,
-            # Prompts come and completions leave as token ids, so vLLM needs no tokenizer, and the one that it would
-            # load is not always the model's own.
-            skip_tokenizer_init=True,
-            dtype=dtype_name(config.model.dtype),
-            seed=config.seed + index,
-            max_model_len=config.max_sequence_tokens,
-            max_num_seqs=config.rollout.max_concurrent_sequences,
-            tensor_parallel_size=config.rollout.tensor_parallel,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
-            enforce_eager=not on_gpu if config.rollout.enforce_eager is None else config.rollout.enforce_eager,
-            trust_remote_code=config.model.trust_remote_code,
-            # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
-            logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend="object_store"),
-            disable_log_stats=True,
-        )
+        with engine_start(index):
+            from vllm import LLM
+
+            from actors.weight_transfer import plugin
+
+            plugin.register()
+            if not torch.cuda.is_available():
+                # vLLM lets nobody change the number later.
+                torch.set_num_threads(worker_threads(config))
+            self._llm = LLM(**engine_arguments(config, model_dir))
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
         self._policy_version: int | None = None
+        # Worker processes read weights in shared memory; this process is a sole worker itself.
+        self._segment = Segment() if config.rollout.tensor_parallel > 1 else None
         self._request_ids = itertools.count()
-        if not on_gpu:
-            torch.set_num_threads(config.rollout.threads_per_engine)
 
     def ready(self) -> str:
         """Returns once the engine is up. The text says where the engine runs, for the log."""
         return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner in a new group, as vLLM's trainer side asks; a group of before is left."""
+        self._policy_version = None
+        self._llm.collective_rpc("shutdown_weight_transfer_engine")
+        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
 
     def start_weight_update(self) -> None:
         self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving
@@ -86,15 +74,29 @@ class RolloutEngine:
 
     def update_weights(self, tensors: list[PackedTensor]) -> None:
         """Take one chunk of weights, which Ray passes as read-only views of the object store."""
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": {"tensors": tensors}})
+        self._receive({"tensors": tensors} if self._segment is None else {"placed": self._segment.place(tensors)})
 
-    def finish_weight_update(self, policy_version: int) -> int:
-        """From now on serve as `policy_version`; returns it as the acknowledgement."""
+    def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Take weights from vLLM's trainer side, which sends them beside this call. update_info: the backend's own."""
+        self._receive(update_info)
+
+    def _receive(self, update_info: dict[str, Any]) -> None:
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, policy_version: int) -> EngineRecord:
+        """From now on serve as `policy_version`; the record acknowledges it.
+
+        Raises RuntimeError, and stays stale, when vLLM keeps its prefix cache.
+        """
         self._llm.collective_rpc("finish_weight_update")
         # vLLM keeps cached prefixes across updates, but the old weights computed them.
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                f"vLLM kept its prefix cache, which the old weights filled, after the update to version "
+                f"{policy_version}: some request still holds blocks of it"
+            )
         self._policy_version = policy_version
-        return policy_version
+        return EngineRecord(policy_version)
 
     def generate(
         self,
@@ -106,21 +108,20 @@ class RolloutEngine:
     ) -> Iterator[list[Completion]]:
         """Yields completions as they finish: each list holds those that one engine step finished.
 
-        With the setting `deterministic`, each request has its own seed, so `seed` decides every completion. Without
-        it, `seed` decides them only for the same batch composition and without tensor parallelism, because the workers
-        of a parallel engine have their own generators. max_tokens: a limit below rollout.max_tokens, if any. Raises
-        RuntimeError when the engine has no current weights.
+        Every request has a seed of its own, made of `seed`, its prompt_id and its sample_index. So a completion is a
+        function of the weights, the prompt and `seed` (up to rounding, which may decide between two tokens that are
+        next to equal): the other requests, their order, the engine and its width have no part in it. max_tokens: a
+        limit below rollout.max_tokens, if any. Raises RuntimeError when the engine has no current weights.
         """
         if self._policy_version is None:
             raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
-        # A generator per request costs a kernel launch each, so requests without a seed share this process's default.
-        torch.manual_seed(seed + self._index)
         engine = self._llm.llm_engine
         jobs: dict[str, tuple[str, int]] = {}  # (prompt_id, sample_index) by request id
         try:
-            for place, prompt in enumerate(prompts):
+            for prompt in prompts:
                 for sample_index in range(num_samples):
-                    params = self._sampling_params(greedy, derive_seed(seed, place, sample_index), max_tokens)
+                    own = derive_seed(seed, prompt.prompt_id, sample_index)
+                    params = self._sampling_params(greedy, own, max_tokens)
                     request_id = str(next(self._request_ids))
                     engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
                     jobs[request_id] = (prompt.prompt_id, sample_index)
@@ -141,7 +142,7 @@ class RolloutEngine:
         return SamplingParams(
             temperature=0.0 if greedy else rollout.temperature,
             max_tokens=min(rollout.max_tokens, max_tokens or rollout.max_tokens),
-            seed=seed if self._config.deterministic else None,
+            seed=seed,
             logprobs=0,
             # vLLM itself adds those of the model's generation configuration; without a tokenizer it knows no other.
             stop_token_ids=[end] if (end := self._tokenizer.eos_token_id) is not None else [],

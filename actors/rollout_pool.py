@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from actors.engine_load import EngineLoad
+from actors.engine_repair import EngineRepair
 from actors.waiting import Actor, within
 from actors.weight_proof import WeightProof, max_logprob_gap
-from actors.weight_transfer.session import ObjectStoreTransfer
+from actors.weight_transfer.failures import SyncFailedError
+from actors.weight_transfer.session import EngineSteps, open_transfer
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
@@ -20,23 +21,43 @@ class RayRolloutPool:
     """`protocols.RolloutPool` over vLLM engines.
 
     probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's, for the
-    default bound on the gap in log-probs.
+    default bound on the gap in log-probs. start_engine: see `EngineRepair`; without it, no engine is replaced.
     """
 
     def __init__(
-        self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt] = (), dtype: str = "float32"
+        self,
+        engines: Sequence[Actor],
+        config: Config,
+        probes: Sequence[Prompt] = (),
+        dtype: str = "float32",
+        start_engine: Callable[[int], Awaitable[Actor]] | None = None,
     ) -> None:
-        self.engines, self.config = engines, config
+        self.engines, self.config = list(engines), config
         self._loads = [EngineLoad() for _ in engines]
         self._num_waiting = 0  # prompts that no engine has been handed yet
-        self._transfer = ObjectStoreTransfer(engines, config.sync)
-        self._proof = WeightProof(engines, probes, max_logprob_gap(config.sync, dtype))
+        # These four share one list, in which a replaced engine changes.
+        self._steps = EngineSteps(self.engines, config.sync.timeout_s)
+        self._transfer = open_transfer(self._steps, config)
+        self._repair = EngineRepair(self.engines, config, start_engine)
+        self._proof = WeightProof(self.engines, probes, max_logprob_gap(config.sync, dtype))
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
+        """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure."""
+        num_replaced = 0
+        while True:
+            try:
+                gap = await self._sync(learner)
+            except SyncFailedError as failed:
+                num_replaced += await self._repair.replace(failed)
+            else:
+                replaced = {"sync/engines_replaced": float(num_replaced)} if num_replaced else {}
+                return {"sync/logprob_gap_max": gap, **replaced}
+
+    async def _sync(self, learner: WeightPublisher) -> float:
+        await self._steps.find_places()
         await self._transfer.send(learner)
         limit = self.config.sync.timeout_s
-        gap = await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
-        return {"sync/logprob_gap_max": gap}
+        return await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
@@ -44,17 +65,17 @@ class RayRolloutPool:
         # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
         # two helpings, so that a slow engine delays the step by half a share at most.
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
-        waiting = [(i, prompts[i : i + share]) for i in range(0, len(prompts), max(1, share))]
+        waiting = [prompts[i : i + share] for i in range(0, len(prompts), max(1, share))]
         waiting.reverse()
         self._num_waiting += len(prompts)
         finished: asyncio.Queue[Sequence[Completion] | None] = asyncio.Queue()
 
         async def serve(engine: Actor, load: EngineLoad) -> None:
             while waiting:
-                start, mine = waiting.pop()
+                mine = waiting.pop()
                 self._num_waiting -= len(mine)
                 with load.helping(len(mine) * num_samples) as deliver:
-                    async for ref in engine.generate.remote(mine, num_samples, derive_seed(seed, start), greedy):
+                    async for ref in engine.generate.remote(mine, num_samples, seed, greedy):
                         completions = await ref
                         deliver(completions)
                         finished.put_nowait(completions)
@@ -77,7 +98,7 @@ class RayRolloutPool:
         finally:
             serving.cancel()
             # `waiting` is empty here unless something failed.
-            self._num_waiting -= sum(len(mine) for _, mine in waiting)
+            self._num_waiting -= sum(len(mine) for mine in waiting)
             waiting.clear()
 
     def drain_metrics(self) -> Mapping[str, float]:

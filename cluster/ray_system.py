@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -23,7 +23,9 @@ from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
+from actors.vllm_settings import process_variables
 from actors.waiting import within
+from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
@@ -36,6 +38,7 @@ from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
+NAME_POLL_INTERVAL_S = 0.2
 # A learner worker may die at its start because of a short problem on its node. It holds nothing yet, so starting it
 # again costs only seconds, while a failed run would lose its turn in a queue.
 MAX_LEARNER_STARTS = 3
@@ -54,6 +57,8 @@ class RaySystem:
         connect(self.config)
         try:
             bundles, self._group = place_on_cluster(self.config)
+            self._with_gpus = any(bundle.num_gpus for bundle in bundles)
+            self.config = with_backend(self.config, with_gpus=self._with_gpus)
         except BaseException:
             ray.shutdown()
             raise
@@ -64,13 +69,9 @@ class RaySystem:
             place.setdefault(bundle.role, []).append(options)
         self._learner_options = place["learner"]
         self._ranks = self._spawn_ranks()
-        engines = [bundle for bundle in bundles if bundle.role == "rollout"]
-        self._engines = [
-            self._spawn(RolloutEngine, "rollout", i, o | _engine_env(self.config))(
-                self.config, self.model_dir, i, self._shared_devices(engines[i])
-            )
-            for i, o in enumerate(place["rollout"])
-        ]
+        self._engine_options = place["rollout"]
+        self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
+        self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
         # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
         self._workers = [
             self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1})(self.config.reward)
@@ -91,6 +92,31 @@ class RaySystem:
             ray.kill(rank)
         self._ranks = self._spawn_ranks()
 
+    def _spawn_engine(self, index: int) -> Any:
+        options = self._engine_options[index] | _engine_env(self.config)
+        spawn = self._spawn(RolloutEngine, "rollout", index, options)
+        return spawn(self.config, self.model_dir, index, self._engine_devices[index])
+
+    async def restart_engine(self, index: int) -> Any:
+        """Kill an engine, dead or alive, and start another in its bundle; returns the new actor once it is up.
+
+        It stands in the place of the old one in the list that the pool was given, and is stale until it is refit.
+        Raises TimeoutError after learner.timeout_s.
+        """
+        limit, what = self.config.learner.timeout_s, f"rollout engine {index} to start again"
+        ray.kill(self._engines[index])
+        self._engines[index] = await within(self._spawn_when_free(index), limit, "learner.timeout_s", what)
+        await within(self._engines[index].ready.remote(), limit, "learner.timeout_s", what)
+        return self._engines[index]
+
+    async def _spawn_when_free(self, index: int) -> Any:
+        # The name stays taken, and the bundle in use, until Ray has seen the end of the old process.
+        while True:
+            try:
+                return self._spawn_engine(index)
+            except ActorAlreadyExistsError:
+                await asyncio.sleep(NAME_POLL_INTERVAL_S)
+
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
         return cast(
@@ -110,6 +136,7 @@ class RaySystem:
 
         Returns False, and does nothing, when the configurations differ in what engines and workers were started with.
         """
+        config = with_backend(config, with_gpus=self._with_gpus)
         if _engine_settings(config) != _engine_settings(self.config):
             return False
         self.config = config
@@ -156,7 +183,7 @@ class RaySystem:
                 group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
         learner, dtype = self.config.learner, connecting.result()
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
-        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype)
+        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
@@ -239,5 +266,4 @@ def connect(config: Config) -> None:
 
 
 def _engine_env(config: Config) -> dict[str, Any]:
-    # OMP_NUM_THREADS is read when the process starts, before any of our code runs in it.
-    return {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads_per_engine)}}}
+    return {"runtime_env": {"env_vars": process_variables(config)}}

@@ -108,8 +108,13 @@ class InlineLearner:
         self._policy_version += 1
         return metrics
 
-    async def publish(self) -> list[WeightChunk]:
-        return []  # the rollouts sample from this very module
+    async def publish(self) -> AsyncIterator[WeightChunk]:
+        chunks: Sequence[WeightChunk] = ()  # the rollouts sample from this very module
+        for chunk in chunks:
+            yield chunk
+
+    async def sent(self) -> None:
+        return None
 
     async def save(self, folder: Path) -> None:
         export_model(self.policy.lm, self.model_dir, folder / "hf")

@@ -17,6 +17,8 @@ from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, Rollo
 
 # Some of a learner's weights, in a form that only the engines of the same system can read.
 WeightChunk = object
+# What a sync sent, in a form that only the engines of the same system can compare with what they received.
+SentWeights = object
 
 
 class WeightPublisher(Protocol):
@@ -27,8 +29,15 @@ class WeightPublisher(Protocol):
         """Number of `update` calls behind the present weights; 0 is the initial policy."""
         ...
 
-    async def publish(self) -> Sequence[WeightChunk]:
-        """The present weights in chunks, valid until the next call; no chunks when engines share the weights."""
+    def publish(self) -> AsyncIterator[WeightChunk]:
+        """The present weights in chunks, each as soon as it is ready and as long as somebody holds it.
+
+        No chunks when engines share the weights.
+        """
+        ...
+
+    async def sent(self) -> SentWeights:
+        """What the last sync sent, by the learner's own count."""
         ...
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# A tensor's bytes are read as rows of this many 64-bit words.
+ROW_WORDS = 1024
+# On a CPU so many rows at a time, 248 KiB: the second sum then reads them from the cache, and torch starts no threads,
+# whose meeting costs more than it saves where other processes want the same cores.
+CPU_BLOCK_ROWS = 31
+# Odd constants of the mixer splitmix64, as signed 64-bit numbers.
+_GAMMA, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 @dataclass(frozen=True)
@@ -20,22 +29,59 @@ class WeightSummary:
 
 
 @dataclass(frozen=True)
+class WorkerRecord:
+    """What one worker of an engine says after a sync.
+
+    received: the tensors that were handed to its model. unloaded: names of its parameters that took nothing, or not
+    all of their elements. stale: names of parameters that hold the new weights but are used in a copy that does not.
+    """
+
+    received: WeightSummary = WeightSummary()
+    unloaded: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """What one engine says after a sync: the version that it serves now, and what each of its workers received.
 
-    unloaded: names of the engine's parameters that the sync did not load.
+    unloaded, stale: see WorkerRecord; of any worker.
     """
 
     policy_version: int
     received: tuple[WeightSummary, ...] = ()
     unloaded: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, policy_version: int, workers: Sequence[WorkerRecord]) -> EngineRecord:
+        """The record of an engine from those of its workers, which `collective_rpc("weight_update_record")` gives."""
+        return cls(
+            policy_version,
+            tuple(worker.received for worker in workers),
+            tuple(dict.fromkeys(name for worker in workers for name in worker.unloaded)),
+            tuple(dict.fromkeys(name for worker in workers for name in worker.stale)),
+        )
 
 
 class Ledger:
-    """Adds up the tensors that pass, on either side."""
+    """Adds up the tensors that pass, on either side.
+
+    Nothing waits for a GPU until the summary is asked for: a tensor is read by its own device, in stream order.
+    """
 
     def __init__(self) -> None:
-        self.summary = WeightSummary()
+        self._labels: dict[str, str] = {}
+        self._digests: list[Tensor] = []
+        self._num_bytes = 0
+
+    @property
+    def summary(self) -> WeightSummary:
+        """Of all tensors so far."""
+        # One copy from the device, not one a tensor.
+        digests = [int(digest) for digest in torch.stack(self._digests).tolist()] if self._digests else []
+        checksum = sum(map(_mark, self._labels.values(), digests)) % 2**64
+        return WeightSummary(len(digests), self._num_bytes, checksum)
 
     def record(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The same pairs, each noted as it passes."""
@@ -44,18 +90,70 @@ class Ledger:
             yield name, tensor
 
     def note(self, name: str, tensor: Tensor) -> None:
-        """Count one full tensor under its checkpoint name."""
-        before = self.summary
-        self.summary = WeightSummary(
-            before.num_tensors + 1,
-            before.num_bytes + tensor.nbytes,
-            (before.checksum + tensor_checksum(name, tensor)) % 2**64,
-        )
+        """Count one full tensor under its checkpoint name. Raises ValueError when the name came before."""
+        if name in self._labels:
+            raise ValueError(f"weight {name} came twice in one sync")
+        self._labels[name] = _label(name, tensor)
+        self._digests.append(_digest(tensor))
+        self._num_bytes += tensor.nbytes
 
 
 def tensor_checksum(name: str, tensor: Tensor) -> int:
-    """A number that another name, type, shape or any other bytes would change; the same on every device."""
+    """A number below 2**64 that another name, type, shape, or any other bytes would change; the same on every device.
+
+    Sums of 64-bit integers wrap, so they are exact in any order, and no device or blocking changes them.
+    """
+    return _mark(_label(name, tensor), int(_digest(tensor)))
+
+
+def _label(name: str, tensor: Tensor) -> str:
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _mark(label: str, digest: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{label} {digest}".encode(), digest_size=8).digest(), "little")
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    """Of the bytes alone, a 0-dimensional int64 tensor on their device.
+
+    The bytes are a matrix of 64-bit words. Its column sums see what changes within a row, its row sums see rows that
+    change places. Each sum is mixed with its place before all are added, so that no two places are alike and the top
+    bit, whose even flips would cancel in a plain sum, counts like any other.
+    """
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    total = int(data.sum(dtype=torch.int64))
-    seed = int.from_bytes(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()[-8:], "little")
-    return (total * 0x9E3779B97F4A7C15 + seed) % 2**64
+    if data.data_ptr() % 8 or data.storage_offset() % 8:
+        data = data.clone()
+    row_bytes = 8 * ROW_WORDS
+    num_whole = data.numel() // row_bytes
+    whole = data[: num_whole * row_bytes].view(torch.int64).view(num_whole, ROW_WORDS)
+    rest = data[num_whole * row_bytes :]
+    columns, rows = _sums(whole)
+    if rest.numel():
+        # The last row is filled up with zeros; the label holds the size.
+        last = torch.zeros(row_bytes, dtype=torch.uint8, device=data.device)
+        last[: rest.numel()] = rest
+        words = last.view(torch.int64)
+        columns, rows = columns + words, torch.cat([rows, words.sum()[None]])
+    return _mix(columns, 1).sum() + _mix(rows, 1 + ROW_WORDS).sum()
+
+
+def _sums(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Column and row sums of an int64 matrix, which may have no rows."""
+    if words.device.type != "cpu":
+        return words.sum(0), words.sum(1)
+    columns = torch.zeros(words.shape[1], dtype=torch.int64)
+    rows = []
+    for block in words.split(CPU_BLOCK_ROWS):
+        columns += block.sum(0)
+        rows.append(block.sum(1))
+    return columns, torch.cat(rows)
+
+
+def _mix(values: Tensor, start: int) -> Tensor:
+    """splitmix64's mixer of each value and its place, counted from `start`."""
+    places = torch.arange(start, start + len(values), device=values.device)
+    mixed = values + places * _GAMMA
+    mixed = (mixed ^ (mixed >> 30)) * _FIRST
+    mixed = (mixed ^ (mixed >> 27)) * _SECOND
+    return mixed ^ (mixed >> 31)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Small enough that a learner rank never holds a second copy of the model, large enough to keep calls few.
-CHUNK_BYTES = 256 * 2**20
+# Small, so that the first chunk is soon there, the store holds little, and its pages are used again while they are
+# warm; large enough that calls do not count. `python -m tests.benchmarks weight_sync --chunk-mib` measures others.
+CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class PackedTensor:
 
 
 def pack_tensor(name: str, tensor: torch.Tensor) -> PackedTensor:
-    """`tensor` (any device and dtype) as host bytes under its Hugging Face name."""
+    """`tensor` (any device and dtype) as host bytes under its Hugging Face name.
+
+    The bytes of a contiguous tensor on the CPU are the tensor's own, so that putting them into the store is the only
+    copy; they keep its memory alive.
+    """
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return PackedTensor(
         name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), flat.view(torch.uint8).numpy()
@@ -44,14 +49,18 @@ def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
 
 
 def packed_chunks(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[PackedTensor]]:
-    """Lists of packed tensors, each of CHUNK_BYTES or more except the last. A tensor is never split."""
+    """Lists of packed tensors, each of at most CHUNK_BYTES, or of one larger tensor.
+
+    A tensor is never split, because an engine loads it whole. So the largest one, often the embedding, bounds from
+    below what the store must hold.
+    """
     chunk: list[PackedTensor] = []
     num_bytes = 0
     for name, tensor in named_tensors:
-        chunk.append(pack_tensor(name, tensor))
-        num_bytes += chunk[-1].data.nbytes
-        if num_bytes >= CHUNK_BYTES:
+        if chunk and num_bytes + tensor.nbytes > CHUNK_BYTES:
             yield chunk
             chunk, num_bytes = [], 0
+        chunk.append(pack_tensor(name, tensor))
+        num_bytes += tensor.nbytes
     if chunk:
         yield chunk

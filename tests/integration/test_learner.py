@@ -73,7 +73,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
         first = await learner.update(batches[0])
         await learner.save(tmp_path / "checkpoint")
         second = await learner.update(batches[1])
-        chunks = [await chunk for chunk in await learner.publish()]
+        chunks = [await chunk async for chunk in learner.publish()]
         await learner.load(tmp_path / "checkpoint", 1)
         again = await learner.update(batches[1])
         weights = {packed.name: unpack_tensor(packed).clone() for chunk in chunks for packed in chunk}

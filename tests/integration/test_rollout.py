@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,12 +46,19 @@ class LocalLearner:
         self.policy, self.settings = policy, UpdateSettings.from_config(config)
         self.engine = SimpleNamespace(forward=policy, device=torch.device("cpu"))
 
-    async def publish(self) -> list[Any]:
+    async def publish(self) -> AsyncIterator[Any]:
         import ray
 
+        from actors.weight_transfer.ledger import Ledger
         from actors.weight_transfer.packing import packed_chunks
 
-        return [ray.put(chunk) for chunk in packed_chunks(self.policy.lm.named_parameters())]
+        ledger = Ledger()
+        for chunk in packed_chunks(ledger.record(self.policy.lm.named_parameters())):
+            yield ray.put(chunk)
+        self.summary = ledger.summary
+
+    async def sent(self) -> Any:
+        return self.summary
 
     async def score(self, sequences: Any) -> list[Any]:
         from dphrl.learner.update import score_sequences

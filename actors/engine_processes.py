@@ -1,0 +1,40 @@
+"""What one engine leaves to the system: the shared memory of its worker processes."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+SHARED_MEMORY = Path("/dev/shm")
+# What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
+PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
+
+
+def forget_names_of_shared_memory() -> list[str]:
+    """Remove the names of the shared memory that this process and its children use; returns them.
+
+    Memory without a name is freed when the last process that uses it ends, in whatever way that happens. With its name
+    it would stay behind when an engine is killed, which is how Ray ends actors. Call it once all processes have what
+    they share.
+    """
+    here = psutil.Process()
+    mapped: set[int] = set()
+    for process in (here, *here.children(recursive=True)):
+        with suppress(OSError):
+            mapped |= _mapped_files(process.pid)
+    forgotten = []
+    for path in (path for pattern in PATTERNS for path in SHARED_MEMORY.glob(pattern)):
+        # The name that a process sees is not always that of the file: a semaphore is mapped before it gets its own.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino in mapped:
+                path.unlink()
+                forgotten.append(path.name)
+    return sorted(forgotten)
+
+
+def _mapped_files(process: int) -> set[int]:
+    """The inodes of files in shared memory that a process has mapped."""
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if f"{SHARED_MEMORY}/" in line}

@@ -1,0 +1,76 @@
+"""What vLLM is told when an engine starts: variables of its process, and the engine's arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from actors.weight_transfer.backends import engine_backend
+from dphrl.config.schema import Config
+from dphrl.learner.policy import dtype_name
+from dphrl.learner.repeatable import CUBLAS_WORKSPACE
+
+
+def worker_threads(config: Config) -> int:
+    """Computing threads of each of an engine's workers on a CPU, which share those of the engine."""
+    return max(1, config.rollout.threads_per_engine // config.rollout.tensor_parallel)
+
+
+def process_variables(config: Config) -> dict[str, str]:
+    """Variables that must be there when the engine's process starts, because libraries read them once."""
+    variables = {"OMP_NUM_THREADS": str(worker_threads(config))}
+    return variables | (CUBLAS_WORKSPACE if config.deterministic else {})
+
+
+def set_variables(config: Config, devices: Sequence[str] | None) -> None:
+    """Set what vLLM reads when it is imported, here and in its own worker processes, which inherit it.
+
+    devices: the GPUs to use if Ray assigned none. Call it before the first use of CUDA, which reads its variable once.
+    """
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    os.environ |= process_variables(config)
+    # The engine runs in this process: nothing is serialized, and Ray sees a crash.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # This one would overrule the cache's size in `engine_arguments`.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # A process of Ray has threads, so its children must not be forks. vLLM would find that out, and warn.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if config.rollout.tensor_parallel > 1:
+        # By itself vLLM gives each worker a NUMA node of its own, and refuses when there are fewer than workers.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if config.deterministic and torch.cuda.is_available():
+        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+
+
+def engine_arguments(config: Config, model_dir: str) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`."""
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    on_gpu, rollout = torch.cuda.is_available(), config.rollout
+    return {
+        "model": model_dir,
+        # Prompts come and completions leave as token ids, so vLLM needs no tokenizer, and the one that it would load
+        # is not always the model's own.
+        "skip_tokenizer_init": True,
+        "dtype": dtype_name(config.model.dtype),
+        "max_model_len": config.max_sequence_tokens,
+        "max_num_seqs": rollout.max_concurrent_sequences,
+        "tensor_parallel_size": rollout.tensor_parallel,
+        # In a placement group vLLM would make Ray actors of its workers, which find no bundle there. Processes of this
+        # actor use the GPUs that it was given.
+        "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
+        "gpu_memory_utilization": rollout.gpu_memory_utilization,
+        # For each worker. A GPU's memory decides by itself.
+        "kv_cache_memory_bytes": None if on_gpu else rollout.kv_cache_gib * 2**30 // rollout.tensor_parallel,
+        "enforce_eager": not on_gpu if rollout.enforce_eager is None else rollout.enforce_eager,
+        "trust_remote_code": config.model.trust_remote_code,
+        # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=engine_backend(config.sync)),
+        "disable_log_stats": True,
+    }

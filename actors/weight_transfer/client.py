@@ -1,0 +1,107 @@
+"""All engines as the one that vLLM's trainer side talks to, with a deadline on every answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.waiting import Actor
+from actors.weight_transfer.failures import EngineFailure, SyncFailedError
+from actors.weight_transfer.ledger import EngineRecord
+
+
+class EngineFleet:
+    """vLLM's `VLLMWeightSyncClient` over independent engines, each an actor with `width` workers.
+
+    In a group of processes the learner is rank 0, and the workers of engine i begin at rank 1 + i * width. (vLLM's own
+    client for Ray tells every engine the same rank.) Whatever thread of vLLM makes a call, `failed` is set as soon as
+    one engine fails in it, and `failures` and `cut` say more.
+    """
+
+    def __init__(self, engines: Sequence[Actor], width: int, limit_s: float) -> None:
+        """limit_s: of each call, for all engines together."""
+        self.engines, self.width, self.limit_s = list(engines), width, limit_s
+        self.policy_version = 0
+        self.failed = threading.Event()
+        self.failures: list[EngineFailure] = []
+        self.cut: set[int] = set()
+        self.records: dict[int, EngineRecord] = {}
+        self._in_session: set[int] = set()
+        self._num_calls = 0  # that are being waited for now
+        self._last_answer = time.monotonic()
+
+    @property
+    def world_size(self) -> int:
+        """Processes of a group of rank 0 of the learner and all workers."""
+        return 1 + len(self.engines) * self.width
+
+    def begin(self, policy_version: int) -> None:
+        """A new session; the version is what engines serve as after it."""
+        self.policy_version, self.records = policy_version, {}
+        self._last_answer = time.monotonic()
+
+    def idle_s(self) -> float:
+        """Seconds for which no engine has been asked for anything."""
+        return 0.0 if self._num_calls else time.monotonic() - self._last_answer
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        def join(index: int, engine: Actor) -> Any:
+            offset = {"rank_offset": 1 + index * self.width} if "rank_offset" in init_info else {}
+            return engine.init_weight_transfer_engine.remote(init_info | offset)
+
+        self._ask("join the learner's group", join)
+
+    def start_weight_update(self) -> None:
+        self._in_session = set(range(len(self.engines)))
+        self._ask("start a weight update", lambda _, engine: engine.start_weight_update.remote())
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        self._ask("take weights", lambda _, engine: engine.receive_weights.remote(update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        version = self.policy_version
+        self.records = self._ask(
+            "finish its weight update", lambda _, e: e.finish_weight_update.remote(version), last=True
+        )
+
+    def _ask(self, doing: str, call: Callable[[int, Actor], Any], *, last: bool = False) -> dict[int, Any]:
+        """Every engine's answer, by index. Raises SyncFailedError at the first that fails, or at the deadline.
+
+        last: whether an engine that answers has ended its session.
+        """
+        began = time.monotonic()
+        waiting = {call(index, engine): index for index, engine in enumerate(self.engines)}
+        answers: dict[int, Any] = {}
+        self._num_calls += 1
+        try:
+            while waiting:
+                left = max(0.0, self.limit_s - (time.monotonic() - began))
+                done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+                took = time.monotonic() - began
+                if not done:
+                    hung = [EngineFailure(i, doing, took, "hung", limit_s=self.limit_s) for i in waiting.values()]
+                    self._fail(hung, set())
+                index = waiting.pop(done[0])
+                try:
+                    answers[index] = ray.get(done[0])
+                except RayError as error:
+                    self._fail([EngineFailure.of(index, doing, took, error, self.limit_s)], set(waiting.values()))
+                if last:
+                    self._in_session.discard(index)
+        finally:
+            self._num_calls -= 1
+            self._last_answer = time.monotonic()
+        return answers
+
+    def _fail(self, failures: list[EngineFailure], unanswered: set[int]) -> None:
+        self.failures += failures
+        # An engine that has not answered may wait for the failed one without end, and vLLM does not begin a session
+        # before it has ended the last.
+        self.cut |= (unanswered | self._in_session) - {failure.index for failure in failures}
+        self.failed.set()
+        raise SyncFailedError(failures, self.cut)
