@@ -12,12 +12,12 @@ from typing import Any
 import ray
 import torch
 
-from actors.deepspeed_engine import DeepSpeedEngine
+from actors.deepspeed_engine import DeepSpeedEngine, build_policy
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.policy import dtype_name, load_policy
+from dphrl.learner.policy import dtype_name
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
@@ -76,12 +76,7 @@ class LearnerRank:
         )
         torch.manual_seed(self._config.seed)
         torch.use_deterministic_algorithms(self._config.deterministic)
-        policy = load_policy(
-            model_dir,
-            self._config.model,
-            temperature=self._config.rollout.temperature,
-            gradient_checkpointing=self._config.learner.gradient_checkpointing,
-        )
+        policy = build_policy(self._config, model_dir)
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
         self._policy = policy
