@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from actors.sharding import shard_model
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
-from dphrl.learner.policy import PolicyModel, dtype_name, load_reference
+from dphrl.learner.loading import load_policy, load_reference
+from dphrl.learner.policy import PolicyModel, dtype_name
 
 
 class DeepSpeedEngine:
@@ -23,25 +25,21 @@ class DeepSpeedEngine:
         import deepspeed
 
         learner = config.learner
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay)
-        self.module, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": learner.grad_clip,
-                "zero_optimization": {"stage": learner.zero_stage},
-                "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": dtype_name(config.model.dtype) == "bfloat16"},
-                # A bfloat16 sum over micro-batches would depend on how many there are.
-                "data_types": {"grad_accum_dtype": "fp32"},
-                "steps_per_print": 10**9,
-            },
+        settings = deepspeed_settings(config)
+        dtype = getattr(torch, dtype_name(config.model.dtype))
+        if learner.zero_stage == 3:
+            shard_model(policy, dtype, settings)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            lr=learner.lr,
+            weight_decay=learner.weight_decay,
+            # One kernel for all, on a CPU too. What it works on are DeepSpeed's float32 masters, which lie on the rank's
+            # device, or with learner.offload in host memory; the parameters here may still be elsewhere.
+            fused=True,
         )
+        self.module, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.device = torch.device(self.module.device)
-        # Every rank holds the whole reference model. Only baselines need one: rehearsal uses stored samples.
-        self.reference = load_reference(model_dir, config, self.device)
+        self.reference = _resident_reference(config, model_dir, settings, self.device)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.module(batch))
@@ -59,3 +57,53 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         self.module.step()
         return float(self.module.get_global_grad_norm())
+
+
+def build_policy(config: Config, model_dir: str) -> PolicyModel:
+    """The policy as `DeepSpeedEngine` takes it. Under ZeRO-3 its weights are still the files' own, mapped: the engine
+    converts and shards them, and nothing may hold them until then. Raises InputError: see `load_policy`."""
+    return load_policy(
+        model_dir,
+        config.model,
+        temperature=config.rollout.temperature,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+        keep_stored_dtype=config.learner.zero_stage == 3,
+    )
+
+
+def deepspeed_settings(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration."""
+    learner = config.learner
+    zero: dict[str, Any] = {"stage": learner.zero_stage}
+    if learner.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": learner.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own AdamW for the CPU would have to be compiled first; torch's fused one is there.
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype_name(config.model.dtype) == "bfloat16"},
+        # A bfloat16 sum over micro-batches would depend on how many there are.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+
+
+def _resident_reference(config: Config, model_dir: str, settings: dict[str, Any], device: torch.device) -> Any:
+    """The initial policy, frozen, and sharded like the trained one; None where the estimator needs none. Only baselines
+    need one: rehearsal uses stored samples."""
+    if config.learner.zero_stage < 3:
+        reference = load_reference(model_dir, config)
+        return None if reference is None else reference.to(device)
+    reference = load_reference(model_dir, config, keep_stored_dtype=True)
+    if reference is None:
+        return None
+    import deepspeed
+
+    own = settings | {"zero_optimization": {"stage": 3}}
+    shard_model(reference, getattr(torch, dtype_name(config.model.dtype)), own)
+    # An engine without an optimizer gathers each layer when its turn comes.
+    return deepspeed.initialize(model=reference, config=own)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.deepspeed_engine import DeepSpeedEngine
+from actors.deepspeed_engine import DeepSpeedEngine, build_policy
 from actors.waiting import Actor
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import SendOutcome
@@ -21,7 +21,7 @@ from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.policy import dtype_name, load_policy
+from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
@@ -84,12 +84,7 @@ class LearnerRank:
         )
         torch.manual_seed(self._config.seed)
         use_repeatable_kernels(self._config.deterministic)
-        policy = load_policy(
-            model_dir,
-            self._config.model,
-            temperature=self._config.rollout.temperature,
-            gradient_checkpointing=self._config.learner.gradient_checkpointing,
-        )
+        policy = build_policy(self._config, model_dir)
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
         self._policy = policy

@@ -24,7 +24,8 @@ from dphrl.data.schedule import completion_seed
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.policy import PolicyModel, load_policy, load_reference
+from dphrl.learner.loading import load_policy, load_reference
+from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
@@ -83,7 +84,8 @@ class InlineLearner:
             temperature=config.rollout.temperature,
             gradient_checkpointing=config.learner.gradient_checkpointing,
         ).to(device)
-        self.engine = TorchEngine(self.policy, config, load_reference(model_dir, config, device))
+        reference = load_reference(model_dir, config)
+        self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
         self.settings = UpdateSettings.from_config(config)
         self.weight_decay = config.learner.weight_decay
         self.model_dir = model_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def tensor_names(folder: Path) -> set[str]:
         with safe_open(path, framework="pt") as file:
             names.update(file.keys())
     return names
+
+
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the tensors of each number type (F32, BF16, ...) in a model folder's safetensors files."""
+    sizes: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            # https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, then the header.
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
+    return sizes
 
 
 def copy_untrained_files(model: Path | str, target: Path) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dphrl.algo.logprobs import token_logprobs
-from dphrl.config.loading import InputError
-from dphrl.config.model import ModelConfig
-from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
-from dphrl.model_files import model_folder, tensor_names
 
 
 class PolicyModel(nn.Module):
@@ -56,95 +51,6 @@ def dtype_name(dtype: str) -> str:
     if dtype == "auto":
         return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
     return dtype
-
-
-def load_policy(
-    path: str, config: ModelConfig, *, temperature: float, gradient_checkpointing: bool = False
-) -> PolicyModel:
-    """The policy from an HF directory or hub name, with gradients on; in training mode for gradient checkpointing only.
-
-    Raises InputError when weights are missing in it, when engines would load another output head, when the model
-    scales its logits after the head, which the log-probs here would miss, or when gradient checkpointing would switch
-    on dropout.
-    """
-    from transformers import AutoModelForCausalLM
-
-    lm, loading = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=getattr(torch, dtype_name(config.dtype)),
-        attn_implementation=config.attention,
-        trust_remote_code=config.trust_remote_code,
-        output_loading_info=True,
-    )
-    _check_weights(lm, path, sorted(loading["missing_keys"]))
-    _settle_head(lm, path)
-    text_config = lm.config.get_text_config()
-    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(text_config, field, None) not in (None, 1, 1.0):
-            raise InputError(f"model.path: {path} scales its logits ({field}), which is not supported yet")
-    if gradient_checkpointing:
-        # transformers checkpoints only in training mode. Dropout must be off there: see PolicyModel.
-        dropouts = [
-            name
-            for name, value in text_config.to_dict().items()
-            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
-        ]
-        if dropouts:
-            raise InputError(f"model.path: {path} has dropout; set {', '.join(dropouts)} to 0 in its config.json")
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train(gradient_checkpointing)
-    return PolicyModel(lm, temperature)
-
-
-def _check_weights(lm: Any, path: str, missing: Sequence[str]) -> None:
-    """Raises InputError when weights are `missing` (their names) in the model at `path`: transformers would fill them
-    with random numbers."""
-    if not missing:
-        return
-    hint = ""
-    if any("lm_head" in name for name in missing):
-        hint = "; if its output head is the embedding, set tie_word_embeddings to true in its config.json"
-    raise InputError(
-        f"model.path: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}, which would start at "
-        f"random{hint}"
-    )
-
-
-def _settle_head(lm: Any, path: str) -> None:
-    """Make the configuration say whether the output head is tied, where the checkpoint contradicts it.
-
-    transformers ties only if the tensors allow it, and vLLM decides by their names. Raises InputError for a checkpoint
-    with which the two would end with different heads.
-    """
-    head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
-    if not getattr(lm.config, "tie_word_embeddings", False) or head is None:
-        return
-    stored = tensor_names(model_folder(path))
-    if head.weight is embedding.weight:
-        name = next(name for name, parameter in lm.named_parameters() if parameter is embedding.weight)
-        tail = ".".join(name.split(".")[-2:])
-        if stored and not any(one.endswith(tail) for one in stored):
-            raise InputError(
-                f"model.path: {path} stores its tied embedding as the output head only, where engines would not find "
-                f"it; rename the tensor to {name}"
-            )
-        return
-    if not stored:
-        raise InputError(
-            f"model.path: {path} stores an output head that differs from its embedding, though its config.json ties "
-            "them, and engines would not see it in .bin files; set tie_word_embeddings to false in its config.json"
-        )
-    # An export that says tied would be read without its head by programs that believe the configuration.
-    for config in (lm.config, lm.config.get_text_config()):
-        config.tie_word_embeddings = False
-
-
-def load_reference(path: str, config: Config, device: str | torch.device) -> PolicyModel | None:
-    """A frozen copy of the initial policy on `device`; None when the config's estimator needs none."""
-    if not config.uses_reference_model:
-        return None
-    reference = load_policy(path, config.model, temperature=config.rollout.temperature)
-    return reference.requires_grad_(False).to(device)
 
 
 def use_packing(packing: str, attention: str) -> bool:

@@ -26,7 +26,7 @@ def engine(ray_cluster: None, make_config: Any, tiny_dir: str) -> Iterator[Any]:
 
 
 def perturbed_policy(tiny_dir: str, config: Any, scale: float) -> Any:
-    from dphrl.learner.policy import load_policy
+    from dphrl.learner.loading import load_policy
 
     policy = load_policy(tiny_dir, config.model, temperature=config.rollout.temperature)
     generator = torch.Generator().manual_seed(1)

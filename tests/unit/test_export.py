@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner
 from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.policy import load_policy
+from dphrl.learner.loading import load_policy
 from tests.model_folders import EMBEDDING, HEAD, write_head, write_tokenizer
 
 # A model is shipped with these: transformers reads it, and refuses to save it.
