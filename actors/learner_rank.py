@@ -16,6 +16,7 @@ from actors.deepspeed_engine import DeepSpeedEngine
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
+from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import dtype_name, load_policy
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
@@ -88,6 +89,8 @@ class LearnerRank:
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
         self._settings = UpdateSettings.from_config(self._config)
+        if self._settings.packed:
+            check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
         return {

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
+from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
@@ -85,6 +86,8 @@ class InlineLearner:
         ).to(device)
         self.engine = TorchEngine(self.policy, config, load_reference(model_dir, config, device))
         self.settings = UpdateSettings.from_config(config)
+        if self.settings.packed:
+            check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
         self.model_dir = model_dir
         check_exportable(self.policy.lm, model_dir)

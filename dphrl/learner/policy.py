@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dphrl.algo.logprobs import token_logprobs
 from dphrl.config.loading import InputError
 from dphrl.config.model import ModelConfig
 from dphrl.config.schema import Config
+from dphrl.learner.attention import check_kernel_device, needs_padding_mask
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.head import LogprobHead, install_logprob_head
 from dphrl.model_files import model_folder, tensor_names
 
 
@@ -24,28 +25,25 @@ class PolicyModel(nn.Module):
     """
 
     def __init__(self, lm: nn.Module, temperature: float) -> None:
+        """Puts a LogprobHead in the place of `lm`'s output head. Raises ValueError when that is not a linear layer."""
         super().__init__()
+        install_logprob_head(lm)
         self.lm = lm
         self.temperature = temperature
+        self.needs_padding_mask = needs_padding_mask(lm)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         lm = cast(Any, self.lm)
         hidden_BTD = lm.base_model(
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_BT,
-            attention_mask=batch.attention_mask_BT,
+            attention_mask=batch.attention_mask_BT if self.needs_padding_mask else None,
             # With a cache, transformers would also not notice that position_ids mark packed sequences.
             use_cache=False,
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[batch.predictor_index_N]
-        return token_logprobs(
-            hidden_ND,
-            lm.get_output_embeddings(),
-            batch.target_ids_N,
-            vocab_size=lm.config.get_text_config().vocab_size,
-            max_targets=batch.max_targets,
-            temperature=self.temperature,
-        )
+        head = cast(LogprobHead, lm.get_output_embeddings())
+        return head.logprobs(hidden_ND, batch.target_ids_N, self.temperature)
 
 
 def dtype_name(dtype: str) -> str:
@@ -63,12 +61,13 @@ def load_policy(
 ) -> PolicyModel:
     """The policy from an HF directory or hub name, with gradients on; in training mode for gradient checkpointing only.
 
-    Raises InputError when weights are missing in it, when engines would load another output head, when the model
-    scales its logits after the head, which the log-probs here would miss, or when gradient checkpointing would switch
-    on dropout.
+    Raises InputError when the attention kernel does not run here, when weights are missing in it, when engines would
+    load another output head, when the head is not linear, when the model scales its logits after the head, which the
+    log-probs here would miss, or when gradient checkpointing would switch on dropout.
     """
     from transformers import AutoModelForCausalLM
 
+    check_kernel_device(config.attention, dtype_name(config.dtype))
     lm, loading = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype_name(config.dtype)),
@@ -93,7 +92,10 @@ def load_policy(
             raise InputError(f"model.path: {path} has dropout; set {', '.join(dropouts)} to 0 in its config.json")
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train(gradient_checkpointing)
-    return PolicyModel(lm, temperature)
+    try:
+        return PolicyModel(lm, temperature)
+    except ValueError as error:
+        raise InputError(f"model.path: {path} cannot be trained: {error}") from error
 
 
 def _check_weights(lm: Any, path: str, missing: Sequence[str]) -> None:
@@ -145,8 +147,3 @@ def load_reference(path: str, config: Config, device: str | torch.device) -> Pol
         return None
     reference = load_policy(path, config.model, temperature=config.rollout.temperature)
     return reference.requires_grad_(False).to(device)
-
-
-def use_packing(packing: str, attention: str) -> bool:
-    """Whether rows are packed: `auto` packs only where a variable-length kernel makes this cheaper than padding."""
-    return packing == "packed" or (packing == "auto" and attention == "flash_attention_2")
