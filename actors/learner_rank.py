@@ -20,6 +20,7 @@ from actors.weight_transfer.ledger import Ledger, WeightSummary
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
+from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import use_repeatable_kernels
@@ -96,6 +97,8 @@ class LearnerRank:
             self._source = LearnerSource(self._weights, records=self._rank == 0)
             self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
         self._settings = UpdateSettings.from_config(self._config)
+        if self._settings.packed:
+            check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
         return {

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
+from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
@@ -87,6 +88,8 @@ class InlineLearner:
         reference = load_reference(model_dir, config)
         self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
         self.settings = UpdateSettings.from_config(config)
+        if self.settings.packed:
+            check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
         self.model_dir = model_dir
         check_exportable(self.policy.lm, model_dir)

@@ -69,7 +69,7 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         check_reward(config.reward)
         model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-        vocab_size = _check_length(config, model_dir)
+        vocab_size = _check_model(config, model_dir)
         loaded = load_prompts(config.data.train, config, tokenizer, console, duplicates=config.data.duplicates)
         notes = [*loaded.notes]
         evaluations = []
@@ -170,11 +170,15 @@ def _task(console: Console, description: str, total: int, wanted: bool) -> Itera
         yield advance
 
 
-def _check_length(config: Config, model_dir: str) -> int | None:
-    """Returns the size of the model's vocabulary. Raises InputError when sequences are longer than the model reads."""
+def _check_model(config: Config, model_dir: str) -> int | None:
+    """Returns the size of the model's vocabulary. Raises InputError when sequences are longer than the model reads, or
+    when it has no such attention kernel."""
     from transformers import AutoConfig
 
+    from dphrl.learner.attention import check_kernel
+
     model_config = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
+    check_kernel(config.model, model_config)
     longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.max_sequence_tokens > longest:
         raise InputError(

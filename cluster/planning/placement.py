@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dphrl.config.model import GPU_KERNELS
 from dphrl.config.schema import Config
 
 # Shares are decimal fractions, and sums of them have rounding errors.
@@ -75,7 +76,12 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> list[Bundle]:
 
     Raises PlacementError when the nodes cannot hold the plan.
     """
-    bundles = plan_bundles(config, with_gpus=any(node.num_gpus for node in nodes))
+    with_gpus = any(node.num_gpus for node in nodes)
+    if not with_gpus and (why := GPU_KERNELS.get(config.model.attention)):
+        raise PlacementError(
+            f"needs a GPU for model.attention: {config.model.attention} ({why}; sdpa needs none), and no node has one"
+        )
+    bundles = plan_bundles(config, with_gpus=with_gpus)
     if reason := shortfall(bundles, nodes):
         raise PlacementError(reason)
     for layout in _learner_layouts(bundles, nodes):

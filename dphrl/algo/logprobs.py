@@ -1,68 +1,60 @@
 """Token log-probabilities and entropies from hidden states, without ever holding [N, V] logits.
 
-The output head runs on chunks of tokens, once in forward and again in backward. So the memory beyond the inputs and
-their gradients is a few [chunk, V] buffers, whatever the number of tokens. The price is one more product with the
-head: four instead of three.
+The output head's weight is multiplied with chunks of tokens, once in forward and again in backward. So the memory
+beyond the inputs and their gradients is a few [chunk, V] buffers, whatever the number of tokens. The price is one more
+product with the head: four instead of three.
+
+Logits are float32 at least, whatever the weights: rounded to bfloat16, a logit of 20 would be off by up to 0.06.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-# float32 logits [chunk, V] take at most this many bytes; this is large enough to keep the product efficient.
-CHUNK_BYTES = 64 * 2**20
+# float32 logits [chunk, V] take at most this many bytes. A CPU's products are efficient with few tokens; a GPU's read
+# the whole weight for every chunk, so that small chunks would cost more memory traffic than arithmetic.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 
 
 def token_logprobs(
     hidden_ND: Tensor,
-    head: nn.Module,
+    weight_VD: Tensor,
     target_ids_N: Tensor,
     *,
-    vocab_size: int,
+    bias_V: Tensor | None = None,
     temperature: float = 1.0,
-    max_targets: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the entropy of the distribution it is drawn from, in nats.
 
-    hidden_ND: the hidden state that predicts each target. target_ids_N: int64. head: maps [chunk, D] to logits
-    [chunk, V]. max_targets: the largest N of all ranks in this call, for a head whose call is a collective; None means
-    this rank's N. Returns (logprobs_N, entropy_N) in float32 (float64 for float64 logits), both differentiable.
+    hidden_ND: the hidden state that predicts each target. weight_VD, bias_V: the output head's, in hidden's dtype.
+    target_ids_N: int64. Returns (logprobs_N, entropy_N) in float32 (float64 for float64 inputs), both differentiable.
     """
-    chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
-    weight = getattr(head, "weight", None)
-    # A head of another kind must be called, and so must one whose weight is gathered around its forward (ZeRO-3).
-    plain = isinstance(head, nn.Linear) and head.bias is None and not hasattr(weight, "ds_tensor")
-    if plain and weight is not None:
-        logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight, target_ids_N, temperature, chunk)  # type: ignore[no-untyped-call]
-        return logprobs_N, entropy_N
-    # Every rank makes the same number of calls, even with few tokens: under ZeRO-3 each call gathers the weight.
-    num_chunks = max(1, math.ceil(max(len(target_ids_N), max_targets or 0) / chunk))
-    pieces = zip(hidden_ND.tensor_split(num_chunks), target_ids_N.tensor_split(num_chunks), strict=True)
-    parts = [
-        checkpoint(_called_logprobs, hidden, targets, head, temperature, use_reentrant=False)
-        for hidden, targets in pieces
-    ]
-    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
+    logprobs_N, entropy_N = _LinearLogprobs.apply(hidden_ND, weight_VD, bias_V, target_ids_N, temperature)  # type: ignore[no-untyped-call]
+    return logprobs_N, entropy_N
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    return CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """log_softmax(hidden @ weight.T / temperature) at the targets, and its entropy H.
+    """log_softmax((hidden @ weight.T + bias) / temperature) at the targets, and its entropy H.
 
     With z = logits / temperature and p = softmax(z): d logprob / dz = one_hot - p and dH / dz = -p (log p + H).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_ids_N: Tensor, temperature: float, chunk: int
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_ids_N: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
+        chunk = max(1, _chunk_bytes(hidden_ND.device) // (4 * len(weight_VD)))
         logprobs, entropies, normalizers = [], [], []
         for hidden, targets in zip(hidden_ND.split(chunk), target_ids_N.split(chunk), strict=True):
-            logits = _logits(hidden, weight_VD, temperature)
+            logits = _logits(hidden, weight_VD, bias_V, temperature)
             chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             normalizer = logits.logsumexp(-1)
             # Entropy = log Z - E[logit], computed in place: a third [chunk, V] buffer would raise the peak of memory.
@@ -70,28 +62,26 @@ class _LinearLogprobs(torch.autograd.Function):
             entropies.append(normalizer - probabilities.mul_(logits).sum(-1))
             logprobs.append(chosen - normalizer)
             normalizers.append(normalizer)
-        empty = _logits(hidden_ND[:0], weight_VD, temperature).sum(-1)
-        normalizer_N = torch.cat(normalizers) if normalizers else empty
-        entropy_N = torch.cat(entropies) if entropies else empty
-        ctx.save_for_backward(hidden_ND, weight_VD, target_ids_N, normalizer_N, entropy_N)
+        normalizer_N, entropy_N = torch.cat(normalizers), torch.cat(entropies)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_ids_N, normalizer_N, entropy_N)
         ctx.temperature, ctx.chunk = temperature, chunk
         # When nobody differentiates the entropy, its gradient arrives as None and costs nothing.
         ctx.set_materialize_grads(False)
-        return (torch.cat(logprobs) if logprobs else empty), entropy_N
+        return torch.cat(logprobs), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden_ND, weight_VD, target_ids_N, normalizer_N, entropy_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden_ND, weight_VD, bias_V, target_ids_N, normalizer_N, entropy_N = ctx.saved_tensors
         logprob_grad = torch.zeros_like(normalizer_N) if gradients[0] is None else gradients[0]
         entropy_grad = gradients[1]
-        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        # The sum over chunks is float32 at least: a bfloat16 sum of many chunks would lose the small ones.
-        sum_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight_VD, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        # Sums over chunks are float32 at least: a bfloat16 sum of many chunks would lose the small ones.
+        grad_weight = torch.zeros_like(weight_VD, dtype=normalizer_N.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=normalizer_N.dtype) if needs_bias else None
         for start in range(0, len(target_ids_N), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            hidden = hidden_ND[part]
-            grad_logits = _logits(hidden, weight_VD, ctx.temperature)
+            grad_logits = _logits(hidden_ND[part], weight_VD, bias_V, ctx.temperature)
             grad_logits.sub_(normalizer_N[part].unsqueeze(-1))
             scale = (logprob_grad[part] / ctx.temperature).unsqueeze(-1)
             if entropy_grad is None:
@@ -101,27 +91,65 @@ class _LinearLogprobs(torch.autograd.Function):
                 pull = (grad_logits + entropy_N[part].unsqueeze(-1)).mul_(slope).add_(scale)
                 grad_logits.exp_().mul_(pull.neg_())
             grad_logits.scatter_add_(-1, target_ids_N[part].unsqueeze(-1), scale)
-            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_bias is not None:
+                grad_bias.add_(grad_logits.sum(0))
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight_VD, out=grad_hidden[part])
+                _times_weight(grad_logits, weight_VD, out=grad_hidden[part])
             if grad_weight is not None:
-                if sum_dtype == hidden.dtype:
-                    grad_weight.addmm_(grad_logits.T, hidden)
-                else:
-                    grad_weight.add_(grad_logits.T @ hidden)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None, None
+                _add_outer(grad_weight, grad_logits, hidden_ND[part])
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_VD.dtype),
+            None if grad_bias is None else grad_bias.to(weight_VD.dtype),
+            None,
+            None,
+        )
 
 
-def _logits(hidden: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    logits = hidden @ weight_VD.T
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+def _logits(hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+    if _is_wide(weight_VD):
+        logits = hidden @ weight_VD.T
+    elif hidden.is_cuda:
+        logits = torch.mm(hidden, weight_VD.T, out_dtype=torch.float32)
+    else:
+        hidden = hidden.float()
+        logits = hidden.new_empty(len(hidden), len(weight_VD))
+        for rows in _blocks(weight_VD):
+            torch.mm(hidden, weight_VD[rows].float().T, out=logits[:, rows])
+    if bias_V is not None:
+        logits += bias_V
     # Temperature is part of the policy: engines report log-probs after dividing by it, so the learner divides too.
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _called_logprobs(hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+def _times_weight(grad_logits: Tensor, weight_VD: Tensor, out: Tensor) -> None:
+    """out = grad_logits @ weight."""
+    if _is_wide(weight_VD) or weight_VD.is_cuda:
+        torch.mm(grad_logits.to(weight_VD.dtype), weight_VD, out=out)
+        return
+    total = grad_logits.new_zeros(out.shape)
+    for rows in _blocks(weight_VD):
+        total.addmm_(grad_logits[:, rows], weight_VD[rows].float())
+    out.copy_(total)
+
+
+def _add_outer(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """grad_weight += grad_logits.T @ hidden, summed in grad_weight's dtype."""
+    if _is_wide(hidden) or not hidden.is_cuda:
+        grad_weight.addmm_(grad_logits.T, hidden.to(grad_weight.dtype))
+        return
+    grad_logits = grad_logits.to(hidden.dtype)
+    for rows in _blocks(grad_weight):
+        grad_weight[rows].add_(torch.mm(grad_logits[:, rows].T, hidden, out_dtype=grad_weight.dtype))
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    """Whether products in this dtype are float32 at least. A product of others would be rounded to their few bits."""
+    return tensor.dtype in (torch.float32, torch.float64)
+
+
+def _blocks(weight_VD: Tensor) -> Iterator[slice]:
+    """Rows of the weight whose float32 copy takes no more than a chunk of logits."""
+    num_rows = max(1, _chunk_bytes(weight_VD.device) // (4 * weight_VD.shape[1]))
+    for start in range(0, len(weight_VD), num_rows):
+        yield slice(start, start + num_rows)

@@ -32,9 +32,10 @@ class LearnerConfig(Section):
     data.max_prompt_tokens + rollout.max_tokens. More are faster and take more memory for activations; the gradient is
     the same."""
     packing: Literal["auto", "packed", "padded"] = "auto"
-    """How rows share a micro-batch. packed puts them end to end in one sequence, without padding, and needs flash
-    attention to be fast; padded puts rows of like length side by side. auto is packed with model.attention:
-    flash_attention_2, else padded."""
+    """How rows share a micro-batch. packed puts them end to end in one sequence, without padding, which is faster with
+    model.attention: flash_attention_2 or flex_attention and slower with others; padded puts rows of like length side by
+    side. auto is packed with these two, else padded. A model in which packed rows would see each other is refused when
+    the learner starts."""
     gradient_checkpointing: bool = False
     """Whether activations are computed a second time in the backward pass instead of being kept. It saves most of
     their memory and costs about one more forward pass."""

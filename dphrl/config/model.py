@@ -6,6 +6,12 @@ from typing import Literal
 
 from dphrl.config.section import PositiveFloat, PositiveInt, Section
 
+# Kernels that tell packed rows apart without a mask of all pairs, and what each needs a GPU for.
+GPU_KERNELS = {
+    "flash_attention_2": "the package flash-attn is CUDA code",
+    "flex_attention": "on a CPU PyTorch has no backward pass for it",
+}
+
 
 class LoraConfig(Section):
     rank: PositiveInt = 16
@@ -26,9 +32,10 @@ class ModelConfig(Section):
     CPU, where bfloat16 is emulated and several times slower. float32 doubles the memory and narrows the gap between
     the log-probs of engine and learner."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """The learner's attention kernel. flash_attention_2 needs its package and a GPU, and lets rows be packed without
-    padding; eager is the slowest. It is part of the reference fingerprint, because another kernel rounds differently:
-    a change samples the reference buffer anew."""
+    """The learner's attention kernel. flash_attention_2 and flex_attention let rows be packed without padding and need
+    a GPU; the first also needs its package (the extra dphrl[flash]) and bfloat16, the second comes with PyTorch, which
+    compiles it at the first step. eager is the slowest. It is part of the reference fingerprint, because another kernel
+    rounds differently: a change samples the reference buffer anew."""
     lora: LoraConfig | None = None
     """Adapters of low rank that are trained instead of the model's own weights; null trains all weights."""
     trust_remote_code: bool = False

@@ -36,22 +36,11 @@ class MicroBatch:
     weights_N: Tensor
     is_policy_N: Tensor
     row_index_N: Tensor
-    # The largest number of target tokens that any rank has in this turn. A head whose weight is gathered (ZeRO-3)
-    # must be called equally often on every rank.
-    max_targets: int
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
-
-
-@dataclass(frozen=True)
-class PlannedMicroBatch:
-    """The rows of one micro-batch, and the largest number of target tokens that any rank has in the same turn."""
-
-    rows: Sequence[TrainRow]
-    max_targets: int
 
 
 def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
@@ -88,7 +77,7 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
 
 def plan_micro_batches(
     rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool
-) -> list[PlannedMicroBatch]:
+) -> list[list[TrainRow]]:
     """This rank's micro-batches of a mini-batch. `rows` is the whole mini-batch, the same on every rank.
 
     Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
@@ -100,18 +89,11 @@ def plan_micro_batches(
     shortest = min(rows, key=lambda row: row.num_tokens)
     filler = replace(shortest, weight=0.0)
     num_turns = max(len(plan) for plan in plans)
-    turns = list(zip(*[plan + [[filler]] * (num_turns - len(plan)) for plan in plans], strict=True))
-    most = [max(sum(row.num_completion_tokens for row in group) for group in turn) for turn in turns]
-    return [PlannedMicroBatch(turn[rank], max_targets) for turn, max_targets in zip(turns, most, strict=True)]
+    return plans[rank] + [[filler]] * (num_turns - len(plans[rank]))
 
 
-def collate(
-    rows: Sequence[TrainRow], *, packed: bool, max_targets: int | None = None, pad_token_id: int = 0
-) -> MicroBatch:
-    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest].
-
-    max_targets: see MicroBatch; None means the number of targets of this micro-batch.
-    """
+def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) -> MicroBatch:
+    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest]."""
     lengths = [row.num_tokens for row in rows]
     if packed:
         width, starts = sum(lengths), [sum(lengths[:i]) for i in range(len(rows))]
@@ -145,5 +127,4 @@ def collate(
         weights_N=per_token([row.weight for row in rows], torch.float32),
         is_policy_N=per_token([row.kind is RowKind.POLICY for row in rows], torch.bool),
         row_index_N=torch.arange(len(rows)).repeat_interleave(counts),
-        max_targets=len(targets) if max_targets is None else max_targets,
     )

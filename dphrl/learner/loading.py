@@ -16,6 +16,7 @@ import torch
 from dphrl.config.loading import InputError
 from dphrl.config.model import ModelConfig
 from dphrl.config.schema import Config
+from dphrl.learner.attention import check_kernel_device
 from dphrl.learner.policy import PolicyModel, dtype_name
 from dphrl.model_files import model_folder, tensor_names, tensor_sizes
 
@@ -36,10 +37,11 @@ def load_policy(
     """The policy from an HF directory or hub name, with gradients on; in training mode for gradient checkpointing only.
 
     keep_stored_dtype: leave the weights in the files' number type, where they are mapped and not copied; whoever asks
-    for it converts them to the configuration's. Raises InputError when weights are missing in it, when engines would
-    load another output head, when the model scales its logits after the head, which the log-probs here would miss, or
-    when gradient checkpointing would switch on dropout.
+    for it converts them to the configuration's. Raises InputError when the attention kernel does not run here, when weights
+    are missing, when engines would load another output head, when the head is not linear, when the model scales its
+    logits after the head, which the log-probs here would miss, or when gradient checkpointing would switch on dropout.
     """
+    check_kernel_device(config.attention, dtype_name(config.dtype))
     dtype = getattr(torch, dtype_name(config.dtype))
     lm = _mapped_lm(path, config, dtype) if keep_stored_dtype else _read_lm(path, config, dtype)
     _settle_head(lm, path)
@@ -58,7 +60,10 @@ def load_policy(
             raise InputError(f"model.path: {path} has dropout; set {', '.join(dropouts)} to 0 in its config.json")
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train(gradient_checkpointing)
-    return PolicyModel(lm, temperature)
+    try:
+        return PolicyModel(lm, temperature)
+    except ValueError as error:
+        raise InputError(f"model.path: {path} cannot be trained: {error}") from error
 
 
 def load_reference(path: str, config: Config, *, keep_stored_dtype: bool = False) -> PolicyModel | None:

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dphrl.algo.logprobs import token_logprobs
+from dphrl.learner.attention import needs_padding_mask
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.head import LogprobHead, install_logprob_head
 
 
 class PolicyModel(nn.Module):
@@ -19,28 +20,25 @@ class PolicyModel(nn.Module):
     """
 
     def __init__(self, lm: nn.Module, temperature: float) -> None:
+        """Puts a LogprobHead in the place of `lm`'s output head. Raises ValueError when that is not a linear layer."""
         super().__init__()
+        install_logprob_head(lm)
         self.lm = lm
         self.temperature = temperature
+        self.needs_padding_mask = needs_padding_mask(lm)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         lm = cast(Any, self.lm)
         hidden_BTD = lm.base_model(
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_BT,
-            attention_mask=batch.attention_mask_BT,
+            attention_mask=batch.attention_mask_BT if self.needs_padding_mask else None,
             # With a cache, transformers would also not notice that position_ids mark packed sequences.
             use_cache=False,
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[batch.predictor_index_N]
-        return token_logprobs(
-            hidden_ND,
-            lm.get_output_embeddings(),
-            batch.target_ids_N,
-            vocab_size=lm.config.get_text_config().vocab_size,
-            max_targets=batch.max_targets,
-            temperature=self.temperature,
-        )
+        head = cast(LogprobHead, lm.get_output_embeddings())
+        return head.logprobs(hidden_ND, batch.target_ids_N, self.temperature)
 
 
 def dtype_name(dtype: str) -> str:
@@ -51,8 +49,3 @@ def dtype_name(dtype: str) -> str:
     if dtype == "auto":
         return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
     return dtype
-
-
-def use_packing(packing: str, attention: str) -> bool:
-    """Whether rows are packed: `auto` packs only where a variable-length kernel makes this cheaper than padding."""
-    return packing == "packed" or (packing == "auto" and attention == "flash_attention_2")

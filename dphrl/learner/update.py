@@ -19,8 +19,8 @@ from dphrl.algo.losses import DivergenceTerm, hybrid_loss
 from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, get_policy_loss
 from dphrl.config.algorithm import import_plugins
 from dphrl.config.schema import Config
-from dphrl.learner.batching import MicroBatch, PlannedMicroBatch, collate, plan_micro_batches
-from dphrl.learner.policy import use_packing
+from dphrl.learner.attention import use_packing
+from dphrl.learner.batching import MicroBatch, collate, plan_micro_batches
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
 
@@ -95,24 +95,24 @@ def run_update(
     old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
     for groups, old in zip(planned, old_logprobs, strict=True):
-        for i, part in enumerate(groups):
-            metrics = _train_micro_batch(part, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
+        for i, group in enumerate(groups):
+            metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
         totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / num_ranks
     return dict(totals)
 
 
-def _forward_only(planned: Sequence[PlannedMicroBatch], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
+def _forward_only(planned: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
     with torch.no_grad():
-        return [engine.forward(_collate(part, engine, settings))[0] for part in planned]
+        return [engine.forward(_collate(rows, engine, settings))[0] for rows in planned]
 
 
-def _collate(part: PlannedMicroBatch, engine: TrainEngine, settings: UpdateSettings) -> MicroBatch:
-    return collate(part.rows, packed=settings.packed, max_targets=part.max_targets).to(engine.device)
+def _collate(rows: Sequence[TrainRow], engine: TrainEngine, settings: UpdateSettings) -> MicroBatch:
+    return collate(rows, packed=settings.packed).to(engine.device)
 
 
 def _train_micro_batch(
-    part: PlannedMicroBatch,
+    rows: Sequence[TrainRow],
     old_logprobs_N: Tensor | None,
     engine: TrainEngine,
     settings: UpdateSettings,
@@ -120,7 +120,7 @@ def _train_micro_batch(
     *,
     last: bool,
 ) -> Metrics:
-    batch = _collate(part, engine, settings)
+    batch = _collate(rows, engine, settings)
     logprobs_N, entropy_N = engine.forward(batch)
     first_pass = old_logprobs_N is None
     old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
@@ -198,8 +198,8 @@ def score_sequences(
     )
     scored: dict[int, tuple[float, ...]] = {}
     for group, logprobs_N in zip(plan, _forward_only(plan, engine, settings), strict=True):
-        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in group.rows])
-        for row, logprobs in zip(group.rows, parts, strict=True):
+        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in group])
+        for row, logprobs in zip(group, parts, strict=True):
             if id(row) in place:
                 scored[place[id(row)]] = tuple(logprobs.tolist())
     return scored

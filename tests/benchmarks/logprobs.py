@@ -23,7 +23,7 @@ def _plain(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> torc
 def _chunked(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     from dphrl.algo.logprobs import token_logprobs
 
-    return token_logprobs(hidden, head, targets, vocab_size=VOCAB_SIZE)[0]
+    return token_logprobs(hidden, head.weight, targets)[0]
 
 
 SIDES: dict[str, Callable[..., torch.Tensor]] = {"plain": _plain, "chunked": _chunked}

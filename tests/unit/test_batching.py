@@ -131,9 +131,9 @@ def test_every_row_is_trained_once_within_the_budget(lengths: list[int], num_ran
         plan_micro_batches(rows, rank=r, num_ranks=num_ranks, max_tokens=40, packed=packed) for r in range(num_ranks)
     ]
     assert len({len(plan) for plan in plans}) == 1, "ranks must take part in the same number of collectives"
-    seen = [row.token_ids[0] for plan in plans for part in plan for row in part.rows if row.weight]
+    seen = [row.token_ids[0] for plan in plans for group in plan for row in group if row.weight]
     assert sorted(seen) == list(range(len(lengths)))
-    for group in (part.rows for plan in plans for part in plan):
+    for group in (group for plan in plans for group in plan):
         longest = max(row.num_tokens for row in group)
         assert (sum(row.num_tokens for row in group) if packed else longest * len(group)) <= 40
 
