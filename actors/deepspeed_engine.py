@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
+from dphrl.learner.lora import adapters_off, trained_parameters
 from dphrl.learner.policy import PolicyModel, dtype_name, load_reference
 
 
@@ -23,7 +24,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         learner = config.learner
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay)
+        optimizer = torch.optim.AdamW(trained_parameters(policy), lr=learner.lr, weight_decay=learner.weight_decay)
         self.module, *_ = deepspeed.initialize(
             model=policy,
             optimizer=optimizer,
@@ -47,7 +48,9 @@ class DeepSpeedEngine:
         return cast(tuple[Tensor, Tensor], self.module(batch))
 
     def reference_forward(self, batch: MicroBatch) -> Tensor:
-        assert self.reference is not None
+        if self.reference is None:
+            with adapters_off(self.module):
+                return cast(Tensor, self.module(batch)[0])
         return cast(Tensor, self.reference(batch)[0])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -60,7 +60,7 @@ ROOMS = {
     "chunks": "types config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
-    "prepare": "types config tokenizer models tracking rewards data",
+    "prepare": "types config tokenizer models learner tracking rewards data",
     "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
