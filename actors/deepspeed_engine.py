@@ -11,6 +11,7 @@ from actors.sharding import shard_model
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.loading import load_policy, load_reference
+from dphrl.learner.lora import adapters_off, trained_parameters
 from dphrl.learner.policy import PolicyModel, dtype_name
 
 
@@ -30,7 +31,7 @@ class DeepSpeedEngine:
         if learner.zero_stage == 3:
             shard_model(policy, dtype, settings)
         optimizer = torch.optim.AdamW(
-            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            trained_parameters(policy),
             lr=learner.lr,
             weight_decay=learner.weight_decay,
             # One kernel for all, on a CPU too. What it works on are DeepSpeed's float32 masters, which lie on the rank's
@@ -45,7 +46,9 @@ class DeepSpeedEngine:
         return cast(tuple[Tensor, Tensor], self.module(batch))
 
     def reference_forward(self, batch: MicroBatch) -> Tensor:
-        assert self.reference is not None
+        if self.reference is None:
+            with adapters_off(self.module):
+                return cast(Tensor, self.module(batch)[0])
         return cast(Tensor, self.reference(batch)[0])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -22,6 +22,7 @@ from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.export import check_exportable, export_model
+from dphrl.learner.lora import add_adapters, has_adapters, save_adapter
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
@@ -86,6 +87,7 @@ class LearnerRank:
         torch.manual_seed(self._config.seed)
         use_repeatable_kernels(self._config.deterministic)
         policy = build_policy(self._config, model_dir)
+        add_adapters(policy.lm, self._config.model.lora, self._config.seed)
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
         self._policy = policy
@@ -144,17 +146,26 @@ class LearnerRank:
         return outcome
 
     def save(self, folder: str) -> None:
-        """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too."""
-        self._engine.module.save_checkpoint(folder, tag="deepspeed")
+        """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too.
+
+        Of a policy with adapters the state holds these alone, and `folder/adapter` has them as peft reads them.
+        """
+        lm = self._policy.lm
+        self._engine.module.save_checkpoint(folder, tag="deepspeed", exclude_frozen_parameters=has_adapters(lm))
         if self._rank != 0:
             self._weights.join()
+            self._weights.join_adapters()
             return
-        state = {name: parameter.detach().cpu().clone() for name, parameter in self._weights}
-        export_model(self._policy.lm, self._model_dir, Path(folder) / "hf", state)
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._weights}
+        export_model(lm, self._model_dir, Path(folder) / "hf", state)
+        if adapters := {name: tensor.detach().cpu().clone() for name, tensor in self._weights.adapters()}:
+            save_adapter(lm, self._model_dir, Path(folder) / "adapter", adapters)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote. Raises RuntimeError when there is no such checkpoint."""
-        path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed")
+        # The frozen weights of a policy with adapters are not in it.
+        whole = not has_adapters(self._policy.lm)
+        path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed", load_module_strict=whole)
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
         # The state brings the weight decay that it was saved with, and below stage 3 the clipping; the configuration's

@@ -183,6 +183,8 @@ class RaySystem:
                 group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
         learner, dtype = self.config.learner, connecting.result()
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
+        if self.config.model.lora is not None:
+            layout += f", {self.config.model.lora.layout}"
         rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards

@@ -26,6 +26,16 @@ from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.loading import load_policy, load_reference
+from dphrl.learner.lora import (
+    adapter_weights,
+    adapters_off,
+    add_adapters,
+    has_adapters,
+    load_adapters,
+    plain_weights,
+    save_adapter,
+    trained_parameters,
+)
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
@@ -42,8 +52,9 @@ class TorchEngine:
     def __init__(self, policy: PolicyModel, config: Config, reference: PolicyModel | None = None) -> None:
         self.policy, self.reference = policy, reference
         self.device = next(policy.parameters()).device
+        self.trained = trained_parameters(policy)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learner.lr, weight_decay=config.learner.weight_decay
+            self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay
         )
         self.grad_clip = config.learner.grad_clip
 
@@ -51,14 +62,16 @@ class TorchEngine:
         return cast(tuple[Tensor, Tensor], self.policy(batch))
 
     def reference_forward(self, batch: MicroBatch) -> Tensor:
-        assert self.reference is not None
+        if self.reference is None:
+            with adapters_off(self.policy):
+                return cast(Tensor, self.policy(batch)[0])
         return cast(Tensor, self.reference(batch)[0])
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.grad_clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.grad_clip))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
@@ -85,18 +98,19 @@ class InlineLearner:
             temperature=config.rollout.temperature,
             gradient_checkpointing=config.learner.gradient_checkpointing,
         ).to(device)
+        add_adapters(self.policy.lm, config.model.lora, config.seed)
+        self.layout = "inline" if config.model.lora is None else f"inline, {config.model.lora.layout}"
         reference = load_reference(model_dir, config)
         self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
         self.settings = UpdateSettings.from_config(config)
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
-        self.model_dir = model_dir
+        self.config, self.model_dir = config, model_dir
         check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
 
     dtype = "float32"
-    layout = "inline"
 
     @property
     def policy_version(self) -> int:
@@ -122,15 +136,24 @@ class InlineLearner:
         return None
 
     async def save(self, folder: Path) -> None:
-        export_model(self.policy.lm, self.model_dir, folder / "hf")
-        state = {"model": self.policy.state_dict(), "optimizer": self.engine.optimizer.state_dict()}
-        torch.save(state, folder / "learner.pt")
+        lm, optimizer = self.policy.lm, self.engine.optimizer.state_dict()
+        if not has_adapters(lm):
+            export_model(lm, self.model_dir, folder / "hf")
+            torch.save({"model": self.policy.state_dict(), "optimizer": optimizer}, folder / "learner.pt")
+            return
+        export_model(lm, self.model_dir, folder / "hf", {weight.name: weight.value() for weight in plain_weights(lm)})
+        adapters = {name: parameter.detach() for name, parameter in adapter_weights(lm)}
+        save_adapter(lm, self.model_dir, folder / "adapter", adapters)
+        torch.save({"adapters": adapters, "optimizer": optimizer}, folder / "learner.pt")
 
     async def load(self, folder: Path, policy_version: int) -> None:
         # torch says that a file is damaged in as many ways as it reads it.
         with refusing_damage(folder, Exception):
             state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
-        self.policy.load_state_dict(state["model"])
+        if has_adapters(self.policy.lm):
+            load_adapters(self.policy.lm, state["adapters"])
+        else:
+            self.policy.load_state_dict(state["model"])
         self.engine.optimizer.load_state_dict(state["optimizer"])
         # The state brings the weight decay that it was saved with; the configuration's counts.
         for group in self.engine.optimizer.param_groups:

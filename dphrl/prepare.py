@@ -17,6 +17,7 @@ from dphrl.data.duplicates import find_repeats, num_shared
 from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
+from dphrl.learner.lora import check_lora
 from dphrl.models import resolve_model
 from dphrl.rewards.base import check_reward
 from dphrl.tokenizer import load_tokenizer
@@ -70,6 +71,8 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         model_dir = str(resolve_model(model or config.model.path))
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         vocab_size = _check_model(config, model_dir)
+        if config.model.lora is not None:
+            check_lora(config.model, model_dir)
         loaded = load_prompts(config.data.train, config, tokenizer, console, duplicates=config.data.duplicates)
         notes = [*loaded.notes]
         evaluations = []

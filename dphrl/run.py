@@ -62,7 +62,7 @@ async def _restore(parts: Parts, tracker: Tracker, console: Console) -> int:
     if manifest.layout != parts.learner.layout:
         raise InputError(
             f"{found[-1]} was written by a learner of another layout ({manifest.layout}; now {parts.learner.layout}); "
-            "resume with the same learner.num_ranks, learner.zero_stage and --inline"
+            "resume with the same learner.num_ranks, learner.zero_stage, model.lora and --inline"
         )
     await parts.learner.load(found[-1], manifest.policy_version)
     await parts.rollouts.refit(parts.learner)

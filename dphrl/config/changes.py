@@ -71,8 +71,9 @@ def _differences(old: Any, new: Any, loc: Loc) -> Iterator[tuple[Loc, Any, Any]]
     if key in FREE | LAYOUT:
         return
     if old is _ABSENT or (key in EARLIER_DEFAULTS and old == EARLIER_DEFAULTS[key] != new):
-        # A section that is newer as a whole is compared setting by setting.
-        old = {} if isinstance(new, dict) and loc not in METHOD_PLACES else _default(loc)
+        default = _default(loc)
+        # A section that is newer as a whole is compared setting by setting, but for one that is null by default.
+        old = {} if isinstance(new, dict) and loc not in METHOD_PLACES and default is not None else default
     if loc in METHOD_PLACES or not (isinstance(old, dict) and isinstance(new, dict)):
         if old != new:
             yield loc, old, new

@@ -81,8 +81,9 @@ class Config(Section):
 
     @property
     def uses_reference_model(self) -> bool:
-        """Whether learner ranks hold a frozen copy of the initial policy."""
-        return self.uses_divergence and self.algorithm.estimator != "reference"
+        """Whether learner ranks hold a frozen copy of the initial policy. With adapters the policy itself serves for it:
+        without them it is the initial one."""
+        return self.uses_divergence and self.algorithm.estimator != "reference" and self.model.lora is None
 
     @property
     def max_sequence_tokens(self) -> int:

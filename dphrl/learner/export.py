@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dphrl.config.loading import InputError
+from dphrl.learner.lora import has_adapters, save_adapter
 from dphrl.model_files import copy_untrained_files
 
 
@@ -40,6 +41,8 @@ def check_exportable(lm: Any, source: Path | str) -> None:
     with tempfile.TemporaryDirectory(prefix="dphrl-export-") as folder:
         try:
             export_model(lm, source, Path(folder), {})
+            if has_adapters(lm):
+                save_adapter(lm, source, Path(folder) / "adapter", {})
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
