@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -36,6 +36,7 @@ from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
+NAME_POLL_INTERVAL_S = 0.2
 # A learner worker may die at its start because of a short problem on its node. It holds nothing yet, so starting it
 # again costs only seconds, while a failed run would lose its turn in a queue.
 MAX_LEARNER_STARTS = 3
@@ -64,13 +65,9 @@ class RaySystem:
             place.setdefault(bundle.role, []).append(options)
         self._learner_options = place["learner"]
         self._ranks = self._spawn_ranks()
-        engines = [bundle for bundle in bundles if bundle.role == "rollout"]
-        self._engines = [
-            self._spawn(RolloutEngine, "rollout", i, o | _engine_env(self.config))(
-                self.config, self.model_dir, i, self._shared_devices(engines[i])
-            )
-            for i, o in enumerate(place["rollout"])
-        ]
+        self._engine_options = place["rollout"]
+        self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
+        self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
         # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
         self._workers = [
             self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1})(self.config.reward)
@@ -90,6 +87,31 @@ class RaySystem:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = self._spawn_ranks()
+
+    def _spawn_engine(self, index: int) -> Any:
+        options = self._engine_options[index] | _engine_env(self.config)
+        spawn = self._spawn(RolloutEngine, "rollout", index, options)
+        return spawn(self.config, self.model_dir, index, self._engine_devices[index])
+
+    async def restart_engine(self, index: int) -> Any:
+        """Kill an engine, dead or alive, and start another in its bundle; returns the new actor once it is up.
+
+        It stands in the place of the old one in the list that the pool was given, and is stale until it is refit.
+        Raises TimeoutError after learner.timeout_s.
+        """
+        limit, what = self.config.learner.timeout_s, f"rollout engine {index} to start again"
+        ray.kill(self._engines[index])
+        self._engines[index] = await within(self._spawn_when_free(index), limit, "learner.timeout_s", what)
+        await within(self._engines[index].ready.remote(), limit, "learner.timeout_s", what)
+        return self._engines[index]
+
+    async def _spawn_when_free(self, index: int) -> Any:
+        # The name stays taken, and the bundle in use, until Ray has seen the end of the old process.
+        while True:
+            try:
+                return self._spawn_engine(index)
+            except ActorAlreadyExistsError:
+                await asyncio.sleep(NAME_POLL_INTERVAL_S)
 
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
