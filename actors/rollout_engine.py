@@ -67,6 +67,8 @@ class RolloutEngine:
             # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend="object_store"),
+            # Only with sleep mode does vLLM give memory back to the learner of a shared GPU. A CPU has no such mode.
+            enable_sleep_mode=on_gpu and devices is not None,
             disable_log_stats=True,
         )
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
@@ -79,6 +81,17 @@ class RolloutEngine:
     def ready(self) -> str:
         """Returns once the engine is up. The text says where the engine runs, for the log."""
         return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+
+    def sleep(self, level: int) -> None:
+        """Give the GPU's memory away. The cache is dropped; the weights go to host memory (level 1) or are dropped too
+        (level 2: the engine is then stale). On a CPU vLLM does nothing but remember it."""
+        if level == 2:
+            self._policy_version = None
+        self._llm.sleep(level=level)
+
+    def wake_up(self, tags: list[str]) -> None:
+        """Take memory again for "weights", "kv_cache" or both. Weights that were dropped must be sent again."""
+        self._llm.wake_up(tags=tags)
 
     def start_weight_update(self) -> None:
         self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from actors.device_turns import OwnDevices, Turns
 from actors.engine_load import EngineLoad
 from actors.waiting import Actor, within
 from actors.weight_proof import WeightProof, max_logprob_gap
@@ -20,20 +21,28 @@ class RayRolloutPool:
     """`protocols.RolloutPool` over vLLM engines.
 
     probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's, for the
-    default bound on the gap in log-probs.
+    default bound on the gap in log-probs. turns: whose turn it is on devices that engines share with the learner, if
+    they do.
     """
 
     def __init__(
-        self, engines: Sequence[Actor], config: Config, probes: Sequence[Prompt] = (), dtype: str = "float32"
+        self,
+        engines: Sequence[Actor],
+        config: Config,
+        probes: Sequence[Prompt] = (),
+        dtype: str = "float32",
+        turns: Turns | None = None,
     ) -> None:
         self.engines, self.config = engines, config
+        self._turns = turns or OwnDevices()
         self._loads = [EngineLoad() for _ in engines]
         self._num_waiting = 0  # prompts that no engine has been handed yet
         self._transfer = ObjectStoreTransfer(engines, config.sync)
         self._proof = WeightProof(engines, probes, max_logprob_gap(config.sync, dtype))
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
-        await self._transfer.send(learner)
+        async with self._turns.sync():
+            await self._transfer.send(learner)
         limit = self.config.sync.timeout_s
         gap = await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
         return {"sync/logprob_gap_max": gap}
@@ -41,6 +50,7 @@ class RayRolloutPool:
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
+        await self._turns.decode()
         # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
         # two helpings, so that a slow engine delays the step by half a share at most.
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
