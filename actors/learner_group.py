@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 
+from actors.device_turns import OwnDevices, Turns
 from actors.waiting import Actor
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import WeightSummary
@@ -24,10 +25,14 @@ SESSION_GRACE_S = 30.0
 
 
 class RayLearner:
-    """`protocols.Learner` over Ray actors: every call goes to all ranks at once."""
+    """`protocols.Learner` over Ray actors: every call goes to all ranks at once.
 
-    def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "") -> None:
+    turns: whose turn it is on devices that the ranks share with engines, if they do.
+    """
+
+    def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "", turns: Turns | None = None) -> None:
         self.ranks, self.dtype, self.layout = ranks, dtype, layout
+        self._turns = turns or OwnDevices()
         self._policy_version = 0
 
     @property
@@ -44,7 +49,8 @@ class RayLearner:
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         shared = ray.put(batch)
-        parts = await asyncio.gather(*[rank.update.remote(shared) for rank in self.ranks])
+        async with self._turns.update():
+            parts = await asyncio.gather(*[rank.update.remote(shared) for rank in self.ranks])
         self._policy_version += 1
         return combine_rank_metrics(parts)
 
@@ -87,10 +93,12 @@ class RayLearner:
         return cast(SendOutcome, ranks[0].result())
 
     async def save(self, folder: Path) -> None:
-        await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])
+        async with self._turns.restore():
+            await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])
 
     async def load(self, folder: Path, policy_version: int) -> None:
-        await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
+        async with self._turns.restore():
+            await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
         self._policy_version = policy_version
 
 

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from actors.deepspeed_engine import DeepSpeedEngine, build_policy
+from actors.training_state import check_movable, offload_training_state, reload_training_state
 from actors.waiting import Actor
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import SendOutcome
@@ -58,6 +59,10 @@ class LearnerRank:
         """The GPUs that Ray gave this rank, by their numbers on the node; a colocated engine runs on them too."""
         return list(ray.get_gpu_ids())
 
+    def gpu_bytes(self) -> int:
+        """All memory of this rank's GPU; 0 without one. It starts CUDA in this process."""
+        return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+
     def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
         """Join the process group and build the engine; returns facts about the rank for the log.
 
@@ -93,6 +98,8 @@ class LearnerRank:
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
+        if self._config.cluster.colocate and on_gpu:
+            check_movable(self._engine.module)
         if (backend := engine_backend(self._config.sync)) != "object_store":
             from actors.weight_transfer.trainer import LearnerSource, open_sender
 
@@ -116,6 +123,14 @@ class LearnerRank:
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """All optimizer steps of `batch`; returns this rank's share of the metrics: see `run_update`."""
         return run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
+
+    def offload(self) -> None:
+        """Leave the device to an engine but for the weights, with which this rank can still score and publish."""
+        offload_training_state(self._engine.module)
+
+    def reload(self) -> None:
+        """Take back what `offload` put away; before `update`, `save` and `load`."""
+        reload_training_state(self._engine.module)
 
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=CHUNKS_AHEAD)
     def publish(self) -> Iterator[list[ray.ObjectRef[list[PackedTensor]]]]:

@@ -50,7 +50,7 @@ class RolloutEngine:
             if not torch.cuda.is_available():
                 # vLLM lets nobody change the number later.
                 torch.set_num_threads(worker_threads(config))
-            self._llm = LLM(**engine_arguments(config, model_dir))
+            self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=devices is not None))
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
         self._policy_version: int | None = None
@@ -67,6 +67,17 @@ class RolloutEngine:
         self._policy_version = None
         self._llm.collective_rpc("shutdown_weight_transfer_engine")
         self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+
+    def sleep(self, level: int) -> None:
+        """Give the GPU's memory away. The cache is dropped; the weights go to host memory (level 1) or are dropped too
+        (level 2: the engine is then stale). On a CPU vLLM does nothing but remember it."""
+        if level == 2:
+            self._policy_version = None
+        self._llm.sleep(level=level)
+
+    def wake_up(self, tags: list[str]) -> None:
+        """Take memory again for "weights", "kv_cache" or both. Weights that were dropped must be sent again."""
+        self._llm.wake_up(tags=tags)
 
     def start_weight_update(self) -> None:
         self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+from actors.device_turns import OwnDevices, Turns
 from actors.engine_load import EngineLoad
 from actors.engine_repair import EngineRepair
 from actors.waiting import Actor, within
@@ -21,7 +22,8 @@ class RayRolloutPool:
     """`protocols.RolloutPool` over vLLM engines.
 
     probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's, for the
-    default bound on the gap in log-probs. start_engine: see `EngineRepair`; without it, no engine is replaced.
+    default bound on the gap in log-probs. start_engine: see `EngineRepair`; without it, no engine is replaced. turns:
+    whose turn it is on devices that engines share with the learner, if they do.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class RayRolloutPool:
         probes: Sequence[Prompt] = (),
         dtype: str = "float32",
         start_engine: Callable[[int], Awaitable[Actor]] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.engines, self.config = list(engines), config
+        self._turns = turns or OwnDevices()
         self._loads = [EngineLoad() for _ in engines]
         self._num_waiting = 0  # prompts that no engine has been handed yet
         # These four share one list, in which a replaced engine changes.
@@ -55,13 +59,15 @@ class RayRolloutPool:
 
     async def _sync(self, learner: WeightPublisher) -> float:
         await self._steps.find_places()
-        await self._transfer.send(learner)
+        async with self._turns.sync():
+            await self._transfer.send(learner)
         limit = self.config.sync.timeout_s
         return await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
+        await self._turns.decode()
         # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
         # two helpings, so that a slow engine delays the step by half a share at most.
         share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))

@@ -47,8 +47,8 @@ def set_variables(config: Config, devices: Sequence[str] | None) -> None:
         os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
 
 
-def engine_arguments(config: Config, model_dir: str) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM`."""
+def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = False) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`. shares_devices: whether its GPUs are a learner's too."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
     on_gpu, rollout = torch.cuda.is_available(), config.rollout
@@ -72,5 +72,7 @@ def engine_arguments(config: Config, model_dir: str) -> dict[str, Any]:
         # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=engine_backend(config.sync)),
+        # Only with sleep mode does vLLM give memory back to the learner of a shared GPU. A CPU has no such mode.
+        "enable_sleep_mode": on_gpu and shares_devices,
         "disable_log_stats": True,
     }

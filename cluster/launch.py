@@ -11,12 +11,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Never, TypeVar
 
+from cluster.planning.shapes import model_shape
+from cluster.planning.storage import disk_warning
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
 from dphrl.evaluation.base import write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.fingerprint import blind_spots
+from dphrl.learner.policy import dtype_name
 from dphrl.prepare import Prepared, check_width, prepare
 from dphrl.protocols import System
 from dphrl.reference.reuse import prepare_reference
@@ -47,6 +50,8 @@ def run_training(
     prepared = prepare(config, console)
     if check is not None:
         check.check_inputs(prepared)
+    else:  # a run that resumes has most of its checkpoints already
+        _warn_of_a_small_disk(config, prepared, console)
     with open_system(config, prepared, inline=inline) as system:
         if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
             shutil.rmtree(folder, ignore_errors=True)
@@ -67,6 +72,13 @@ def train_on(
         for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
             console.info(note)
         run_async(training_run(config, prepared, system, tracker, console, resume=resume is not None))
+
+
+def _warn_of_a_small_disk(config: Config, prepared: Prepared, console: Console) -> None:
+    shape = model_shape(prepared.model_dir, trust_remote_code=config.model.trust_remote_code)
+    # Here may be no GPU while the learner has one; then the estimate is too high, by the weights' own size.
+    if warning := disk_warning(config, shape, dtype_name(config.model.dtype)):
+        console.info(warning)
 
 
 def _external_sinks(config: Config) -> list[Sink]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor, RayReferenceStore
+from actors.device_turns import DeviceTurns
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink
@@ -27,8 +28,11 @@ from actors.vllm_settings import process_variables
 from actors.waiting import within
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
+from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
+from cluster.planning.shapes import model_shape
+from cluster.start import Start
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.own_code import is_hidden_from_workers, worker_hook
@@ -39,9 +43,7 @@ from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
 NAME_POLL_INTERVAL_S = 0.2
-# A learner worker may die at its start because of a short problem on its node. It holds nothing yet, so starting it
-# again costs only seconds, while a failed run would lose its turn in a queue.
-MAX_LEARNER_STARTS = 3
+HIDDEN_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 # Ray sets this variable in the driver of a submitted job.
 JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -59,26 +61,36 @@ class RaySystem:
             bundles, self._group = place_on_cluster(self.config)
             self._with_gpus = any(bundle.num_gpus for bundle in bundles)
             self.config = with_backend(self.config, with_gpus=self._with_gpus)
+            self._spawn_all(bundles)
         except BaseException:
+            # The placement group ends with the connection that made it.
             ray.shutdown()
             raise
+        return self
+
+    def _spawn_all(self, bundles: Sequence[Bundle]) -> None:
         place: dict[str, list[Any]] = {}
         for i, bundle in enumerate(bundles):
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
             options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, "scheduling_strategy": strategy}
             place.setdefault(bundle.role, []).append(options)
+        # Ray would show all GPUs of the node to an actor that has none.
+        self._without_gpu = HIDDEN_GPUS if any(bundle.num_gpus for bundle in bundles) else {}
         self._learner_options = place["learner"]
         self._ranks = self._spawn_ranks()
+        self._check_shared_memory(bundles)
         self._engine_options = place["rollout"]
         self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
         self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
+        shared = any(self._engine_devices)
+        self._turns = DeviceTurns(self._engines, self._ranks, self.config.sync.timeout_s) if shared else None
         # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
         self._workers = [
-            self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1})(self.config.reward)
+            self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1} | hidden)(self.config.reward)
             for i, o in enumerate(place["reward"])
+            for hidden in [{} if o["num_gpus"] else self._without_gpu]
         ]
-        self._buffer = self._spawn(BufferActor, "buffer", 0, {"num_cpus": 0})()
-        return self
+        self._buffer = self._spawn(BufferActor, "buffer", 0, {"num_cpus": 0} | self._without_gpu)()
 
     def __exit__(self, *exc_info: object) -> None:
         remove_placement_group(self._group)
@@ -90,7 +102,7 @@ class RaySystem:
     def _renew_ranks(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
-        self._ranks = self._spawn_ranks()
+        self._ranks[:] = self._spawn_ranks()
 
     def _spawn_engine(self, index: int) -> Any:
         options = self._engine_options[index] | _engine_env(self.config)
@@ -131,6 +143,14 @@ class RaySystem:
             str(gpu) for ids in ray.get([self._ranks[i].gpu_ids.remote() for i in engine.shares_gpus_of]) for gpu in ids
         ]
 
+    def _check_shared_memory(self, bundles: Sequence[Bundle]) -> None:
+        """Raises InputError, before anything is loaded, when an engine does not fit beside its learner rank."""
+        shared = {rank for bundle in bundles for rank in bundle.shares_gpus_of}
+        sizes = [size for size in ray.get([self._ranks[rank].gpu_bytes.remote() for rank in shared]) if size]
+        shape = model_shape(self.model_dir, trust_remote_code=self.config.model.trust_remote_code) if sizes else None
+        if shape and (obstacle := colocation_obstacle(self.config, shape, dtype_on_gpu(self.config), min(sizes))):
+            raise InputError(obstacle)
+
     def renew_learner(self, config: Config) -> bool:
         """Continue with another configuration: fresh learner ranks, the same running engines and reward workers.
 
@@ -153,51 +173,37 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
-        limit = self.config.learner.timeout_s
-
-        async def report(what: str, ready: Any) -> None:
-            where = await within(ready, limit, "learner.timeout_s", f"{what} to start")
-            on_ready(f"{what} up: {where}")
-
-        async def connect_learner(num_starts: int = MAX_LEARNER_STARTS) -> str:
-            try:
-                master = await self._ranks[0].address.remote()
-                joined = asyncio.gather(*[rank.connect.remote(master, self.model_dir) for rank in self._ranks])
-                infos = await within(joined, limit, "learner.timeout_s", f"{len(self._ranks)} learner ranks to start")
-            except ActorDiedError as error:
-                # An exception of our own code would come again at the next start.
-                if error.actor_init_failed or num_starts == 1:
-                    raise
-                on_ready("a learner worker died while starting: starting the learner again")
-                self._renew_ranks()
-                return await connect_learner(num_starts - 1)
-            size, device, dtype = (infos[0][key] for key in ("num_parameters", "device", "dtype"))
-            on_ready(f"learner up: {len(infos)} rank(s), {size / 1e6:.1f} M parameters, {dtype} on {device}")
-            return str(dtype)
-
-        async with asyncio.TaskGroup() as group:
-            connecting = group.create_task(connect_learner())
-            for i, engine in enumerate(self._engines):
-                group.create_task(report(f"rollout engine {i}", engine.ready.remote()))
-            for worker in self._workers:
-                group.create_task(within(worker.ready.remote(), limit, "learner.timeout_s", "a reward worker to start"))
-        learner, dtype = self.config.learner, connecting.result()
+        start = Start(
+            self._engines,
+            self._ranks,
+            self._workers,
+            self._renew_ranks,
+            self.model_dir,
+            self.config.learner.timeout_s,
+            self._turns,
+            on_ready,
+        )
+        learner, dtype = self.config.learner, str((await start.run())["dtype"])
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         if self.config.model.lora is not None:
             layout += f", {self.config.model.lora.layout}"
-        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine)
+        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine, self._turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        return Parts(RayLearner(self._ranks, dtype, layout), rollouts, rewards)
+        return Parts(RayLearner(self._ranks, dtype, layout, self._turns), rollouts, rewards)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
     ) -> tuple[RayReferenceStore, dict[str, float]]:
         """Run the reference stage in its own actor, which ends when the buffer is filled."""
+        # The stage samples and scores, and for both the devices are ready then.
+        if self._turns is not None:
+            await self._turns.decode()
         actors = (self._engines, self._workers, self._ranks)
-        sampler = self._spawn(ReferenceSampler, "reference", 0, {"num_cpus": 0})(self.config, *actors)
+        options = {"num_cpus": 0} | self._without_gpu
+        sampler = self._spawn(ReferenceSampler, "reference", 0, options)(self.config, *actors)
         filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
         seen = 0
         while not filling.done():

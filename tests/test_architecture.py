@@ -70,12 +70,16 @@ ROOMS = {
     "resume": "config fingerprint learner prepare",
     "run": "types config learner tracking protocols prepare evaluation loop reference resume",
     "cluster.dashboards": "actors",
-    "cluster.planning": "config tracking experiments",
+    "cluster.planning": "cluster.doctor config tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
-    "cluster.ray_system": "cluster.doctor types config own_code tracking protocols actors cluster.planning",
+    "cluster.start": "config own_code actors",
+    "cluster.ray_system": (
+        "cluster.doctor types config own_code tracking protocols actors cluster.planning cluster.start"
+    ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
-        "config fingerprint tracking protocols prepare evaluation reference inline resume run cluster.ray_system"
+        "config fingerprint tracking protocols prepare evaluation reference inline resume run cluster.planning "
+        "cluster.ray_system"
     ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (

@@ -117,8 +117,8 @@ def plan(
 
             typer.echo(explained_yaml(loaded), nl=False)
             return
-        from cluster.planning.capacity import given_speed, measured_speed
         from cluster.planning.describe import describe_plan, parse_cluster
+        from cluster.planning.timing import given_speed, measured_speed
 
         speed = given_speed(loaded, tokens_per_s) if tokens_per_s else measured_speed(measured) if measured else None
         typer.echo(describe_plan(loaded, parse_cluster(simulate) if simulate else None, speed))

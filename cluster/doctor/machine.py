@@ -26,7 +26,7 @@ def examine_machine(engine_is_cpu: bool) -> list[Check]:
     return [
         judge_cpus(_visible_cpus(), cpu_quota(_cpu_quota_texts())),
         judge_vectors(cpu_flags(read_text(Path("/proc/cpuinfo"))), platform.machine(), engine_is_cpu),
-        judge_memory(_memory_limits()),
+        judge_memory(memory_limits()),
         judge_shared_memory(shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None),
         judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         judge_processes([resource.getrlimit(resource.RLIMIT_NPROC)[0], *_group_numbers("pids", "pids.max")]),
@@ -123,7 +123,8 @@ def judge_vectors(flags: frozenset[str], machine: str, engine_is_cpu: bool) -> C
     return Check(name, "ok", found)
 
 
-def _memory_limits() -> list[int]:
+def memory_limits() -> list[int]:
+    """Bytes of this machine's memory, and what this process may use of it; the smallest counts."""
     physical = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
     return [*physical, *_group_numbers("memory", "memory.max", "memory.limit_in_bytes")]
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.planning.capacity import (
+from cluster.doctor.machine import memory_limits
+from cluster.planning.memory import (
     GIB,
     HEADROOM,
     Memory,
-    ModelShape,
-    Speed,
     cached_sequences,
+    colocation_obstacle,
+    dtype_on_gpu,
     engine_memory,
+    host_memory,
     learner_memory,
-    model_shape,
-    step_time,
+    while_decoding,
+    while_updating,
 )
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_placement
+from cluster.planning.shapes import ModelShape, model_shape
+from cluster.planning.storage import disk_need, free_disk
+from cluster.planning.timing import Speed, step_time
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.tracking.console import format_table
@@ -29,56 +35,73 @@ HEADINGS = ["what", "how much"]
 
 @dataclass(frozen=True)
 class SimulatedCluster:
-    """Nodes that need not exist. gpu_gib: memory of a GPU, the smallest where they differ."""
+    """Nodes that need not exist. gpu_gib: memory of a GPU, the smallest where they differ. disk_gib: free for the run's
+    folder, where it is told."""
 
     nodes: tuple[Node, ...]
     gpu_gib: float
+    disk_gib: float | None = None
 
 
 def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
-    """From `nodes=8,gpus=8,cpus=96,gpu_gib=80`; several texts give nodes of several shapes.
+    """From `nodes=8,gpus=8,cpus=96,gpu_gib=80,accelerator=H100,host_gib=1024,disk_gib=2000`; several texts give nodes
+    of several shapes.
 
     Raises InputError for an unknown key, or a value that is no positive number (gpus may be 0).
     """
     nodes: list[Node] = []
-    smallest = float("inf")
+    smallest, disks = math.inf, []
     for text in texts:
-        shape = {"nodes": 1.0, "gpus": 0.0, "cpus": 0.0, "gpu_gib": 80.0}
-        for part in text.split(","):
-            key, _, value = part.partition("=")
-            try:
-                if key not in shape:
-                    raise ValueError(key)
-                shape[key] = float(value)
-            except ValueError:
-                raise InputError(
-                    f"--simulate {text}: cannot read {part!r}; write nodes=8,gpus=8,cpus=96,gpu_gib=80 (nodes, and "
-                    "what one node has)"
-                ) from None
+        shape, accelerator = _shape(text)
         # Cloud nodes commonly have twelve cores for each GPU.
         cpus = shape["cpus"] or max(8.0, 12 * shape["gpus"])
-        if shape["nodes"] < 1 or shape["nodes"] % 1 or shape["gpus"] < 0 or cpus < 0 or shape["gpu_gib"] <= 0:
+        sizes = [shape[key] for key in ("gpu_gib", "host_gib", "disk_gib") if key in shape]
+        if shape["nodes"] < 1 or shape["nodes"] % 1 or shape["gpus"] < 0 or cpus < 0 or min(sizes) <= 0:
             raise InputError(f"--simulate {text}: give at least one node, and what it has as positive numbers")
-        nodes += [Node(f"node-{len(nodes) + i}", cpus, shape["gpus"]) for i in range(int(shape["nodes"]))]
+        here = Node("", cpus, shape["gpus"], accelerator, shape.get("host_gib"))
+        nodes += [replace(here, name=f"node-{len(nodes) + i}") for i in range(int(shape["nodes"]))]
         smallest = min(smallest, shape["gpu_gib"])
-    return SimulatedCluster(tuple(nodes), smallest)
+        disks += [shape["disk_gib"]] if "disk_gib" in shape else []
+    return SimulatedCluster(tuple(nodes), smallest, min(disks, default=None))
+
+
+def _shape(text: str) -> tuple[dict[str, float], str | None]:
+    """The numbers of one `--simulate`, and the type of its GPUs if it is told."""
+    shape, accelerator = {"nodes": 1.0, "gpus": 0.0, "cpus": 0.0, "gpu_gib": 80.0}, None
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        try:
+            if key == "accelerator" and value:
+                accelerator = value
+                continue
+            if key not in (*shape, "host_gib", "disk_gib"):
+                raise ValueError(key)
+            shape[key] = float(value)
+        except ValueError:
+            raise InputError(
+                f"--simulate {text}: cannot read {part!r}; write nodes=8,gpus=8,cpus=96,gpu_gib=80 (nodes, and what "
+                "one node has), and where it matters accelerator=H100, host_gib=1024, disk_gib=2000 (for run_dir)"
+            ) from None
+    return shape, accelerator
 
 
 def describe_plan(config: Config, cluster: SimulatedCluster | None = None, speed: Speed | None = None) -> str:
-    """The batch arithmetic of a run and its placement on this machine, or on a simulated cluster. A simulated cluster
-    adds the memory of a GPU, and a speed adds the time of a step.
+    """The batch arithmetic of a run, its placement on this machine or on a simulated cluster, and what it needs there
+    of memory and disk. A speed adds the time of a step.
 
     Raises InputError, with the arithmetic, when the simulated cluster cannot hold the run.
     """
     parts = [format_table(HEADINGS, _batch(config))]
+    shape = model_shape(config.model.path, trust_remote_code=config.model.trust_remote_code)
     if cluster is None:
-        parts.append(_placement_here(config))
+        parts += _here(config, shape)
     else:
         try:
             placed = plan_placement(config, cluster.nodes)
         except PlacementError as error:
             raise InputError(f"--simulate: this run {error}") from None
-        parts += [_placement_table(placed, cluster.nodes), _memory(config, cluster)]
+        parts.append(_placement_table(placed, cluster.nodes))
+        parts += _needs(config, shape, cluster, placed)
     if speed is not None:
         parts.append(format_table(HEADINGS, _time(config, speed)))
     return "\n\n".join(parts)
@@ -107,14 +130,19 @@ def _batch(config: Config) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------------------ placement
-def _placement_here(config: Config) -> str:
+def _here(config: Config, shape: ModelShape | None) -> list[str]:
+    """Placement, memory and disk on this machine."""
     if config.cluster.address != "auto" or os.environ.get("RAY_ADDRESS"):
-        return "placement   decided by the nodes of the cluster when the run starts; see --simulate"
-    here = Node("this machine", float(config.cluster.num_cpus or os.cpu_count() or 1))
+        return ["placement   decided by the nodes of the cluster when the run starts; see --simulate"]
+    limits = memory_limits()
+    host_gib = min(limits) / GIB if limits else None
+    here = Node("this machine", float(config.cluster.num_cpus or os.cpu_count() or 1), host_gib=host_gib)
     try:
-        return _placement_table(plan_placement(config, [here]), [here])
+        placed = plan_placement(config, [here])
     except PlacementError as error:
-        return f"placement   does not fit this machine: {error}"
+        return [f"placement   does not fit this machine: {error}"]
+    cluster = SimulatedCluster((here,), math.inf, free_disk(config.folder) / GIB)
+    return [_placement_table(placed, [here]), *_needs(config, shape, cluster, placed)]
 
 
 def _placement_table(placed: Sequence[Bundle], nodes: Sequence[Node]) -> str:
@@ -138,43 +166,75 @@ def _names(names: Sequence[str]) -> str:
 
 
 # ------------------------------------------------------------------------------------------ memory and time
-def _memory(config: Config, cluster: SimulatedCluster) -> str:
-    with_gpus = any(node.num_gpus for node in cluster.nodes)
-    shape = model_shape(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    if not with_gpus:
-        return "memory      no GPUs in this cluster"
+def _needs(config: Config, shape: ModelShape | None, cluster: SimulatedCluster, placed: Sequence[Bundle]) -> list[str]:
+    """Tables of memory and disk, with a word on what does not fit."""
     if shape is None:
-        return (
+        return [
             f"memory      unknown: the configuration of {config.model.path} is not on this machine; fetch it, or name "
             "a directory as model.path"
-        )
-    dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
-    gpu_bytes = cluster.gpu_gib * GIB
-    learner = learner_memory(config, shape, dtype)
+        ]
+    with_gpus = any(node.num_gpus for node in cluster.nodes)
+    dtype = dtype_on_gpu(config) if with_gpus or config.model.dtype != "auto" else "float32"
+    tables = [_gpu_memory(config, shape, dtype, cluster.gpu_gib)] if with_gpus else []
+    return [*tables, _host_memory(config, shape, dtype, cluster.nodes, placed), _disk(config, shape, dtype, cluster)]
+
+
+def _gpu_memory(config: Config, shape: ModelShape, dtype: str, gpu_gib: float) -> str:
+    gpu_bytes = gpu_gib * GIB
     engine = engine_memory(config, shape, dtype, gpu_bytes)
-    who = [("learner rank", learner), ("engine", engine)]
+    who = [("learner rank", learner_memory(config, shape, dtype)), ("engine", engine)]
     if config.cluster.colocate:
-        together = {**{f"learner's {name}": size for name, size in learner.parts.items()}, **engine.parts}
-        who.append(("both, colocated", Memory(together)))
+        if obstacle := colocation_obstacle(config, shape, dtype, gpu_bytes):
+            raise InputError(f"--simulate: {obstacle}")
+        together = while_decoding(config, shape, dtype, gpu_bytes), while_updating(config, shape, dtype)
+        who = [("shared, decoding", together[0]), ("shared, updating", together[1]), who[1]]
     rows = [
-        (name, f"{memory.total / GIB:.1f} of {cluster.gpu_gib:g}", _terms(memory), _verdict(memory, gpu_bytes, name))
+        (name, f"{memory.total / GIB:.1f} of {gpu_gib:g}", _terms(memory), _verdict(memory, gpu_bytes, name))
         for name, memory in who
     ]
     tail = _cache_line(config, shape, dtype, engine.parts["KV cache"])
     return format_table(["GPU memory", f"GiB ({dtype})", "made of", ""], rows) + f"\n{tail}"
 
 
+def _host_memory(config: Config, shape: ModelShape, dtype: str, nodes: Sequence[Node], placed: Sequence[Bundle]) -> str:
+    """Memory of the nodes besides GPUs, what all processes need for themselves left out; like nodes share a line."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for node in nodes:
+        needs = host_memory(config, shape, dtype, [bundle for bundle in placed if bundle.node == node.name])
+        for phase, memory in needs.items():
+            size = f"{memory.total / GIB:.1f}" + (f" of {node.host_gib:.0f}" if node.host_gib else "")
+            fits = node.host_gib is None or memory.total <= node.host_gib * GIB * (1 - HEADROOM)
+            verdict = "" if fits else "TOO LARGE: more nodes, or fewer ranks and engines on each"
+            lines.setdefault((phase, size, _terms(memory), verdict), []).append(node.name)
+    rows = [(_names(names), *line) for line, names in lines.items()]
+    return format_table(["host memory", "when", "GiB", "made of", ""], rows)
+
+
+def _disk(config: Config, shape: ModelShape, dtype: str, cluster: SimulatedCluster) -> str:
+    need = disk_need(config, shape, dtype)
+    state, export = need.checkpoint / GIB, need.export / GIB
+    terms = f"{need.number} checkpoints x ({state:.1f} state + {export:.1f} model)"
+    if need.buffer:
+        terms += f" + at most {need.buffer / GIB:.1f} reference buffer"
+    size, fits = f"{need.total / GIB:.1f}", cluster.disk_gib is None or need.total <= cluster.disk_gib * GIB
+    if cluster.disk_gib is not None:
+        size += f" of {cluster.disk_gib:.0f} free"
+    verdict = "" if fits else "TOO LARGE: a lower checkpoint.keep, or another run_dir"
+    return format_table(["disk", "GiB", "made of", ""], [(str(config.folder), size, terms, verdict)])
+
+
 def _terms(memory: Memory) -> str:
-    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items())
+    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items() if size)
 
 
 def _verdict(memory: Memory, gpu_bytes: float, who: str) -> str:
     # An engine takes as much memory as it is told to take, so only its weights can be too large.
     if who == "engine":
         return "" if memory.parts["KV cache"] > 0 else "TOO LARGE: raise rollout.tensor_parallel"
-    if memory.total <= gpu_bytes * (1 - HEADROOM):
+    # The terms of a shared GPU count contexts by themselves.
+    if memory.total <= gpu_bytes * (1 if who == "shared, decoding" else 1 - HEADROOM):
         return ""
-    return "TOO LARGE: more ranks, zero_stage 3, gradient_checkpointing, or a smaller micro_batch_tokens"
+    return "TOO LARGE: more ranks, zero_stage 3, offload, gradient_checkpointing, or a smaller micro_batch_tokens"
 
 
 def _cache_line(config: Config, shape: ModelShape, dtype: str, cache_bytes: float) -> str:

@@ -12,22 +12,31 @@ from dphrl.config.schema import Config
 
 # Shares are decimal fractions, and sums of them have rounding errors.
 EPSILON = 1e-6
+# Ray gives a node with GPUs a resource of this name, for example accelerator_type:H100.
+ACCELERATOR_PREFIX = "accelerator_type:"
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine, or one Kubernetes pod. `name` is Ray's node id where the node exists."""
+    """One machine, or one Kubernetes pod. `name` is Ray's node id where the node exists.
+
+    accelerator: the type of its GPUs in Ray's words, such as H100; None for a node that is only planned, whose GPUs may
+    be of any type. host_gib: its memory besides GPUs, where it is known.
+    """
 
     name: str
     num_cpus: float
     num_gpus: float = 0.0
+    accelerator: str | None = None
+    host_gib: float | None = None
 
 
 @dataclass(frozen=True)
 class Bundle:
     """What one actor reserves, and where; `role` and `index` say whose it is.
 
-    shares_gpus_of: the learner ranks on whose GPUs a colocated engine runs; it reserves none of its own.
+    shares_gpus_of: the learner ranks on whose GPUs a colocated engine runs; it reserves none of its own. accelerator:
+    the type that its GPUs must have, if not any.
     """
 
     role: str
@@ -36,10 +45,16 @@ class Bundle:
     num_gpus: float
     node: str = ""
     shares_gpus_of: tuple[int, ...] = ()
+    accelerator: str | None = None
 
     def resources(self) -> dict[str, float]:
         """What the bundle reserves, by Ray's names."""
         return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
+    def wish(self) -> dict[str, float]:
+        """What to ask an autoscaler for: it brings a node of the type of which a little is asked for."""
+        of_type = {f"{ACCELERATOR_PREFIX}{self.accelerator}": 0.001} if self.accelerator else {}
+        return self.resources() | of_type
 
 
 class PlacementError(ValueError):
@@ -47,8 +62,13 @@ class PlacementError(ValueError):
 
 
 def plan_bundles(config: Config, *, with_gpus: bool) -> list[Bundle]:
-    """One bundle per actor, not yet on any node: learner ranks, then engines, then reward workers."""
+    """One bundle per actor, not yet on any node: learner ranks, then engines, then reward workers.
+
+    Raises PlacementError for a run without GPUs that asks for some.
+    """
     rollout, learner, reward = config.rollout, config.learner, config.reward
+    if not with_gpus and (asked := _asked_of_gpus(config)):
+        raise PlacementError(f"needs GPUs ({asked}); the cluster has none")
     colocated = with_gpus and config.cluster.colocate
     width = rollout.tensor_parallel
     gpus_per_engine = float(width) if with_gpus and not colocated else 0.0
@@ -56,14 +76,39 @@ def plan_bundles(config: Config, *, with_gpus: bool) -> list[Bundle]:
     def shared(engine: int) -> tuple[int, ...]:
         return tuple(range(engine * width, (engine + 1) * width)) if colocated else ()
 
+    of_learner = learner.accelerator or (rollout.accelerator if colocated else None)
+    of_engines = None if colocated else rollout.accelerator
     return [
-        *(Bundle("learner", i, learner.cpus_per_rank, float(with_gpus)) for i in range(learner.num_ranks)),
         *(
-            Bundle("rollout", i, rollout.cpus_per_engine, gpus_per_engine, shares_gpus_of=shared(i))
+            Bundle("learner", i, learner.cpus_per_rank, float(with_gpus), accelerator=of_learner)
+            for i in range(learner.num_ranks)
+        ),
+        *(
+            Bundle("rollout", i, rollout.cpus_per_engine, gpus_per_engine, "", shared(i), of_engines)
             for i in range(rollout.num_engines)
         ),
-        *(Bundle("reward", i, reward.cpus_per_worker, 0.0) for i in range(reward.num_workers)),
+        *(
+            Bundle("reward", i, reward.cpus_per_worker, _gpu_share(reward.gpus_per_worker))
+            for i in range(reward.num_workers)
+        ),
     ]
+
+
+def _asked_of_gpus(config: Config) -> str:
+    """The settings that make sense on GPUs only, with their values; empty when there are none."""
+    asked = {
+        "learner.accelerator": config.learner.accelerator,
+        "rollout.accelerator": config.rollout.accelerator,
+        "reward.gpus_per_worker": config.reward.gpus_per_worker,
+    }
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in asked.items() if value
+    )
+
+
+def _gpu_share(gpus: float) -> float:
+    """A part of a GPU that leaves no rest of it: 0.4 is a half, as a GPU holds two of them. Ray counts 0.0001ths."""
+    return math.floor(1e4 / math.floor(1 / gpus + EPSILON)) / 1e4 if 0 < gpus < 1 else gpus
 
 
 def plan_placement(config: Config, nodes: Sequence[Node]) -> list[Bundle]:
@@ -116,12 +161,37 @@ def _copies(shape: Node, count: int) -> list[Node]:
 def shortfall(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str | None:
     """Why the nodes' totals can never hold the bundles, with the arithmetic; None when they suffice."""
     where = "" if len(nodes) == 1 else f" on {len(nodes)} nodes"
+    for kind in dict.fromkeys(bundle.accelerator for bundle in bundles if bundle.accelerator):
+        mine = [bundle for bundle in bundles if bundle.accelerator == kind]
+        if (needed := sum(bundle.num_gpus for bundle in mine)) > _gpus_of(kind, nodes) + EPSILON:
+            has = _gpus_by_type(kind, nodes)
+            return f"needs {sum_of(mine, 'GPU')} = {needed:g} GPUs of type {kind}; the cluster has {has}"
     for name, unit in (("GPU", "GPUs"), ("CPU", "CPUs")):
         needed = sum(bundle.resources().get(name, 0.0) for bundle in bundles)
         available = sum(node.num_gpus if name == "GPU" else node.num_cpus for node in nodes)
         if needed > available + EPSILON:
             return f"needs {sum_of(bundles, name)} = {needed:g} {unit}; the cluster has {available:g}{where}"
     return None
+
+
+def _is_of(kind: str | None, node: Node) -> bool:
+    return not kind or node.accelerator in (None, kind)
+
+
+def _gpus_of(kind: str, nodes: Sequence[Node]) -> float:
+    return sum(node.num_gpus for node in nodes if _is_of(kind, node))
+
+
+def _gpus_by_type(kind: str, nodes: Sequence[Node]) -> str:
+    """`4 (2 nodes x 2), and 8 of type L4`."""
+    sizes = Counter(node.num_gpus for node in nodes if node.num_gpus and _is_of(kind, node))
+    terms = [f"{count} node{'s' if count > 1 else ''} x {gpus:g}" for gpus, count in sizes.items()]
+    others = Counter[str]()
+    for node in nodes:
+        if node.num_gpus and not _is_of(kind, node):
+            others[str(node.accelerator)] += int(node.num_gpus)
+    told = [f"{_gpus_of(kind, nodes):g}" + (f" ({' + '.join(terms)})" if terms else "")]
+    return ", and ".join([*told, *(f"{count} of type {name}" for name, count in others.items())])
 
 
 def sum_of(bundles: Sequence[Bundle], resource: str) -> str:
@@ -141,11 +211,14 @@ class _Nodes:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.cpus = {node.name: node.num_cpus for node in nodes}
         self.gpus = {node.name: node.num_gpus for node in nodes}
+        self.nodes = {node.name: node for node in nodes}
         self.without_gpus = {node.name for node in nodes if not node.num_gpus}
         self.actors = {node.name: Counter[str]() for node in nodes}
 
     def room(self, node: str, bundle: Bundle) -> int:
-        """How many bundles of this size the node still holds."""
+        """How many bundles of this size and type the node still holds."""
+        if not _is_of(bundle.accelerator, self.nodes[node]):
+            return 0
         by_cpus = int((self.cpus[node] + EPSILON) // bundle.num_cpus)
         return min(by_cpus, int((self.gpus[node] + EPSILON) // bundle.num_gpus)) if bundle.num_gpus else by_cpus
 
@@ -178,9 +251,13 @@ def _learner_layouts(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Iterat
         yield [(min(enough, key=room.__getitem__), count)]
     yield [(name, room[name]) for name in largest_first]
     yield [(name, room[name]) for name in reversed(largest_first)]
-    widths = [int(bundle.num_gpus) for bundle in bundles if bundle.role == "rollout" and bundle.num_gpus]
-    if widths:
-        spare = [(node.name, min(room[node.name], int(node.num_gpus) % widths[0])) for node in nodes]
+    engine = next((bundle for bundle in bundles if bundle.role == "rollout" and bundle.num_gpus), None)
+    if engine:
+        unused = [
+            int(node.num_gpus) % int(engine.num_gpus) if _is_of(engine.accelerator, node) else room[node.name]
+            for node in nodes
+        ]
+        spare = [(node.name, min(room[node.name], count)) for node, count in zip(nodes, unused, strict=True)]
         yield [*spare, *((name, room[name]) for name in largest_first)]
 
 
@@ -204,11 +281,9 @@ def _place(bundles: Sequence[Bundle], nodes: Sequence[Node], layout: _Layout) ->
             return None
         placed.append(left.take(node, engine))
     for worker in of_role["reward"]:
-        fitting = left.fitting(worker)
-        near = [node for node in fitting if node in left.without_gpus or left.actors[node]]
-        if not fitting:
+        if not (node := _node_for_worker(worker, left)):
             return None
-        placed.append(left.take(max(near or fitting, key=left.cpus.__getitem__), worker))
+        placed.append(left.take(node, worker))
     return placed
 
 
@@ -242,20 +317,33 @@ def _node_for_engine(engine: Bundle, learner: Sequence[Bundle], left: _Nodes) ->
     return min(fitting, key=preference) if fitting else None
 
 
+def _node_for_worker(worker: Bundle, left: _Nodes) -> str | None:
+    """The node of a reward worker, None if none has room. One with a GPU goes on the fullest node that holds it."""
+    fitting = left.fitting(worker)
+    if worker.num_gpus:
+        return min(fitting, key=lambda node: (not left.actors[node], left.gpus[node]), default=None)
+    near = [node for node in fitting if node in left.without_gpus or left.actors[node]]
+    return max(near or fitting, key=left.cpus.__getitem__, default=None)
+
+
 def _why_it_does_not_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
     """The reason when the totals suffice: something does not fit on one node, or not side by side."""
-    largest = max(nodes, key=lambda node: (node.num_gpus, node.num_cpus))
-    shapes = Counter((node.num_gpus, node.num_cpus) for node in nodes)
-    have = ", ".join(f"{count} x ({gpus:g} GPUs, {cpus:g} CPUs)" for (gpus, cpus), count in shapes.items())
+    shapes = Counter((node.num_gpus, _type_of(node), node.num_cpus) for node in nodes)
+    have = ", ".join(f"{count} x ({gpus:g} {kind}, {cpus:g} CPUs)" for (gpus, kind, cpus), count in shapes.items())
     for bundle in bundles:
-        if not _Nodes([largest]).room(largest.name, bundle):
-            needs = f"{bundle.num_gpus:g} GPUs and {bundle.num_cpus:g} CPUs" if bundle.num_gpus else ""
+        if not _Nodes(nodes).fitting(bundle):
+            of_type = f" of type {bundle.accelerator}" if bundle.accelerator else ""
+            needs = f"{bundle.num_gpus:g} GPUs{of_type} and {bundle.num_cpus:g} CPUs" if bundle.num_gpus else ""
             needs = needs or f"{bundle.num_cpus:g} CPUs"
             return f"needs {needs} on one node for each {bundle.role} actor; the nodes are {have}"
     roles = Counter(bundle.role for bundle in bundles)
     sizes = {bundle.role: bundle.resources() for bundle in bundles}
     needs = ", ".join(f"{count} {role} x {_size(sizes[role])}" for role, count in roles.items())
     return f"needs {needs}, each within one node; that does not fit side by side on the nodes {have}"
+
+
+def _type_of(node: Node) -> str:
+    return f"{node.accelerator} GPUs" if node.accelerator and node.num_gpus else "GPUs"
 
 
 def _size(resources: Mapping[str, float]) -> str:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement, sum_of
+from cluster.planning.placement import (
+    ACCELERATOR_PREFIX,
+    Bundle,
+    Node,
+    PlacementError,
+    plan_bundles,
+    plan_placement,
+    sum_of,
+)
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
 # Ray gives every node this label by itself.
 NODE_ID_LABEL = "ray.io/node-id"
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+# A node whose GPUs Ray does not know is none of those that were asked for by their type.
+UNKNOWN_ACCELERATOR = "unknown"
 POLL_INTERVAL_S = 2.0
 
 
@@ -29,8 +40,16 @@ def cluster_nodes(*, free: bool = False) -> list[Node]:
     for node in ray.nodes():
         if node["Alive"]:
             resources = unclaimed.get(node["NodeID"], {}) if free else node["Resources"]
-            nodes.append(Node(node["NodeID"], resources.get("CPU", 0.0), resources.get("GPU", 0.0)))
+            cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+            nodes.append(Node(node["NodeID"], cpus, gpus, accelerator_of(node)))
     return nodes
+
+
+def accelerator_of(node: Mapping[str, Any]) -> str:
+    """The type of the GPUs of one of `ray.nodes()`: by its label, or by the resource that Ray gives it beside GPUs."""
+    label = node.get("Labels", {}).get(ACCELERATOR_LABEL)
+    names = [name for name in node["Resources"] if name.startswith(ACCELERATOR_PREFIX)]
+    return str(label or (names[0].removeprefix(ACCELERATOR_PREFIX) if names else UNKNOWN_ACCELERATOR))
 
 
 def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
@@ -69,8 +88,11 @@ def _plan_on_present_nodes(config: Config) -> list[Bundle]:
 
 def _grow(config: Config, deadline: float) -> tuple[list[Bundle], Any]:
     """Ask Ray's autoscaler for the actors' resources, wait until the nodes are there, and reserve them."""
-    wanted = plan_bundles(config, with_gpus=config.cluster.autoscaling == "gpu")
-    request_resources(bundles=[bundle.resources() for bundle in wanted])
+    try:
+        wanted = plan_bundles(config, with_gpus=config.cluster.autoscaling == "gpu")
+    except PlacementError as error:
+        raise InputError(f"this run {error}, and cluster.autoscaling: cpu asks for none; set it to gpu") from None
+    request_resources(bundles=[bundle.wish() for bundle in wanted])
     try:
         bundles = _wait_for_nodes(config, deadline)
         return bundles, _reserve(bundles, config, deadline)

@@ -79,7 +79,8 @@ def _workers(config: Config, options: RenderOptions) -> Nodes:
     # Each worker gets half of the GPUs, or more if the actors cannot be divided that way.
     guesses = [gpus] if gpus is not None else range(math.ceil(needed / MIN_WORKERS), needed + 1)
     given = options.cpus_per_node
-    bundles = plan_bundles(config, with_gpus=bool(guesses[0]))
+    # CPUs are the same with and without GPUs.
+    bundles = plan_bundles(config, with_gpus=True)
     total = math.ceil(sum(bundle.num_cpus for bundle in bundles))
     for guess in guesses:
         for cpus in [given] if given else range(1, total + 1):

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cluster.planning.placement import Node, PlacementError, num_nodes_needed, plan_bundles
+from cluster.planning.placement import EPSILON, Node, PlacementError, num_nodes_needed, plan_bundles
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
@@ -139,7 +139,7 @@ def wanted_gpus(config: Config) -> int:
     """How many GPUs the run takes where nothing else is said: none for a model that is not in bfloat16."""
     if config.model.dtype != "bfloat16":
         return 0
-    return round(sum(bundle.num_gpus for bundle in plan_bundles(config, with_gpus=True)))
+    return math.ceil(sum(bundle.num_gpus for bundle in plan_bundles(config, with_gpus=True)) - EPSILON)
 
 
 def node_shape(config: Config, options: RenderOptions) -> Node:

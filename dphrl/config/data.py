@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -259,10 +260,20 @@ class RewardConfig(Section):
     """Ray's CPU share for a worker: below 1 because a worker sleeps while engines decode. Ray packs by this number
     and does not enforce it."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """Ray's GPU share for a worker, for a reward that runs a model. With 0 a worker sees no GPU."""
+    """GPUs of a worker, for a reward that runs a model; a part of one is shared by as many workers as fit (0.4 is half
+    a GPU each). It needs a cluster with GPUs. With 0 a worker sees no GPU."""
     num_retries: NonNegativeInt = 2
     """How often a grading is tried again after an infrastructure error, such as a dead worker. Then the completion is
     left out of the advantage."""
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> Self:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g}: above 1 Ray gives whole GPUs only; set it to "
+                f"{math.ceil(self.gpus_per_worker)}, or to a part of one"
+            )
+        return self
 
     @property
     def is_custom(self) -> bool:

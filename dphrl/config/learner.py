@@ -51,7 +51,7 @@ class LearnerConfig(Section):
     """Ranks that share each row, for rows that one GPU cannot hold."""
     accelerator: str | None = None
     """The type of GPU, in Ray's words (such as H100), that the learner must have on a cluster of several types; null
-    takes any."""
+    takes any. A cluster that has too few of it is refused."""
     cpus_per_rank: PositiveFloat = 0.75
     """Ray's CPU share for a learner rank. Ray packs by this number and does not enforce it."""
     threads_per_rank: PositiveInt = 2

@@ -44,7 +44,7 @@ class RolloutConfig(Section):
     enough; the GPUs should be on one node."""
     accelerator: str | None = None
     """The type of GPU, in Ray's words (such as L4), that engines must have on a cluster of several types; null takes
-    any."""
+    any. A cluster that has too few of it is refused."""
     cpus_per_engine: PositiveFloat = 0.75
     """Ray's CPU share for an engine. Ray packs by this number and does not enforce it. Engine and learner take turns
     when on-policy, so that together they may fit two CPUs."""
@@ -55,7 +55,7 @@ class RolloutConfig(Section):
     GPU gpu_memory_utilization decides instead."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """The share of a GPU's memory that an engine takes for weights and cache. Lower it where the learner is on the
-    same GPU (cluster.colocate). Without effect on a CPU."""
+    same GPU (cluster.colocate); `dphrl plan --simulate` says how far. Without effect on a CPU."""
     max_concurrent_sequences: PositiveInt = 256
     """Completions that an engine decodes at a time at most. More are faster together as long as the cache holds them
     all."""

@@ -86,8 +86,10 @@ class ClusterConfig(Section):
     """Memory for Ray's object store, in GiB, of a cluster that is started here. It must hold the model once, to sync
     it. null is Ray's own choice, 30 % of the memory."""
     colocate: bool = False
-    """Whether engines run on the learner's GPUs instead of GPUs of their own. Lower rollout.gpu_memory_utilization to
-    what training leaves. Without effect where there is no GPU."""
+    """Whether engines run on the learner's GPUs instead of GPUs of their own. They take turns: engines sleep and give
+    their memory back while the learner updates, and the learner puts gradients and optimizer into host memory while
+    engines decode, but keeps its weights. rollout.gpu_memory_utilization must leave room for these: a value that cannot
+    fit is refused with the arithmetic. It needs rollout.max_staleness: 0. Without effect where there is no GPU."""
     autoscaling: Literal["none", "cpu", "gpu"] = "none"
     """What happens to a plan that does not fit the present nodes. none refuses it; cpu and gpu ask Ray's autoscaler
     for nodes of that kind and wait, because a cluster scaled down to nothing does not show whether it has GPUs."""

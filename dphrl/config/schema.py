@@ -127,6 +127,37 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _engines_and_learner_take_turns_on_shared_gpus(self) -> Self:
+        if not self.cluster.colocate:
+            return self
+        if self.rollout.max_staleness:
+            raise ValueError(
+                f"cluster.colocate: engines sleep while the learner updates, so rollout.max_staleness="
+                f"{self.rollout.max_staleness} cannot overlap the two; set it to 0, or cluster.colocate: false"
+            )
+        wanted, given = self.rollout.accelerator, self.learner.accelerator
+        if wanted and given and wanted != given:
+            raise ValueError(
+                f"cluster.colocate: rollout.accelerator={wanted} and learner.accelerator={given} would be the same "
+                "GPUs; give one type, or cluster.colocate: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_go_that_way(self) -> Self:
+        if self.sync.backend == "ipc" and not self.cluster.colocate:
+            raise ValueError(
+                "sync.backend=ipc hands weights over within one GPU, so engines must be on the learner's; set "
+                "cluster.colocate: true, or another sync.backend"
+            )
+        if self.sync.backend == "nccl" and self.cluster.colocate:
+            raise ValueError(
+                "sync.backend=nccl joins processes on different GPUs only, and cluster.colocate puts engine and "
+                "learner on the same; set sync.backend to ipc, object_store or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
         rollout, parts = self.rollout, self.algorithm.num_minibatches
         if rollout.num_samples < 2:

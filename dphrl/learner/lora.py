@@ -172,9 +172,7 @@ def target_layers(lm: Any, lora: LoraConfig) -> list[str]:
     ends = {id(lm.get_output_embeddings()): "output head", id(lm.get_input_embeddings()): "embedding"}
     end_names = {name: ends[id(module)] for name, module in lm.named_modules() if id(module) in ends}
     layers = {
-        name: module
-        for name, module in lm.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in ends
+        name: module for name, module in lm.named_modules() if isinstance(module, nn.Linear) and id(module) not in ends
     }
     known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     if not layers:

@@ -11,21 +11,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.planning.capacity import (
-    GIB,
-    KNOWN_SHAPES,
-    ModelShape,
-    Speed,
-    cached_sequences,
-    engine_memory,
-    given_speed,
-    learner_memory,
-    measured_speed,
-    model_shape,
-    shape_of,
-    step_time,
-)
 from cluster.planning.describe import describe_plan, parse_cluster
+from cluster.planning.memory import (
+    GIB,
+    cached_sequences,
+    colocation_obstacle,
+    engine_memory,
+    host_memory,
+    learner_memory,
+    while_decoding,
+)
+from cluster.planning.placement import Node, plan_placement
+from cluster.planning.shapes import KNOWN_SHAPES, ModelShape, model_shape, shape_of
+from cluster.planning.storage import disk_need, disk_warning
+from cluster.planning.timing import Speed, given_speed, measured_speed, step_time
 from dphrl.config.loading import InputError, config_to_yaml, load_config
 
 PAPER = "paper/sql-dph-js"
@@ -96,7 +95,8 @@ def test_a_suite_has_no_single_plan_to_simulate() -> None:
 
 # ------------------------------------------------------------ memory
 
-SHAPE = ModelShape(num_parameters=1e9, num_layers=10, hidden_size=1000, num_kv_heads=2, head_size=50)
+SHAPE = ModelShape(1e9, 10, hidden_size=1000, num_kv_heads=2, head_size=50, num_heads=20, intermediate_size=3000)
+LLAMA_8B = KNOWN_SHAPES["meta-llama/Llama-3.1-8B-Instruct"]
 
 
 def of_learner(make_config: Any, dtype: str = "bfloat16", **learner: Any) -> dict[str, float]:

@@ -1,0 +1,158 @@
+"""Whose turn it is on GPUs that engines share with the learner.
+
+A step goes: engines decode; they sleep, and drop weights and cache; the learner takes its state back and updates; it
+puts the state away again; engines wake their weights, take the new ones, and wake their cache. Outside of updates the
+learner keeps its weights on the GPU, so that it can score and publish beside engines that are awake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from enum import Enum
+from typing import Any, Protocol
+
+from actors.waiting import Actor, within
+
+WEIGHTS, CACHE = "weights", "kv_cache"
+
+
+class Turns(Protocol):
+    """Asked by the learner and by the pool of engines before they use their devices."""
+
+    async def decode(self) -> None:
+        """Call it before engines generate; it returns when they can."""
+        ...
+
+    def sync(self) -> AbstractAsyncContextManager[None]:
+        """Engines take the learner's weights in this block, and can generate after it."""
+        ...
+
+    def update(self) -> AbstractAsyncContextManager[None]:
+        """The learner updates in this block. Engines need new weights afterwards."""
+        ...
+
+    def restore(self) -> AbstractAsyncContextManager[None]:
+        """The learner saves or loads its whole state in this block. Engines keep their weights."""
+        ...
+
+
+class OwnDevices:
+    """`Turns` of engines and a learner that share nothing: nobody waits."""
+
+    async def decode(self) -> None:
+        return
+
+    @asynccontextmanager
+    async def _at_once(self) -> AsyncIterator[None]:
+        yield
+
+    sync = update = restore = _at_once
+
+
+class _Engines(Enum):
+    AWAKE = "awake"
+    ASLEEP = "asleep, with their weights in host memory"
+    EMPTY = "asleep, without weights"
+
+
+class DeviceTurns:
+    """`Turns` of engines and a learner on the same GPUs.
+
+    Lifecycle: engines start alone, while the learner holds nothing; `make_room` before the learner loads its model;
+    then any order of turns. A turn that fails leaves the devices as they are, and the run has to stop.
+    """
+
+    def __init__(self, engines: Sequence[Actor], ranks: Sequence[Actor], timeout_s: float) -> None:
+        """engines, ranks: the lists that the system keeps up to date, as either may be started again. timeout_s: for
+        each move of weights or state (sync.timeout_s)."""
+        self.engines, self.ranks, self.timeout_s = engines, ranks, timeout_s
+        self._engines, self._state_is_here = _Engines.AWAKE, False
+        self._moving = asyncio.Lock()
+
+    async def make_room(self) -> None:
+        """Engines sleep, and the learner is about to load its model, with all of its state on its devices."""
+        self._moving = asyncio.Lock()  # a lock belongs to an event loop, and every run has its own
+        async with self._moving:
+            await self._sleep(2)
+            self._state_is_here = True
+
+    async def decode(self) -> None:
+        """Raises RuntimeError when engines have dropped their weights and got no others."""
+        async with self._moving:
+            if self._engines is _Engines.EMPTY:
+                raise RuntimeError("engines that share the learner's GPUs have no weights since its update; refit them")
+            await self._offload()
+            if self._engines is _Engines.ASLEEP:
+                await self._wake([WEIGHTS, CACHE])
+            self._engines = _Engines.AWAKE
+
+    @asynccontextmanager
+    async def sync(self) -> AsyncIterator[None]:
+        async with self._moving:
+            await self._offload()
+            asleep = self._engines is not _Engines.AWAKE
+            if asleep:
+                await self._wake([WEIGHTS])
+            yield
+            # The cache comes last, because weights may take more memory while they change.
+            if asleep:
+                await self._wake([CACHE])
+            self._engines = _Engines.AWAKE
+
+    @asynccontextmanager
+    async def update(self) -> AsyncIterator[None]:
+        async with self._moving:
+            await self._sleep(2)
+            await self._reload()
+            yield
+
+    @asynccontextmanager
+    async def restore(self) -> AsyncIterator[None]:
+        async with self._moving:
+            if self._engines is _Engines.AWAKE:
+                await self._sleep(1)
+            await self._reload()
+            yield
+
+    async def _sleep(self, level: int) -> None:
+        if self._engines is _Engines.AWAKE:
+            await self._all_engines(f"sleep (level {level})", lambda engine: engine.sleep.remote(level))
+        # Engines that sleep already keep what they put into host memory. It is not used: after an update it is old.
+        self._engines = _Engines.EMPTY if level == 2 else _Engines.ASLEEP
+
+    async def _wake(self, tags: list[str]) -> None:
+        await self._all_engines(f"wake up ({' and '.join(tags)})", lambda engine: engine.wake_up.remote(tags))
+
+    async def _offload(self) -> None:
+        if self._state_is_here:
+            await self._all("learner rank", self.ranks, "put its state away", lambda rank: rank.offload.remote())
+            self._state_is_here = False
+
+    async def _reload(self) -> None:
+        if not self._state_is_here:
+            await self._all("learner rank", self.ranks, "take its state back", lambda rank: rank.reload.remote())
+            self._state_is_here = True
+
+    async def _all_engines(self, what: str, call: Callable[[Actor], Awaitable[Any]]) -> None:
+        await self._all("rollout engine", self.engines, what, call)
+
+    async def _all(
+        self, role: str, actors: Sequence[Actor], what: str, call: Callable[[Actor], Awaitable[Any]]
+    ) -> None:
+        async def one(index: int, actor: Actor) -> None:
+            try:
+                await within(call(actor), self.timeout_s, "sync.timeout_s", f"{role} {index} to {what}")
+            except TimeoutError:
+                raise
+            except Exception as error:
+                raise RuntimeError(f"{role} {index} did not {what} on a shared GPU: {_reason(error)}") from error
+
+        await asyncio.gather(*[one(index, actor) for index, actor in enumerate(actors)])
+
+
+def _reason(error: Exception) -> str:
+    """One line: Ray puts the whole traceback of an actor into the error's text, and the cause at its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

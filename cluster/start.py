@@ -1,0 +1,102 @@
+"""How the actors of a run come up: in which order, how long they have, and what a start that fails says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import ActorDiedError, RayError
+
+from actors.device_turns import DeviceTurns
+from actors.waiting import Actor, within
+from dphrl.config.loading import InputError
+from dphrl.own_code import foreign_code_told_by
+
+# A learner worker may die at its start because of a short problem on its node. It holds nothing yet, so starting it
+# again costs only seconds, while a failed run would lose its turn in a queue.
+MAX_LEARNER_STARTS = 3
+SETTING = "learner.timeout_s"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Actors whose processes exist, and how to bring them up.
+
+    ranks: a list that `renew_ranks` fills anew. turns: of engines and learner on the same GPUs; None where they have
+    devices of their own. timeout_s: for each actor.
+    """
+
+    engines: Sequence[Actor]
+    ranks: Sequence[Actor]
+    workers: Sequence[Actor]
+    renew_ranks: Callable[[], None]
+    model_dir: str
+    timeout_s: float
+    turns: DeviceTurns | None
+    on_ready: Callable[[str], None]
+
+    async def run(self) -> dict[str, Any]:
+        """Wait until all actors are up, and report each; returns what learner rank 0 says about the learner.
+
+        Engines and learner start side by side. On shared GPUs engines come first, because vLLM measures free memory
+        while it starts and refuses to go on when that changes. The first failure ends the start: nothing waits for
+        actors that are still starting. It is raised in an exception group.
+        """
+        async with asyncio.TaskGroup() as group:
+            engines = [group.create_task(self._engine(i, engine)) for i, engine in enumerate(self.engines)]
+            for i, worker in enumerate(self.workers):
+                group.create_task(self._up(worker.ready.remote(), f"reward worker {i}"))
+            learner = group.create_task(self._learner(engines))
+        return learner.result()
+
+    async def _engine(self, index: int, engine: Actor) -> None:
+        what = f"rollout engine {index}"
+        self.on_ready(f"{what} up: {await self._up(engine.ready.remote(), what)}")
+
+    async def _learner(self, engines: Sequence[asyncio.Task[None]]) -> dict[str, Any]:
+        if self.turns is not None:
+            await asyncio.gather(*engines)
+            await self.turns.make_room()
+        facts = await self._connect(MAX_LEARNER_STARTS)
+        size, device, dtype = (facts[key] for key in ("num_parameters", "device", "dtype"))
+        self.on_ready(f"learner up: {len(self.ranks)} rank(s), {size / 1e6:.1f} M parameters, {dtype} on {device}")
+        return facts
+
+    async def _connect(self, num_starts: int) -> dict[str, Any]:
+        try:
+            master = await self._up(self.ranks[0].address.remote(), "learner rank 0", can_die=num_starts > 1)
+            joining = [
+                self._up(rank.connect.remote(master, self.model_dir), f"learner rank {i}", can_die=num_starts > 1)
+                for i, rank in enumerate(self.ranks)
+            ]
+            return dict((await asyncio.gather(*joining))[0])
+        except ActorDiedError as error:
+            # An exception of our own code would come again at the next start.
+            if error.actor_init_failed or num_starts == 1:
+                raise
+            self.on_ready("a learner worker died while starting: starting the learner again")
+            self.renew_ranks()
+            return await self._connect(num_starts - 1)
+
+    async def _up(self, answer: Awaitable[Any], what: str, *, can_die: bool = False) -> Any:
+        """The answer of an actor that is starting. can_die: leave the error of a dead actor to the caller."""
+        try:
+            return await within(answer, self.timeout_s, SETTING, f"{what} to start")
+        except RayError as error:
+            if _says_enough(error) or (can_die and isinstance(error, ActorDiedError)):
+                raise
+            raise RuntimeError(f"{what} did not start: {_reason(error)}") from error
+
+
+def _says_enough(error: RayError) -> bool:
+    """Whether the command line shows the error in a line of its own: one of the user's, or one that names the actor."""
+    cause = getattr(error, "cause", None)
+    return isinstance(cause, InputError) or foreign_code_told_by(error) is not None or "did not start" in str(error)
+
+
+def _reason(error: RayError) -> str:
+    """One line: Ray puts an actor's whole traceback into the error's text, and what was raised at its end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
