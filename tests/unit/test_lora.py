@@ -25,7 +25,7 @@ from dphrl.learner.lora import (
     target_layers,
     trained_parameters,
 )
-from dphrl.learner.policy import load_policy
+from dphrl.learner.loading import load_policy
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
 SEQUENCE = [((1, 2, 5, 6, 7, 8), 2)]
