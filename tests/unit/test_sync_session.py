@@ -122,8 +122,9 @@ class Learner:
     def __init__(self, session: SessionSender | None = None) -> None:
         self.session = session
 
-    async def publish(self) -> list[str]:
-        return ["chunk 0", "chunk 1"]
+    async def publish(self) -> Any:
+        for chunk in ("chunk 0", "chunk 1"):
+            yield chunk
 
     async def score(self, sequences: Any) -> list[tuple[float, ...]]:
         return [(-0.05,) * (len(ids) - num_prompt) for ids, num_prompt in sequences]
@@ -217,7 +218,7 @@ def refit(pool: RayRolloutPool, learner: Learner) -> dict[str, float]:
 STEPS = {
     "object_store": {
         "start_weight_update": "start a weight update",
-        "update_weights": "take chunk 1 of 2 of the weights",
+        "update_weights": "take chunk 1 of the weights",
         "finish_weight_update": "finish its weight update",
     },
     "nccl": {
@@ -309,7 +310,7 @@ def test_a_new_engine_that_does_not_start_counts_like_one_that_fails(make_config
 def test_two_engines_that_fail_are_both_named(make_config: Any) -> None:
     engines = [Engine(("update_weights", "raises")), Engine(), Engine(("finish_weight_update", "hangs"))]
     pool, learner, *_ = pool_of(make_config, engines)
-    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of 2.*; rollout engine 2 .* finish"):
+    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of .*; rollout engine 2 .* finish"):
         refit(pool, learner)
 
 
