@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import ray
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, WeightSource
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 from vllm.plugins import load_general_plugins
 
 from actors.weight_transfer.client import EngineFleet
@@ -58,18 +60,21 @@ def open_sender(source: LearnerSource, backend: str, rank: int, num_ranks: int) 
     load_general_plugins()  # those of other distributions may register in vLLM's factories
 
     def meet(fleet: EngineFleet) -> Trainer:
-        info = _init_info(backend, rank, fleet.world_size)
+        info = _init_info(backend, rank, fleet.world_size, source.metadata())
         return cast(Trainer, WeightTransferTrainerFactory.trainer_init(info, client=fleet, source=source))
 
     # With ipc, ranks meet at every bucket, and rank 0 cannot pretend to send the rest.
     return SessionSender(source, meet, rank, others_can_leave=backend != "ipc" or num_ranks == 1)
 
 
-def _init_info(backend: str, rank: int, world_size: int) -> TrainerInitInfo:
+def _init_info(backend: str, rank: int, world_size: int, weights: Sequence[ParamMeta]) -> TrainerInitInfo:
     if backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-        return IPCTrainerInitInfo(rank=rank, packed=True)
+        # A tensor must fit the one buffer, and vLLM refuses when the session is under way.
+        largest = max(math.prod(weight.shape) * weight.dtype.itemsize for weight in weights)
+        buffer_bytes = max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
+        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     # Rank 0 opens the meeting place itself, when its engines come to it.

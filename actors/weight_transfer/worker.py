@@ -79,9 +79,7 @@ class WeightWatch:
         if self._names_known:
             unloaded += [name for name in self._names if name not in self._loaded]
         self._finish()
-        self.record = WorkerRecord(
-            self._ledger.summary, tuple(dict.fromkeys(unloaded)), tuple(stale_heads(self.model))
-        )
+        self.record = WorkerRecord(self._ledger.summary, tuple(dict.fromkeys(unloaded)), tuple(stale_heads(self.model)))
 
 
 def unloaded_parameters(model: nn.Module, aliases: Collection[str]) -> list[str]:

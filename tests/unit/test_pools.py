@@ -144,9 +144,7 @@ def test_an_engine_that_acknowledges_another_version_is_refused(make_config: Any
 
 @pytest.mark.parametrize("num_engines", [1, 2, 3])
 @pytest.mark.parametrize("greedy", [False, True])
-def test_every_prompt_is_sampled_once_with_the_calls_seed(
-    make_config: Any, num_engines: int, greedy: bool
-) -> None:
+def test_every_prompt_is_sampled_once_with_the_calls_seed(make_config: Any, num_engines: int, greedy: bool) -> None:
     engines = [Engine() for _ in range(num_engines)]
     pool = RayRolloutPool(engines, make_config())
     prompts = [Prompt(f"p{i}", "text", (1, 2, i), "", "d") for i in range(10)]

@@ -196,6 +196,6 @@ def test_the_bound_is_the_settings_or_the_dtypes(make_config: Any) -> None:
 
 
 def test_the_bound_of_earlier_versions_is_refused_but_for_the_default_they_wrote_themselves() -> None:
-    with pytest.raises(InputError, match="sync.max_logprob_gap is no more: .* set max_mean_logprob_gap"):
+    with pytest.raises(InputError, match="sync.max_logprob_gap is no more: .* set sync.max_mean_logprob_gap"):
         load_config("demo-math", ["sync.max_logprob_gap=0.5"])
     assert SyncConfig.model_validate({"max_logprob_gap": None, "num_probes": 5}).num_probes == 5
