@@ -37,8 +37,8 @@ class SyncConfig(Section):
             return given
         if given["max_logprob_gap"] is not None:
             raise ValueError(
-                "sync.max_logprob_gap is no more: it was a bound on the largest difference, which a healthy model of many "
-                "tokens exceeds now and then; set sync.max_mean_logprob_gap, or leave it out for its default"
+                "sync.max_logprob_gap is no more: it was a bound on the largest difference, which a healthy model "
+                "exceeds now and then; set sync.max_mean_logprob_gap, or leave it out for its default"
             )
         # What an earlier version wrote to config.yaml by itself.
         return {name: value for name, value in given.items() if name != "max_logprob_gap"}
