@@ -96,9 +96,10 @@ class LearnerRank:
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
         if (backend := engine_backend(self._config.sync)) != "object_store":
-            from actors.weight_transfer.trainer import TrainerSide
+            from actors.weight_transfer.trainer import LearnerSource, open_sender
 
-            self._trainer_side = TrainerSide(self._weights, backend, self._rank, self._num_ranks)
+            self._source = LearnerSource(self._weights, records=self._rank == 0)
+            self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
         self._settings = UpdateSettings.from_config(self._config)
         self._model_dir = model_dir
         num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
@@ -139,9 +140,9 @@ class LearnerRank:
         return self._sent
 
     def send_weights(self, engines: Sequence[Actor], width: int, policy_version: int, limit_s: float) -> SendOutcome:
-        """This rank's part in a session of vLLM's trainer side with all engines: see `TrainerSide.send`."""
-        outcome = self._trainer_side.send(engines, width, policy_version, limit_s)
-        self._sent = self._trainer_side.sent
+        """This rank's part in a session of vLLM's trainer side with all engines: see `SessionSender.send`."""
+        outcome = self._sender.send(engines, width, policy_version, limit_s)
+        self._sent = self._source.summary
         return outcome
 
     def save(self, folder: str) -> None:

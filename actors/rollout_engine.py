@@ -16,7 +16,7 @@ from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed
+from dphrl.data.schedule import completion_seed
 from dphrl.own_code import lead, pin
 from dphrl.rewards.thinking import decoder
 from dphrl.tokenizer import load_tokenizer
@@ -120,7 +120,7 @@ class RolloutEngine:
         try:
             for prompt in prompts:
                 for sample_index in range(num_samples):
-                    own = derive_seed(seed, prompt.prompt_id, sample_index)
+                    own = completion_seed(seed, prompt.prompt_id, sample_index)
                     params = self._sampling_params(greedy, own, max_tokens)
                     request_id = str(next(self._request_ids))
                     engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)

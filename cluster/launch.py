@@ -17,7 +17,7 @@ from dphrl.evaluation.base import write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.fingerprint import blind_spots
-from dphrl.prepare import Prepared, prepare
+from dphrl.prepare import Prepared, check_width, prepare
 from dphrl.protocols import System
 from dphrl.reference.reuse import prepare_reference
 from dphrl.resume import ResumeCheck
@@ -167,11 +167,15 @@ def quiet_libraries() -> None:
 
 
 def open_system(config: Config, prepared: Prepared, *, inline: bool) -> AbstractContextManager[System]:
-    """The system of this one process, or of actors on a Ray cluster; both are a `protocols.System`."""
+    """The system of this one process, or of actors on a Ray cluster; both are a `protocols.System`.
+
+    Raises InputError, before anything starts, when the engines cannot split the model as the configuration asks.
+    """
     if inline:
         from dphrl.inline import InlineSystem
 
         return InlineSystem(config, prepared.model_dir, prepared.tokenizer)
+    check_width(config, prepared.model_dir)
     from cluster.ray_system import RaySystem
 
     return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])

@@ -36,7 +36,7 @@ class ChunkFolder:
         self._chunks = {
             start: prompts[start : start + prompts_per_chunk] for start in range(0, len(prompts), prompts_per_chunk)
         }
-        # The chunk size decides seeds and file boundaries, so chunks of two sizes never mix. The identity of the
+        # The chunk size decides which prompts a file holds, so chunks of two sizes never mix. The identity of the
         # finished work leaves it out: finished work may be used again whatever the size was.
         self._identity = {**identity, "prompts per chunk": str(prompts_per_chunk)}
 

@@ -16,11 +16,11 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed
+from dphrl.data.schedule import completion_seed
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
@@ -162,16 +162,19 @@ class InlineRollouts:
         jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
         size = self.config.rollout.max_concurrent_sequences
         for start in range(0, len(jobs), size):
-            # The generator is forked, so that sampling leaves alone the global one, which the learner uses.
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(derive_seed(seed, start))
-                completions = await self._generate_batch(jobs[start : start + size], greedy)
+            batch = jobs[start : start + size]
+            seeds = None if greedy else [completion_seed(seed, prompt.prompt_id, i) for prompt, i in batch]
+            with torch.no_grad():
+                completions = await self._generate_batch(batch, seeds)
             yield completions
 
     def drain_metrics(self) -> Mapping[str, float]:
         return {}
 
-    async def _generate_batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Completion]:
+    async def _generate_batch(
+        self, jobs: Sequence[tuple[Prompt, int]], seeds: Sequence[int] | None
+    ) -> list[Completion]:
+        """seeds: one for each job; None makes every completion greedy."""
         assert self._version is not None
         lm = cast(Any, self.learner.policy.lm)
         ends = self._ends
@@ -185,7 +188,14 @@ class InlineRollouts:
         output = lm.generate(
             input_ids=input_ids.to(lm.device),
             attention_mask=mask.to(lm.device),
-            generation_config=self._generation_config(greedy, ends, pad),
+            generation_config=GenerationConfig(
+                max_new_tokens=self.config.rollout.max_tokens,
+                eos_token_id=ends or None,
+                pad_token_id=pad,
+                # `SeededChoice` samples, and leaves generate no choice.
+                do_sample=False,
+            ),
+            logits_processor=LogitsProcessorList([] if seeds is None else [SeededChoice(seeds, self.config)]),
         )
         sampled = [_cut_after_end(row, ends) for row in output[:, width:].tolist()]
         logprobs = await self.learner.score(
@@ -204,14 +214,26 @@ class InlineRollouts:
             for (prompt, sample_index), ids, row_logprobs in zip(jobs, sampled, logprobs, strict=True)
         ]
 
-    def _generation_config(self, greedy: bool, ends: list[int], pad: int) -> GenerationConfig:
-        # The library's default top_k is 50.
-        settings: dict[str, Any] = {"do_sample": False}
-        if not greedy:
-            settings = {"do_sample": True, "temperature": self.config.rollout.temperature, "top_k": 0, "top_p": 1.0}
-        return GenerationConfig(
-            max_new_tokens=self.config.rollout.max_tokens, eos_token_id=ends or None, pad_token_id=pad, **settings
-        )
+
+class SeededChoice(LogitsProcessor):
+    """Samples each row's next token with random numbers of the row's own seed, and leaves that token alone possible.
+
+    generate would draw for all rows from one generator, and a completion would depend on its place in the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], config: Config) -> None:
+        """seeds: one for each row of the batch."""
+        self._temperature = config.rollout.temperature
+        # One number for each token suffices: it falls into the share of the distribution that one token has.
+        size = config.rollout.max_tokens
+        draws = [torch.rand(size, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        self._draws = iter(torch.stack(draws, dim=1))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = (scores / self._temperature).softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+        drawn = next(self._draws).to(scores.device)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
 def _end_token_ids(lm: Any, tokenizer: Any) -> list[int]:

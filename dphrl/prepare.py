@@ -185,6 +185,47 @@ def _check_length(config: Config, model_dir: str) -> int | None:
     return vocab_size
 
 
+def check_width(config: Config, model_dir: str) -> None:
+    """Raises InputError when engines cannot split the model over rollout.tensor_parallel workers, with what vLLM asks
+    for: every worker has as many heads, columns of the MLP and rows of the embedding as the others."""
+    from transformers import AutoConfig
+
+    width = config.rollout.tensor_parallel
+    if width == 1:
+        return
+    found = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code).get_text_config()
+    if obstacle := _split_obstacle(found, width):
+        heads = getattr(found, "num_attention_heads", None) or 1
+        fitting = [str(i) for i in range(1, heads + 1) if not _split_obstacle(found, i)]
+        raise InputError(
+            f"rollout.tensor_parallel={width}: {model_dir} has {obstacle}; choose one of {', '.join(fitting)}"
+        )
+
+
+# vLLM makes the vocabulary a multiple of this before it splits it.
+_VOCABULARY_MULTIPLE = 64
+# A model of experts has other sizes for its MLPs, and vLLM may split it by whole experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def _split_obstacle(found: Any, width: int) -> str | None:
+    """What of the model's configuration does not divide into `width` equal parts; None if everything does."""
+    heads = getattr(found, "num_attention_heads", None)
+    if heads and heads % width:
+        return f"{heads} attention heads, which do not divide by it"
+    kv_heads = getattr(found, "num_key_value_heads", None)
+    # Where there are fewer than workers, several workers have a copy of the same one.
+    if kv_heads and max(kv_heads, width) % min(kv_heads, width):
+        return f"{kv_heads} key-value heads, which neither divide by it nor divide it"
+    columns = getattr(found, "intermediate_size", None)
+    if columns and columns % width and not any(getattr(found, name, None) for name in _EXPERTS):
+        return f"intermediate_size={columns}, which does not divide by it"
+    vocabulary = getattr(found, "vocab_size", None)
+    if vocabulary and (padded := -(-vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) % width:
+        return f"a vocabulary of {vocabulary} tokens, {padded} with padding, which does not divide by it"
+    return None
+
+
 def _check_vocabulary(prompts: Sequence[Prompt], vocab_size: int | None, model_dir: str) -> None:
     """Raises InputError when a prompt has a token for which the model has no embedding, such as one that was added to
     the tokenizer alone."""

@@ -84,7 +84,8 @@ class RolloutPool(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
-        """Yield completions as they finish, in any order; `seed` decides them where the engine is deterministic."""
+        """Yield completions as they finish, in any order. Each is a function of the weights, its prompt, its
+        sample_index and `seed`, up to rounding, whatever else is asked for with it."""
         ...
 
     def drain_metrics(self) -> Mapping[str, float]:

@@ -65,11 +65,15 @@ class EngineFleet:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         version = self.policy_version
-        self.records = self._ask("finish its weight update", lambda _, e: e.finish_weight_update.remote(version))
-        self._in_session = set()
+        self.records = self._ask(
+            "finish its weight update", lambda _, e: e.finish_weight_update.remote(version), last=True
+        )
 
-    def _ask(self, doing: str, call: Callable[[int, Actor], Any]) -> dict[int, Any]:
-        """Every engine's answer, by index. Raises SyncFailedError at the first that fails, or at the deadline."""
+    def _ask(self, doing: str, call: Callable[[int, Actor], Any], *, last: bool = False) -> dict[int, Any]:
+        """Every engine's answer, by index. Raises SyncFailedError at the first that fails, or at the deadline.
+
+        last: whether an engine that answers has ended its session.
+        """
         began = time.monotonic()
         waiting = {call(index, engine): index for index, engine in enumerate(self.engines)}
         answers: dict[int, Any] = {}
@@ -87,6 +91,8 @@ class EngineFleet:
                     answers[index] = ray.get(done[0])
                 except RayError as error:
                     self._fail([EngineFailure.of(index, doing, took, error, self.limit_s)], set(waiting.values()))
+                if last:
+                    self._in_session.discard(index)
         finally:
             self._num_calls -= 1
             self._last_answer = time.monotonic()

@@ -10,7 +10,7 @@ old tensors back; a layer that got a part is processed with whatever memory hold
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -48,8 +48,10 @@ class WeightWatch:
     def __init__(self, engine: Any) -> None:
         self.model: nn.Module = engine.model
         self.record: WorkerRecord | None = None
-        # While vLLM reloads, tied parameters are two, so their names are taken before.
+        # While vLLM reloads, a tied parameter is two, so the names are taken before.
         self._names = [name for name, _ in self.model.named_parameters()]
+        every_name = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        self._aliases = every_name.difference(self._names)
         self._ledger, self._loaded, self._names_known = Ledger(), set[str](), True
         self._start, self._finish, self._load = (
             engine.start_weight_update,
@@ -73,20 +75,18 @@ class WeightWatch:
 
     def _finish_noting(self) -> None:
         # Finishing forgets what the layers still wait for.
-        unloaded = unloaded_parameters(self.model)
+        unloaded = unloaded_parameters(self.model, self._aliases)
         if self._names_known:
             unloaded += [name for name in self._names if name not in self._loaded]
         self._finish()
-        self.record = WorkerRecord(
-            self._ledger.summary, tuple(dict.fromkeys(unloaded)), tuple(stale_heads(self.model))
-        )
+        self.record = WorkerRecord(self._ledger.summary, tuple(dict.fromkeys(unloaded)), tuple(stale_heads(self.model)))
 
 
-def unloaded_parameters(model: nn.Module) -> list[str]:
+def unloaded_parameters(model: nn.Module, aliases: Collection[str]) -> list[str]:
     """Names of the parameters in layers that still wait for elements, in the midst of a layerwise reload.
 
     A layer that got all is done and waits no more. What no checkpoint brings is left out: buffers, the scales of
-    attention layers, the padding of a vocabulary, and the second name of a tied parameter.
+    attention layers, the padding of a vocabulary, and `aliases`, the further names of tied parameters.
     """
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -96,19 +96,19 @@ def unloaded_parameters(model: nn.Module) -> list[str]:
         info = get_layerwise_info(layer)
         if not info.can_load() or is_deferred_attention_layer(layer):
             continue
-        parameters = _loadable(layer)
-        if info.load_numel < sum(parameters.values()) and not _is_tied_head(layer):
-            names += [f"{prefix}.{name}" if prefix else name for name in parameters]
+        sizes = {f"{prefix}.{name}" if prefix else name: size for name, size in _loadable(layer)}
+        needed = {name: size for name, size in sizes.items() if name not in aliases}
+        if info.load_numel < sum(needed.values()):
+            names += needed
     return names
 
 
-def _loadable(layer: nn.Module) -> dict[str, int]:
-    """Elements that a checkpoint brings for each parameter of this layer alone."""
+def _loadable(layer: nn.Module) -> Iterator[tuple[str, int]]:
+    """Name and number of elements that a checkpoint brings, of each parameter of this layer alone."""
     from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
     from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
     shard = getattr(layer, "shard_indices", None)
-    sizes = {}
     for name, parameter in layer.named_parameters(recurse=False):
         if name in SKIP_LOAD_TENSORS:
             continue
@@ -116,8 +116,7 @@ def _loadable(layer: nn.Module) -> dict[str, int]:
         if shard is not None and getattr(parameter, "output_dim", None) == 0:
             # An embedding's rows beyond the vocabulary are padding, and a worker may have nothing else.
             size = size // parameter.shape[0] * shard.num_org_elements
-        sizes[name] = size
-    return sizes
+        yield name, size
 
 
 def stale_heads(model: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -120,8 +121,12 @@ def _in_a_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if any(line.startswith("Traceback") for line in lines) or "ray::" in lines[0]:
-        return lines[-1]
+        return _MODULE.sub("", lines[-1])
     return f"{type(error).__name__}: {lines[0]}"
+
+
+# What a traceback writes before the name of an error.
+_MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 
 
 def _where_to_look(error: BaseException, folder: Path | None) -> str:

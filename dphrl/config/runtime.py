@@ -11,17 +11,19 @@ from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Sec
 
 class SyncConfig(Section):
     backend: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
-    """How new weights reach the engines. nccl sends them from GPU to GPU, ipc hands them over within one GPU
-    (cluster.colocate); object_store works anywhere: from the learner to Ray's object store, and from there to each
-    engine. auto takes what the machine has."""
+    """How new weights reach the engines. nccl broadcasts them from the learner's first GPU to those of the engines; ipc
+    hands them over within each GPU (cluster.colocate); object_store works anywhere: from the learner to Ray's object
+    store, and from there to each engine. auto is object_store without GPUs, ipc with cluster.colocate, else nccl."""
     on_failure: Literal["stop", "replace"] = "stop"
-    """What becomes of an engine that fails while it takes weights. stop ends the run and names it; replace starts
-    another in its place."""
+    """What becomes of an engine that fails while it takes weights. stop ends the run and names it. replace ends that
+    engine, starts another in its place, at most 3 times each, and repeats the sync; with nccl, engines that were in the
+    same session are replaced with it. replace needs rollout.max_staleness: 0 and engines on GPUs of their own."""
     num_probes: PositiveInt = 8
     """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
     same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""
     timeout_s: PositiveFloat = 1800.0
-    """Seconds in which engines must take new weights, and answer probes, or the run stops. With
+    """Seconds in which an engine must take one step of a sync, or it counts as failed: join the learner's group (nccl,
+    once), start, take weights (with object_store: one chunk of them), finish, answer the probes. With
     rollout.max_staleness: 1 an engine first finishes the rollouts it is at, and this must cover them too."""
     max_logprob_gap: PositiveFloat | None = None
     """The largest difference between engine and learner in the log-prob of a probe's token; beyond it the run stops.

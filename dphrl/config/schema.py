@@ -30,11 +30,15 @@ class Config(Section):
     run_dir: str = "runs"
     """The folder of runs. On a cluster every node must see and write it."""
     seed: NonNegativeInt = 0
-    """Decides the order of prompts and every random choice. Engines repeat their samples exactly only with
-    deterministic: true."""
+    """Decides the order of prompts and every random choice. Every completion has a seed of its own, made of this one,
+    its purpose and its prompt: engines sample the same whatever their number, their width or what else they decode.
+    Only rounding differs with these, and now and then decides between two tokens that are next to equal; see
+    deterministic."""
     deterministic: bool = False
-    """Whether each request has a seed of its own in the engines, and the learner uses deterministic kernels: slower,
-    but repeatable."""
+    """Whether learner and engines use kernels that give the same result each time: slower, but repeatable. On a GPU
+    this fixes the workspace of cuBLAS and takes PyTorch's deterministic algorithms in the learner, and vLLM's
+    batch-invariant kernels in the engines, which not every GPU and model has; vLLM then refuses to start. On a CPU
+    kernels are repeatable without it, for the same number of threads."""
     model: ModelConfig = ModelConfig()
     """The model to train, and how it is loaded."""
     data: DataConfig
@@ -109,6 +113,15 @@ class Config(Section):
             raise ValueError(
                 f"cluster.colocate: {self.rollout.num_engines} engines x {self.rollout.tensor_parallel} GPUs do not "
                 f"fit on the learner's {self.learner.num_ranks}; lower rollout.num_engines, or raise learner.num_ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replaced_engines_hold_no_rollouts(self) -> Self:
+        if self.sync.on_failure == "replace" and self.rollout.max_staleness:
+            raise ValueError(
+                "sync.on_failure: replace would lose the rollouts that an engine is at while weights change; set "
+                "rollout.max_staleness=0, or sync.on_failure=stop"
             )
         return self
 

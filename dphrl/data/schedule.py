@@ -12,6 +12,12 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def completion_seed(seed: int, prompt_id: str, sample_index: int) -> int:
+    """The seed of one completion of a collection that is sampled with `seed`: whatever else is sampled with it, in
+    whatever order and by whichever engine."""
+    return derive_seed(seed, prompt_id, sample_index)
+
+
 def step_indices(num_items: int, step: int, count: int, seed: int) -> list[int]:
     """`count` distinct indices below `num_items` for `step` (from 0); all indices when there are fewer than `count`.
 

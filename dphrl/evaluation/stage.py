@@ -32,7 +32,7 @@ from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutG
 Summary = dict[str, Any]
 
 # A kill loses at most this many prompts. Engines run empty at the end of each chunk, so a chunk should hold many times
-# what they decode at once. This is no setting: the size decides the seeds, so another size would give other results.
+# what they decode at once.
 PROMPTS_PER_CHUNK = 256
 
 # Texts are stored as bytes: those of a reward may hold lone surrogates, which UTF-8 cannot encode. Floats are stored in
@@ -157,7 +157,7 @@ async def _grade_set(
                 groups = from_rows(chunk, stored.read_rows(start))
                 watch.works |= any(result.score is not None for group in groups[0] for result in group.results)
             else:
-                groups = await _grade_chunk(config, chunk, start, parts, watch, advance)
+                groups = await _grade_chunk(config, chunk, parts, watch, advance)
                 if stored is not None:
                     stored.write_rows(start, to_rows(*groups))
             sampled += groups[0]
@@ -179,13 +179,13 @@ def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -
 async def _grade_chunk(
     config: Config,
     chunk: Sequence[Prompt],
-    start: int,
     parts: Parts,
     watch: RewardWatch,
     advance: Callable[[int], None],
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-    # The seed depends on config.seed and `start` alone, so a continued evaluation samples what an unbroken one would.
-    seed = derive_seed(config.seed, "evaluation", *([start] if start else []))
+    # One seed for all chunks: engines make of it one for each completion, by prompt, so a continued evaluation samples
+    # what an unbroken one would.
+    seed = derive_seed(config.seed, "evaluation")
     rollouts, rewards = parts.rollouts, parts.rewards
 
     async def collect(num_samples: int, *, greedy: bool) -> list[RolloutGroup]:

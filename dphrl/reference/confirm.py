@@ -51,7 +51,7 @@ async def unconfirmed_prompts(
     unconfirmed = set()
     for start, chunk in stored.chunks():
         if start >= done:
-            seed = derive_seed(config.seed, "confirmation", start)
+            seed = derive_seed(config.seed, "confirmation")
             collected = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, on_graded=on_graded, watch=watch)
             watch.check(collected.groups)
             stored.write_rows(start, [_verdict(group) for group in collected.groups])

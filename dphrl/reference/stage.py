@@ -113,7 +113,7 @@ async def fill_reference(
     num_bytes = 0
     for start, chunk in graded.chunks():
         if start >= done:
-            graded.write(start, await _sample_chunk(config, chunk, start, rollouts, rewards, watch, on_graded))
+            graded.write(start, await _sample_chunk(config, chunk, rollouts, rewards, watch, on_graded))
         for prompt, outcome in zip(chunk, graded.read(start), strict=True):
             watch.works |= outcome.num_graded > 0
             counts[prompt.prompt_id] = outcome.counts
@@ -140,14 +140,14 @@ async def fill_reference(
 async def _sample_chunk(
     config: Config,
     chunk: Sequence[Prompt],
-    start: int,
     rollouts: RolloutPool,
     rewards: RewardPool,
     watch: RewardWatch,
     on_graded: Callable[[int], None],
 ) -> list[PromptOutcome]:
-    # The seed depends on config.seed and `start` alone, so a continued stage samples what an unbroken one would have.
-    seed = derive_seed(config.seed, "reference", start)
+    # One seed for all chunks: engines make of it one for each completion, by prompt. So a continued stage samples what
+    # an unbroken one would have, and chunks of another size would have the same completions.
+    seed = derive_seed(config.seed, "reference")
     collected = await collect_groups(
         rollouts, rewards, chunk, config.reference.num_samples, seed=seed, on_graded=on_graded, watch=watch
     )

@@ -169,18 +169,16 @@ def test_a_set_that_was_whole_is_not_sampled_again(evaluate: Evaluate) -> None:
     assert continued == evaluate(FakeRollouts(), None)[0], "nor does it matter whether chunks are kept"
 
 
-def test_the_first_chunk_has_the_seed_of_an_evaluation_without_chunks(
-    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_of_every_size_give_the_same_completions(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks, at_once = FakeRollouts(), FakeRollouts()
-    evaluate(in_chunks, seed=7)
+    small, _ = evaluate(in_chunks, seed=7)
     monkeypatch.setattr(evaluation_stage, "PROMPTS_PER_CHUNK", 256)
-    evaluate(at_once, "at_once", seed=7)
-    first = derive_seed(7, "evaluation")
+    assert evaluate(at_once, "at_once", seed=7)[0] == small
+    seed = derive_seed(7, "evaluation")
     every = [f"d{i}" for i in range(5)]
-    assert at_once.requests[:2] == [(first, False, every), (first, True, every)]
-    assert in_chunks.requests[:2] == [(first, False, every[:2]), (first, True, every[:2])]
-    assert len({seed for seed, _, _ in in_chunks.requests}) == 3, "each place of a chunk has its own"
+    assert at_once.requests[:2] == [(seed, False, every), (seed, True, every)]
+    assert in_chunks.requests[:2] == [(seed, False, every[:2]), (seed, True, every[:2])]
+    assert {seed for seed, _, _ in in_chunks.requests} == {seed}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.weight_proof import PROBE_TOKENS, WeightProof, max_logprob_gap
-from dphrl.data.schedule import derive_seed
+from actors.weight_transfer.ledger import EngineRecord
 from dphrl.inline import InlineRewards
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.split import Split
@@ -80,6 +80,7 @@ class Engine(Handle):
             update_weights=self._update,
             finish_weight_update=self._finish,
             generate=self._generate,
+            ready=lambda: answer("node, process"),
         )
 
     def _start(self) -> Any:
@@ -92,7 +93,7 @@ class Engine(Handle):
 
     def _finish(self, version: int) -> Any:
         self.calls.append(("finish", version))
-        return answer(version if self.acknowledges is None else self.acknowledges)
+        return answer(EngineRecord(version if self.acknowledges is None else self.acknowledges))
 
     async def _generate(
         self, prompts: Any, num_samples: int, seed: int, greedy: bool = False, max_tokens: Any = None
@@ -162,9 +163,7 @@ def test_the_bound_on_the_gap_is_the_settings_or_the_dtypes(make_config: Any) ->
 
 @pytest.mark.parametrize("num_engines", [1, 2, 3])
 @pytest.mark.parametrize("greedy", [False, True])
-def test_every_prompt_is_sampled_once_with_a_seed_of_its_place(
-    make_config: Any, num_engines: int, greedy: bool
-) -> None:
+def test_every_prompt_is_sampled_once_with_the_calls_seed(make_config: Any, num_engines: int, greedy: bool) -> None:
     engines = [Engine() for _ in range(num_engines)]
     pool = RayRolloutPool(engines, make_config())
     prompts = [Prompt(f"p{i}", "text", (1, 2, i), "", "d") for i in range(10)]
@@ -175,8 +174,7 @@ def test_every_prompt_is_sampled_once_with_a_seed_of_its_place(
     sampled = sorted((c.prompt_id, c.sample_index) for c in asyncio.run(run()))
     assert sampled == sorted((p.prompt_id, i) for p in prompts for i in range(2))
     calls = [call for engine in engines for call in engine.calls]
-    share = {1: 10, 2: 3, 3: 2}[num_engines]
-    assert sorted(call[3] for call in calls) == sorted(derive_seed(5, start) for start in range(0, 10, share))
+    assert {call[3] for call in calls} == {5}, "engines make one of it for each completion, by its prompt"
     assert {call[4] for call in calls} == {greedy}
 
 

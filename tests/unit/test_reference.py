@@ -198,13 +198,14 @@ def test_samples_carry_the_learners_own_logprobs(make_config: Any, tmp_path: Pat
         assert sample.logprobs == pytest.approx((-0.01 * first - 3, -0.01 * last - 4))
 
 
-def test_every_chunk_samples_with_a_seed_of_its_place(make_config: Any, tmp_path: Path) -> None:
+def test_chunks_of_every_size_sample_with_the_same_seed(make_config: Any, tmp_path: Path) -> None:
     answers = dict.fromkeys("abcde", "rw")
     prompts = [Prompt(name, name, (1,), "", "data") for name in answers]
-    rollouts = Rollouts(answers)
-    config = make_config(reference={"num_samples": 2, "threshold": 1, "prompts_per_chunk": 2}, seed=9)
-    asyncio.run(fill_reference(config, prompts, rollouts, Rewards(), Learner(), {}, tmp_path / "r"))
-    assert rollouts.seeds == [derive_seed(9, "reference", start) for start in (0, 2, 4)]
+    for size, num_chunks in ((2, 3), (5, 1)):
+        rollouts = Rollouts(answers)
+        config = make_config(reference={"num_samples": 2, "threshold": 1, "prompts_per_chunk": size}, seed=9)
+        asyncio.run(fill_reference(config, prompts, rollouts, Rewards(), Learner(), {}, tmp_path / str(size)))
+        assert rollouts.seeds == [derive_seed(9, "reference")] * num_chunks
 
 
 # --------------------------------------------------------------------------------------- confirmation
@@ -220,9 +221,7 @@ def test_a_near_perfect_prompt_needs_one_more_correct_and_complete_answer(make_c
     assert buffer.split == Split(("a", "f"), ("b", "c", "d", "e"), (), (), ("b", "c", "d"))
     assert rollouts.confirmed == [["a", "b", "c", "d", "f"]], "those alone, and as many at once as a chunk has samples"
     assert sum(counted) == len(SAMPLED) * 5, "progress is of all K + 1, needed or not"
-    assert rollouts.seeds == [derive_seed(0, "reference", start) for start in (0, 2, 4)] + [
-        derive_seed(0, "confirmation", 0)
-    ]
+    assert rollouts.seeds == [derive_seed(0, "reference")] * 3 + [derive_seed(0, "confirmation")]
     assert buffer.counts()["num_unconfirmed"] == 3
     assert ReferenceBuffer.load(tmp_path / "r").split == buffer.split
     # The confirming answers are not stored, so the buffer is a part of what it is without them.
@@ -247,7 +246,7 @@ def test_a_killed_confirmation_continues_and_another_threshold_confirms_anew(mak
     rest, counted = Rollouts(answers, CONFIRMING), []
     continued = fill(make_config, answers, tmp_path / "r", rollouts=rest, on_graded=counted.append, **settings)
     assert rest.confirmed == [["e", "f"]]
-    assert rest.seeds == [derive_seed(0, "confirmation", 4)]
+    assert rest.seeds == [derive_seed(0, "confirmation")]
     assert sum(counted) == len(answers), "one for each prompt, as the others were counted by the first process"
     whole = fill(make_config, answers, tmp_path / "w", rollouts=Rollouts(answers, CONFIRMING), **settings)
     assert continued == whole
@@ -329,7 +328,7 @@ def test_a_reward_that_dies_later_stops_at_a_chunk_of_many_prompts(make_config: 
         fill(make_config, answers, tmp_path / "r", rewards=FailingRewards("a"), **chunks)
     rest = Rollouts(answers)
     fill(make_config, answers, tmp_path / "r", rollouts=rest, **chunks)
-    assert rest.seeds == [derive_seed(0, "reference", MAX_FAILED_PROMPTS)], "the first chunk is kept"
+    assert rest.seeds == [derive_seed(0, "reference")], "the first chunk is kept"
 
 
 # ---------------------------------------------------------------------------------- what the run says

@@ -1,0 +1,525 @@
+"""A sync that breaks at each of its steps, in each of the ways that an engine fails: named, in time, never a hang.
+
+Stand-ins for engines: no Ray and no vLLM runs. `tests/integration/test_weight_session.py` has the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from actors import engine_repair
+from actors.learner_group import RayLearner
+from actors.rollout_engine import RolloutEngine
+from actors.rollout_pool import RayRolloutPool
+from actors.weight_transfer import client, sender
+from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
+from actors.weight_transfer.client import EngineFleet
+from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last_words
+from actors.weight_transfer.ledger import EngineRecord
+from actors.weight_transfer.sender import SessionSender
+from dphrl.config.loading import InputError
+from dphrl.types import Completion, Prompt
+
+LIMIT_S = 0.3
+PROBES = [Prompt(f"probe{i}", "text", (1, 2, 3 + i), "", "d") for i in range(2)]
+WORDS = "Worker failed with error 'CUDA out of memory'"
+# How an engine fails, and what the run says of it.
+HOW = {
+    "raises": f"failed to {{doing}}, after 0.0 s: RuntimeError: {WORDS}",
+    "hangs": "did not {doing} within 0.3 s (sync.timeout_s)",
+    "dies": "died when it was to {doing}, after 0.0 s: its worker process has died.",
+}
+seen: list[tuple[str, str, str, float, str]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Any:
+    """The table that docs/operations.md shows; `pytest -s` prints it."""
+    yield
+    print(f"\n\n| backend | engine 1 ... | at | s (limit {LIMIT_S:g}) | the run prints |\n|---|---|---|---|---|")
+    for backend, how, method, seconds, told in seen:
+        print(f"| {backend} | {how} | {method} | {seconds:.1f} | {told} |")
+
+
+def died(message: str) -> ActorDiedError:
+    return ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=bytes(16)))
+
+
+class Engine:
+    """An engine that serves as `version` once a session has ended well; at `fault` it raises, hangs or dies."""
+
+    def __init__(self, fault: tuple[str, str] = ("", "")) -> None:
+        self.fault, self.version, self.calls = fault, None, []
+        self.dead = self.closed = False
+        for name in (
+            "ready",
+            "init_weight_transfer_engine",
+            "start_weight_update",
+            "update_weights",
+            "receive_weights",
+            "finish_weight_update",
+        ):
+            setattr(self, name, SimpleNamespace(remote=self._method(name)))
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    def _method(self, name: str) -> Callable[..., Future[Any]]:
+        return lambda *args: self._answer(name, args)
+
+    def _answer(self, name: str, args: tuple[Any, ...]) -> Any:
+        self.calls.append((name, *args))
+        reply: Future[Any] = Future()
+        # vLLM closes a session that failed, so what comes after fails as well.
+        self.closed |= self.fault[0] == name
+        how = self.fault[1] if self.closed else ""
+        self.dead |= how == "dies"
+        if self.dead:
+            reply.set_exception(died("The actor is dead because its worker process has died."))
+        elif how == "raises":
+            reply.set_exception(RayTaskError("f", "Traceback ...", RuntimeError(f"several lines\n{WORDS}")))
+        elif how != "hangs":
+            reply.set_result(self._result(name, args))
+        return Reply(reply)
+
+    def _result(self, name: str, args: tuple[Any, ...]) -> Any:
+        if name == "ready":
+            return "node 10.0.0.9, process 77"
+        self.version = args[0] if name == "finish_weight_update" else None
+        return EngineRecord(args[0]) if name == "finish_weight_update" else None
+
+    async def _generate(self, prompts: Any, num_samples: int, seed: int, **options: Any) -> Any:
+        assert self.version is not None, "a stale engine serves nothing"
+        for prompt in prompts:
+            done: Future[Any] = Future()
+            done.set_result([Completion(prompt.prompt_id, 0, (5,), "", (-0.05,), "stop", self.version)])
+            yield Reply(done)
+
+
+class Reply:
+    """A reference to an answer that may never come, as Ray gives one."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+    def __await__(self) -> Any:
+        return asyncio.wrap_future(self.future).__await__()
+
+
+class Learner:
+    """At version 3; by `send_weights` it runs sessions itself, as the real one does in its ranks."""
+
+    policy_version = 3
+
+    def __init__(self, session: SessionSender | None = None) -> None:
+        self.session = session
+
+    async def publish(self) -> Any:
+        for chunk in ("chunk 0", "chunk 1"):
+            yield chunk
+
+    async def score(self, sequences: Any) -> list[tuple[float, ...]]:
+        return [(-0.05,) * (len(ids) - num_prompt) for ids, num_prompt in sequences]
+
+    async def send_weights(self, engines: Any, width: int, limit_s: float) -> Any:
+        assert self.session is not None
+        return await asyncio.to_thread(self.session.send, engines, width, self.policy_version, limit_s)
+
+
+class Source:
+    """Weights whose pass the learner's other ranks are in."""
+
+    def __init__(self) -> None:
+        self.num_completed = 0
+
+    def forget(self) -> None:
+        pass
+
+    def complete(self) -> None:
+        self.num_completed += 1
+
+
+class Trainer:
+    """Like vLLM's for nccl: it asks the engines in a thread of its own, and waits in a collective with all of them."""
+
+    def __init__(self, fleet: EngineFleet, *, deaf: bool = False) -> None:
+        self.fleet, self.deaf = fleet, deaf
+        self.broken_off = threading.Event()
+        fleet.init_weight_transfer_engine({"rank_offset": 1, "world_size": fleet.world_size})
+
+    def send_weights(self) -> None:
+        self.fleet.start_weight_update()
+        received = threading.Event()
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                self.fleet.update_weights({"names": ["w"]})
+                received.set()
+            except SyncFailedError as error:
+                errors.append(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        while not received.wait(0.01):
+            if self.broken_off.is_set() and not self.deaf:
+                raise RuntimeError("communicator aborted")
+        self.fleet.finish_weight_update()
+
+    def shutdown(self) -> None:
+        self.broken_off.set()
+
+
+@pytest.fixture(autouse=True)
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ray_wait(replies: list[Reply], num_returns: int, timeout: float) -> tuple[list[Reply], list[Reply]]:
+        done, _ = wait([reply.future for reply in replies], timeout, FIRST_COMPLETED)
+        return [reply for reply in replies if reply.future in done], []
+
+    monkeypatch.setattr(client.ray, "wait", ray_wait)
+    monkeypatch.setattr(client.ray, "get", lambda reply: reply.future.result())
+    monkeypatch.setattr(sender, "GRACE_S", 0.2)
+
+
+def pool_of(
+    make_config: Any, engines: list[Engine], backend: str = "object_store", **options: Any
+) -> tuple[RayRolloutPool, Learner, list[Trainer], Source]:
+    """A pool, and a learner that reaches it by `backend`; `spare` engines take the places of failed ones."""
+    spare = options.pop("spare", None)
+    on_failure = "stop" if spare is None else "replace"
+    config = make_config(sync={"backend": backend, "timeout_s": LIMIT_S, "on_failure": on_failure})
+
+    async def start(index: int) -> Any:
+        return spare.pop(0)
+
+    trainers: list[Trainer] = []
+    source = Source()
+
+    def meet(fleet: EngineFleet) -> Trainer:
+        trainers.append(Trainer(fleet, deaf=options.get("deaf", False)))
+        return trainers[-1]
+
+    session = SessionSender(source, meet, 0, others_can_leave=options.get("others_can_leave", True))
+    pool = RayRolloutPool(engines, config, PROBES, start_engine=None if spare is None else start)
+    return pool, Learner(session), trainers, source
+
+
+def refit(pool: RayRolloutPool, learner: Learner) -> dict[str, float]:
+    return dict(asyncio.run(pool.refit(learner)))  # type: ignore[arg-type]
+
+
+STEPS = {
+    "object_store": {
+        "start_weight_update": "start a weight update",
+        "update_weights": "take chunk 1 of the weights",
+        "finish_weight_update": "finish its weight update",
+    },
+    "nccl": {
+        "init_weight_transfer_engine": "join the learner's group",
+        "start_weight_update": "start a weight update",
+        "receive_weights": "take weights",
+        "finish_weight_update": "finish its weight update",
+    },
+}
+POINTS = [(backend, method, how) for backend, steps in STEPS.items() for method in steps for how in HOW]
+
+
+@pytest.mark.parametrize(("backend", "method", "how"), POINTS)
+def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backend: str, method: str, how: str) -> None:
+    engines = [Engine(), Engine((method, how))]
+    pool, learner, _, source = pool_of(make_config, engines, backend)
+    began = time.monotonic()
+    with pytest.raises(SyncFailedError) as failed:
+        refit(pool, learner)
+    took = time.monotonic() - began
+    told = str(failed.value)
+    seen.append((backend, how, method, took, told.partition(". Its weights")[0]))
+    expected = HOW[how].format(doing=STEPS[backend][method])
+    assert told.startswith(f"rollout engine 1 (node 10.0.0.9, process 77) {expected}")
+    assert "engine 0" not in told
+    assert told.endswith(
+        "sync.on_failure=replace starts another engine instead; --resume goes on from the last checkpoint"
+    )
+    assert "\n" not in told, "the command line prints the first line"
+    assert took < (LIMIT_S if how == "hangs" else 0) + 0.5
+    assert engines[1].version is None, "it stays stale"
+    # A store's sessions do not depend on each other.
+    assert (engines[0].version == 3) == (backend == "object_store" or method == "finish_weight_update")
+    assert source.num_completed == (backend == "nccl"), "the learner's other ranks wait for the end of the pass"
+
+
+@pytest.mark.parametrize("backend", STEPS)
+@pytest.mark.parametrize("how", HOW)
+def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, backend: str, how: str) -> None:
+    method = "update_weights" if backend == "object_store" else "receive_weights"
+    engines, spare = [Engine(), Engine((method, how)), Engine()], [Engine(), Engine(), Engine()]
+    new = list(spare)
+    pool, learner, trainers, _ = pool_of(make_config, engines, backend, spare=spare)
+    metrics = refit(pool, learner)
+    # In a group, engines that were in the middle of the session cannot begin another.
+    replaced = [1] if backend == "object_store" else [0, 1, 2]
+    assert metrics == {"sync/logprob_gap_max": 0.0, "sync/engines_replaced": len(replaced)}
+    assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [
+        i in replaced for i in range(3)
+    ]
+    assert set(pool.engines) & set(new) == set(new[: len(replaced)])
+    assert [engine.version for engine in pool.engines] == [3, 3, 3]
+    if backend == "nccl":
+        assert trainers[0].broken_off.is_set(), "the learner does not wait in the old group"
+        assert len(trainers) == 2
+    assert "sync/engines_replaced" not in refit(pool, learner)
+
+
+def test_an_engine_that_joins_no_group_costs_no_other_engine_that_has_joined(make_config: Any) -> None:
+    engines, spare = [Engine(), Engine(("init_weight_transfer_engine", "raises"))], [Engine()]
+    pool, learner, *_ = pool_of(make_config, engines, "nccl", spare=spare)
+    assert refit(pool, learner)["sync/engines_replaced"] == 1
+    assert pool.engines[0] is engines[0]
+
+
+def test_an_engine_that_keeps_failing_stops_the_run(make_config: Any) -> None:
+    spare = [Engine(("update_weights", "raises")) for _ in range(9)]
+    pool, learner, *_ = pool_of(make_config, [Engine(), Engine(("update_weights", "dies"))], spare=spare)
+    with pytest.raises(SyncFailedError, match=r"rollout engine 1 .* failed to take .*replaced 3 times already"):
+        refit(pool, learner)
+    assert len(spare) == 9 - engine_repair.MAX_REPLACEMENTS
+
+
+def test_a_new_engine_that_does_not_start_counts_like_one_that_fails(make_config: Any) -> None:
+    num_starts = 0
+
+    async def start(index: int) -> Any:
+        nonlocal num_starts
+        num_starts += 1
+        raise RuntimeError("no GPU is free")
+
+    pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "dies"))], spare=[])
+    pool._repair._start = start
+    with pytest.raises(SyncFailedError, match=r"rollout engine 0 failed to start again.*no GPU is free.*3 times"):
+        refit(pool, learner)
+    assert num_starts == engine_repair.MAX_REPLACEMENTS
+
+
+def test_two_engines_that_fail_are_both_named(make_config: Any) -> None:
+    engines = [Engine(("update_weights", "raises")), Engine(), Engine(("finish_weight_update", "hangs"))]
+    pool, learner, *_ = pool_of(make_config, engines)
+    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of .*; rollout engine 2 .* finish"):
+        refit(pool, learner)
+
+
+def test_an_engine_that_does_not_even_answer_is_named_before_its_place_is_known(make_config: Any) -> None:
+    pool, learner, *_ = pool_of(make_config, [Engine(("ready", "hangs"))])
+    with pytest.raises(SyncFailedError, match=r"^rollout engine 0 did not answer within 0\.3 s"):
+        refit(pool, learner)
+
+
+# --------------------------------------------------------------------------- the learner's own part
+
+
+def test_every_engine_is_told_its_own_place_in_the_group(make_config: Any) -> None:
+    engines = [Engine() for _ in range(3)]
+    fleet = EngineFleet(engines, 4, LIMIT_S)
+    assert fleet.world_size == 13
+    fleet.init_weight_transfer_engine({"rank_offset": 1, "world_size": 13})
+    assert [engine.calls for engine in engines] == [
+        [("init_weight_transfer_engine", {"rank_offset": offset, "world_size": 13})] for offset in (1, 5, 9)
+    ]
+    fleet.init_weight_transfer_engine({"packed": True})  # ipc has no group
+    assert engines[2].calls[-1] == ("init_weight_transfer_engine", {"packed": True})
+
+
+def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:
+    pool, learner, trainers, _ = pool_of(make_config, [Engine(), Engine()], "nccl")
+    refit(pool, learner)
+    refit(pool, learner)
+    assert len(trainers) == 1
+    pool.engines[1] = Engine()
+    refit(pool, learner)
+    assert len(trainers) == 2
+    assert trainers[0].broken_off.is_set(), "the old group is left"
+
+
+def test_a_learner_that_cannot_be_freed_says_so_and_stops_in_time(make_config: Any) -> None:
+    """Also with sync.on_failure=replace: a new engine would not help."""
+    engines = [Engine(), Engine(("receive_weights", "hangs"))]
+    pool, learner, *_ = pool_of(make_config, engines, "nccl", spare=[Engine(), Engine()], deaf=True)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"engine 1 did not take weights.*the learner is stuck.*--resume") as failed:
+        refit(pool, learner)
+    assert not isinstance(failed.value, SyncFailedError)
+    assert time.monotonic() - began < LIMIT_S + 1
+
+
+def test_ranks_that_wait_in_the_middle_of_a_session_stop_the_run(make_config: Any) -> None:
+    engines = [Engine(("receive_weights", "raises"))]
+    pool, learner, _, source = pool_of(make_config, engines, "ipc", others_can_leave=False)
+    with pytest.raises(RuntimeError, match=r"engine 0 failed to take weights.*other ranks wait in the middle"):
+        refit(pool, learner)
+    assert source.num_completed == 0
+
+
+class SlowTrainer:
+    def __init__(self, fleet: EngineFleet) -> None:
+        self.shutdown = lambda: None
+
+    def send_weights(self) -> None:
+        time.sleep(10 * LIMIT_S)
+
+
+def test_a_learner_that_never_gets_to_its_engines_is_not_waited_for_without_end() -> None:
+    session = SessionSender(Source(), SlowTrainer, 0, others_can_leave=True)  # type: ignore[arg-type]
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"the learner was still at sending its weights 0\.3 s \(sync\.timeout_s\)"):
+        session.send([Engine()], 1, 3, LIMIT_S)
+    assert time.monotonic() - began < LIMIT_S + 1
+
+
+def test_the_learners_own_error_is_told_as_its_own() -> None:
+    class Broken(SlowTrainer):
+        def send_weights(self) -> None:
+            raise ValueError("metadata() disagrees with iteration")
+
+    session = SessionSender(Source(), Broken, 0, others_can_leave=True)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"the learner failed to send its weights: metadata\(\) disagrees"):
+        session.send([Engine()], 1, 3, LIMIT_S)
+
+
+def test_other_ranks_take_part_and_ask_nobody() -> None:
+    sent: list[str] = []
+    trainer = SimpleNamespace(send_weights=lambda: sent.append("took part"))
+    engine = Engine()
+    session = SessionSender(Source(), lambda fleet: trainer, 1, others_can_leave=True)  # type: ignore[arg-type,return-value]
+    for _ in range(2):
+        assert session.send([engine], 1, 3, LIMIT_S).records == ()
+    assert sent == ["took part"] * 2
+    assert engine.calls == []
+
+
+def test_the_ranks_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that fails ends the sync, though the others wait for it; ranks that say nothing do not hold it up."""
+
+    async def silent(*args: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def fails(*args: Any) -> None:
+        raise RuntimeError("rank 1 ran out of memory")
+
+    def learner(*methods: Any) -> RayLearner:
+        return RayLearner([SimpleNamespace(send_weights=SimpleNamespace(remote=method)) for method in methods])
+
+    with pytest.raises(RuntimeError, match="rank 1 ran out of memory"):
+        asyncio.run(learner(silent, fails).send_weights([], 1, 60))
+    monkeypatch.setattr("actors.learner_group.SESSION_GRACE_S", 0.1)
+    with pytest.raises(TimeoutError, match=r"learner rank 0, 1 did not end a weight sync within 0\.15 s"):
+        asyncio.run(learner(silent, silent).send_weights([], 1, 0.01))
+
+
+# ------------------------------------------------------------------------------------- the engine
+
+
+def engine_over(llm: Any) -> Any:
+    engine = RolloutEngine.__ray_metadata__.modified_class.__new__(RolloutEngine.__ray_metadata__.modified_class)
+    engine._llm, engine._index, engine._policy_version = llm, 2, 4
+    return engine
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_an_engine_whose_prefix_cache_stays_serves_nothing(resets: bool) -> None:
+    engine = engine_over(SimpleNamespace(collective_rpc=lambda *args, **options: [], reset_prefix_cache=lambda: resets))
+    engine.start_weight_update()
+    if resets:
+        assert engine.finish_weight_update(5).policy_version == 5
+        assert engine._policy_version == 5
+        return
+    with pytest.raises(RuntimeError, match=r"vLLM kept its prefix cache, which the old weights filled, .* version 5"):
+        engine.finish_weight_update(5)
+    with pytest.raises(RuntimeError, match="rollout engine 2 has no current weights"):
+        next(engine.generate(PROBES, 1, 0))
+
+
+POINTS_OF_AN_ENGINE = ["start_weight_update", "update_weights", "finish_weight_update"]
+
+
+@pytest.mark.parametrize("broken", POINTS_OF_AN_ENGINE)
+def test_an_engine_that_failed_in_a_session_is_stale(broken: str) -> None:
+    def rpc(method: str, **options: Any) -> list[Any]:
+        if method == broken:
+            raise RuntimeError("no")
+        return []
+
+    engine = engine_over(SimpleNamespace(collective_rpc=rpc, reset_prefix_cache=lambda: True))
+    steps = [engine.start_weight_update, lambda: engine.receive_weights({}), lambda: engine.finish_weight_update(5)]
+    for step in steps[: POINTS_OF_AN_ENGINE.index(broken)]:
+        step()
+    with pytest.raises(RuntimeError, match=r"^no$"):
+        steps[POINTS_OF_AN_ENGINE.index(broken)]()
+    assert engine._policy_version is None
+
+
+# ------------------------------------------------------------------------------------- the backend
+
+
+def test_auto_takes_what_the_machine_has(make_config: Any) -> None:
+    alone, beside = make_config(), make_config(cluster={"colocate": True})
+    assert choose_backend(alone, with_gpus=False) == choose_backend(beside, with_gpus=False) == "object_store"
+    assert choose_backend(alone, with_gpus=True) == "nccl"
+    assert choose_backend(beside, with_gpus=True) == "ipc"
+    chosen = with_backend(alone, with_gpus=True)
+    assert (chosen.sync.backend, engine_backend(chosen.sync), engine_backend(alone.sync)) == (
+        "nccl",
+        "nccl",
+        "object_store",
+    )
+    assert with_backend(chosen, with_gpus=True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("backend", "with_gpus", "colocate", "reason"),
+    [
+        ("nccl", False, False, "nccl moves weights between GPUs, and this run has none"),
+        ("ipc", False, True, "ipc moves weights between GPUs, and this run has none"),
+        ("nccl", True, True, "nccl cannot join two processes on one GPU"),
+        ("ipc", True, False, "every GPU of an engine must have a learner rank"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(
+    make_config: Any, backend: str, with_gpus: bool, colocate: bool, reason: str
+) -> None:
+    config = make_config(sync={"backend": backend}, cluster={"colocate": colocate})
+    with pytest.raises(InputError, match=rf"^sync\.backend: .*{reason}.*set sync\.backend="):
+        choose_backend(config, with_gpus=with_gpus)
+    everywhere = make_config(sync={"backend": "object_store"}, cluster={"colocate": colocate})
+    assert choose_backend(everywhere, with_gpus=with_gpus) == "object_store"
+
+
+def test_an_engine_beside_the_learner_cannot_be_replaced(make_config: Any) -> None:
+    config = make_config(sync={"on_failure": "replace"}, cluster={"colocate": True})
+    with pytest.raises(InputError, match=r"^sync\.on_failure: replace cannot start an engine on a GPU"):
+        choose_backend(config, with_gpus=True)
+    assert choose_backend(config, with_gpus=False) == "object_store"
+
+
+def test_rollouts_in_flight_go_with_no_replaced_engine(make_config: Any) -> None:
+    with pytest.raises(ValueError, match=r"sync\.on_failure: replace .*rollout\.max_staleness=0"):
+        make_config(sync={"on_failure": "replace"}, rollout={"max_staleness": 1})
+
+
+# ------------------------------------------------------------------------------------- the words
+
+
+def test_the_words_are_the_last_that_the_engine_said() -> None:
+    told = RayTaskError("f", "Traceback", RuntimeError("first\n\n  EngineDeadError: the last  \n"))
+    assert last_words(told) == "RuntimeError: EngineDeadError: the last"
+    text = "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+    text += "exit code 9."
+    assert last_words(died(text)).endswith("exit code 9.")
+    assert last_words(ValueError()) == "ValueError"
+    ours = EngineFailure.of(0, "answer", 1.0, RayTaskError("f", "t", TimeoutError("its own")), 5.0)
+    assert (ours.how, ours.words) == ("raised", "TimeoutError: its own")
