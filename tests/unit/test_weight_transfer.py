@@ -6,6 +6,7 @@ import asyncio
 import mmap
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator
