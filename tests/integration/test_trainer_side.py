@@ -185,6 +185,7 @@ def test_a_broken_session_frees_the_learner_in_time_and_a_new_group_works(learne
     began = time.monotonic()
     outcome = learner.sender.send(engines, WIDTH, 1, LIMIT_S)
     took = time.monotonic() - began
+    assert outcome.failures, outcome
     (failure,) = [failure for failure in outcome.failures if failure.index == 1]
     assert failure.how == ("hung" if how == "hangs" else "raised")
     assert took <= LIMIT_S + 5

@@ -193,6 +193,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.ray, "wait", ray_wait)
     monkeypatch.setattr(client.ray, "get", lambda reply: reply.future.result())
     monkeypatch.setattr(sender, "GRACE_S", 0.2)
+    monkeypatch.setattr(client, "LINGER_S", 0.05)
 
 
 def pool_of(
@@ -348,6 +349,17 @@ def test_every_engine_is_told_its_own_place_in_the_group(make_config: Any) -> No
     ]
     fleet.init_weight_transfer_engine({"packed": True})  # ipc has no group
     assert engines[2].calls[-1] == ("init_weight_transfer_engine", {"packed": True})
+
+
+@pytest.mark.parametrize(("other", "blamed"), [("dies", [1]), ("raises", [0, 1]), ("hangs", [0])])
+def test_an_engine_that_fails_because_another_died_is_not_blamed(other: str, blamed: list[int]) -> None:
+    engines = [Engine(("receive_weights", "raises")), Engine(("receive_weights", other)), Engine()]
+    fleet = EngineFleet(engines, 1, LIMIT_S)
+    fleet.start_weight_update()
+    with pytest.raises(SyncFailedError):
+        fleet.update_weights({})
+    assert sorted(failure.index for failure in fleet.failures) == blamed
+    assert fleet.cut == {0, 1, 2} - {*blamed}
 
 
 def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:
