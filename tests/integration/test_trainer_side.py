@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +101,7 @@ def in_thread(work: Callable[[], Any]) -> Future[Any]:
         except Exception as error:
             result.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name="engine", daemon=True).start()
     return result
 
 
@@ -120,6 +120,12 @@ def futures_for_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.ray, "wait", ray_wait)
     monkeypatch.setattr(client.ray, "get", lambda future: future.result())
     gloo_transfer.register()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_rest() -> Iterator[None]:
+    yield
+    gloo_transfer.wait_for_the_rest()
 
 
 class Policy:
@@ -196,3 +202,45 @@ def test_a_broken_session_frees_the_learner_in_time_and_a_new_group_works(learne
     ]
     assert replaced[1] is not engines[1]
     assert learner.sender.send(replaced, WIDTH, 2, LIMIT_S).records[1].policy_version == 2
+
+
+def test_a_sharded_learner_declares_full_shapes_and_gives_tensors_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket is packed when it is collected, and by then ZeRO-3 has let go of its tensors."""
+    import deepspeed
+
+    from actors.weight_transfer.source import LearnerWeights
+    from actors.weight_transfer.trainer import LearnerSource
+
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+    for name, value in {**variables, "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    try:
+        lm = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.Linear(50, 20))
+        expected = {name: parameter.detach().clone() for name, parameter in lm.named_parameters()}
+        deepspeed.initialize(
+            model=lm,
+            config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}},
+        )
+        assert next(lm.parameters()).numel() == 0, "sharded"
+        weights = LearnerWeights(SimpleNamespace(lm=lm), zero_stage=3)  # type: ignore[arg-type]
+        source = LearnerSource(weights, records=True)
+        assert [(m.name, m.shape) for m in source.metadata()] == [(n, tuple(t.shape)) for n, t in expected.items()]
+        bucket = dict(source)
+        assert all(torch.equal(bucket[name], tensor) for name, tensor in expected.items())
+        begun = iter(source)
+        next(begun)
+        source.complete()
+        assert next(begun, None) is None, "the pass that was begun is ended, not another one made"
+        assert next(lm.parameters()).numel() == 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
