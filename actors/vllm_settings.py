@@ -74,5 +74,7 @@ def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = F
         "weight_transfer_config": WeightTransferConfig(backend=engine_backend(config.sync)),
         # Only with sleep mode does vLLM give memory back to the learner of a shared GPU. A CPU has no such mode.
         "enable_sleep_mode": on_gpu and shares_devices,
+        # Its methods become methods of every worker.
+        "worker_extension_cls": "actors.weight_transfer.worker.RecordingWorker",
         "disable_log_stats": True,
     }

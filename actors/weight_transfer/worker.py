@@ -91,7 +91,7 @@ def unloaded_parameters(model: nn.Module, aliases: Collection[str]) -> list[str]
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    names = []
+    names: list[str] = []
     for prefix, layer in model.named_modules():
         info = get_layerwise_info(layer)
         if not info.can_load() or is_deferred_attention_layer(layer):

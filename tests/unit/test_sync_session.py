@@ -25,7 +25,7 @@ from actors.weight_transfer import client, sender
 from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
 from actors.weight_transfer.client import EngineFleet
 from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last_words
-from actors.weight_transfer.ledger import EngineRecord
+from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
 from dphrl.types import Completion, Prompt
@@ -94,10 +94,12 @@ class Engine:
         if name == "ready":
             return "node 10.0.0.9, process 77"
         self.version = args[0] if name == "finish_weight_update" else None
-        return EngineRecord(args[0]) if name == "finish_weight_update" else None
+        return EngineRecord(args[0], (Learner.content,)) if name == "finish_weight_update" else None
 
     async def _generate(self, prompts: Any, num_samples: int, seed: int, **options: Any) -> Any:
         assert self.version is not None, "a stale engine serves nothing"
+        if self.fault[0] == "generate":
+            yield self._answer("generate", ())
         for prompt in prompts:
             done: Future[Any] = Future()
             done.set_result([Completion(prompt.prompt_id, 0, (5,), "", (-0.05,), "stop", self.version)])
@@ -118,12 +120,18 @@ class Learner:
     """At version 3; by `send_weights` it runs sessions itself, as the real one does in its ranks."""
 
     policy_version = 3
+    last_update = None
+    content = WeightSummary(1, 4, 5)
 
     def __init__(self, session: SessionSender | None = None) -> None:
         self.session = session
 
-    async def publish(self) -> list[str]:
-        return ["chunk 0", "chunk 1"]
+    async def sent(self) -> WeightSummary:
+        return self.content
+
+    async def publish(self) -> Any:
+        for chunk in ("chunk 0", "chunk 1"):
+            yield chunk
 
     async def score(self, sequences: Any) -> list[tuple[float, ...]]:
         return [(-0.05,) * (len(ids) - num_prompt) for ids, num_prompt in sequences]
@@ -185,6 +193,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.ray, "wait", ray_wait)
     monkeypatch.setattr(client.ray, "get", lambda reply: reply.future.result())
     monkeypatch.setattr(sender, "GRACE_S", 0.2)
+    monkeypatch.setattr(client, "LINGER_S", 0.05)
 
 
 def pool_of(
@@ -217,14 +226,16 @@ def refit(pool: RayRolloutPool, learner: Learner) -> dict[str, float]:
 STEPS = {
     "object_store": {
         "start_weight_update": "start a weight update",
-        "update_weights": "take chunk 1 of 2 of the weights",
+        "update_weights": "take chunk 1 of the weights",
         "finish_weight_update": "finish its weight update",
+        "generate": "answer the probes",
     },
     "nccl": {
         "init_weight_transfer_engine": "join the learner's group",
         "start_weight_update": "start a weight update",
         "receive_weights": "take weights",
         "finish_weight_update": "finish its weight update",
+        "generate": "answer the probes",
     },
 }
 POINTS = [(backend, method, how) for backend, steps in STEPS.items() for method in steps for how in HOW]
@@ -248,10 +259,12 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     )
     assert "\n" not in told, "the command line prints the first line"
     assert took < (LIMIT_S if how == "hangs" else 0) + 0.5
-    assert engines[1].version is None, "it stays stale"
+    after = method == "generate"
+    assert engines[1].version == (3 if after else None), "it stays stale"
     # A store's sessions do not depend on each other.
-    assert (engines[0].version == 3) == (backend == "object_store" or method == "finish_weight_update")
-    assert source.num_completed == (backend == "nccl"), "the learner's other ranks wait for the end of the pass"
+    assert (engines[0].version == 3) == (backend == "object_store" or after or method == "finish_weight_update")
+    in_session = backend == "nccl" and not after
+    assert source.num_completed == in_session, "the learner's other ranks wait for the end of the pass"
 
 
 @pytest.mark.parametrize("backend", STEPS)
@@ -264,7 +277,11 @@ def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, ba
     metrics = refit(pool, learner)
     # In a group, engines that were in the middle of the session cannot begin another.
     replaced = [1] if backend == "object_store" else [0, 1, 2]
-    assert metrics == {"sync/logprob_gap_max": 0.0, "sync/engines_replaced": len(replaced)}
+    assert metrics == {
+        "sync/logprob_gap_max": 0.0,
+        "sync/logprob_gap_mean": 0.0,
+        "sync/engines_replaced": len(replaced),
+    }
     assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [
         i in replaced for i in range(3)
     ]
@@ -309,7 +326,7 @@ def test_a_new_engine_that_does_not_start_counts_like_one_that_fails(make_config
 def test_two_engines_that_fail_are_both_named(make_config: Any) -> None:
     engines = [Engine(("update_weights", "raises")), Engine(), Engine(("finish_weight_update", "hangs"))]
     pool, learner, *_ = pool_of(make_config, engines)
-    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of 2.*; rollout engine 2 .* finish"):
+    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of .*; rollout engine 2 .* finish"):
         refit(pool, learner)
 
 
@@ -332,6 +349,17 @@ def test_every_engine_is_told_its_own_place_in_the_group(make_config: Any) -> No
     ]
     fleet.init_weight_transfer_engine({"packed": True})  # ipc has no group
     assert engines[2].calls[-1] == ("init_weight_transfer_engine", {"packed": True})
+
+
+@pytest.mark.parametrize(("other", "blamed"), [("dies", [1]), ("raises", [0, 1]), ("hangs", [0])])
+def test_an_engine_that_fails_because_another_died_is_not_blamed(other: str, blamed: list[int]) -> None:
+    engines = [Engine(("receive_weights", "raises")), Engine(("receive_weights", other)), Engine()]
+    fleet = EngineFleet(engines, 1, LIMIT_S)
+    fleet.start_weight_update()
+    with pytest.raises(SyncFailedError):
+        fleet.update_weights({})
+    assert sorted(failure.index for failure in fleet.failures) == blamed
+    assert fleet.cut == {0, 1, 2} - {*blamed}
 
 
 def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:

@@ -1,0 +1,156 @@
+"""Seconds from the learner's first byte to the last engine's acknowledgement, by the object store: one engine, several,
+and one of two workers, beside a memcpy of the same bytes and beside another revision."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dphrl.models import ensure_smollm2
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = Path(__file__).with_name("_weight_sync_child.py")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks weight_sync", description=__doc__)
+    parser.add_argument("--old", metavar="REVISION", help="the revision to compare with (default: none)")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each is measured (default: 9)")
+    parser.add_argument("--engines", type=int, default=4, help="how many several are; 1 leaves them out (default: 4)")
+    parser.add_argument("--width", type=int, default=2, help="workers of the wide engine; 1 leaves it out (default: 2)")
+    parser.add_argument("--chunk-mib", type=int, default=0, help="size of a chunk (default: the program's)")
+    parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, float32)")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every ratio is the median over rounds of two times of the same round. The first two rounds are left out, because
+    memory is cold in them. Exits with status 2 where the revision is not known."""
+    model = str(arguments.model or ensure_smollm2())
+    ones = list(range(arguments.engines))
+    wide = [arguments.width] if arguments.width > 1 else []
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(side(ROOT, model, [1] * len(ones) + wide, arguments.chunk_mib * 2**20))
+        plans: dict[str, tuple[Side, Any]] = {"copy": (new, {}), "one": (new, {"engines": [0], "prove": False})}
+        if arguments.old:
+            checkout = stack.enter_context(checked_out(arguments.old))
+            old = stack.enter_context(side(checkout, model, [1], 0))
+            plans["old"] = old, {"engines": [0], "prove": False}
+        if len(ones) > 1:
+            plans["several"] = new, {"engines": ones, "prove": False}
+        if wide:
+            plans["wide"] = new, {"engines": [len(ones)], "prove": False}
+        plans["proved"] = new, {"engines": [0], "prove": True}
+        return summary(measure(plans, arguments.rounds), len(ones), arguments.width)
+
+
+def measure(plans: dict[str, tuple[Side, Any]], num_rounds: int) -> dict[str, list[dict[str, float]]]:
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in plans}
+    for number in range(-2, num_rounds):
+        # Whoever comes second finds warmer caches, so the order changes.
+        for name in sorted(plans, reverse=bool(number % 2)):
+            where, order = plans[name]
+            answer = where.ask(order)
+            if number >= 0:
+                seen[name].append(answer)
+    return seen
+
+
+def summary(seen: dict[str, list[dict[str, float]]], num_engines: int, width: int) -> dict[str, Any]:
+    def median(name: str, key: str = "seconds") -> float:
+        return statistics.median(answer[key] for answer in seen[name])
+
+    def ratio(name: str, other: str) -> float:
+        pairs = zip(seen[name], seen[other], strict=True)
+        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+
+    num_bytes = median("one", "num_bytes")
+    result: dict[str, Any] = {
+        "benchmark": "weight_sync",
+        "num_cpus": os.cpu_count(),
+        "num_engines": num_engines,
+        "width": width,
+        "gb": num_bytes / 1e9,
+    }
+    for name in seen:
+        result[f"{name}_s"] = median(name)
+        result[f"{name}_s_per_gb"] = median(name) / num_bytes * 1e9
+        if name != "copy":
+            result[f"{name}_vs_memcpy"] = ratio(name, "copy")
+            # The longest time that one engine was in vLLM, loading and repacking; the rest is waiting for chunks.
+            result[f"{name}_in_vllm_s"] = median(name, "vllm_s")
+            result[f"{name}_learner_cpu_s"] = median(name, "learner_cpu_s")
+            result[f"{name}_engines_cpu_s"] = median(name, "engines_cpu_s")
+    pairs = [("one", "old"), ("several", "one"), ("wide", "one"), ("proved", "one")]
+    result |= {f"{name}_vs_{other}": ratio(name, other) for name, other in pairs if {name, other} <= seen.keys()}
+    return result
+
+
+class Side:
+    """A child process that has started its engines."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process, self._errors = process, errors
+        self._answer()
+
+    def ask(self, order: dict[str, Any]) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                answer: dict[str, float] = json.loads(line.removeprefix("answer "))
+                return answer
+        raise SystemExit(f"a side ended:\n{self._errors.read_text(errors='replace')[-4000:]}")
+
+
+@contextlib.contextmanager
+def side(checkout: Path, model: str, widths: list[int], chunk_bytes: int) -> Iterator[Side]:
+    with tempfile.TemporaryDirectory(prefix="dphrl-sync-") as folder:
+        errors = Path(folder, "errors")
+        process = subprocess.Popen(
+            [sys.executable, str(CHILD), str(checkout), model, json.dumps(widths), str(chunk_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.open("w"),
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+        )
+        assert process.stdin is not None
+        try:
+            yield Side(process, errors)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextlib.contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A checkout of another revision of this repository."""
+    known = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{revision}^{{commit}}"], capture_output=True, text=True
+    )
+    if known.returncode:
+        print(f"--old: {revision} is no revision of {ROOT}", file=sys.stderr)
+        raise SystemExit(2)
+    with tempfile.TemporaryDirectory(prefix="dphrl-sync-old-") as folder:
+        subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), folder], check=True)
+        subprocess.run(["git", "-C", folder, "checkout", "--quiet", "--detach", known.stdout.strip()], check=True)
+        yield Path(folder).resolve()
