@@ -190,9 +190,7 @@ def test_the_bound_on_the_gap_is_the_settings_or_the_dtypes(make_config: Any) ->
 
 @pytest.mark.parametrize("num_engines", [1, 2, 3])
 @pytest.mark.parametrize("greedy", [False, True])
-def test_every_prompt_is_sampled_once_with_the_calls_seed(
-    make_config: Any, num_engines: int, greedy: bool
-) -> None:
+def test_every_prompt_is_sampled_once_with_the_calls_seed(make_config: Any, num_engines: int, greedy: bool) -> None:
     engines = [Engine() for _ in range(num_engines)]
     pool = RayRolloutPool(engines, make_config())
     prompts = [Prompt(f"p{i}", "text", (1, 2, i), "", "d") for i in range(10)]
