@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -39,6 +40,7 @@ class DeepSpeedEngine:
             fused=True,
         )
         self.module, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self._keeps_sums = learner.offload == "optimizer" and learner.zero_stage < 3
         self.device = torch.device(self.module.device)
         self.reference = _resident_reference(config, model_dir, settings, self.device)
 
@@ -59,7 +61,12 @@ class DeepSpeedEngine:
         for group in self.module.optimizer.param_groups:
             group["lr"] = learning_rate
         self.module.step()
-        return float(self.module.get_global_grad_norm())
+        norm = float(self.module.get_global_grad_norm())
+        if self._keeps_sums and not math.isfinite(norm):
+            # DeepSpeed has skipped the step. It would skip every one that follows: it goes on adding to the same sums.
+            sums = self.module.optimizer.averaged_gradients
+            sums.update(dict.fromkeys(sums))
+        return norm
 
 
 def build_policy(config: Config, model_dir: str) -> PolicyModel:

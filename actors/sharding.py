@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def shard_model(model: nn.Module, dtype: torch.dtype, settings: Mapping[str, Any]) -> None:
@@ -38,10 +39,21 @@ class _OneByOne(nn.Module):
         parameters, dtype, device = self._asked
         is_first = torch.distributed.get_rank() == 0
         for parameter in parameters(recurse):
-            wanted = dtype if parameter.is_floating_point() else parameter.dtype
+            whole = _passing(parameter.shape, dtype if parameter.is_floating_point() else parameter.dtype, device)
+            # The others get it from rank 0, and need not read it.
             if is_first:
-                parameter.data = parameter.data.to(device, wanted, copy=True)
-            else:
-                # The others get it from rank 0, and need not read it.
-                parameter.data = torch.empty(parameter.shape, dtype=wanted, device=device)
+                whole.copy_(parameter.data)
+            parameter.data = whole
+            del whole
             yield parameter
+
+
+def _passing(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a tensor that lives for a moment.
+
+    The C library would keep the room of those that went, in pieces between the shards that stay: a third of the model.
+    """
+    if device.type != "cpu" or not shape.numel():
+        return torch.empty(shape, dtype=dtype, device=device)
+    room = mmap.mmap(-1, shape.numel() * dtype.itemsize)
+    return torch.frombuffer(room, dtype=dtype).view(shape)
