@@ -159,8 +159,8 @@ def test_zero3_ranks_gather_the_head_once_a_pass(
             assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     for name, value in expected_weights.items():
         assert torch.linalg.norm(weights[name] - value) <= 1e-4 * torch.linalg.norm(value), name
-    # After the first step DeepSpeed knows that the backward pass needs it next, and keeps it where there is room. A tied
-    # weight may be gathered for the embedding, too.
+    # After the first step DeepSpeed knows that the backward pass needs it next, and may keep it. A tied weight may be
+    # gathered for the embedding, too.
     uses = 2 if tied else 1
     for each in gathers:
         assert len(batches) <= each["forward"] <= uses * len(batches), each
