@@ -13,6 +13,7 @@ import ray
 import torch
 
 from actors.deepspeed_engine import DeepSpeedEngine
+from actors.sequence_parallel import share_rows
 from actors.weight_transfer.packing import PackedTensor, packed_chunks
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
@@ -85,6 +86,8 @@ class LearnerRank:
         )
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
+        if self._config.learner.sequence_parallel > 1:
+            policy.share = share_rows(policy.lm, self._config.model.attention, self._config.learner.sequence_parallel)
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)

@@ -113,6 +113,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _ranks_can_share_rows(self) -> Self:
+        learner, sharing = self.learner, self.learner.sequence_parallel
+        if sharing == 1:
+            return self
+        where = f"learner.sequence_parallel={sharing}"
+        if learner.num_ranks % sharing:
+            raise ValueError(f"{where} does not divide learner.num_ranks={learner.num_ranks}; make it a divisor")
+        if self.model.attention not in ("sdpa", "flash_attention_2"):
+            raise ValueError(f"{where} needs model.attention: sdpa or flash_attention_2, not {self.model.attention}")
+        if self.model.attention == "sdpa" and learner.packing == "packed":
+            raise ValueError(
+                f"{where} with model.attention: sdpa cannot tell packed rows apart; set learner.packing: auto"
+            )
+        if self.uses_reference_model:
+            raise ValueError(
+                f"{where} goes without a resident reference model; set algorithm.estimator: reference, or 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_arithmetic(self) -> Self:
         rollout, parts = self.rollout, self.algorithm.num_minibatches
         if rollout.num_samples < 2:

@@ -42,7 +42,9 @@ def inline_results(config: Any, tiny_dir: str, batches: list[TrainBatch]) -> tup
     return metrics, dict(learner.policy.lm.named_parameters())
 
 
-@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_ranks", "zero_stage", "sequence_parallel"), [(1, 1, 1), (2, 2, 1), (2, 3, 1), (2, 3, 2), (4, 2, 2)]
+)
 def test_deepspeed_ranks_train_as_plain_torch(
     ray_cluster: None,
     make_config: Any,
@@ -51,6 +53,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
     prompts: list[Any],
     num_ranks: int,
     zero_stage: int,
+    sequence_parallel: int,
     tmp_path: Path,
 ) -> None:
     import ray
@@ -59,7 +62,12 @@ def test_deepspeed_ranks_train_as_plain_torch(
     from actors.learner_rank import LearnerRank
     from actors.weight_transfer.packing import unpack_tensor
 
-    learner_config = {"num_ranks": num_ranks, "zero_stage": zero_stage, "micro_batch_tokens": 96}
+    learner_config = {
+        "num_ranks": num_ranks,
+        "zero_stage": zero_stage,
+        "micro_batch_tokens": 96,
+        "sequence_parallel": sequence_parallel,
+    }
     config = make_config(learner=learner_config)
     batches = make_batches(prompts)
     expected, expected_weights = inline_results(config, tiny_dir, batches)
