@@ -13,6 +13,7 @@ import ray
 import torch
 
 from actors.deepspeed_engine import DeepSpeedEngine, build_policy
+from actors.sequence_parallel import share_rows
 from actors.training_state import check_movable, offload_training_state, reload_training_state
 from actors.waiting import Actor
 from actors.weight_transfer.backends import engine_backend
@@ -95,6 +96,8 @@ class LearnerRank:
         add_adapters(policy.lm, self._config.model.lora, self._config.seed)
         if self._rank == 0:
             check_exportable(policy.lm, model_dir)
+        if self._config.learner.sequence_parallel > 1:
+            policy.share = share_rows(policy.lm, self._config.model.attention, self._config.learner.sequence_parallel)
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -100,7 +101,7 @@ class InlineLearner:
         self.layout = "inline" if config.model.lora is None else f"inline, {config.model.lora.layout}"
         reference = load_reference(model_dir, config)
         self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
-        self.settings = UpdateSettings.from_config(config)
+        self.settings = replace(UpdateSettings.from_config(config), sharing=1)  # this process is the only rank
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay

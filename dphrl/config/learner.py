@@ -48,7 +48,9 @@ class LearnerConfig(Section):
     """optimizer keeps AdamW's state in host memory, and updates the weights there: it frees 12 bytes a parameter on
     the GPUs and takes longer."""
     sequence_parallel: PositiveInt = 1
-    """Ranks that share each row, for rows that one GPU cannot hold."""
+    """Ranks next to each other that share each row, for rows whose activations one GPU cannot hold (DeepSpeed's
+    Ulysses). It divides num_ranks and the model's attention heads, needs model.attention: sdpa (one row at a time) or
+    flash_attention_2 (rows packed), and adds four exchanges in every layer: try gradient_checkpointing first."""
     accelerator: str | None = None
     """The type of GPU, in Ray's words (such as H100), that the learner must have on a cluster of several types; null
     takes any. A cluster that has too few of it is refused."""

@@ -81,8 +81,8 @@ class Config(Section):
 
     @property
     def uses_reference_model(self) -> bool:
-        """Whether learner ranks hold a frozen copy of the initial policy. With adapters the policy itself serves for it:
-        without them it is the initial one."""
+        """Whether learner ranks hold a frozen copy of the initial policy. With adapters they need none: the policy
+        without its adapters is the initial one."""
         return self.uses_divergence and self.algorithm.estimator != "reference" and self.model.lora is None
 
     @property
@@ -154,6 +154,26 @@ class Config(Section):
             raise ValueError(
                 "sync.backend=nccl joins processes on different GPUs only, and cluster.colocate puts engine and "
                 "learner on the same; set sync.backend to ipc, object_store or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_can_share_rows(self) -> Self:
+        learner, sharing = self.learner, self.learner.sequence_parallel
+        if sharing == 1:
+            return self
+        where = f"learner.sequence_parallel={sharing}"
+        if learner.num_ranks % sharing:
+            raise ValueError(f"{where} does not divide learner.num_ranks={learner.num_ranks}; make it a divisor")
+        if self.model.attention not in ("sdpa", "flash_attention_2"):
+            raise ValueError(f"{where} needs model.attention: sdpa or flash_attention_2, not {self.model.attention}")
+        if self.model.attention == "sdpa" and learner.packing == "packed":
+            raise ValueError(
+                f"{where} with model.attention: sdpa cannot tell packed rows apart; set learner.packing: auto"
+            )
+        if self.uses_reference_model:
+            raise ValueError(
+                f"{where} goes without a resident reference model; set algorithm.estimator: reference, or 1"
             )
         return self
 

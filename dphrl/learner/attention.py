@@ -57,8 +57,9 @@ def check_kernel(config: ModelConfig, model_config: Any) -> None:
     attention = config.attention
     if attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise InputError(
-            "model.attention: flash_attention_2 needs the package flash-attn, which is not installed; install "
-            "dphrl[flash] on a machine with CUDA, or set model.attention to flex_attention or sdpa"
+            "model.attention: flash_attention_2 needs the package flash-attn, which is not installed; "
+            "pip install --no-build-isolation 'dphrl[flash]' (it needs CUDA), or set model.attention to flex_attention "
+            "or sdpa"
         )
     # Code that comes with a model is not in this table; loading it says what it supports.
     model_class = AutoModelForCausalLM._model_mapping.get(type(model_config), None)

@@ -53,8 +53,12 @@ def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
     return dealt
 
 
-def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool) -> list[list[TrainRow]]:
+def cut_micro_batches(
+    rows: Sequence[TrainRow], max_tokens: int, *, packed: bool, one_sequence: bool = False
+) -> list[list[TrainRow]]:
     """Groups of rows that each fit `max_tokens` positions (padding counted when padded), shortest rows first.
+
+    one_sequence: a micro-batch is one sequence, so that rows that are not packed come alone.
 
     Raises ValueError for a row that fits no micro-batch.
     """
@@ -67,7 +71,7 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
             )
         # Rows come in ascending length, so this row is the longest of its group and sets the padded width.
         grown = num_positions + row.num_tokens if packed else (len(groups[-1]) + 1 if groups else 1) * row.num_tokens
-        if not groups or grown > max_tokens:
+        if not groups or grown > max_tokens or (one_sequence and not packed):
             groups.append([])
             grown = row.num_tokens
         groups[-1].append(row)
@@ -76,20 +80,25 @@ def cut_micro_batches(rows: Sequence[TrainRow], max_tokens: int, *, packed: bool
 
 
 def plan_micro_batches(
-    rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool
+    rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool, sharing: int = 1
 ) -> list[list[TrainRow]]:
     """This rank's micro-batches of a mini-batch. `rows` is the whole mini-batch, the same on every rank.
 
     Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
     on unequal numbers. A rank with fewer gets extra ones, which hold the shortest row with weight 0: it adds nothing
-    to any sum. Raises ValueError for a row that fits no micro-batch.
+    to any sum. sharing: this many ranks next to each other share each row, and so get the same micro-batches, each of
+    one sequence. Raises ValueError for a row that fits no micro-batch.
     """
     assert rows, "a mini-batch has at least one row"
-    plans = [cut_micro_batches(part, max_tokens, packed=packed) for part in deal_rows(rows, num_ranks)]
+    plans = [
+        cut_micro_batches(part, max_tokens, packed=packed, one_sequence=sharing > 1)
+        for part in deal_rows(rows, num_ranks // sharing)
+    ]
     shortest = min(rows, key=lambda row: row.num_tokens)
     filler = replace(shortest, weight=0.0)
     num_turns = max(len(plan) for plan in plans)
-    return plans[rank] + [[filler]] * (num_turns - len(plans[rank]))
+    own = plans[rank // sharing]
+    return own + [[filler]] * (num_turns - len(own))
 
 
 def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) -> MicroBatch:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dphrl.learner.attention import needs_padding_mask
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.head import LogprobHead, install_logprob_head
+from dphrl.learner.sequence_parallel import SequenceShare
 
 
 class PolicyModel(nn.Module):
@@ -26,19 +27,39 @@ class PolicyModel(nn.Module):
         self.lm = lm
         self.temperature = temperature
         self.needs_padding_mask = needs_padding_mask(lm)
+        # Set where ranks share rows. Then a micro-batch holds one sequence, and forward is a collective of these ranks.
+        self.share: SequenceShare | None = None
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        if self.share is not None:
+            return self._shared_forward(batch, self.share)
+        mask = batch.attention_mask_BT if self.needs_padding_mask else None
+        hidden_PD = self._hidden_states(batch.input_ids_BT, batch.position_ids_BT, mask)
+        return self._head.logprobs(hidden_PD[batch.predictor_index_N], batch.target_ids_N, self.temperature)
+
+    def _shared_forward(self, batch: MicroBatch, share: SequenceShare) -> tuple[Tensor, Tensor]:
+        part, num_tokens = share.cut(batch), len(batch.target_ids_N)
+        hidden_PD = self._hidden_states(part.input_ids_BT, part.position_ids_BT, None)
+        targets_K = batch.target_ids_N[part.token_index_K]
+        own = self._head.logprobs(hidden_PD[part.predictor_index_K], targets_K, self.temperature)
+        logprobs_N, entropy_N = (share.join(values_K, part.token_index_K, num_tokens) for values_K in own)
+        return logprobs_N, entropy_N
+
+    def _hidden_states(self, input_ids_BT: Tensor, position_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The last hidden state of every position, [B * T, D]."""
         lm = cast(Any, self.lm)
         hidden_BTD = lm.base_model(
-            input_ids=batch.input_ids_BT,
-            position_ids=batch.position_ids_BT,
-            attention_mask=batch.attention_mask_BT if self.needs_padding_mask else None,
+            input_ids=input_ids_BT,
+            position_ids=position_ids_BT,
+            attention_mask=mask_BT,
             # With a cache, transformers would also not notice that position_ids mark packed sequences.
             use_cache=False,
         ).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[batch.predictor_index_N]
-        head = cast(LogprobHead, lm.get_output_embeddings())
-        return head.logprobs(hidden_ND, batch.target_ids_N, self.temperature)
+        return cast(Tensor, hidden_BTD.flatten(0, 1))
+
+    @property
+    def _head(self) -> LogprobHead:
+        return cast(LogprobHead, cast(Any, self.lm).get_output_embeddings())
 
 
 def dtype_name(dtype: str) -> str:

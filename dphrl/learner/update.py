@@ -48,7 +48,8 @@ class TrainEngine(Protocol):
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch."""
+    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch. sharing: ranks that
+    share each row, learner.sequence_parallel."""
 
     policy: PolicyLossSettings
     policy_loss: PolicyLoss
@@ -56,6 +57,7 @@ class UpdateSettings:
     entropy_bonus: float
     max_tokens: int
     packed: bool
+    sharing: int = 1
 
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
@@ -80,6 +82,7 @@ class UpdateSettings:
             entropy_bonus=algorithm.entropy_bonus,
             max_tokens=config.learner.micro_batch_tokens,
             packed=use_packing(config.learner.packing, config.model.attention),
+            sharing=config.learner.sequence_parallel,
         )
 
 
@@ -87,10 +90,7 @@ def run_update(
     batch: TrainBatch, engine: TrainEngine, settings: UpdateSettings, *, rank: int = 0, num_ranks: int = 1
 ) -> dict[str, float]:
     """All optimizer steps of `batch`. Returns this rank's share of the metrics: see `combine_rank_metrics`."""
-    planned = [
-        plan_micro_batches(rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed)
-        for rows in batch.minibatches
-    ]
+    planned = [_plan(rows, settings, rank, num_ranks) for rows in batch.minibatches]
     # The first mini-batch is trained with the same weights that define pi_old, so it needs no separate pass.
     old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
@@ -98,8 +98,21 @@ def run_update(
         for i, group in enumerate(groups):
             metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
-        totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / num_ranks
+        totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.sharing)
+    if rank % settings.sharing:  # ranks that share rows compute the same: the first of them tells
+        return {name: value for name, value in totals.items() if name.endswith("_max")}
     return dict(totals)
+
+
+def _plan(rows: Sequence[TrainRow], settings: UpdateSettings, rank: int, num_ranks: int) -> list[list[TrainRow]]:
+    return plan_micro_batches(
+        rows,
+        rank=rank,
+        num_ranks=num_ranks,
+        max_tokens=settings.max_tokens,
+        packed=settings.packed,
+        sharing=settings.sharing,
+    )
 
 
 def _forward_only(planned: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
@@ -193,9 +206,7 @@ def score_sequences(
     ]
     # Rows are found by identity. A filler row is a copy, so it is not in `place`, and its score is dropped.
     place = {id(row): i for i, row in enumerate(rows)}
-    plan = plan_micro_batches(
-        rows, rank=rank, num_ranks=num_ranks, max_tokens=settings.max_tokens, packed=settings.packed
-    )
+    plan = _plan(rows, settings, rank, num_ranks)
     scored: dict[int, tuple[float, ...]] = {}
     for group, logprobs_N in zip(plan, _forward_only(plan, engine, settings), strict=True):
         parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in group])

@@ -18,7 +18,8 @@ def main() -> None:
         description=__doc__,
         epilog=(
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
-            "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N."
+            "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
+            "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,10 @@ CONFIGS = {
         vocab_size=80, n_embd=32, n_layer=3, n_head=4, n_positions=128, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
     ),
 }
+OPT = OPTConfig(
+    vocab_size=80, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=128, word_embed_proj_dim=32,
+)  # fmt: skip
 
 
 def make_lm(config: Any, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
@@ -151,15 +156,12 @@ def test_flex_attention_masks_packed_rows() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        OPTConfig(
-            vocab_size=80, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=128, word_embed_proj_dim=32,
-        ),
+        OPT,
         FalconConfig(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
         JambaConfig(**SHAPE, use_mamba_kernels=False, num_experts=1),
     ],
     ids=["opt", "falcon", "jamba"],
-)  # fmt: skip
+)
 def test_models_in_which_packed_rows_see_each_other_are_refused(config: Any) -> None:
     policy = PolicyModel(make_lm(config), temperature=1.0)
     with pytest.raises(InputError, match=r"packed rows see each other .*; set learner.packing: padded"):
@@ -193,3 +195,21 @@ def test_kernels_that_are_not_there_are_refused_in_one_line(monkeypatch: pytest.
     check_kernel_device("flex_attention", "float32")
     with pytest.raises(InputError, match="no float32 kernel"):
         check_kernel_device("flash_attention_2", "float32")
+
+
+def test_inline_mode_refuses_to_pack_rows_that_see_each_other(make_config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from dphrl.inline import InlineLearner
+
+    make_lm(OPT).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"learner.packing: in this model packed rows see each other"):
+        InlineLearner(make_config(learner={"packing": "packed"}), str(tmp_path))
+
+
+def test_a_cluster_without_gpus_is_refused_before_anything_starts(make_config: Any) -> None:
+    from cluster.planning.placement import Node, PlacementError, plan_placement
+
+    config = make_config(model={"attention": "flex_attention"})
+    with pytest.raises(PlacementError, match=r"needs a GPU for model.attention: flex_attention .*no node has one"):
+        plan_placement(config, [Node("a", 64.0, 0.0)])
+    assert plan_placement(config, [Node("a", 64.0, 8.0)])
