@@ -51,9 +51,7 @@ class TorchEngine:
         self.policy, self.reference = policy, reference
         self.device = next(policy.parameters()).device
         self.trained = trained_parameters(policy)
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay)
         self.grad_clip = config.learner.grad_clip
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -321,9 +321,10 @@ def test_without_peft_one_line_says_how_to_get_it(
 ) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find_spec(name))
-    for start in (lambda: check_lora(with_lora(make_config).model, tiny_dir), lambda: InlineLearner(
-        with_lora(make_config), tiny_dir
-    )):
+    for start in (
+        lambda: check_lora(with_lora(make_config).model, tiny_dir),
+        lambda: InlineLearner(with_lora(make_config), tiny_dir),
+    ):
         with pytest.raises(InputError, match=r"^model\.lora: needs the package peft; pip install 'dphrl\[lora\]'$"):
             start()
     InlineLearner(make_config(), tiny_dir)  # and nobody else needs it
