@@ -81,7 +81,7 @@ class Config(Section):
 
     @property
     def uses_reference_model(self) -> bool:
-        """Whether learner ranks hold a frozen copy of the initial policy. With adapters they need none: the policy
+        """Whether learner ranks hold a frozen copy of the initial policy. With model.lora they need none: the policy
         without its adapters is the initial one."""
         return self.uses_divergence and self.algorithm.estimator != "reference" and self.model.lora is None
 

@@ -100,17 +100,16 @@ def adapters_off(policy: nn.Module) -> Iterator[None]:
     The adapters are still called, and their result is multiplied by zero: under ZeRO-3 DeepSpeed learns in which order
     the parameters are used, and would begin anew at every change.
     """
-    scales: list[tuple[dict[str, float], float]] = [
-        (module.scaling, module.scaling[ADAPTER]) for module in policy.modules() if hasattr(module, "lora_A")
-    ]
-    assert scales, "only a policy with adapters has something to leave out"
-    for scaling, _ in scales:
-        scaling[ADAPTER] = 0.0
+    layers: list[Any] = [module for module in policy.modules() if hasattr(module, "lora_A")]
+    assert layers, "only a policy with adapters has something to leave out"
+    scales = [layer.scaling[ADAPTER] for layer in layers]
+    for layer in layers:
+        layer.scaling[ADAPTER] = 0.0
     try:
         yield
     finally:
-        for scaling, scale in scales:
-            scaling[ADAPTER] = scale
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scaling[ADAPTER] = scale
 
 
 def add_adapters(lm: Any, lora: LoraConfig | None, seed: int) -> None:
