@@ -19,7 +19,8 @@ def main() -> None:
         epilog=(
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
             "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
-            "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME."
+            "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME; "
+            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")
