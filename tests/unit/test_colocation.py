@@ -39,7 +39,7 @@ class World:
 
     def __init__(self, broken: str = "nothing") -> None:
         self.events: list[str] = []
-        self.broken = broken
+        self.broken, self.version = broken, 0
         self.engines = [self.actor(f"engine {i}", generate=self._generate) for i in range(NUM_ENGINES)]
         self.ranks = [self.actor("learner", score=self._score, update=self._update)]
         self.turns = DeviceTurns(self.engines, self.ranks, timeout_s=30)
@@ -74,7 +74,8 @@ class World:
         async def stream() -> Any:
             for prompt in prompts:
                 made = [
-                    Completion(prompt.prompt_id, i, (7, 8), "", (-1.0, -1.0), "stop", 0) for i in range(num_samples)
+                    Completion(prompt.prompt_id, i, (7, 8), "", (-1.0, -1.0), "stop", self.version)
+                    for i in range(num_samples)
                 ]
                 yield self._answer("", made)
 
@@ -108,6 +109,7 @@ class Transfer:
         self.world = world
 
     async def send(self, learner: Any) -> None:
+        self.world.version = learner.policy_version
         self.world.events.append("weights sent")
 
 

@@ -1,7 +1,7 @@
 """Updates of a small model under DeepSpeed, with the training state put away and taken back between them.
 
 Prints a JSON object, by ZeRO stage and dtype. A program of its own, because DeepSpeed and its process group live as
-long as the process. Run by test_colocation.
+long as the process. Run by test_colocation, and by the test of that name in tests/gpu, with the argument `cuda`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 
 os.environ |= {
     "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-    "DS_ACCELERATOR": "cpu",
+    "DS_ACCELERATOR": "cuda" if "cuda" in sys.argv else "cpu",
 }  # fmt: skip
+DEVICE = os.environ["DS_ACCELERATOR"]
 STEPS = 3
 
 
@@ -55,7 +56,7 @@ def make_engine(stage: int, dtype: str) -> Any:
 
 
 def rows(dtype: str, seed: int) -> Tensor:
-    return torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, dtype))
+    return torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).to(DEVICE, getattr(torch, dtype))
 
 
 def update(engine: Any, dtype: str, seed: int) -> float:
@@ -69,6 +70,14 @@ def update(engine: Any, dtype: str, seed: int) -> float:
 def score(engine: Any, dtype: str) -> list[float]:
     with torch.no_grad():
         return list(engine(rows(dtype, 99)).float().flatten().tolist())
+
+
+def num_on_gpu(optimizer: Any) -> int:
+    """Masters and moments that are on a GPU now."""
+    masters = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_partitioned_groups_flat
+    states = optimizer.optimizer.state.values()
+    moments = [value for state in states for value in state.values() if isinstance(value, Tensor) and value.dim()]
+    return sum(tensor.is_cuda for tensor in (*masters, *moments))
 
 
 def moved(stage: int, dtype: str) -> dict[str, Any]:
@@ -87,12 +96,14 @@ def moved(stage: int, dtype: str) -> dict[str, Any]:
         before = score(moving, dtype)
         with Moves() as away:
             offload_training_state(moving)
+        on_gpu = num_on_gpu(moving.optimizer)
         same &= score(moving, dtype) == before
         with Moves() as back:
             reload_training_state(moving)
     went, came_back = away.count, back.count
     return {
         "losses": losses, "undisturbed": undisturbed, "scores_while_away": same, "went": went, "came_back": came_back,
+        "on_gpu_while_away": on_gpu,
     }  # fmt: skip
 
 
@@ -105,7 +116,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed("gloo" if DEVICE == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False)
     results = {f"zero-{s} {d}": moved(s, d) for s in (1, 2, 3) for d in ("float32", "bfloat16")}
     sys.stdout.write("\n" + json.dumps(results) + "\n")
 
