@@ -7,6 +7,10 @@ order of the turns, on CPUs.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +101,14 @@ def test_the_learner_puts_its_state_away(shared_run: dict[str, Any]) -> None:
 def test_masters_and_moments_leave_the_gpu_and_updates_go_on_as_before(stage: int) -> None:
     """Under DeepSpeed in a process of its own: see tests/unit/training_state_program.py, here on the GPU."""
     pytest.importorskip("deepspeed")
-    import json
-    import subprocess
-    import sys
-
-    program = Path(__file__).parents[1] / "unit" / "training_state_program.py"
+    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(program), "cuda"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(root / "tests" / "unit" / "training_state_program.py"), "cuda"],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])[f"zero-{stage} bfloat16"]

@@ -69,6 +69,7 @@ FITS = [
     ("engines take no place that the learner needs", (4, 8, 1), of_types(None, "H100"), [L4, H100], {"n0": "4L", "n1": "8E 1R"}),
     ("a type that planned nodes do not tell", (4, 4, 1), of_types("H100", "H100"), [BIG], {"n0": "4L 4E 1R"}),
     ("colocated: the type of either", (4, 4, 1), {"cluster": {"colocate": True}, **of_types(None, "H100")}, [L4, H100], {"n1": "4L 4E 1R"}),
+    ("the learner takes what engines cannot use", (9, 2, 4), of_types(None, "H100"), [(7, 84, "H100"), (6, 72, "L4"), (4, 48, "H100")], {"n0": "3L 1E 1R", "n1": "6L", "n2": "1E"}),
     # reward workers with GPUs
     ("a GPU for each reward worker", (4, 2, 1), {"reward": {"num_workers": 2, "gpus_per_worker": 1}}, [BIG], {"n0": "4L 2E 2R"}),
     ("half a GPU each", (4, 3, 1), {"reward": {"num_workers": 2, "gpus_per_worker": 0.5}}, [BIG], {"n0": "4L 3E 2R"}),
