@@ -25,7 +25,7 @@ def check_movable(module: Any) -> None:
 
 
 def offload_training_state(module: Any) -> None:
-    """Move all that a DeepSpeed engine holds for updates to host memory; twice is once."""
+    """Move all that a DeepSpeed engine holds for updates to host memory."""
     if _is_stage_3(module) and not module.zero_use_cpu_optimizer():
         _move_optimizer(module.optimizer, "cpu")
     # DeepSpeed would free pinned buffers at each reload, and pinning them anew takes longer than it saves.

@@ -57,7 +57,8 @@ class Start:
 
     async def _learner(self, engines: Sequence[asyncio.Task[None]]) -> dict[str, Any]:
         if self.turns is not None:
-            await asyncio.gather(*engines)
+            # If one of them fails, the group cancels this too.
+            await asyncio.wait(engines)
             await self.turns.make_room()
         facts = await self._connect(MAX_LEARNER_STARTS)
         size, device, dtype = (facts[key] for key in ("num_parameters", "device", "dtype"))

@@ -78,7 +78,7 @@ ROOMS = {
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
-        "config fingerprint tracking protocols prepare evaluation reference inline resume run cluster.planning "
+        "config fingerprint learner tracking protocols prepare evaluation reference inline resume run cluster.planning "
         "cluster.ray_system"
     ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",

@@ -89,7 +89,8 @@ def plan(
         typer.Option(
             "--simulate",
             metavar="nodes=N,gpus=N,...",
-            help="Place it on a cluster you need not have; also cpus= and gpu_gib=. Repeat for nodes of another kind.",
+            help="Place it on a cluster you need not have; also cpus=, gpu_gib=, accelerator=, host_gib= and disk_gib=. "
+            "Repeat for nodes of another kind.",
         ),
     ] = None,
     tokens_per_s: Annotated[

@@ -213,7 +213,7 @@ def _host_memory(config: Config, shape: ModelShape, dtype: str, nodes: Sequence[
 def _disk(config: Config, shape: ModelShape, dtype: str, cluster: SimulatedCluster) -> str:
     need = disk_need(config, shape, dtype)
     state, export = need.checkpoint / GIB, need.export / GIB
-    terms = f"{need.number} checkpoints x ({state:.1f} state + {export:.1f} model)"
+    terms = f"{need.checkpoints} x ({state:.1f} state + {export:.1f} model)"
     if need.buffer:
         terms += f" + at most {need.buffer / GIB:.1f} reference buffer"
     size, fits = f"{need.total / GIB:.1f}", cluster.disk_gib is None or need.total <= cluster.disk_gib * GIB

@@ -22,6 +22,11 @@ class DiskNeed:
     buffer: float
 
     @property
+    def checkpoints(self) -> str:
+        """How many there are, in words."""
+        return f"{self.number} checkpoint{'s' if self.number > 1 else ''}"
+
+    @property
     def total(self) -> float:
         """All at their largest, in bytes."""
         return self.number * (self.checkpoint + self.export) + self.buffer
@@ -57,6 +62,6 @@ def disk_warning(config: Config, shape: ModelShape | None, dtype: str) -> str | 
     if (checkpoints := need.total - need.buffer) <= free:
         return None
     return (
-        f"disk: {need.number} checkpoints of {(need.checkpoint + need.export) / GIB:.1f} GiB = {checkpoints / GIB:.1f} "
+        f"disk: {need.checkpoints} of {(need.checkpoint + need.export) / GIB:.1f} GiB = {checkpoints / GIB:.1f} "
         f"GiB, and {config.folder} has {free / GIB:.1f} GiB free; lower checkpoint.keep, or choose another run_dir"
     )

@@ -42,9 +42,29 @@ def test_a_cluster_is_read_from_its_text() -> None:
     assert [(node.num_gpus, node.num_cpus) for node in cluster.nodes] == [(8, 96), (8, 96), (0, 64)]
     assert len({node.name for node in cluster.nodes}) == 3
     assert cluster.gpu_gib == 80  # the smallest decides
+    assert (cluster.nodes[0].accelerator, cluster.nodes[0].host_gib, cluster.disk_gib) == (None, None, None)
+    cluster = parse_cluster(
+        ["gpus=8,accelerator=H100,host_gib=1024,disk_gib=500", "gpus=8,accelerator=L4,disk_gib=300"]
+    )
+    assert [(node.accelerator, node.host_gib) for node in cluster.nodes] == [("H100", 1024), ("L4", None)]
+    assert cluster.disk_gib == 300  # the smallest counts
 
 
-@pytest.mark.parametrize("text", ["nodes=x", "gpu=8", "nodes=0", "nodes=1.5", "gpus=-1", "", "nodes=1,gpu_gib=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nodes=x",
+        "gpu=8",
+        "nodes=0",
+        "nodes=1.5",
+        "gpus=-1",
+        "",
+        "nodes=1,gpu_gib=0",
+        "accelerator=",
+        "host_gib=0",
+        "disk_gib=-1",
+    ],
+)
 def test_a_cluster_that_makes_no_sense_is_one_line(text: str) -> None:
     result = plan(PAPER, "--simulate", text)
     assert result.exit_code == 2
@@ -54,8 +74,8 @@ def test_a_cluster_that_makes_no_sense_is_one_line(text: str) -> None:
 
 def test_a_plan_on_a_cluster_one_does_not_have() -> None:
     shown = plan(PAPER, "--simulate", "nodes=8,gpus=8", "--tokens-per-s", "2500,4000").output
-    lines = {line.split("  ")[0]: line.split() for line in shown.splitlines()}
-    assert lines["node-0"][1:4] == ["4", "4", "16"]  # ranks, engines, reward workers
+    placed = next(line for line in shown.splitlines() if line.startswith("node-0"))
+    assert placed.split()[1:4] == ["4", "4", "16"]  # ranks, engines, reward workers
     assert "8 of 8" in shown
     assert "7 nodes, node-1 ... node-7" in shown
     assert "weights 3.7" in shown  # 8.03e9 x 2 bytes over 4 ranks under ZeRO-3
@@ -74,6 +94,14 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     result = plan(PAPER, "learner.num_ranks=8", "rollout.tensor_parallel=2", "--simulate", "nodes=3,gpus=4")
     assert result.exit_code == 2
     expected = "needs 8 learner x 1 + 4 rollout x 2 = 16 GPUs; the cluster has 12 on 3 nodes"
+    assert result.stderr == f"dphrl: error: --simulate: this run {expected}\n"
+
+
+def test_too_few_gpus_of_a_type_are_refused_with_the_arithmetic() -> None:
+    mixed = ["--simulate", "nodes=2,gpus=2,accelerator=H100", "--simulate", "nodes=1,gpus=8,accelerator=L4"]
+    result = plan(PAPER, "learner.accelerator=H100", "learner.num_ranks=8", *mixed)
+    assert result.exit_code == 2
+    expected = "needs 8 learner x 1 = 8 GPUs of type H100; the cluster has 4 (2 nodes x 2), and 8 of type L4"
     assert result.stderr == f"dphrl: error: --simulate: this run {expected}\n"
 
 
@@ -115,16 +143,159 @@ def test_learner_memory_by_zero_stage(make_config: Any) -> None:
     assert (third["weights"], third["gradients"], third["optimizer"]) == (0.5e9, 1e9, 3e9)
 
 
-def test_float32_needs_no_second_copy_and_checkpointing_few_activations(make_config: Any) -> None:
-    assert of_learner(make_config, "float32")["optimizer"] == 8e9
+def test_float32_has_masters_too_and_checkpointing_few_activations(make_config: Any) -> None:
+    assert of_learner(make_config, "float32")["optimizer"] == 12e9
     kept = of_learner(make_config)["activations"]
     assert of_learner(make_config, gradient_checkpointing=True)["activations"] < kept / 5
 
 
 def test_a_resident_reference_model_is_counted(make_config: Any) -> None:
-    config = make_config(algorithm={"divergence": "reverse_kl", "estimator": "rollout", "eta": 0.1})
-    assert learner_memory(config, SHAPE, "bfloat16").parts["reference model"] == 2e9
+    resident = {"algorithm": {"divergence": "reverse_kl", "estimator": "rollout", "eta": 0.1}}
+    assert learner_memory(make_config(**resident), SHAPE, "bfloat16").parts["reference model"] == 2e9
+    sharded = make_config(**resident, learner={"num_ranks": 4, "zero_stage": 3})
+    assert learner_memory(sharded, SHAPE, "bfloat16").parts["reference model"] == 0.5e9
     assert "reference model" not in of_learner(make_config)
+    # Without its adapters the policy is its own reference.
+    adapters = make_config(**resident, model={"lora": {"rank": 8}})
+    assert "reference model" not in learner_memory(adapters, SHAPE, "bfloat16").parts
+
+
+def test_an_offloaded_optimizer_is_in_host_memory_not_on_the_gpu(make_config: Any) -> None:
+    kept, moved = (of_learner(make_config, num_ranks=4, offload=offload) for offload in ("none", "optimizer"))
+    assert (kept["optimizer"], moved["optimizer"]) == (3e9, 0)
+    assert kept["weights"] == moved["weights"]
+    assert kept["gradients"] == moved["gradients"]
+
+
+def test_adapters_are_all_that_has_gradients_and_an_optimizer(make_config: Any) -> None:
+    config = make_config(model={"lora": {"rank": 16}}, learner={"num_ranks": 4, "zero_stage": 3})
+    parts = learner_memory(config, LLAMA_8B, "bfloat16").parts
+    # For rank 16 on every linear layer of this model, peft counts 41,943,040 parameters.
+    trained = 41_943_040
+    assert LLAMA_8B.num_trained(config.model.lora) == trained
+    assert parts["weights"] == 8.03e9 * 2 / 4
+    assert (parts["gradients"], parts["optimizer"]) == (trained * 4 / 4, trained * 12 / 4)
+    named = make_config(model={"lora": {"rank": 16, "target": ["q_proj", "v_proj"]}})
+    assert LLAMA_8B.num_trained(named.model.lora) == 32 * 16 * (4096 + 4096 + 4096 + 1024)
+
+
+# (what, settings, the state of one checkpoint and its model in 10^9 bytes, how many there are at once)
+DISKS: list[tuple[str, dict[str, Any], float, float, int]] = [
+    ("as in the paper's preset", {"zero_stage": 3}, 96.36, 16.06, 3),
+    ("weights once more below ZeRO-3", {"zero_stage": 2}, 112.42, 16.06, 3),
+    ("one at the end", {"zero_stage": 3, "every_steps": 0}, 96.36, 16.06, 1),
+    ("two in the whole run", {"zero_stage": 3, "every_steps": 60}, 96.36, 16.06, 2),
+    ("five kept", {"zero_stage": 3, "keep": 5}, 96.36, 16.06, 6),
+    ("adapters and whole exports", {"zero_stage": 3, "lora": {"rank": 16}}, 0.503, 16.06, 3),
+    ("offloading writes the same", {"zero_stage": 3, "offload": "optimizer"}, 96.36, 16.06, 3),
+]
+
+
+@pytest.mark.parametrize(("what", "changes", "state", "export", "number"), DISKS, ids=[case[0] for case in DISKS])
+def test_disk_of_an_8b_run(
+    make_config: Any, what: str, changes: dict[str, Any], state: float, export: float, number: int
+) -> None:
+    changes = {"every_steps": 10, "keep": 2, "lora": None, **changes}
+    config = make_config(
+        checkpoint={"every_steps": changes.pop("every_steps"), "keep": changes.pop("keep")},
+        model={"lora": changes.pop("lora")},
+        learner={"num_steps": 100, **changes},
+        reference={"max_bytes": 1000},
+    )
+    need = disk_need(config, LLAMA_8B, "bfloat16")
+    assert (need.checkpoint, need.export) == pytest.approx((state * 1e9, export * 1e9), rel=1e-3)
+    assert (need.number, need.buffer) == (number, 1000)
+    assert need.total == number * (need.checkpoint + need.export) + 1000
+
+
+def test_the_disk_of_the_paper_is_315_gib(make_config: Any) -> None:
+    shown = plan(PAPER, "checkpoint.every_steps=50", "--simulate", "nodes=1,gpus=8,disk_gib=300").output
+    (line,) = [line for line in shown.splitlines() if "checkpoints x" in line]
+    assert "3 checkpoints x (89.7 state + 15.0 model)" in line
+    assert "318.1 of 300 free" in line  # with 4 GiB for the buffer
+    assert "TOO LARGE: a lower checkpoint.keep" in line
+    roomy = plan(PAPER, "checkpoint.every_steps=50", "--simulate", "nodes=1,gpus=8,disk_gib=320").output
+    assert "TOO LARGE" not in roomy
+
+
+def test_a_run_is_warned_of_a_disk_that_its_checkpoints_would_fill(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = make_config(run_dir=str(tmp_path / "not" / "there" / "yet"), learner={"zero_stage": 3})
+    need = disk_need(config, LLAMA_8B, "bfloat16")
+    checkpoints = int(need.total - need.buffer)
+    for free, warned in ((checkpoints, False), (checkpoints - 1, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        warning = disk_warning(config, LLAMA_8B, "bfloat16")
+        assert (warning is not None) == warned
+    assert warning is not None
+    assert "1 checkpoint of 104.7 GiB = 104.7 GiB" in warning
+    assert disk_warning(config, None, "bfloat16") is None
+
+
+# (what, settings, bytes in 10^9 while loading, while training) on one node of eight GPUs with four ranks and four
+# engines of an 8B model, 16.06 in bfloat16.
+HOSTS: list[tuple[str, dict[str, Any], dict[str, float], dict[str, float]]] = [
+    ("nothing put away", {}, {"learner ranks": 64.24, "engines": 20.0}, {"object store": 16.06}),
+    (
+        "offloaded optimizer: 12 bytes a parameter over four ranks that are all here",
+        {"learner": {"offload": "optimizer"}},
+        {"learner ranks": 64.24, "engines": 20.0},
+        {"offloaded optimizer": 96.36, "object store": 16.06},
+    ),
+    (
+        "shared GPUs: gradients and optimizer there by turns, the engines' weights while a checkpoint is written",
+        {"cluster": {"colocate": True}},
+        {"learner ranks": 64.24, "engines": 20.0},
+        {"learner's state": 128.48, "sleeping engines": 64.24, "object store": 16.06},
+    ),
+    (
+        "shared GPUs, adapters",
+        {"cluster": {"colocate": True}, "model": {"lora": {"rank": 16}}},
+        {"learner ranks": 64.24, "engines": 20.0},
+        {"learner's state": 0.671, "sleeping engines": 64.24, "object store": 16.06},
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "changes", "loading", "training"), HOSTS, ids=[case[0] for case in HOSTS])
+def test_host_memory_of_a_node_with_an_8b_run(
+    make_config: Any, what: str, changes: dict[str, Any], loading: dict[str, float], training: dict[str, float]
+) -> None:
+    learner = {"num_ranks": 4, "zero_stage": 3, **changes.get("learner", {})}
+    config = make_config(**{**changes, "learner": learner}, rollout={"num_engines": 4})
+    placed = plan_placement(config, [Node("n0", 96, 8)])
+    needs = host_memory(config, LLAMA_8B, "bfloat16", placed)
+    for phase, expected in (("while loading", loading), ("while training", training)):
+        assert needs[phase].parts == pytest.approx({k: v * 1e9 for k, v in expected.items()}, rel=1e-3)
+
+
+def test_on_cpus_everything_is_in_host_memory(make_config: Any) -> None:
+    config = make_config(rollout={"num_engines": 2, "kv_cache_gib": 3}, learner={"micro_batch_tokens": 1000})
+    (phase, memory), *others = host_memory(config, SHAPE, "float32", plan_placement(config, [Node("n0", 8)])).items()
+    assert (phase, others) == ("while training", [])
+    # Weights 4, gradients 4, masters and moments 12 bytes a parameter; activations besides.
+    assert memory.parts["learner ranks"] == 20e9 + 1000 * 1000 * 10 * 16 * 4
+    assert memory.parts["engines"] == 2 * (4e9 + 3 * GIB)
+    assert memory.parts["object store"] == 4e9
+
+
+def test_nodes_that_are_too_small_are_said() -> None:
+    shown = plan(PAPER, "--simulate", "nodes=1,gpus=8,host_gib=80").output
+    (loading,) = [line for line in shown.splitlines() if "while loading" in line]
+    assert "78.5 of 80" in loading
+    assert "TOO LARGE: more nodes" in loading
+    assert "TOO LARGE" not in plan(PAPER, "--simulate", "nodes=1,gpus=8,host_gib=100").output
+
+
+def test_this_machines_memory_and_disk_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.planning.describe.memory_limits", lambda: [64 * GIB, 10 * GIB])
+    monkeypatch.setattr("cluster.planning.describe.free_disk", lambda folder: 7 * GIB)
+    shown = describe_plan(load_config("demo-math", ["cluster.num_cpus=2", "rollout.kv_cache_gib=9"]))
+    assert "of 10 " in shown
+    assert "TOO LARGE: more nodes" in shown
+    assert "4.0 of 7 free" in shown
 
 
 def test_engine_memory_and_its_cache(make_config: Any) -> None:
@@ -144,14 +315,41 @@ def test_what_is_too_large_is_said() -> None:
     assert "TOO LARGE" not in plan(PAPER, "--simulate", "nodes=1,gpus=8").output
 
 
-def test_colocated_engine_and_rank_are_added_up() -> None:
-    settings = ["cluster.colocate=true", "learner.num_ranks=8", "rollout.num_engines=8"]
-    shown = plan(PAPER, *settings, "--simulate", "nodes=1,gpus=8")
-    (line,) = [line for line in shown.output.splitlines() if line.startswith("both, colocated")]
-    assert "TOO LARGE" in line
-    shown = plan(PAPER, *settings, "rollout.gpu_memory_utilization=0.4", "--simulate", "nodes=1,gpus=8")
-    (line,) = [line for line in shown.output.splitlines() if line.startswith("both, colocated")]
-    assert "TOO LARGE" not in line
+SHARED = ["cluster.colocate=true", "learner.num_ranks=8", "rollout.num_engines=8"]
+
+
+def test_a_shared_gpu_is_added_up_for_both_turns() -> None:
+    shown = plan(PAPER, *SHARED, "--simulate", "nodes=1,gpus=8").output
+    lines = {line[:16]: line for line in shown.splitlines() if line.startswith("shared, ")}
+    # 0.85 x 80; 16.06e9 bytes over eight ranks; 24,576 tokens x 4096 x 16 values of 2 bytes.
+    assert "74.4 of 80" in lines["shared, decoding"]
+    assert "engine 68.0 + learner's weights 1.9 + scoring 3.0 + learner's context 1.5" in lines["shared, decoding"]
+    assert "weights 1.9 + gradients 3.7 + optimizer 11.2 + activations 9.0 + sleeping" in lines["shared, updating"]
+    assert "TOO LARGE" not in shown
+    updating = plan(PAPER, *SHARED, "learner.zero_stage=1", "rollout.gpu_memory_utilization=0.5",
+                    "--simulate", "nodes=1,gpus=8,gpu_gib=60").output  # fmt: skip
+    (line,) = [line for line in updating.splitlines() if line.startswith("shared, updating")]
+    assert "TOO LARGE: more ranks" in line
+
+
+def test_a_share_that_leaves_the_learner_no_room_is_refused_with_the_arithmetic(make_config: Any) -> None:
+    result = plan(PAPER, *SHARED, "rollout.gpu_memory_utilization=0.95", "--simulate", "nodes=1,gpus=8")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "dphrl: error: --simulate: cluster.colocate: rollout.gpu_memory_utilization=0.95 of 80 GiB = 76.0 for an "
+        "engine, and beside it 1.9 learner's weights + 3.0 scoring + 1.5 learner's context = 82.4 GiB do not fit on a "
+        "GPU of 80; set rollout.gpu_memory_utilization to 0.92 or less\n"
+    )
+    assert plan(PAPER, *SHARED, "rollout.gpu_memory_utilization=0.92", "--simulate", "nodes=1,gpus=8").exit_code == 0
+    small = plan(PAPER, *SHARED, "learner.zero_stage=2", "--simulate", "nodes=1,gpus=8,gpu_gib=24")
+    assert "no share leaves room for the engine's own weights; set learner.zero_stage=3" in small.stderr
+
+
+def test_a_share_that_just_fits(make_config: Any) -> None:
+    config = make_config(cluster={"colocate": True}, rollout={"gpu_memory_utilization": 0.5})
+    size = while_decoding(config, SHAPE, "bfloat16", 0.0).total * 2
+    assert colocation_obstacle(config, SHAPE, "bfloat16", size) is None
+    assert colocation_obstacle(config, SHAPE, "bfloat16", size - 1e6) is not None
 
 
 def test_shapes_from_a_models_own_configuration(tiny_dir: str) -> None:
