@@ -49,8 +49,8 @@ class RolloutConfig(Section):
     """Ray's CPU share for an engine. Ray packs by this number and does not enforce it. Engine and learner take turns
     when on-policy, so that together they may fit two CPUs."""
     threads_per_engine: PositiveInt = 2
-    """Computing threads of an engine on a CPU, which its tensor_parallel workers share, at least one each. More than the
-    machine's free cores make it slower."""
+    """Computing threads of an engine on a CPU, which its tensor_parallel workers share, at least one each. More than
+    the machine's free cores make it slower."""
     kv_cache_gib: PositiveInt = 1
     """Memory for the attention cache of an engine on a CPU, in GiB, all its workers together. More lets more
     completions decode at once. On a GPU gpu_memory_utilization decides instead."""

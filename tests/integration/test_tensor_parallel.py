@@ -54,7 +54,7 @@ def engines(ray_cluster: None, make_config: Any, tiny_dir: str) -> Iterator[dict
     for i, (name, width) in enumerate(WIDTHS.items()):
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
         actors[name] = start_engine(of_width(make_config, width), tiny_dir, i, scheduling_strategy=place)
-    ray.get([actor.ready.remote() for actor in actors.values()], timeout=240)
+    ray.get([actor.ready.remote() for actor in actors.values()], timeout=600)
     yield actors
     remove_placement_group(group)
 
@@ -184,7 +184,7 @@ def test_a_worker_that_cannot_start_is_told_with_engine_node_and_reason(
     weights.write_bytes(weights.read_bytes()[:5000])
     actor = start_engine(of_width(make_config, 2), str(model), 7)
     with pytest.raises(ray.exceptions.ActorDiedError) as caught:
-        ray.get(actor.ready.remote(), timeout=120)
+        ray.get(actor.ready.remote(), timeout=600)  # pytest has the limit
     line = str(caught.value).strip().splitlines()[-1]
     node = ray.util.get_node_ip_address()
     assert f"EngineStartError: rollout engine 7 on node {node} did not start: SafetensorError: " in line

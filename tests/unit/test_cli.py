@@ -153,7 +153,7 @@ class RemoteError(Exception):
         (ValueError("not the user's fault"), 1, "dphrl: failed: ValueError: not the user's fault\n"),
         (ExceptionGroup("g", [OSError("disk"), InputError("a")]), 1, "dphrl: failed: OSError: disk\n"),
         (RemoteError(None), 1, "dphrl: failed: KeyError: 'deep'\n"),
-        (RemoteError(None, "a.b_c.StartError: engine 1 on node 10.0.0.7 no"), 1, "dphrl: failed: StartError: engine 1 on"),
+        (RemoteError(None, "a.b_c.StartError: engine 1"), 1, "dphrl: failed: StartError: engine 1\n"),
         (RemoteError(None, "10.0.0.7 has no room: none"), 1, "dphrl: failed: 10.0.0.7 has no room: none\n"),
         (RuntimeError("first\nsecond"), 1, "dphrl: failed: RuntimeError: first\n"),
         (RuntimeError(), 1, "dphrl: failed: RuntimeError\n"),
