@@ -89,7 +89,7 @@ def plan(
         typer.Option(
             "--simulate",
             metavar="nodes=N,gpus=N,...",
-            help="Place it on a cluster you need not have; also cpus=, gpu_gib=, accelerator=, host_gib= and disk_gib=. "
+            help="Place it on a cluster you need not have; also cpus=, gpu_gib=, accelerator=, host_gib=, disk_gib=. "
             "Repeat for nodes of another kind.",
         ),
     ] = None,
