@@ -286,6 +286,7 @@ def test_other_adapters_than_the_checkpoints_are_a_changed_setting(make_config: 
         ({"target": ["lm_head"]}, "lm_head is the model's output head. Models tie the two"),
         ({"target": ["embed_tokens"]}, "embed_tokens is the model's embedding"),
         ({"target": ["model.embed_tokens"]}, "embed_tokens is the model's embedding"),
+        ({"rank": 129, "target": ["up_proj"]}, r"rank=129: .*up_proj has a rank above 128"),
         ({"rank": 129}, r"model\.lora\.rank=129: .*q_proj has a rank above 128; lower it"),
     ],
 )

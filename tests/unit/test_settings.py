@@ -310,7 +310,8 @@ def comments_above(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["demo-math", "paper/sql-dph-js", "smollm2-gsm8k-cpu"])
 def test_every_setting_has_its_explanation_above_it(name: str) -> None:
-    found = comments_above(explained_yaml(load_config(name)))
+    # Of a section that is null there are no settings to show.
+    found = comments_above(explained_yaml(load_config(name, ["model.lora={}"])))
     schema = ConfigSchema()
     assert set(found) == set(schema.places())
     for place, text in found.items():
