@@ -5,8 +5,8 @@ Memory is anonymous memory: what the process allocated, and cannot be dropped. P
 counted apart, because the kernel shares them between ranks and drops them when memory is short. Everything is a ratio
 to one whole copy of the model: its parameters (tied ones once) times the bytes of one in the run's number type.
 
-build: from the model's folder to a sharded module, before the optimizer. engine: DeepSpeed's float32 masters and AdamW's
-moments too, to compare. reference: what the resident reference model adds to that.
+build: from the model's folder to a sharded module, before the optimizer. engine: with DeepSpeed's float32 masters and
+AdamW's moments too, to compare. reference: what the resident reference model adds to that.
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def _momentum_square(rank: Any) -> float:
 
 def _optimizer_kind(rank: Any) -> tuple[set[bool], set[str]]:
     inner = rank._engine.module.optimizer.optimizer
-    return {group["fused"] for group in inner.param_groups}, {str(one["exp_avg"].device) for one in inner.state.values()}
+    return {group["fused"] for group in inner.param_groups}, {
+        str(one["exp_avg"].device) for one in inner.state.values()
+    }
 
 
 def _score(rank: Any, batch: TrainBatch) -> torch.Tensor:
@@ -157,9 +159,9 @@ def test_small_steps_are_kept_clipped_and_repeated(
     num_moved = sum(int((moved["masters"][name] != one).sum()) for name, one in start["masters"].items())
     num_numbers = sum(one.numel() for one in start["masters"].values())
     assert num_moved > 0.95 * num_numbers, "a rate of 1e-6 is below bfloat16's steps, and the masters lost it"
-    assert all(
-        torch.equal(moved["weights"][name], one.bfloat16()) for name, one in moved["masters"].items()
-    ), "the weights are the masters, rounded"
+    assert all(torch.equal(moved["weights"][name], one.bfloat16()) for name, one in moved["masters"].items()), (
+        "the weights are the masters, rounded"
+    )
     assert pair.all(_optimizer_kind) == [({True}, {"cpu"})] * 2
 
     import ray
