@@ -1,4 +1,4 @@
-"""The DeepSpeed learner in bfloat16 on two ranks: what its masters, its clipping, its checkpoints and its refusals are."""
+"""The DeepSpeed learner in bfloat16 on two ranks: its masters, its clipping, its checkpoints, and what it refuses."""
 
 from __future__ import annotations
 
