@@ -195,7 +195,7 @@ def test_a_sharded_reference_scores_as_a_whole_one(pair: Pair, dtype: str) -> No
         assert torch.equal(scores[zero_stage], before[0]), "training moved the reference"
         shares = [held / numbers for held, numbers in pair.all(_num_held)]
         assert shares == pytest.approx([1, 1] if zero_stage == 2 else [0.5, 0.5], rel=0.01)
-    assert torch.equal(scores[2], scores[3])
+    torch.testing.assert_close(scores[3], scores[2], rtol=0, atol=1e-5)
 
 
 def test_checkpointed_activations_give_the_same_gradient_under_zero3(pair: Pair) -> None:
