@@ -68,23 +68,25 @@ def main():
     import deepspeed
     import torch
     from deepspeed.runtime.zero import parameter_offload, stage3
-    from transformers import AutoModelForCausalLM
 
     import actors.learner_rank as module
     from dphrl.config.schema import Config
 
     assert module.__file__.startswith(checkout), module.__file__
-    config = Config.model_validate({
-        "model": {"path": model, "dtype": dtype},
+    config = lambda path: Config.model_validate({
+        "model": {"path": path, "dtype": dtype},
         "data": {"train": {"name": "factor", "kind": "tiny"}, "evaluation": []},
         "reward": {"name": "factorization"},
         # An estimator with a resident reference model.
         "algorithm": {"divergence": "reverse_kl", "estimator": "rollout"},
         "learner": {"num_ranks": 2, "zero_stage": 3, "threads_per_rank": 1},
     })
-    assert config.uses_reference_model
-    AutoModelForCausalLM.from_pretrained(small)  # so that the model's code is not counted
-    learner = module.LearnerRank.__ray_metadata__.modified_class(config, rank)
+    assert config(model).uses_reference_model
+    Rank = module.LearnerRank.__ray_metadata__.modified_class
+    # A small model of the same kind first, so that neither code nor connections are counted.
+    warm = Rank(config(small), rank)
+    warm.connect(("127.0.0.1", int(port)), small)
+    learner = Rank(config(model), rank)
     sampler, parts = Sampler(), {}
 
     def ends(name, function):
