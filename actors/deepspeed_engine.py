@@ -35,8 +35,8 @@ class DeepSpeedEngine:
             trained_parameters(policy),
             lr=learner.lr,
             weight_decay=learner.weight_decay,
-            # One kernel for all, on a CPU too. What it works on are DeepSpeed's float32 masters, on the rank's device or,
-            # with learner.offload, in host memory; the parameters here may still be elsewhere.
+            # One kernel for all, on a CPU too. It works on DeepSpeed's float32 masters, which lie on the rank's device,
+            # or with learner.offload in host memory; the parameters here may still be elsewhere.
             fused=True,
         )
         self.module, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)

@@ -132,8 +132,7 @@ def _settle_rest(lm: Any, config: ModelConfig, dtype: torch.dtype) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    for one in (lm.config, *(getattr(lm.config, name) for name in lm.config.sub_configs)):
-        one.dtype = dtype
+    # It writes `dtype` into the configuration that it is given.
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(
             lm.config, dtype=dtype, attn_implementation=config.attention, trust_remote_code=config.trust_remote_code

@@ -5,8 +5,8 @@ Memory is anonymous memory: what the process allocated, and cannot be dropped. P
 counted apart, because the kernel shares them between ranks and drops them when memory is short. Everything is a ratio
 to one whole copy of the model: its parameters (tied ones once) times the bytes of one in the run's number type.
 
-build: from the model's folder to a sharded module, before the optimizer. engine: DeepSpeed's float32 masters and AdamW's
-moments too, to compare. reference: what the resident reference model adds to that.
+build: from the model's folder to a sharded module, before the optimizer. engine: with DeepSpeed's float32 masters and
+AdamW's moments too, to compare. reference: what the resident reference model adds to that.
 """
 
 from __future__ import annotations
@@ -68,23 +68,25 @@ def main():
     import deepspeed
     import torch
     from deepspeed.runtime.zero import parameter_offload, stage3
-    from transformers import AutoModelForCausalLM
 
     import actors.learner_rank as module
     from dphrl.config.schema import Config
 
     assert module.__file__.startswith(checkout), module.__file__
-    config = Config.model_validate({
-        "model": {"path": model, "dtype": dtype},
+    config = lambda path: Config.model_validate({
+        "model": {"path": path, "dtype": dtype},
         "data": {"train": {"name": "factor", "kind": "tiny"}, "evaluation": []},
         "reward": {"name": "factorization"},
         # An estimator with a resident reference model.
         "algorithm": {"divergence": "reverse_kl", "estimator": "rollout"},
         "learner": {"num_ranks": 2, "zero_stage": 3, "threads_per_rank": 1},
     })
-    assert config.uses_reference_model
-    AutoModelForCausalLM.from_pretrained(small)  # so that the model's code is not counted
-    learner = module.LearnerRank.__ray_metadata__.modified_class(config, rank)
+    assert config(model).uses_reference_model
+    Rank = module.LearnerRank.__ray_metadata__.modified_class
+    # A small model of the same kind first, so that neither code nor connections are counted.
+    warm = Rank(config(small), rank)
+    warm.connect(("127.0.0.1", int(port)), small)
+    learner = Rank(config(model), rank)
     sampler, parts = Sampler(), {}
 
     def ends(name, function):

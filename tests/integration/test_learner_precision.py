@@ -1,4 +1,4 @@
-"""The DeepSpeed learner in bfloat16 on two ranks: what its masters, its clipping, its checkpoints and its refusals are."""
+"""The DeepSpeed learner in bfloat16 on two ranks: its masters, its clipping, its checkpoints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ def _momentum_square(rank: Any) -> float:
 
 def _optimizer_kind(rank: Any) -> tuple[set[bool], set[str]]:
     inner = rank._engine.module.optimizer.optimizer
-    return {group["fused"] for group in inner.param_groups}, {str(one["exp_avg"].device) for one in inner.state.values()}
+    return {group["fused"] for group in inner.param_groups}, {
+        str(one["exp_avg"].device) for one in inner.state.values()
+    }
 
 
 def _score(rank: Any, batch: TrainBatch) -> torch.Tensor:
@@ -157,9 +159,9 @@ def test_small_steps_are_kept_clipped_and_repeated(
     num_moved = sum(int((moved["masters"][name] != one).sum()) for name, one in start["masters"].items())
     num_numbers = sum(one.numel() for one in start["masters"].values())
     assert num_moved > 0.95 * num_numbers, "a rate of 1e-6 is below bfloat16's steps, and the masters lost it"
-    assert all(
-        torch.equal(moved["weights"][name], one.bfloat16()) for name, one in moved["masters"].items()
-    ), "the weights are the masters, rounded"
+    assert all(torch.equal(moved["weights"][name], one.bfloat16()) for name, one in moved["masters"].items()), (
+        "the weights are the masters, rounded"
+    )
     assert pair.all(_optimizer_kind) == [({True}, {"cpu"})] * 2
 
     import ray
@@ -193,7 +195,7 @@ def test_a_sharded_reference_scores_as_a_whole_one(pair: Pair, dtype: str) -> No
         assert torch.equal(scores[zero_stage], before[0]), "training moved the reference"
         shares = [held / numbers for held, numbers in pair.all(_num_held)]
         assert shares == pytest.approx([1, 1] if zero_stage == 2 else [0.5, 0.5], rel=0.01)
-    assert torch.equal(scores[2], scores[3])
+    torch.testing.assert_close(scores[3], scores[2], rtol=0, atol=1e-5)
 
 
 def test_checkpointed_activations_give_the_same_gradient_under_zero3(pair: Pair) -> None:

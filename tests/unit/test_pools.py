@@ -317,6 +317,7 @@ def test_a_rank_steps_with_the_steps_rate_at_the_last_micro_batch() -> None:
     calls: list[Any] = []
     groups = [{"lr": 1.0}, {"lr": 1.0}]
     engine = object.__new__(DeepSpeedEngine)
+    engine._keeps_sums = False
     engine.module = SimpleNamespace(
         set_gradient_accumulation_boundary=lambda last: calls.append(("boundary", last)),
         backward=lambda loss: calls.append(("backward", loss)),
@@ -334,3 +335,19 @@ def test_a_rank_steps_with_the_steps_rate_at_the_last_micro_batch() -> None:
         ("backward", 3.0),
         ("step", [0.25] * 2),
     ]
+
+
+@pytest.mark.parametrize(("norm", "kept"), [(0.75, True), (math.inf, False)])
+def test_sums_of_a_skipped_step_are_forgotten(norm: float, kept: bool) -> None:
+    from actors.deepspeed_engine import DeepSpeedEngine
+
+    sums: dict[int, Any] = {0: "sums", 1: "sums"}
+    engine = object.__new__(DeepSpeedEngine)
+    engine._keeps_sums = True
+    engine.module = SimpleNamespace(
+        step=lambda: None,
+        get_global_grad_norm=lambda: norm,
+        optimizer=SimpleNamespace(param_groups=[], averaged_gradients=sums),
+    )
+    assert engine.step(0.25) == norm
+    assert sums == dict.fromkeys(range(2), "sums" if kept else None)
