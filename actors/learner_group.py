@@ -13,7 +13,7 @@ from actors.waiting import Actor
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import WeightSummary
 from dphrl.learner.update import combine_rank_metrics
-from dphrl.protocols import WeightChunk
+from dphrl.protocols import LastUpdate, WeightChunk
 from dphrl.types import TrainBatch
 
 T = TypeVar("T")
@@ -29,6 +29,11 @@ class RayLearner:
     def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "") -> None:
         self.ranks, self.dtype, self.layout = ranks, dtype, layout
         self._policy_version = 0
+        self._last_update: LastUpdate | None = None
+
+    @property
+    def last_update(self) -> LastUpdate | None:
+        return self._last_update
 
     @property
     def policy_version(self) -> int:
@@ -45,8 +50,10 @@ class RayLearner:
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         shared = ray.put(batch)
         parts = await asyncio.gather(*[rank.update.remote(shared) for rank in self.ranks])
+        metrics = combine_rank_metrics(parts)
         self._policy_version += 1
-        return combine_rank_metrics(parts)
+        self._last_update = LastUpdate(metrics.get("learner/grad_norm", 0.0), batch.learning_rate)
+        return metrics
 
     async def publish(self) -> AsyncIterator[WeightChunk]:
         """Ray references to the present weights in the object store. Each refers to a list of packed tensors.
@@ -91,7 +98,7 @@ class RayLearner:
 
     async def load(self, folder: Path, policy_version: int) -> None:
         await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
-        self._policy_version = policy_version
+        self._policy_version, self._last_update = policy_version, None
 
 
 async def _next_of(stream: Any) -> WeightChunk | None:

@@ -142,6 +142,7 @@ FAMILIES: tuple[Family, ...] = (
     _step("rollout/staleness_max", "dphrl_staleness"),
     _step("rollout/truncated_fraction", "dphrl_truncated_fraction"),
     _step("sync/logprob_gap_max", "dphrl_logprob_gap"),
+    _step("sync/logprob_gap_mean", "dphrl_mean_logprob_gap"),
     _step("rollout/logprob_gap_max", "dphrl_rollout_logprob_gap"),
     _step("policy/importance_mean", "dphrl_importance_mean"),
 )

@@ -51,6 +51,7 @@ class RolloutEngine:
                 # vLLM lets nobody change the number later.
                 torch.set_num_threads(worker_threads(config))
             self._llm = LLM(**engine_arguments(config, model_dir))
+            self._llm.collective_rpc("watch_weight_updates")
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
         self._policy_version: int | None = None
@@ -96,7 +97,7 @@ class RolloutEngine:
                 f"{policy_version}: some request still holds blocks of it"
             )
         self._policy_version = policy_version
-        return EngineRecord(policy_version)
+        return EngineRecord.of(policy_version, self._llm.collective_rpc("weight_update_record"))
 
     def generate(
         self,

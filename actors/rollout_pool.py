@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import cast
 
 from actors.engine_load import EngineLoad
 from actors.engine_repair import EngineRepair
 from actors.waiting import Actor, within
-from actors.weight_proof import WeightProof, max_logprob_gap
+from actors.weight_proof import WeightProof, max_mean_gap
 from actors.weight_transfer.failures import SyncFailedError
+from actors.weight_transfer.ledger import WeightSummary
 from actors.weight_transfer.session import EngineSteps, open_transfer
 from dphrl.config.schema import Config
 from dphrl.protocols import WeightPublisher
@@ -39,25 +41,27 @@ class RayRolloutPool:
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)
-        self._proof = WeightProof(self.engines, probes, max_logprob_gap(config.sync, dtype))
+        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype))
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure."""
         num_replaced = 0
         while True:
             try:
-                gap = await self._sync(learner)
+                gaps = await self._sync(learner)
             except SyncFailedError as failed:
                 num_replaced += await self._repair.replace(failed)
             else:
                 replaced = {"sync/engines_replaced": float(num_replaced)} if num_replaced else {}
-                return {"sync/logprob_gap_max": gap, **replaced}
+                return {**gaps, **replaced}
 
-    async def _sync(self, learner: WeightPublisher) -> float:
+    async def _sync(self, learner: WeightPublisher) -> dict[str, float]:
         await self._steps.find_places()
-        await self._transfer.send(learner)
+        records = await self._transfer.send(learner)
         limit = self.config.sync.timeout_s
-        return await within(self._proof.largest_gap(learner), limit, "sync.timeout_s", "probes of the engines")
+        sent = cast(WeightSummary, await within(learner.sent(), limit, "sync.timeout_s", "what the learner sent"))
+        checked = self._proof.check(records, sent, learner)
+        return await within(checked, limit, "sync.timeout_s", "probes of the engines")
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False

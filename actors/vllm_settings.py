@@ -77,5 +77,7 @@ def engine_arguments(config: Config, model_dir: str) -> dict[str, Any]:
         # Log-probs are those of the distribution that is sampled from, with temperature, not of the raw logits.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=engine_backend(config.sync)),
+        # Its methods become methods of every worker.
+        "worker_extension_cls": "actors.weight_transfer.worker.RecordingWorker",
         "disable_log_stats": True,
     }

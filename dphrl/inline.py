@@ -90,6 +90,7 @@ class InlineLearner:
         check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
 
+    last_update = None  # nothing is sent that it could be compared with
     dtype = "float32"
     layout = "inline"
 
@@ -153,7 +154,7 @@ class InlineRollouts:
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         assert learner is self.learner, "inline rollouts share the learner's module"
         self._version = learner.policy_version
-        return {"sync/logprob_gap_max": 0.0}
+        return {"sync/logprob_gap_mean": 0.0, "sync/logprob_gap_max": 0.0}
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False

@@ -6,6 +6,7 @@ loop cannot tell which of the two it runs on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,30 @@ WeightChunk = object
 SentWeights = object
 
 
+@dataclass(frozen=True)
+class LastUpdate:
+    """grad_norm: before clipping, mean over the update's optimizer steps. learning_rate: of all of them."""
+
+    grad_norm: float
+    learning_rate: float
+
+    @property
+    def must_change_weights(self) -> bool:
+        """False for an update that was skipped for its gradient, or had none, or no rate."""
+        return math.isfinite(self.grad_norm) and self.grad_norm > 0 and self.learning_rate > 0
+
+
 class WeightPublisher(Protocol):
     """What a refit needs from a learner: its weights, their version, and its log-probs of what the engines sample."""
 
     @property
     def policy_version(self) -> int:
         """Number of `update` calls behind the present weights; 0 is the initial policy."""
+        ...
+
+    @property
+    def last_update(self) -> LastUpdate | None:
+        """The update that made the present weights; None for weights of the start or of a checkpoint."""
         ...
 
     def publish(self) -> AsyncIterator[WeightChunk]:

@@ -85,7 +85,12 @@ ROWS = (
     _row(
         "Health",
         Panel("Verdicts in $window, by status", ["dphrl_reward_status_total"], width=12),
-        Panel("Largest log-prob gap", ["dphrl_logprob_gap", "dphrl_rollout_logprob_gap"], width=12, log_scale=True),
+        Panel(
+            "Log-prob gap: largest, mean, largest in rollouts",
+            ["dphrl_logprob_gap", "dphrl_mean_logprob_gap", "dphrl_rollout_logprob_gap"],
+            width=12,
+            log_scale=True,
+        ),
         Panel("Staleness", ["dphrl_staleness"]),
         Panel("Completions cut at the limit", ["dphrl_truncated_fraction"]),
         Panel("Importance weight, engine to learner", ["dphrl_importance_mean"]),

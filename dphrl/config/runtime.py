@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -25,9 +25,23 @@ class SyncConfig(Section):
     """Seconds in which an engine must take one step of a sync, or it counts as failed: join the learner's group (nccl,
     once), start, take weights (with object_store: one chunk of them), finish, answer the probes. With
     rollout.max_staleness: 1 an engine first finishes the rollouts it is at, and this must cover them too."""
-    max_logprob_gap: PositiveFloat | None = None
-    """The largest difference between engine and learner in the log-prob of a probe's token; beyond it the run stops.
-    null is 1e-3 in float32 and 0.5 in bfloat16."""
+    max_mean_logprob_gap: PositiveFloat | None = None
+    """The largest difference between an engine and the learner in the log-prob of a token, on average over the probes.
+    Beyond it others are sampled once, and beyond it again the run stops. null is 5e-5 in float32 and 0.1 in bfloat16.
+    Weights that an engine lacks are found by other means, whatever the bound."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bound_is_on_the_mean(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "max_logprob_gap" not in given:
+            return given
+        if given["max_logprob_gap"] is not None:
+            raise ValueError(
+                "sync.max_logprob_gap is no more: it was a bound on the largest difference, which a healthy model "
+                "exceeds now and then; set sync.max_mean_logprob_gap, or leave it out for its default"
+            )
+        # What an earlier version wrote to config.yaml by itself.
+        return {name: value for name, value in given.items() if name != "max_logprob_gap"}
 
 
 class CheckpointConfig(Section):

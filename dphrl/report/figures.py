@@ -126,8 +126,9 @@ def series_figures(arms: Sequence[Arm]) -> str:
         _series_figure(arms, last, "Reward", "reward/mean"),
         _series_figure(arms, last, "Entropy", "policy/entropy"),
         _series_figure(rehearsing, last, "Divergence loss", "divergence/loss", extra=without),
+        _series_figure(arms, last, "Largest log-prob gap", "sync/logprob_gap_max", log=True, extra=zero),
         _series_figure(
-            arms, last, "Log-prob gap", "sync/logprob_gap_max", log=True, bound=_gap_bound(arms), extra=zero
+            arms, last, "Mean log-prob gap", "sync/logprob_gap_mean", log=True, bound=_gap_bound(arms), extra=zero
         ),
         _series_figure(arms, last, "Staleness", "rollout/staleness_max"),
         _series_figure(arms, last, "Throughput", "", get=tokens_per_second),
@@ -195,7 +196,7 @@ def _sentence(title: str, meaning: str, finding: str) -> str:
 
 
 def _gap_bound(arms: Sequence[Arm]) -> tuple[float, str] | None:
-    bounds = {run.setting("sync.max_logprob_gap") for arm in arms for run in arm.runs}
+    bounds = {run.setting("sync.max_mean_logprob_gap") for arm in arms for run in arm.runs}
     bound = bounds.pop() if len(bounds) == 1 else None
     return (float(bound), "above this a run stops") if isinstance(bound, int | float) else None
 

@@ -139,9 +139,9 @@ class WarningHandler(logging.Handler):
 
 
 def format_step(record: Mapping[str, Any], num_steps: int) -> str:
-    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  1520 tok/s  2.1 s`; absent metrics are left out.
+    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  mean gap 3e-08  1520 tok/s  2.1 s`.
 
-    tok/s: completion tokens of the step divided by the time of the whole step.
+    Absent metrics are left out. tok/s: completion tokens of the step divided by the time of the whole step.
     """
     width = len(str(num_steps))
     parts = [f"step {record['step']:>{width}}/{num_steps}"]
@@ -150,6 +150,7 @@ def format_step(record: Mapping[str, Any], num_steps: int) -> str:
         ("loss", "policy/loss", ".4f"),
         ("div", "divergence/loss", ".4f"),
         ("gap", "sync/logprob_gap_max", ".0e"),
+        ("mean gap", "sync/logprob_gap_mean", ".0e"),
     ):
         if name in record:
             parts.append(f"{label} {record[name]:{style}}")

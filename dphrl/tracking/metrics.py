@@ -56,7 +56,10 @@ METRICS: tuple[Metric, ...] = (
     _optional("divergence/continued_fraction", "share", "Rehearsal tokens beyond the exact range, on the tangent."),
     _optional("divergence/num_rows", "rows", "Rehearsal rows of the step."),
     Metric("sync/logprob_gap_max", "nats", "Largest |engine - learner| log-prob over the probes after the sync."),
-    _optional("rollout/logprob_gap_max", "nats", "The same over the completions trained on, before the update."),
+    _optional(
+        "sync/logprob_gap_mean", "nats", "The mean of the same over an engine's probes; of the engine that is off most."
+    ),
+    _optional("rollout/logprob_gap_max", "nats", "The largest over the completions trained on, before the update."),
     Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
     Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),
     _optional("rollout/tokens_per_s", "tokens/s", "Completion tokens over the whole step's time."),

@@ -74,6 +74,7 @@ def record(step: int) -> dict[str, float | None]:
         "policy/entropy": 1.0 / step,
         "divergence/loss": 0.01 * step,
         "sync/logprob_gap_max": 10.0**-step,
+        "sync/logprob_gap_mean": 10.0**-step / 8,
         "rollout/staleness_max": 0.0,
         "rollout/num_tokens": 1000.0 * step,
         **statuses,

@@ -68,7 +68,7 @@ def test_series_and_plane_hold_what_was_logged(tmp_path: Path) -> None:
     run = write_run(tmp_path / "only")
     page = render(tmp_path, run)
     assert points(page.chart("Reward"), "only") == [[1, 0.0625], [2, 0.125], [3, 0.1875], [4, 0.25]]
-    assert points(page.chart("Log-prob gap"), "only") == [[1, 0.1], [2, 0.01], [3, 0.001], [4, 0.0001]]
+    assert points(page.chart("Largest log-prob gap"), "only") == [[1, 0.1], [2, 0.01], [3, 0.001], [4, 0.0001]]
     assert points(page.chart("Throughput"), "only") == [[step, 500 * step] for step in range(1, 5)]
     assert points(page.chart("Pass@1 against Pass@8"), "only") == [[28.12, 75], [43.75, 75]]
     assert "Staleness: 0 at every step of every run." in page.text

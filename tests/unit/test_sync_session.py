@@ -25,7 +25,7 @@ from actors.weight_transfer import client, sender
 from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
 from actors.weight_transfer.client import EngineFleet
 from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last_words
-from actors.weight_transfer.ledger import EngineRecord
+from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
 from dphrl.types import Completion, Prompt
@@ -94,7 +94,7 @@ class Engine:
         if name == "ready":
             return "node 10.0.0.9, process 77"
         self.version = args[0] if name == "finish_weight_update" else None
-        return EngineRecord(args[0]) if name == "finish_weight_update" else None
+        return EngineRecord(args[0], (Learner.content,)) if name == "finish_weight_update" else None
 
     async def _generate(self, prompts: Any, num_samples: int, seed: int, **options: Any) -> Any:
         assert self.version is not None, "a stale engine serves nothing"
@@ -118,9 +118,14 @@ class Learner:
     """At version 3; by `send_weights` it runs sessions itself, as the real one does in its ranks."""
 
     policy_version = 3
+    last_update = None
+    content = WeightSummary(1, 4, 5)
 
     def __init__(self, session: SessionSender | None = None) -> None:
         self.session = session
+
+    async def sent(self) -> WeightSummary:
+        return self.content
 
     async def publish(self) -> Any:
         for chunk in ("chunk 0", "chunk 1"):
@@ -265,7 +270,11 @@ def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, ba
     metrics = refit(pool, learner)
     # In a group, engines that were in the middle of the session cannot begin another.
     replaced = [1] if backend == "object_store" else [0, 1, 2]
-    assert metrics == {"sync/logprob_gap_max": 0.0, "sync/engines_replaced": len(replaced)}
+    assert metrics == {
+        "sync/logprob_gap_max": 0.0,
+        "sync/logprob_gap_mean": 0.0,
+        "sync/engines_replaced": len(replaced),
+    }
     assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [
         i in replaced for i in range(3)
     ]

@@ -341,12 +341,13 @@ def test_a_step_is_one_line() -> None:
         "policy/loss": -0.0123,
         "divergence/loss": 0.0041,
         "sync/logprob_gap_max": 2.4e-7,
+        "sync/logprob_gap_mean": 3.1e-8,
         "rollout/num_tokens": 3150,
         "time/step_s": 2.1,
     }
     console, stream = plain()
     console.step_line(record(3, **values), 60)
-    wanted = "step  3/60  reward 0.530  loss -0.0123  div 0.0041  gap 2e-07  1500 tok/s  2.1 s\n"
+    wanted = "step  3/60  reward 0.530  loss -0.0123  div 0.0041  gap 2e-07  mean gap 3e-08  1500 tok/s  2.1 s\n"
     assert stream.getvalue() == wanted
     assert format_step({"step": 12}, 60) == "step 12/60"
 
