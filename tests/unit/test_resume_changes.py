@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dphrl.config.changes import EARLIER_DEFAULTS, FREE, LAYOUT, MAY_GROW, compare_settings
+from dphrl.config.changes import EARLIER_DEFAULTS, FREE, LAYOUT, MAY_GROW, SettingChanges, compare_settings
 from dphrl.config.errors import ConfigSchema
 from dphrl.config.loading import InputError
 from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, save_checkpoint
@@ -119,6 +119,14 @@ def test_settings_that_one_version_lacks(make_config: Any) -> None:
     # The default of lr is not what this run has; those of the other new settings are.
     assert set(changes.changed) == {"reward.params.scale: 2 -> not set", "learner.lr: 1e-06 -> 0.001"}
     assert changes.unknown == ("algorithm.momentum",)
+
+
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_a_free_setting_that_is_no_more_is_no_change(make_config: Any, bound: float | None) -> None:
+    older = as_json(make_config())
+    del older["sync"]["max_mean_logprob_gap"]
+    older["sync"]["max_logprob_gap"] = bound
+    assert compare_settings(older, make_config()) == SettingChanges((), ())
 
 
 def test_defaults_of_earlier_versions_are_no_changes(make_config: Any) -> None:
