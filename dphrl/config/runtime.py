@@ -97,8 +97,9 @@ class ClusterConfig(Section):
     """Logical CPUs of a cluster that is started here, which the actors' shares must fit; without effect on a cluster
     that is joined. null is Ray's own count, the machine's."""
     object_store_gib: PositiveFloat | None = None
-    """Memory for Ray's object store, in GiB, of a cluster that is started here. It must hold the model once, to sync
-    it. null is Ray's own choice, 30 % of the memory."""
+    """Memory for Ray's object store, in GiB, of a cluster that is started here. A sync through it needs room for a few
+    chunks of 32 MiB and the model's largest tensor, which is never split. null is Ray's own choice, 30 % of the
+    memory."""
     colocate: bool = False
     """Whether engines run on the learner's GPUs instead of GPUs of their own. Lower rollout.gpu_memory_utilization to
     what training leaves. Without effect where there is no GPU."""

@@ -18,7 +18,8 @@ def main() -> None:
         description=__doc__,
         epilog=(
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
-            "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N."
+            "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
+            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")

@@ -108,12 +108,11 @@ class Side:
         self.configs = [make_config(model, width) for width in widths]
         self.rank = learner_class().options(num_cpus=0).remote(self.configs[0], model)
         self.learner = RayLearner([self.rank], "float32")
-        self.engines = []
-        for i, config in enumerate(self.configs):
-            # One after the other: vLLM looks at the memory that is free.
-            engine = RolloutEngine.options(num_cpus=0, **_engine_env(config)).remote(config, model, i)
-            ray.get(engine.ready.remote(), timeout=300)
-            self.engines.append(engine)
+        self.engines = [
+            RolloutEngine.options(num_cpus=0, **_engine_env(config)).remote(config, model, i)
+            for i, config in enumerate(self.configs)
+        ]
+        ray.get([engine.ready.remote() for engine in self.engines], timeout=300)
         self.sources = ray.get([engine.__ray_call__.remote(count_vllm) for engine in self.engines])
 
     async def sync(self, engines: list[int], prove: bool) -> dict[str, Any]:
@@ -139,7 +138,7 @@ class Side:
         }
 
     async def copy(self) -> dict[str, Any]:
-        return {"seconds": await self.rank.copy_seconds.remote()}
+        return {"seconds": await self.rank.copy_seconds.remote(), "num_bytes": await self.rank.change.remote()}
 
 
 async def serve(side: Side) -> None:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks weight_sync", description=__doc__)
     parser.add_argument("--old", metavar="REVISION", help="the revision to compare with (default: none)")
     parser.add_argument("--rounds", type=int, default=9, help="how often each is measured (default: 9)")
-    parser.add_argument("--engines", type=int, default=4, help="how many several are; 1 leaves them out (default: 4)")
+    parser.add_argument(
+        "--engines", type=int, default=4, help="how many several are; 1 leaves them out, 0 the one too (default: 4)"
+    )
     parser.add_argument("--width", type=int, default=2, help="workers of the wide engine; 1 leaves it out (default: 2)")
     parser.add_argument("--chunk-mib", type=int, default=0, help="size of a chunk (default: the program's)")
     parser.add_argument("--model", type=Path, help="a model directory (default: SmolLM2-135M-Instruct, float32)")
@@ -34,23 +37,56 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every ratio is the median over rounds of two times of the same round. The first two rounds are left out, because
-    memory is cold in them. Exits with status 2 where the revision is not known."""
-    model = str(arguments.model or ensure_smollm2())
-    ones = list(range(arguments.engines))
-    wide = [arguments.width] if arguments.width > 1 else []
+    memory is cold in them. Exits with status 2 where the revision is not known.
+
+    SmolLM2 has 9 attention heads, which two workers cannot share. So `wide` and `narrow` are one engine of several
+    workers and one of one for a model of about its size with 8 heads and random weights.
+    """
+    small = str(arguments.model or ensure_smollm2())
+    ones, chunk_bytes = list(range(arguments.engines)), arguments.chunk_mib * 2**20
     with contextlib.ExitStack() as stack:
-        new = stack.enter_context(side(ROOT, model, [1] * len(ones) + wide, arguments.chunk_mib * 2**20))
-        plans: dict[str, tuple[Side, Any]] = {"copy": (new, {}), "one": (new, {"engines": [0], "prove": False})}
+        # Each side's engines start while the others' do.
+        sides = {}
+        if ones:
+            sides["new"] = stack.enter_context(side(ROOT, small, [1] * len(ones), chunk_bytes))
         if arguments.old:
-            checkout = stack.enter_context(checked_out(arguments.old))
-            old = stack.enter_context(side(checkout, model, [1], 0))
-            plans["old"] = old, {"engines": [0], "prove": False}
+            sides["old"] = stack.enter_context(side(stack.enter_context(checked_out(arguments.old)), small, [1], 0))
+        if arguments.width > 1:
+            even = stack.enter_context(even_model(Path(small)))
+            sides["even"] = stack.enter_context(side(ROOT, str(even), [1, arguments.width], chunk_bytes))
+        for started in sides.values():
+            started.answer()
+        plans: dict[str, tuple[Side, Any]] = {}
+        if "old" in sides:
+            plans["old"] = sides["old"], {"engines": [0], "prove": False}
+        if "new" in sides:
+            plans["copy"] = sides["new"], {}
+            plans["one"] = sides["new"], {"engines": [0], "prove": False}
+            plans["proved"] = sides["new"], {"engines": [0], "prove": True}
         if len(ones) > 1:
-            plans["several"] = new, {"engines": ones, "prove": False}
-        if wide:
-            plans["wide"] = new, {"engines": [len(ones)], "prove": False}
-        plans["proved"] = new, {"engines": [0], "prove": True}
+            plans["several"] = sides["new"], {"engines": ones, "prove": False}
+        if "even" in sides:
+            plans.setdefault("copy", (sides["even"], {}))
+            plans["narrow"] = sides["even"], {"engines": [0], "prove": False}
+            plans["wide"] = sides["even"], {"engines": [1], "prove": False}
         return summary(measure(plans, arguments.rounds), len(ones), arguments.width)
+
+
+@contextlib.contextmanager
+def even_model(like: Path) -> Iterator[Path]:
+    """A directory with a model of SmolLM2's kind, 0.53 GB in float32, whose heads two or four workers can share."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory(prefix="dphrl-sync-model-") as folder:
+        for file in like.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, folder)
+        shape = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 34}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(like, head_dim=64, **shape))
+        model.float().save_pretrained(folder)
+        yield Path(folder)
 
 
 def measure(plans: dict[str, tuple[Side, Any]], num_rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -71,44 +107,42 @@ def summary(seen: dict[str, list[dict[str, float]]], num_engines: int, width: in
 
     def ratio(name: str, other: str) -> float:
         pairs = zip(seen[name], seen[other], strict=True)
-        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+        return statistics.median((a["seconds"] / a["num_bytes"]) / (b["seconds"] / b["num_bytes"]) for a, b in pairs)
 
-    num_bytes = median("one", "num_bytes")
+    num_bytes = {name: answers[0]["num_bytes"] for name, answers in seen.items()}
     result: dict[str, Any] = {
         "benchmark": "weight_sync",
         "num_cpus": os.cpu_count(),
         "num_engines": num_engines,
         "width": width,
-        "gb": num_bytes / 1e9,
     }
     for name in seen:
         result[f"{name}_s"] = median(name)
-        result[f"{name}_s_per_gb"] = median(name) / num_bytes * 1e9
+        result[f"{name}_s_per_gb"] = median(name) / num_bytes[name] * 1e9
         if name != "copy":
             result[f"{name}_vs_memcpy"] = ratio(name, "copy")
             # The longest time that one engine was in vLLM, loading and repacking; the rest is waiting for chunks.
             result[f"{name}_in_vllm_s"] = median(name, "vllm_s")
             result[f"{name}_learner_cpu_s"] = median(name, "learner_cpu_s")
             result[f"{name}_engines_cpu_s"] = median(name, "engines_cpu_s")
-    pairs = [("one", "old"), ("several", "one"), ("wide", "one"), ("proved", "one")]
+    pairs = [("one", "old"), ("several", "one"), ("wide", "narrow"), ("proved", "one")]
     result |= {f"{name}_vs_{other}": ratio(name, other) for name, other in pairs if {name, other} <= seen.keys()}
     return result
 
 
 class Side:
-    """A child process that has started its engines."""
+    """A child process. Its first answer says that its engines are up."""
 
     def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
         self._process, self._errors = process, errors
-        self._answer()
 
     def ask(self, order: dict[str, Any]) -> dict[str, float]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> dict[str, float]:
+    def answer(self) -> dict[str, float]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("answer "):
