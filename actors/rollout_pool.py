@@ -41,7 +41,7 @@ class RayRolloutPool:
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)
-        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype))
+        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype), self._steps)
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure."""
@@ -60,8 +60,7 @@ class RayRolloutPool:
         records = await self._transfer.send(learner)
         limit = self.config.sync.timeout_s
         sent = cast(WeightSummary, await within(learner.sent(), limit, "sync.timeout_s", "what the learner sent"))
-        checked = self._proof.check(records, sent, learner)
-        return await within(checked, limit, "sync.timeout_s", "probes of the engines")
+        return await self._proof.check(records, sent, learner)
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False

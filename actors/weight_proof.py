@@ -7,15 +7,15 @@ sees the whole path, but in bfloat16 not weights that are one update old.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from actors.waiting import Actor
+from actors.waiting import Actor, within
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
+from actors.weight_transfer.session import EngineSteps
 from dphrl.config.runtime import SyncConfig
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
@@ -56,8 +56,16 @@ class Gap:
 class WeightProof:
     """Proves each sync. Each set of probes has a new seed, so that no probe is answered from a cache."""
 
-    def __init__(self, engines: Sequence[Actor], probes: Sequence[Prompt], max_mean_gap: float) -> None:
-        """probes: prompts of which every engine samples one completion each. max_mean_gap: in nats."""
+    def __init__(
+        self,
+        engines: Sequence[Actor],
+        probes: Sequence[Prompt],
+        max_mean_gap: float,
+        steps: EngineSteps | None = None,
+    ) -> None:
+        """probes: prompts of which every engine samples one completion each. max_mean_gap: in nats. steps: of the same
+        engines, with the limit for each answer; None sets no limit."""
+        self._steps = steps or EngineSteps(engines, math.inf)
         self.engines, self.probes, self.max_mean_gap = engines, probes, max_mean_gap
         self._seeds = itertools.count()
         self._before: tuple[int, WeightSummary] | None = None  # version and content of the sync before
@@ -114,12 +122,14 @@ class WeightProof:
     async def _gaps(self, learner: WeightPublisher) -> list[Gap]:
         """Each engine's gap on probe completions that it samples now; one call of `score` scores them all."""
         seed = next(self._seeds)
-        sampled = await asyncio.gather(*[self._sample(engine, seed) for engine in self.engines])
+        step, limit = self._steps.step, self._steps.limit_s
+        sampled = await self._steps.all(
+            [step(i, "answer the probes", self._sample(engine, seed)) for i, engine in enumerate(self.engines)]
+        )
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
         flat = [completion for completions in sampled for completion in completions]
-        scored = await learner.score(
-            [((*prompt_ids[c.prompt_id], *c.token_ids), len(prompt_ids[c.prompt_id])) for c in flat]
-        )
+        sequences = [((*prompt_ids[c.prompt_id], *c.token_ids), len(prompt_ids[c.prompt_id])) for c in flat]
+        scored = await within(learner.score(sequences), limit, "sync.timeout_s", "the learner to score the probes")
         logprobs = iter(scored)
         return [
             Gap.of([p for _ in completions for p in next(logprobs)], [p for c in completions for p in c.logprobs])

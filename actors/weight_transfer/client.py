@@ -14,6 +14,9 @@ from actors.waiting import Actor
 from actors.weight_transfer.failures import EngineFailure, SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord
 
+# What engines may still say after one of them failed. One that loses its connection to a dead engine may be the first.
+LINGER_S = 1.0
+
 
 class EngineFleet:
     """vLLM's `VLLMWeightSyncClient` over independent engines, each an actor with `width` workers.
@@ -70,38 +73,49 @@ class EngineFleet:
         )
 
     def _ask(self, doing: str, call: Callable[[int, Actor], Any], *, last: bool = False) -> dict[int, Any]:
-        """Every engine's answer, by index. Raises SyncFailedError at the first that fails, or at the deadline.
+        """Every engine's answer, by index. Raises SyncFailedError soon after the first that fails, or at the deadline.
 
         last: whether an engine that answers has ended its session.
         """
         began = time.monotonic()
+        deadline = began + self.limit_s
         waiting = {call(index, engine): index for index, engine in enumerate(self.engines)}
         answers: dict[int, Any] = {}
+        failures: list[EngineFailure] = []
         self._num_calls += 1
         try:
             while waiting:
-                left = max(0.0, self.limit_s - (time.monotonic() - began))
+                left = max(0.0, deadline - time.monotonic())
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
                 took = time.monotonic() - began
                 if not done:
-                    hung = [EngineFailure(i, doing, took, "hung", limit_s=self.limit_s) for i in waiting.values()]
-                    self._fail(hung, set())
+                    break
                 index = waiting.pop(done[0])
                 try:
                     answers[index] = ray.get(done[0])
                 except RayError as error:
-                    self._fail([EngineFailure.of(index, doing, took, error, self.limit_s)], set(waiting.values()))
-                if last:
-                    self._in_session.discard(index)
+                    failures.append(EngineFailure.of(index, doing, took, error, self.limit_s))
+                    deadline = min(deadline, time.monotonic() + LINGER_S)
+                else:
+                    if last:
+                        self._in_session.discard(index)
+            if waiting and not failures:
+                took = time.monotonic() - began
+                failures = [EngineFailure(i, doing, took, "hung", limit_s=self.limit_s) for i in waiting.values()]
+            if failures:
+                self._fail(failures, set(waiting.values()))
         finally:
             self._num_calls -= 1
             self._last_answer = time.monotonic()
         return answers
 
     def _fail(self, failures: list[EngineFailure], unanswered: set[int]) -> None:
-        self.failures += failures
+        # Where one died, others fail because it did.
+        causes = [failure for failure in failures if failure.how == "died"] or failures
+        unanswered |= {failure.index for failure in failures}
+        self.failures += causes
         # An engine that has not answered may wait for the failed one without end, and vLLM does not begin a session
         # before it has ended the last.
-        self.cut |= (unanswered | self._in_session) - {failure.index for failure in failures}
+        self.cut |= (unanswered | self._in_session) - {failure.index for failure in causes}
         self.failed.set()
-        raise SyncFailedError(failures, self.cut)
+        raise SyncFailedError(causes, self.cut)

@@ -21,6 +21,9 @@ NAME = "gloo_transfer"
 BUCKET_BYTES = 2**19
 # A tensor arrives in one message, so this is how often an abort is looked for.
 POLL_S = 0.002
+# Of what is left in a group that was broken off. Until then the end of its object would wait for it, so it is kept.
+TIMEOUT = timedelta(seconds=10)
+_broken_off: list[Any] = []
 
 
 def install(folder: Path) -> Path:
@@ -31,6 +34,14 @@ def install(folder: Path) -> Path:
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0\n", encoding="utf-8")
     (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{NAME} = {NAME}:register\n", encoding="utf-8")
     return folder
+
+
+def wait_for_the_rest() -> None:
+    """Until all that was broken off in this process has ended; an interpreter that ends before that is aborted."""
+    for thread in threading.enumerate():
+        if thread.name in {"weight-transfer", "engine"}:
+            thread.join(2 * TIMEOUT.total_seconds())
+    _broken_off.clear()
 
 
 def register() -> None:
@@ -46,9 +57,9 @@ class GlooGroup:
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
         store = torch.distributed.TCPStore(
-            host, port, world_size, is_master=rank == 0, timeout=timedelta(hours=1), wait_for_workers=False
+            host, port, world_size, is_master=rank == 0, timeout=TIMEOUT, wait_for_workers=False
         )
-        self._group = torch.distributed.ProcessGroupGloo(store, rank, world_size, timedelta(hours=1))
+        self._group = torch.distributed.ProcessGroupGloo(store, rank, world_size, TIMEOUT)
         self._store = store
         self._broken_off = threading.Event()
 
@@ -63,6 +74,7 @@ class GlooGroup:
         work.wait()
 
     def destroy(self) -> None:
+        _broken_off.append(self._group)
         self._broken_off.set()
 
 

@@ -1,4 +1,4 @@
-"""Sessions of vLLM's trainer side with two real engines of width 2 and a learner of two ZeRO-3 ranks, over gloo."""
+"""Sessions of vLLM's trainer side with two real engines of width 2, over gloo in the place of NCCL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.integration import gloo_transfer
 
@@ -19,6 +20,44 @@ pytestmark = pytest.mark.integration
 
 LIMIT_S = 4.0
 SLACK_S = 5.0
+START_LIMIT_S = 300.0
+
+
+class LocalLearner:
+    """A learner of one rank in this process: the real model, source, sender and client, and a version."""
+
+    def __init__(self, policy: Any, config: Any) -> None:
+        from actors.weight_transfer.source import LearnerWeights
+        from actors.weight_transfer.trainer import LearnerSource, open_sender
+        from dphrl.learner.update import UpdateSettings
+
+        self.policy_version, self.policy = 0, policy
+        self.settings = UpdateSettings.from_config(config)
+        self.engine = SimpleNamespace(forward=policy, device=torch.device("cpu"))
+        self.source = LearnerSource(LearnerWeights(policy, zero_stage=0), records=True)
+        self.sender = open_sender(self.source, "nccl", 0, 1)
+
+    last_update = None
+
+    def change(self, scale: float) -> None:
+        """Another version, with weights that differ in every place."""
+        generator = torch.Generator().manual_seed(self.policy_version)
+        self.policy_version += 1
+        with torch.no_grad():
+            for parameter in self.policy.lm.parameters():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    async def send_weights(self, engines: Any, width: int, limit_s: float) -> Any:
+        return await asyncio.to_thread(self.sender.send, engines, width, self.policy_version, limit_s)
+
+    async def sent(self) -> Any:
+        return self.source.summary
+
+    async def score(self, sequences: Any) -> list[Any]:
+        from dphrl.learner.update import score_sequences
+
+        scored = score_sequences(sequences, self.engine, self.settings)
+        return [scored[i] for i in range(len(sequences))]
 
 
 @pytest.fixture(scope="module")
@@ -27,45 +66,42 @@ def parts(
 ) -> Iterator[SimpleNamespace]:
     import ray
 
-    from actors.learner_group import RayLearner
-    from actors.learner_rank import LearnerRank
     from actors.rollout_engine import RolloutEngine
     from actors.rollout_pool import RayRolloutPool
+    from dphrl.learner.policy import load_policy
 
     folder = str(gloo_transfer.install(tmp_path_factory.mktemp("plugin")))
     sys.path.append(folder)
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-    variables = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    engine_variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     config = make_config(
         sync={"backend": "nccl", "timeout_s": LIMIT_S, "num_probes": 4},
         rollout={"num_engines": 2, "tensor_parallel": 2},
-        learner={"num_ranks": 2, "zero_stage": 3, "micro_batch_tokens": 96},
     )
-    ray.init(address="local", num_cpus=2, object_store_memory=2**29, include_dashboard=False, log_to_driver=False)
-    ranks = [LearnerRank.options(num_cpus=0.1, runtime_env={"env_vars": variables}).remote(config, i) for i in range(2)]
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=2**29,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path}},
+    )
 
     def spawn(index: int) -> Any:
-        options = {"num_cpus": 0.1, "runtime_env": {"env_vars": variables | engine_variables}}
-        return RolloutEngine.options(**options).remote(config, tiny_dir, index)
-
-    async def start() -> Any:
-        master = await ranks[0].address.remote()
-        connecting = [rank.connect.remote(master, tiny_dir) for rank in ranks]
-        return await asyncio.wait_for(asyncio.gather(*connecting, *[e.ready.remote() for e in engines]), 180)
-
-    engines = [spawn(i) for i in range(2)]
+        return RolloutEngine.options(num_cpus=0.5).remote(config, tiny_dir, index)  # type: ignore[attr-defined]
 
     async def start_engine(index: int) -> Any:
         ray.kill(pool.engines[index])
         engine = spawn(index)
-        await asyncio.wait_for(engine.ready.remote(), 120)
+        await asyncio.wait_for(engine.ready.remote(), START_LIMIT_S)
         return engine
 
+    engines = [spawn(i) for i in range(2)]
+    learner = LocalLearner(load_policy(tiny_dir, config.model, temperature=config.rollout.temperature), config)
     pool = RayRolloutPool(engines, config, prompts[:4], "float32", start_engine)
-    asyncio.run(start())
-    yield SimpleNamespace(pool=pool, learner=RayLearner(ranks), config=config)
+    ray.get([engine.ready.remote() for engine in engines], timeout=START_LIMIT_S)
+    yield SimpleNamespace(pool=pool, learner=learner, config=config)
     ray.shutdown()
+    import_module(gloo_transfer.NAME).wait_for_the_rest()
     sys.path.remove(folder)
 
 
@@ -89,12 +125,12 @@ def recover(parts: SimpleNamespace) -> None:
 
 
 def refit(parts: SimpleNamespace) -> dict[str, float]:
+    parts.learner.change(0.01)
     return dict(asyncio.run(parts.pool.refit(parts.learner)))
 
 
 def test_weights_reach_every_worker_of_every_engine_again_and_again(parts: SimpleNamespace) -> None:
-    for version in range(2):
-        parts.learner._policy_version = version
+    for _ in range(2):
         assert refit(parts)["sync/logprob_gap_max"] <= 1e-4
 
 

@@ -98,6 +98,8 @@ class Engine:
 
     async def _generate(self, prompts: Any, num_samples: int, seed: int, **options: Any) -> Any:
         assert self.version is not None, "a stale engine serves nothing"
+        if self.fault[0] == "generate":
+            yield self._answer("generate", ())
         for prompt in prompts:
             done: Future[Any] = Future()
             done.set_result([Completion(prompt.prompt_id, 0, (5,), "", (-0.05,), "stop", self.version)])
@@ -191,6 +193,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.ray, "wait", ray_wait)
     monkeypatch.setattr(client.ray, "get", lambda reply: reply.future.result())
     monkeypatch.setattr(sender, "GRACE_S", 0.2)
+    monkeypatch.setattr(client, "LINGER_S", 0.05)
 
 
 def pool_of(
@@ -202,6 +205,7 @@ def pool_of(
     config = make_config(sync={"backend": backend, "timeout_s": LIMIT_S, "on_failure": on_failure})
 
     async def start(index: int) -> Any:
+        assert spare is not None, "the run is to stop"
         return spare.pop(0)
 
     trainers: list[Trainer] = []
@@ -212,7 +216,7 @@ def pool_of(
         return trainers[-1]
 
     session = SessionSender(source, meet, 0, others_can_leave=options.get("others_can_leave", True))
-    pool = RayRolloutPool(engines, config, PROBES, start_engine=None if spare is None else start)
+    pool = RayRolloutPool(engines, config, PROBES, start_engine=start)
     return pool, Learner(session), trainers, source
 
 
@@ -225,12 +229,14 @@ STEPS = {
         "start_weight_update": "start a weight update",
         "update_weights": "take chunk 1 of the weights",
         "finish_weight_update": "finish its weight update",
+        "generate": "answer the probes",
     },
     "nccl": {
         "init_weight_transfer_engine": "join the learner's group",
         "start_weight_update": "start a weight update",
         "receive_weights": "take weights",
         "finish_weight_update": "finish its weight update",
+        "generate": "answer the probes",
     },
 }
 POINTS = [(backend, method, how) for backend, steps in STEPS.items() for method in steps for how in HOW]
@@ -254,10 +260,14 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     )
     assert "\n" not in told, "the command line prints the first line"
     assert took < (LIMIT_S if how == "hangs" else 0) + 0.5
-    assert engines[1].version is None, "it stays stale"
+    after = method == "generate"
+    assert engines[1].version == (3 if after else None), "it stays stale"
     # A store's sessions do not depend on each other.
-    assert (engines[0].version == 3) == (backend == "object_store" or method == "finish_weight_update")
-    assert source.num_completed == (backend == "nccl"), "the learner's other ranks wait for the end of the pass"
+    assert (engines[0].version == 3) == (backend == "object_store" or after or method == "finish_weight_update")
+    cut_short = backend == "nccl" and method in ("start_weight_update", "receive_weights")
+    assert failed.value.cut == ({0} if cut_short else set())
+    in_session = backend == "nccl" and not after
+    assert source.num_completed == in_session, "the learner's other ranks wait for the end of the pass"
 
 
 @pytest.mark.parametrize("backend", STEPS)
@@ -344,6 +354,17 @@ def test_every_engine_is_told_its_own_place_in_the_group(make_config: Any) -> No
     assert engines[2].calls[-1] == ("init_weight_transfer_engine", {"packed": True})
 
 
+@pytest.mark.parametrize(("other", "blamed"), [("dies", [1]), ("raises", [0, 1]), ("hangs", [0])])
+def test_an_engine_that_fails_because_another_died_is_not_blamed(other: str, blamed: list[int]) -> None:
+    engines = [Engine(("receive_weights", "raises")), Engine(("receive_weights", other)), Engine()]
+    fleet = EngineFleet(engines, 1, LIMIT_S)
+    fleet.start_weight_update()
+    with pytest.raises(SyncFailedError):
+        fleet.update_weights({})
+    assert sorted(failure.index for failure in fleet.failures) == blamed
+    assert fleet.cut == {0, 1, 2} - {*blamed}
+
+
 def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:
     pool, learner, trainers, _ = pool_of(make_config, [Engine(), Engine()], "nccl")
     refit(pool, learner)
@@ -364,6 +385,15 @@ def test_a_learner_that_cannot_be_freed_says_so_and_stops_in_time(make_config: A
         refit(pool, learner)
     assert not isinstance(failed.value, SyncFailedError)
     assert time.monotonic() - began < LIMIT_S + 1
+
+
+def test_a_failure_is_not_waited_out() -> None:
+    """The learner waits in a collective with all engines, and one has failed: nothing will come of it."""
+    engines = [Engine(), Engine(("receive_weights", "raises"))]
+    began = time.monotonic()
+    outcome = SessionSender(Source(), Trainer, 0, others_can_leave=True).send(engines, 1, 3, 60.0)
+    assert [failure.index for failure in outcome.failures] == [1]
+    assert time.monotonic() - began < 30
 
 
 def test_ranks_that_wait_in_the_middle_of_a_session_stop_the_run(make_config: Any) -> None:
@@ -530,5 +560,7 @@ def test_the_words_are_the_last_that_the_engine_said() -> None:
     text += "exit code 9."
     assert last_words(died(text)).endswith("exit code 9.")
     assert last_words(ValueError()) == "ValueError"
-    ours = EngineFailure.of(0, "answer", 1.0, RayTaskError("f", "t", TimeoutError("its own")), 5.0)
+    ours = EngineFailure.of(
+        0, "answer", 1.0, RayTaskError("f", "t", TimeoutError("its own")).as_instanceof_cause(), 5.0
+    )
     assert (ours.how, ours.words) == ("raised", "TimeoutError: its own")
