@@ -27,7 +27,7 @@ class SyncConfig(Section):
     rollout.max_staleness: 1 an engine first finishes the rollouts it is at, and this must cover them too."""
     max_mean_logprob_gap: PositiveFloat | None = None
     """The largest difference between an engine and the learner in the log-prob of a token, on average over the probes.
-    Beyond it others are sampled once, and beyond it again the run stops. null is 1e-5 in float32 and 0.1 in bfloat16.
+    Beyond it others are sampled once, and beyond it again the run stops. null is 5e-5 in float32 and 0.1 in bfloat16.
     Weights that an engine lacks are found by other means, whatever the bound."""
 
     @model_validator(mode="before")

@@ -59,6 +59,9 @@ METRICS: tuple[Metric, ...] = (
     _optional(
         "sync/logprob_gap_mean", "nats", "The mean of the same over an engine's probes; of the engine that is off most."
     ),
+    _optional(
+        "sync/engines_replaced", "engines", "Engines that failed in the sync and were started anew; absent if none."
+    ),
     _optional("rollout/logprob_gap_max", "nats", "The largest over the completions trained on, before the update."),
     Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
     Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),

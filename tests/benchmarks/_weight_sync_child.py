@@ -25,6 +25,7 @@ def make_config(model: str, width: int) -> Any:
 
     data = {"name": "factor", "kind": "tiny", "limit": 8}
     rollout = {"max_tokens": 64, "kv_cache_gib": 1, "max_concurrent_sequences": 8, "tensor_parallel": width}
+    rollout["threads_per_engine"] = width  # one for each worker
     return Config.model_validate(
         {
             "model": {"path": model, "dtype": "float32"},

@@ -101,7 +101,7 @@ def parts(
     ray.get([engine.ready.remote() for engine in engines], timeout=START_LIMIT_S)
     yield SimpleNamespace(pool=pool, learner=learner, config=config)
     ray.shutdown()
-    gloo_transfer.wait_for_the_rest()
+    import_module(gloo_transfer.NAME).wait_for_the_rest()
     sys.path.remove(folder)
 
 

@@ -205,6 +205,7 @@ def pool_of(
     config = make_config(sync={"backend": backend, "timeout_s": LIMIT_S, "on_failure": on_failure})
 
     async def start(index: int) -> Any:
+        assert spare is not None, "the run is to stop"
         return spare.pop(0)
 
     trainers: list[Trainer] = []
@@ -215,7 +216,7 @@ def pool_of(
         return trainers[-1]
 
     session = SessionSender(source, meet, 0, others_can_leave=options.get("others_can_leave", True))
-    pool = RayRolloutPool(engines, config, PROBES, start_engine=None if spare is None else start)
+    pool = RayRolloutPool(engines, config, PROBES, start_engine=start)
     return pool, Learner(session), trainers, source
 
 
@@ -263,6 +264,8 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     assert engines[1].version == (3 if after else None), "it stays stale"
     # A store's sessions do not depend on each other.
     assert (engines[0].version == 3) == (backend == "object_store" or after or method == "finish_weight_update")
+    cut_short = backend == "nccl" and method in ("start_weight_update", "receive_weights")
+    assert failed.value.cut == ({0} if cut_short else set())
     in_session = backend == "nccl" and not after
     assert source.num_completed == in_session, "the learner's other ranks wait for the end of the pass"
 
@@ -382,6 +385,15 @@ def test_a_learner_that_cannot_be_freed_says_so_and_stops_in_time(make_config: A
         refit(pool, learner)
     assert not isinstance(failed.value, SyncFailedError)
     assert time.monotonic() - began < LIMIT_S + 1
+
+
+def test_a_failure_is_not_waited_out() -> None:
+    """The learner waits in a collective with all engines, and one has failed: nothing will come of it."""
+    engines = [Engine(), Engine(("receive_weights", "raises"))]
+    began = time.monotonic()
+    outcome = SessionSender(Source(), Trainer, 0, others_can_leave=True).send(engines, 1, 3, 60.0)
+    assert [failure.index for failure in outcome.failures] == [1]
+    assert time.monotonic() - began < 30
 
 
 def test_ranks_that_wait_in_the_middle_of_a_session_stop_the_run(make_config: Any) -> None:
@@ -548,5 +560,7 @@ def test_the_words_are_the_last_that_the_engine_said() -> None:
     text += "exit code 9."
     assert last_words(died(text)).endswith("exit code 9.")
     assert last_words(ValueError()) == "ValueError"
-    ours = EngineFailure.of(0, "answer", 1.0, RayTaskError("f", "t", TimeoutError("its own")), 5.0)
+    ours = EngineFailure.of(
+        0, "answer", 1.0, RayTaskError("f", "t", TimeoutError("its own")).as_instanceof_cause(), 5.0
+    )
     assert (ours.how, ours.words) == ("raised", "TimeoutError: its own")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from actors.learner_group import RayLearner
+from actors.vllm_settings import LARGE_PAGES
 from actors.weight_transfer import packing
 from actors.weight_transfer.failures import SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord, Ledger
@@ -152,14 +154,17 @@ def test_whichever_rank_fails_is_heard_while_the_others_wait_for_it(failing: int
     streams = [waits, waits]
     streams[failing] = fails
 
-    async def run() -> None:
+    async def run() -> str:
         learner = RayLearner([handle(publish=each) for each in streams])
-        async with asyncio.timeout(20):
-            async for _ in learner.publish():
-                pass
+        try:
+            async with asyncio.timeout(10):
+                async for _ in learner.publish():
+                    pass
+        except (ValueError, TimeoutError) as error:
+            return repr(error)
+        return "no error"
 
-    with pytest.raises(ValueError, match=f"rank {failing} failed"):
-        asyncio.run(run())
+    assert asyncio.run(run()) == f"ValueError('rank {failing} failed')"
 
 
 def test_the_learner_lets_go_of_a_chunk_when_the_next_is_asked_for() -> None:
@@ -168,7 +173,7 @@ def test_the_learner_lets_go_of_a_chunk_when_the_next_is_asked_for() -> None:
     class Chunk:
         pass
 
-    async def run() -> None:
+    async def run() -> Any:
         async def two() -> AsyncIterator[Any]:
             for _ in range(2):
                 yield answer([Chunk()])
@@ -176,9 +181,11 @@ def test_the_learner_lets_go_of_a_chunk_when_the_next_is_asked_for() -> None:
         chunks = RayLearner([handle(publish=two)]).publish()
         first = weakref.ref(await anext(chunks))
         await anext(chunks)
-        assert first() is None
+        held = first()
+        await chunks.aclose()  # type: ignore[attr-defined]
+        return held
 
-    asyncio.run(run())
+    assert asyncio.run(run()) is None
 
 
 # ------------------------------------------------------------------------------------------ sending
@@ -227,6 +234,7 @@ def test_every_engine_takes_every_chunk_in_order() -> None:
     assert asyncio.run(send(Learner([], 5), *engines)) == [EngineRecord(7), EngineRecord(7)]
     for engine in engines:
         assert engine.calls == ["start", 0, 1, 2, 3, 4, ("finish", 7)]
+        assert [what for _, what in engine.log] == engine.calls, "nothing is broken off"
 
 
 def test_the_next_chunk_is_asked_for_while_one_is_taken_and_few_are_under_way() -> None:
@@ -352,28 +360,19 @@ def test_a_reader_keeps_its_mapping_from_chunk_to_chunk(monkeypatch: pytest.Monk
 
 # ------------------------------------------------------------------------------------------ memory
 
-
-def test_freed_memory_is_used_again() -> None:
-    """Large pieces are freed and asked for again without new pages."""
-    program = """
-import ctypes, resource, sys
-import torch
-from actors.weight_transfer.memory import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else False
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for number in range(4):
-    if number == 3:
-        before = faults()
-    tensor = torch.ones(16 * 2**20)
-    del tensor
-print(kept, faults() - before)
+# Allocates and frees 64 MiB, as a weight update does with each layer; prints how many faults that took.
+_CHURN = """
+import resource, torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+tensor = torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    pages = 64 * 2**20 // resource.getpagesize()
-    results = {}
-    for how in ("keep", "plain"):
-        done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True)
-        kept, count = done.stdout.split()
-        results[how] = kept, int(count)
-    assert results["keep"][0] == "True"
-    assert results["keep"][1] < pages / 100 < results["plain"][1]
+
+
+def test_an_engines_process_gets_memory_in_large_pages() -> None:
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this system gives nobody large pages")
+    done = subprocess.run(
+        [sys.executable, "-c", _CHURN], env=os.environ | LARGE_PAGES, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 64 * 2**20 / resource.getpagesize() / 4
