@@ -98,6 +98,8 @@ def parts(
     engines = [spawn(i) for i in range(2)]
     learner = LocalLearner(load_policy(tiny_dir, config.model, temperature=config.rollout.temperature), config)
     pool = RayRolloutPool(engines, config, prompts[:4], "float32", start_engine)
+    # A new engine's first probes take seconds of warm-up; none of the faults is made there.
+    pool._steps.limit_s = 60.0
     ray.get([engine.ready.remote() for engine in engines], timeout=START_LIMIT_S)
     yield SimpleNamespace(pool=pool, learner=learner, config=config)
     ray.shutdown()
