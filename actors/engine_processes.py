@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
@@ -19,11 +19,10 @@ def forget_names_of_shared_memory() -> list[str]:
     it would stay behind when an engine is killed, which is how Ray ends actors. Call it once all processes have what
     they share.
     """
-    here = psutil.Process()
     mapped: set[int] = set()
-    for process in (here, *here.children(recursive=True)):
-        with suppress(OSError):
-            mapped |= _mapped_files(process.pid)
+    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        with suppress(OSError):  # it may just have ended
+            mapped |= _mapped_files(process)
     forgotten = []
     for path in (path for pattern in PATTERNS for path in SHARED_MEMORY.glob(pattern)):
         # The name that a process sees is not always that of the file: a semaphore is mapped before it gets its own.
@@ -34,7 +33,7 @@ def forget_names_of_shared_memory() -> list[str]:
     return sorted(forgotten)
 
 
-def _mapped_files(process: int) -> set[int]:
+def _mapped_files(process: int | None) -> set[int]:
     """The inodes of files in shared memory that a process has mapped."""
     lines = Path(f"/proc/{process}/maps").read_text().splitlines()
     return {int(line.split()[4]) for line in lines if f"{SHARED_MEMORY}/" in line}

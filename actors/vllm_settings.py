@@ -13,6 +13,11 @@ from dphrl.config.schema import Config
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import CUBLAS_WORKSPACE
 
+# A weight update allocates and frees every layer twice, as it comes and packed for the kernels. With pages of 4 KiB the
+# system's work for that takes longer than copying and packing. This has glibc ask for large pages, where it is the C
+# library and the system allows them to who asks (transparent_hugepage: madvise, the usual).
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 def worker_threads(config: Config) -> int:
     """Computing threads of each of an engine's workers on a CPU, which share those of the engine."""
@@ -21,7 +26,7 @@ def worker_threads(config: Config) -> int:
 
 def process_variables(config: Config) -> dict[str, str]:
     """Variables that must be there when the engine's process starts, because libraries read them once."""
-    variables = {"OMP_NUM_THREADS": str(worker_threads(config))}
+    variables = {"OMP_NUM_THREADS": str(worker_threads(config))} | LARGE_PAGES
     return variables | (CUBLAS_WORKSPACE if config.deterministic else {})
 
 

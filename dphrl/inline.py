@@ -216,7 +216,7 @@ class InlineRollouts:
         ]
 
 
-class SeededChoice(LogitsProcessor):
+class SeededChoice(LogitsProcessor):  # type: ignore[misc]
     """Samples each row's next token with random numbers of the row's own seed, and leaves that token alone possible.
 
     generate would draw for all rows from one generator, and a completion would depend on its place in the batch.

@@ -40,8 +40,8 @@ class RolloutConfig(Section):
     """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
     GPUs."""
     tensor_parallel: PositiveInt = 1
-    """GPUs over which one engine splits the model. Above 1 is for models that one GPU cannot hold or serve fast
-    enough; the GPUs should be on one node."""
+    """GPUs over which one engine splits the model, on one node; without a GPU, worker processes. Above 1 is for models
+    that one GPU cannot hold or serve fast enough. The model's heads and vocabulary must divide by it."""
     accelerator: str | None = None
     """The type of GPU, in Ray's words (such as L4), that engines must have on a cluster of several types; null takes
     any."""
@@ -49,10 +49,11 @@ class RolloutConfig(Section):
     """Ray's CPU share for an engine. Ray packs by this number and does not enforce it. Engine and learner take turns
     when on-policy, so that together they may fit two CPUs."""
     threads_per_engine: PositiveInt = 2
-    """Computing threads of an engine on a CPU. More than the machine's free cores make it slower."""
+    """Computing threads of an engine on a CPU, which its tensor_parallel workers share, at least one each. More than the
+    machine's free cores make it slower."""
     kv_cache_gib: PositiveInt = 1
-    """Memory for the attention cache of an engine on a CPU, in GiB. More lets more completions decode at once. On a
-    GPU gpu_memory_utilization decides instead."""
+    """Memory for the attention cache of an engine on a CPU, in GiB, all its workers together. More lets more
+    completions decode at once. On a GPU gpu_memory_utilization decides instead."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """The share of a GPU's memory that an engine takes for weights and cache. Lower it where the learner is on the
     same GPU (cluster.colocate). Without effect on a CPU."""

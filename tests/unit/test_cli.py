@@ -139,8 +139,8 @@ def test_to_insist_is_to_resume(launched: list[tuple[Any, ...]]) -> None:
 class RemoteError(Exception):
     """Like Ray's: the text is a traceback, the attribute is what happened."""
 
-    def __init__(self, cause: Exception | None) -> None:
-        super().__init__("ray::f() (pid=1)\n  File x\nKeyError: 'deep'")
+    def __init__(self, cause: Exception | None, last_line: str = "KeyError: 'deep'") -> None:
+        super().__init__(f"ray::f() (pid=1)\n  File x\n{last_line}")
         self.cause = cause
 
 
@@ -153,6 +153,8 @@ class RemoteError(Exception):
         (ValueError("not the user's fault"), 1, "dphrl: failed: ValueError: not the user's fault\n"),
         (ExceptionGroup("g", [OSError("disk"), InputError("a")]), 1, "dphrl: failed: OSError: disk\n"),
         (RemoteError(None), 1, "dphrl: failed: KeyError: 'deep'\n"),
+        (RemoteError(None, "a.b_c.StartError: engine 1 on node 10.0.0.7 no"), 1, "dphrl: failed: StartError: engine 1 on"),
+        (RemoteError(None, "10.0.0.7 has no room: none"), 1, "dphrl: failed: 10.0.0.7 has no room: none\n"),
         (RuntimeError("first\nsecond"), 1, "dphrl: failed: RuntimeError: first\n"),
         (RuntimeError(), 1, "dphrl: failed: RuntimeError\n"),
         (KeyboardInterrupt(), 130, "dphrl: interrupted\n"),

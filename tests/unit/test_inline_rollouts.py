@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
-from dphrl.inline import InlineLearner, InlineRollouts, InlineSystem
+from dphrl.inline import InlineLearner, InlineRollouts, InlineSystem, SeededChoice
 from dphrl.tokenizer import load_tokenizer
 
 
@@ -97,3 +98,48 @@ def test_the_system_ends_its_rewards_child(tiny_dir: str, make_config: Any, monk
         monkeypatch.setattr(system.rewards.grader, "close", lambda: ended.append("reward"))
         assert ended == []
     assert ended == ["reward"]
+
+
+def test_a_completion_is_a_function_of_its_prompt_and_the_seed(
+    tiny_dir: str, prompts: list[Any], make_config: Any
+) -> None:
+    learners: list[InlineLearner] = []
+
+    def sample(chosen: list[Any], num_samples: int, seed: int, at_once: int) -> dict[tuple[str, int], tuple[int, ...]]:
+        config = make_config(rollout={"max_concurrent_sequences": at_once})
+        learners.append(learner := InlineLearner(config, tiny_dir))
+        rollouts = InlineRollouts(learner, load_tokenizer(tiny_dir), config)
+
+        async def run() -> dict[tuple[str, int], tuple[int, ...]]:
+            await rollouts.refit(learner)
+            stream = rollouts.generate(chosen, num_samples, seed=seed)
+            return {(c.prompt_id, c.sample_index): c.token_ids async for batch in stream for c in batch}
+
+        return asyncio.run(run())
+
+    expected = sample(prompts, 4, 3, at_once=256)
+    assert sample(prompts[::-1], 4, 3, at_once=256) == expected
+    assert sample(prompts, 4, 3, at_once=5) == expected
+    parts = [sample(prompts[i::3], 4, 3, at_once=256) for i in range(3)]
+    assert {key: ids for part in parts for key, ids in part.items()} == expected
+    assert sample(prompts, 2, 3, at_once=256).items() <= expected.items()
+    assert sample(prompts, 4, 4, at_once=256) != expected
+    twin = replace(prompts[0], prompt_id="twin")
+    both = sample([prompts[0], twin], 16, 3, at_once=256)
+    of_prompt, of_twin = ([ids for (name, _), ids in both.items() if name == n] for n in (prompts[0].prompt_id, "twin"))
+    assert len({*of_prompt}) > 1
+    assert of_prompt != of_twin
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_seeded_choices_follow_the_distribution_at_the_temperature(make_config: Any, temperature: float) -> None:
+    num_rows = 20_000
+    logits = torch.tensor([0.3, -torch.inf, 1.0, -1.0, 0.0])
+    choose = SeededChoice(range(num_rows), make_config(rollout={"temperature": temperature}))
+    for _ in range(2):
+        left = choose(torch.empty(0), logits.expand(num_rows, -1))
+        assert (left.isfinite().sum(dim=-1) == 1).all()
+        shares = left.argmax(dim=-1).bincount(minlength=5) / num_rows
+        # Four standard deviations of a share that is estimated from so many rows.
+        assert (shares - (logits / temperature).softmax(dim=-1)).abs().max() < 4 * 0.5 / num_rows**0.5
+        assert shares[1] == 0

@@ -1,0 +1,226 @@
+"""What vLLM is told at an engine's start, what becomes of a failed one, and what an engine leaves behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import resource_tracker, shared_memory
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors import engine_errors, vllm_settings
+from actors.engine_errors import EngineStartError, ErrorFileHandler, engine_start
+from actors.engine_processes import SHARED_MEMORY, forget_names_of_shared_memory
+from dphrl.config.loading import InputError
+from dphrl.learner.repeatable import use_repeatable_kernels
+from dphrl.prepare import check_width
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The environment, which is as before when the test is over."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_BATCH_INVARIANT", "CUBLAS_WORKSPACE_CONFIG"):
+        os.environ.pop(name, None)
+    return os.environ
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(("width", "threads", "each"), [(1, 2, 2), (2, 2, 1), (2, 1, 1), (2, 8, 4), (4, 6, 1)])
+def test_workers_share_the_threads_of_their_engine(
+    make_config: Any, variables: Any, width: int, threads: int, each: int
+) -> None:
+    config = make_config(rollout={"tensor_parallel": width, "threads_per_engine": threads})
+    assert vllm_settings.process_variables(config) == {"OMP_NUM_THREADS": str(each)}
+    vllm_settings.set_variables(config, None)
+    assert variables["OMP_NUM_THREADS"] == str(each), "its children inherit it"
+    assert variables.get("VLLM_CPU_OMP_THREADS_BIND") == ("nobind" if width > 1 else None)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_engines_have_a_fixed_workspace_and_invariant_kernels_on_a_gpu(
+    make_config: Any, variables: Any, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, deterministic: bool
+) -> None:
+    monkeypatch.setattr(vllm_settings.torch.cuda, "is_available", lambda: on_gpu)
+    vllm_settings.set_variables(make_config(deterministic=deterministic), None)
+    assert variables.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert variables.get("VLLM_BATCH_INVARIANT") == ("1" if deterministic and on_gpu else None)
+
+
+def test_a_deterministic_learner_has_a_fixed_workspace_and_deterministic_kernels(variables: Any) -> None:
+    try:
+        use_repeatable_kernels(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert variables["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        use_repeatable_kernels(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# ------------------------------------------------------------------------------------------ widths
+
+SIX_HEADS = {"hidden_size": 192, "num_attention_heads": 6}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width", "said"),
+    [
+        ({}, 3, "4 attention heads, which do not divide by it; choose one of 1, 2, 4"),
+        (
+            {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2},
+            3,
+            "2 key-value heads, which neither",
+        ),
+        ({"intermediate_size": 322}, 4, "intermediate_size=322, which does not divide by it; choose one of 1, 2$"),
+        (
+            {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 6, "intermediate_size": 300},
+            3,
+            "of 24 tok",
+        ),
+    ],
+)
+def test_a_width_that_does_not_split_the_model_is_refused(
+    make_config: Any, tiny_dir: str, tmp_path: Path, sizes: dict[str, int], width: int, said: str
+) -> None:
+    found = json.loads((Path(tiny_dir) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | sizes))
+    config = make_config(rollout={"tensor_parallel": width})
+    with pytest.raises(InputError, match=rf"^rollout.tensor_parallel={width}: .*{said}"):
+        check_width(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_width_that_splits_the_model_is_not_refused(make_config: Any, tiny_dir: str, width: int) -> None:
+    check_width(make_config(rollout={"tensor_parallel": width}), tiny_dir)
+
+
+def test_several_workers_may_have_a_copy_of_one_head(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    found = json.loads((Path(tiny_dir) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"num_key_value_heads": 2}))
+    check_width(make_config(rollout={"tensor_parallel": 4}), str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------ failures
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_errors.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+
+
+def fail(index: int, start: Callable[[], None]) -> None:
+    with engine_start(index):
+        start()
+
+
+def test_a_failed_start_names_engine_node_and_reason_in_one_line(node: None) -> None:
+    def start() -> None:
+        raise ValueError("no room\nfor the cache")
+
+    with pytest.raises(EngineStartError) as caught:
+        fail(3, start)
+    assert str(caught.value).startswith(
+        "rollout engine 3 on node 10.0.0.7 did not start: ValueError: no room for the cache (vLLM's output is"
+    )
+    assert "\n" not in str(caught.value)
+
+
+WORKER = """
+import logging, sys
+from actors.engine_errors import keep_errors
+keep_errors()
+keep_errors()
+log = logging.getLogger("vllm.worker")
+try:
+    raise KeyError(sys.argv[1])
+except KeyError:
+    log.exception("it failed")
+log.error("and so did everything after it")
+log.warning("no error")
+"""
+
+
+def test_the_reason_is_that_of_the_worker_which_failed_first(node: None) -> None:
+    def start() -> None:
+        for what in ("first", "second"):
+            subprocess.run([sys.executable, "-c", WORKER, what], check=True)
+        raise RuntimeError("see the trace above")
+
+    with pytest.raises(EngineStartError, match="did not start: KeyError: 'first' "):
+        fail(0, start)
+
+
+def test_what_this_process_logged_is_no_reason(node: None) -> None:
+    handler = ErrorFileHandler()
+    record = logging.LogRecord("vllm", logging.ERROR, "", 0, "told here", None, None)
+
+    def start() -> None:
+        handler.emit(record)
+        raise RuntimeError("raised here")
+
+    with pytest.raises(EngineStartError, match="did not start: RuntimeError: raised here "):
+        fail(0, start)
+    handler.emit(record)  # the file is gone, and stays so
+
+
+def test_a_start_that_goes_well_raises_nothing_and_leaves_no_file(node: None) -> None:
+    with engine_start(0):
+        path = os.environ[engine_errors.VARIABLE]
+        assert Path(path).exists()
+    assert not Path(path).exists()
+    assert engine_errors.VARIABLE not in os.environ
+
+
+# ------------------------------------------------------------------------------------------ shared memory
+
+
+def hold(name: str, connection: Connection) -> None:
+    """A child that has shared memory of this name, and a semaphore, until it hears from its parent."""
+    held, lock = shared_memory.SharedMemory(name=name), multiprocessing.get_context("spawn").Lock()
+    connection.send(lock._semlock.name)  # type: ignore[attr-defined]
+    connection.recv()
+    assert held.buf is not None
+    connection.send(bytes(held.buf[:4]))
+    held.close()
+    os._exit(0)  # without complaints about what is gone
+
+
+def test_shared_memory_in_use_here_or_in_a_child_loses_its_name_and_no_other() -> None:
+    mine, of_child, of_nobody = (shared_memory.SharedMemory(create=True, size=64) for _ in range(3))
+    assert of_child.buf is not None
+    of_child.buf[:4] = b"mine"
+    of_child.close()
+    of_nobody.close()
+    other = SHARED_MEMORY / "dphrl-test-other"
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=hold, args=(of_child.name, theirs))
+    child.start()
+    try:
+        other.write_bytes(b"x")
+        used = {mine.name, of_child.name, ours.recv().replace("/", "sem.")}
+        assert used <= {*forget_names_of_shared_memory()}
+        assert not any((SHARED_MEMORY / name).exists() for name in used)
+        assert (SHARED_MEMORY / of_nobody.name).exists()
+        assert other.exists()
+        ours.send("end")
+        assert ours.recv() == b"mine", "who has it still has it"
+    finally:
+        child.kill()
+        child.join()
+        mine.close()
+        other.unlink()
+        of_nobody.unlink()
+        for name in (mine.name, of_child.name):
+            resource_tracker.unregister(f"/{name}", "shared_memory")
