@@ -96,6 +96,9 @@ def test_what_moves_or_changes_sign_in_pairs_is_seen() -> None:
     changed["other zeros"] = weight.clone()
     changed["other zeros"][6] = 0
     assert len({tensor_checksum("w", tensor) for tensor in changed.values()}) == len(changed)
+    # Rows as long as those that are summed: the column sums stay as they are.
+    aligned = noise(40, 2 * ledger_module.ROW_WORDS)
+    assert tensor_checksum("w", aligned) != tensor_checksum("w", aligned[torch.tensor([1, 0, *range(2, 40)])])
     square = noise(512, 512)
     assert tensor_checksum("w", square) != tensor_checksum("w", square.T)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.weight_proof import DEFAULT_MAX_MEAN_GAP, Gap, WeightProof, max_mean_gap, record_problems
+from actors.weight_proof import DEFAULT_MAX_MEAN_GAP, Gap, WeightProof, _worst, max_mean_gap, record_problems
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.runtime import SyncConfig
@@ -191,6 +191,7 @@ def test_each_proof_samples_with_a_seed_of_its_own() -> None:
 def test_a_gap_is_of_all_tokens() -> None:
     assert Gap.of([-1.0, -2.0, -3.0], [-1.5, -2.0, -2.0]) == Gap(0.5, 1.0)
     assert Gap.of([-1.0, math.nan], [-1.0, -1.0]) == Gap(math.inf, math.inf)
+    assert _worst([Gap(1e-6, 3e-3), Gap(2e-6, 4e-6)]) == Gap(2e-6, 4e-6), "the engine that is off on average"
 
 
 # ------------------------------------------------------------------------------------- settings
