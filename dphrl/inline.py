@@ -7,7 +7,6 @@ anywhere, and the gap between engine and learner is zero by construction.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,21 +22,18 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
 from dphrl.learner.attention import check_rows_apart
-from dphrl.learner.batching import MicroBatch
 from dphrl.learner.checkpoint import refusing_damage
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.loading import load_policy, load_reference
 from dphrl.learner.lora import (
     adapter_weights,
-    adapters_off,
     add_adapters,
     has_adapters,
     load_adapters,
     plain_weights,
     save_adapter,
-    trained_parameters,
 )
-from dphrl.learner.policy import PolicyModel
+from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
@@ -45,39 +41,6 @@ from dphrl.rewards.base import build_grader, graded_pair
 from dphrl.rewards.thinking import decoder
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
-
-
-class TorchEngine:
-    """`update.TrainEngine` over one replica: torch's own backward and AdamW."""
-
-    def __init__(self, policy: PolicyModel, config: Config, reference: PolicyModel | None = None) -> None:
-        self.policy, self.reference = policy, reference
-        self.device = next(policy.parameters()).device
-        self.trained = trained_parameters(policy)
-        self.optimizer = torch.optim.AdamW(self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay)
-        self.grad_clip = config.learner.grad_clip
-
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.policy(batch))
-
-    def reference_forward(self, batch: MicroBatch) -> Tensor:
-        if self.reference is None:
-            with adapters_off(self.policy):
-                return cast(Tensor, self.policy(batch)[0])
-        return cast(Tensor, self.reference(batch)[0])
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()
-
-    def step(self, learning_rate: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.grad_clip))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
-        if math.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
 
 class InlineLearner:

@@ -37,9 +37,10 @@ def load_policy(
     """The policy from an HF directory or hub name, with gradients on; in training mode for gradient checkpointing only.
 
     keep_stored_dtype: leave the weights in the files' number type, where they are mapped and not copied; whoever asks
-    for it converts them to the configuration's. Raises InputError when the attention kernel does not run here, when weights
-    are missing, when engines would load another output head, when the head is not linear, when the model scales its
-    logits after the head, which the log-probs here would miss, or when gradient checkpointing would switch on dropout.
+    for it converts them to the configuration's. Raises InputError when the attention kernel does not run here, when
+    weights are missing, when engines would load another output head, when the head is not linear, when the model scales
+    its logits after the head, which the log-probs here would miss, or when gradient checkpointing would switch on
+    dropout.
     """
     check_kernel_device(config.attention, dtype_name(config.dtype))
     dtype = getattr(torch, dtype_name(config.dtype))

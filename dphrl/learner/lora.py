@@ -127,7 +127,7 @@ def add_adapters(lm: Any, lora: LoraConfig | None, seed: int) -> None:
     lm.requires_grad_(False)
     settings = peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         target_modules=names,
         task_type="CAUSAL_LM",
     )

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dphrl.batch import make_batch
-from dphrl.inline import TorchEngine
 from dphrl.learner.policy import PolicyModel
+from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, RolloutGroup
 

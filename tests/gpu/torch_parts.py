@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dphrl.config.schema import Config
-from dphrl.inline import TorchEngine
 from dphrl.learner.policy import PolicyModel
+from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
 from tests.gpu.parts import Figures

@@ -16,6 +16,7 @@ from dphrl.config.loading import InputError, load_config
 from dphrl.fingerprint import fingerprint
 from dphrl.inline import InlineLearner
 from dphrl.learner.export import check_exportable
+from dphrl.learner.loading import load_policy
 from dphrl.learner.lora import (
     adapter_weights,
     adapters_off,
@@ -25,7 +26,6 @@ from dphrl.learner.lora import (
     target_layers,
     trained_parameters,
 )
-from dphrl.learner.loading import load_policy
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
 SEQUENCE = [((1, 2, 5, 6, 7, 8), 2)]

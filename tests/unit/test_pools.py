@@ -6,6 +6,7 @@ A stand-in has, for each method, `.remote` that gives something to await, as a h
 from __future__ import annotations
 
 import asyncio
+import math
 from types import SimpleNamespace
 from typing import Any
 

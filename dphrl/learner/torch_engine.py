@@ -1,0 +1,47 @@
+"""The training engine without DeepSpeed: one policy, torch's own backward pass and optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dphrl.config.schema import Config
+from dphrl.learner.batching import MicroBatch
+from dphrl.learner.lora import adapters_off, trained_parameters
+from dphrl.learner.policy import PolicyModel
+
+
+class TorchEngine:
+    """`update.TrainEngine` over one replica: torch's own backward and AdamW."""
+
+    def __init__(self, policy: PolicyModel, config: Config, reference: PolicyModel | None = None) -> None:
+        self.policy, self.reference = policy, reference
+        self.device = next(policy.parameters()).device
+        self.trained = trained_parameters(policy)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay)
+        self.grad_clip = config.learner.grad_clip
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self.policy(batch))
+
+    def reference_forward(self, batch: MicroBatch) -> Tensor:
+        if self.reference is None:
+            with adapters_off(self.policy):
+                return cast(Tensor, self.policy(batch)[0])
+        return cast(Tensor, self.reference(batch)[0])
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.grad_clip))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
