@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 # An engine that fails again and again has a cause that another start does not remove.
 MAX_REPLACEMENTS = 3
 STOPPED = (
-    "No engine may serve without proven weights, so the run stops. sync.on_failure=replace starts another engine instead; --resume "
-    "goes on from the last checkpoint"
+    "No engine may serve without proven weights, so the run stops. sync.on_failure=replace starts another engine "
+    "instead; --resume goes on from the last checkpoint"
 )
 
 
