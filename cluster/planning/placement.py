@@ -20,8 +20,8 @@ ACCELERATOR_PREFIX = "accelerator_type:"
 class Node:
     """One machine, or one Kubernetes pod. `name` is Ray's node id where the node exists.
 
-    accelerator: the type of its GPUs in Ray's words, such as H100; None for a node that is only planned, whose GPUs may
-    be of any type. host_gib: its memory besides GPUs, where it is known.
+    accelerator: the type of its GPUs in Ray's words, such as H100; None for a planned node's, which may be of any type.
+    host_gib: its memory besides GPUs, where known.
     """
 
     name: str
@@ -123,9 +123,8 @@ def plan_placement(config: Config, nodes: Sequence[Node]) -> list[Bundle]:
     """
     with_gpus = any(node.num_gpus for node in nodes)
     if not with_gpus and (why := GPU_KERNELS.get(config.model.attention)):
-        raise PlacementError(
-            f"needs a GPU for model.attention: {config.model.attention} ({why}; sdpa needs none), and no node has one"
-        )
+        kernel = f"model.attention: {config.model.attention}"
+        raise PlacementError(f"needs a GPU for {kernel} ({why}; sdpa needs none), and no node has one")
     bundles = plan_bundles(config, with_gpus=with_gpus)
     if reason := shortfall(bundles, nodes):
         raise PlacementError(reason)

@@ -45,9 +45,9 @@ class LearnerConfig(Section):
     """What DeepSpeed's ZeRO shards over the ranks: 1 the optimizer's state, 2 the gradients too, 3 the weights too. A
     higher stage takes less memory on each rank and more communication. On one rank there is nothing to shard."""
     offload: Literal["none", "optimizer"] = "none"
-    """optimizer keeps AdamW's state and, where it has any, the float32 master weights in host memory, and updates the
-    weights there: it frees 12 bytes a parameter on the GPUs and takes longer. On a CPU it changes nothing, because they
-    are there already. A checkpoint can be resumed with either."""
+    """What a GPU's rank keeps in host memory. optimizer is AdamW's state and, where there are any, the float32 master
+    weights, which are then updated there: that frees 12 bytes a parameter on the GPUs and takes longer. On a CPU it
+    changes nothing, because they are there already. A checkpoint can be resumed with either."""
     sequence_parallel: PositiveInt = 1
     """Ranks next to each other that share each row, for rows whose activations one GPU cannot hold (DeepSpeed's
     Ulysses). It divides num_ranks and the model's attention heads, needs model.attention: sdpa (one row at a time) or
