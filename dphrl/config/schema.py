@@ -144,20 +144,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _weights_can_go_that_way(self) -> Self:
-        if self.sync.backend == "ipc" and not self.cluster.colocate:
-            raise ValueError(
-                "sync.backend=ipc hands weights over within one GPU, so engines must be on the learner's; set "
-                "cluster.colocate: true, or another sync.backend"
-            )
-        if self.sync.backend == "nccl" and self.cluster.colocate:
-            raise ValueError(
-                "sync.backend=nccl joins processes on different GPUs only, and cluster.colocate puts engine and "
-                "learner on the same; set sync.backend to ipc, object_store or auto"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _ranks_can_share_rows(self) -> Self:
         learner, sharing = self.learner, self.learner.sequence_parallel
         if sharing == 1:

@@ -197,7 +197,7 @@ def head(small: bool) -> Figures:
     targets = torch.randint(0, vocab, (len(hidden),), device=DEVICE)
 
     def run() -> Tensor:
-        found, _ = logprobs.token_logprobs(hidden, linear, targets, vocab_size=vocab)
+        found, _ = logprobs.token_logprobs(hidden, linear.weight, targets)
         found.sum().backward()
         return found
 

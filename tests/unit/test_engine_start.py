@@ -42,7 +42,7 @@ def test_workers_share_the_threads_of_their_engine(
     make_config: Any, variables: Any, width: int, threads: int, each: int
 ) -> None:
     config = make_config(rollout={"tensor_parallel": width, "threads_per_engine": threads})
-    assert vllm_settings.process_variables(config) == {"OMP_NUM_THREADS": str(each)}
+    assert vllm_settings.process_variables(config) == {"OMP_NUM_THREADS": str(each), **vllm_settings.LARGE_PAGES}
     vllm_settings.set_variables(config, None)
     assert variables["OMP_NUM_THREADS"] == str(each), "its children inherit it"
     assert variables.get("VLLM_CPU_OMP_THREADS_BIND") == ("nobind" if width > 1 else None)

@@ -405,7 +405,7 @@ def test_a_limit_that_cuts_is_said(tmp_path: Path, limit: int, said: str) -> Non
 def without_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "resolve_model", lambda path: path)
     monkeypatch.setattr(preparation, "load_tokenizer", lambda path, **settings: PlainTokenizer())
-    monkeypatch.setattr(preparation, "_check_length", lambda config, model_dir: None)
+    monkeypatch.setattr(preparation, "_check_model", lambda config, model_dir: None)
 
 
 @pytest.mark.usefixtures("without_model")

@@ -86,7 +86,8 @@ def slurm(tmp_path: Path) -> Slurm:
 def test_slurm_starts_a_cluster_trains_and_takes_it_down(slurm: Slurm) -> None:
     done = slurm.run()
     assert (done.returncode, done.stderr) == (0, "")
-    head, workers = slurm.calls("srun")[:2]
+    # Both run in the background, so either may be written down first.
+    workers, head = sorted(slurm.calls("srun")[:2], key=lambda call: "--head" in call)
     assert "--nodes=1 --ntasks=1 --nodelist=node-a" in head
     assert "ray start --block" in head
     assert "--head --node-ip-address=10.0.0.7 --port=22345" in head
