@@ -86,7 +86,7 @@ class LearnerRank:
             _skip_shared_memory_op()
         deepspeed.init_distributed(
             "nccl" if on_gpu else "gloo",
-            timeout=timedelta(seconds=self._config.learner.timeout_s),
+            timeout=timedelta(seconds=self._collective_timeout_s()),
             auto_mpi_discovery=False,
             verbose=False,
         )
@@ -159,9 +159,17 @@ class LearnerRank:
 
     def send_weights(self, engines: Sequence[Actor], width: int, policy_version: int, limit_s: float) -> SendOutcome:
         """This rank's part in a session of vLLM's trainer side with all engines: see `SessionSender.send`."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM reads on streams of its own, which do not wait for the optimizer's
         outcome = self._sender.send(engines, width, policy_version, limit_s)
         self._sent = self._source.summary
         return outcome
+
+    def _collective_timeout_s(self) -> float:
+        """The deadline of the ranks' own operations. Where rank 0 asks the engines itself, the others wait for it in a
+        gather meanwhile, so its deadlines must come first: to meet, to start and to take weights."""
+        sync, seconds = self._config.sync, self._config.learner.timeout_s
+        return seconds if engine_backend(sync) == "object_store" else seconds + 3 * sync.timeout_s
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too.
@@ -174,9 +182,11 @@ class LearnerRank:
             self._weights.join()
             self._weights.join_adapters()
             return
+        # All is gathered before the first file is written: the other ranks wait in a gather, which has a deadline.
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._weights}
+        adapters = {name: tensor.detach().cpu().clone() for name, tensor in self._weights.adapters()}
         export_model(lm, self._model_dir, Path(folder) / "hf", state)
-        if adapters := {name: tensor.detach().cpu().clone() for name, tensor in self._weights.adapters()}:
+        if adapters:
             save_adapter(lm, self._model_dir, Path(folder) / "adapter", adapters)
 
     def load(self, folder: str) -> None:

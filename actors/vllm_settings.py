@@ -27,6 +27,8 @@ def worker_threads(config: Config) -> int:
 def process_variables(config: Config) -> dict[str, str]:
     """Variables that must be there when the engine's process starts, because libraries read them once."""
     variables = {"OMP_NUM_THREADS": str(worker_threads(config))} | LARGE_PAGES
+    # In float32 vLLM's attention on a GPU is Triton's, which by itself multiplies in TF32: a thousand times coarser.
+    variables |= {"TRITON_F32_DEFAULT": "ieee"} if config.model.dtype == "float32" else {}
     return variables | (CUBLAS_WORKSPACE if config.deterministic else {})
 
 

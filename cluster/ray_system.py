@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +44,7 @@ from dphrl.types import Prompt
 
 PROGRESS_INTERVAL_S = 0.5
 NAME_POLL_INTERVAL_S = 0.2
+NAME_TIMEOUT_S = 60.0
 HIDDEN_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 # Ray sets this variable in the driver of a submitted job.
 JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -78,7 +80,8 @@ class RaySystem:
         self._without_gpu = HIDDEN_GPUS if any(bundle.num_gpus for bundle in bundles) else {}
         self._learner_options = place["learner"]
         self._ranks = self._spawn_ranks()
-        self._check_shared_memory(bundles)
+        self._bundles = bundles
+        self._check_shared_memory()
         self._engine_options = place["rollout"]
         self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
         self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
@@ -97,7 +100,17 @@ class RaySystem:
         ray.shutdown()
 
     def _spawn_ranks(self) -> list[Any]:
-        return [self._spawn(LearnerRank, "learner", i, o)(self.config, i) for i, o in enumerate(self._learner_options)]
+        return [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
+
+    def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
+        deadline = time.monotonic() + NAME_TIMEOUT_S
+        while True:
+            try:
+                return self._spawn(LearnerRank, "learner", index, options)(self.config, index)
+            except ActorAlreadyExistsError:  # the rank of before, until Ray has seen its end
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(NAME_POLL_INTERVAL_S)
 
     def _renew_ranks(self) -> None:
         for rank in self._ranks:
@@ -143,9 +156,9 @@ class RaySystem:
             str(gpu) for ids in ray.get([self._ranks[i].gpu_ids.remote() for i in engine.shares_gpus_of]) for gpu in ids
         ]
 
-    def _check_shared_memory(self, bundles: Sequence[Bundle]) -> None:
+    def _check_shared_memory(self) -> None:
         """Raises InputError, before anything is loaded, when an engine does not fit beside its learner rank."""
-        shared = {rank for bundle in bundles for rank in bundle.shares_gpus_of}
+        shared = {rank for bundle in self._bundles for rank in bundle.shares_gpus_of}
         sizes = [size for size in ray.get([self._ranks[rank].gpu_bytes.remote() for rank in shared]) if size]
         shape = model_shape(self.model_dir, trust_remote_code=self.config.model.trust_remote_code) if sizes else None
         if shape and (obstacle := colocation_obstacle(self.config, shape, dtype_on_gpu(self.config), min(sizes))):
@@ -161,6 +174,7 @@ class RaySystem:
             return False
         self.config = config
         self._renew_ranks()
+        self._check_shared_memory()
         return True
 
     def sinks(self) -> list[Sink]:
@@ -235,7 +249,7 @@ def _engine_settings(config: Config) -> list[Any]:
     learner = config.learner
     return [
         *(config.model, config.rollout, config.reward, config.sync, config.cluster, config.deterministic),
-        *(config.max_sequence_tokens, learner.num_ranks, learner.cpus_per_rank),
+        *(config.max_sequence_tokens, learner.num_ranks, learner.cpus_per_rank, learner.accelerator),
     ]
 
 

@@ -36,6 +36,11 @@ class Source(Protocol):
         """The next pass is a new one."""
         ...
 
+    def leave(self) -> None:
+        """Have whoever sends the present pass stop at the next tensor: a group that was left sends nothing, but would
+        go on gathering."""
+        ...
+
     def complete(self) -> None:
         """End the pass that was begun, or make one, since the other ranks are in it and cannot leave it before."""
         ...
@@ -82,6 +87,7 @@ class SessionSender:
         sending = _Job(self._trainer.send_weights)
         if self._comes_to_a_good_end(sending):
             return SendOutcome(tuple(self._fleet.records[i] for i in range(len(engines))))
+        self._source.leave()
         self._leave()
         sending.ended.wait(GRACE_S)
         return self._after_failure(sending, can_be_left=False)

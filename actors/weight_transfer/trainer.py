@@ -29,18 +29,29 @@ class LearnerSource(WeightSource):
     def __init__(self, weights: LearnerWeights, *, records: bool) -> None:
         self._weights, self._records = weights, records
         self._pass: Iterator[tuple[str, Tensor]] | None = None
-        self.summary = WeightSummary()  # of the last pass that came to its end
+        self._left = False
+        self._ledger = Ledger()  # of the last pass that came to its end
+
+    @property
+    def summary(self) -> WeightSummary:
+        """Of the last whole pass. Ask when the transfer has ended: sums of it run on the streams that it used."""
+        return self._ledger.summary
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(*described) for described in self._weights.metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._left = False
         self._pass = self._whole_pass()
-        return self._pass
+        return self._until_left(self._pass)
+
+    def leave(self) -> None:
+        """See `sender.Source`."""
+        self._left = True
 
     def complete(self) -> None:
         """See `sender.Source`."""
-        for _ in iter(self) if self._pass is None else self._pass:
+        for _ in self._whole_pass() if self._pass is None else self._pass:
             pass
 
     def forget(self) -> None:
@@ -52,7 +63,13 @@ class LearnerSource(WeightSource):
         for name, tensor in ledger.record(self._weights) if self._records else self._weights:
             # vLLM packs a bucket when it has collected it; a gathered tensor is gone by then.
             yield name, tensor.detach().clone() if self._weights.gathers else tensor.detach()
-        self.summary = ledger.summary
+        self._ledger = ledger
+
+    def _until_left(self, whole: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for named in whole:
+            yield named
+            if self._left:
+                raise RuntimeError("the transfer was broken off")
 
 
 def open_sender(source: LearnerSource, backend: str, rank: int, num_ranks: int) -> SessionSender:

@@ -31,6 +31,8 @@ VALUES_PER_CHECKPOINTED_LAYER = 1
 # buffers of collectives, CUDA graphs. They are guesses, not measured.
 LEARNER_CONTEXT = 1.5 * GIB
 SLEEPING_ENGINE = 2.0 * GIB
+# Logits, and what is made of them: the learner's head takes tokens in chunks for which each is at most 1 GiB on a GPU.
+HEAD_BYTES = 2.0 * GIB
 # vLLM reads a model file by file, and the hub cuts files at this size.
 LARGEST_FILE = 5e9
 
@@ -83,7 +85,8 @@ def _weights(config: Config, shape: ModelShape, dtype: str) -> dict[str, float]:
 
 
 def _activations(config: Config, shape: ModelShape, dtype: str, values: int) -> float:
-    return float(config.learner.micro_batch_tokens * shape.hidden_size * values * BYTES_PER_PARAMETER[dtype])
+    tokens = config.learner.micro_batch_tokens / config.learner.sequence_parallel
+    return float(tokens * shape.hidden_size * values * BYTES_PER_PARAMETER[dtype])
 
 
 def engine_memory(config: Config, shape: ModelShape, dtype: str, gpu_bytes: float) -> Memory:
@@ -106,6 +109,7 @@ def while_decoding(config: Config, shape: ModelShape, dtype: str, gpu_bytes: flo
     beside = {f"learner's {name}": size for name, size in _weights(config, shape, dtype).items()}
     scoring = _activations(config, shape, dtype, VALUES_PER_LAYER)
     share = gpu_bytes * config.rollout.gpu_memory_utilization
+    scoring += HEAD_BYTES
     return Memory({"engine": share, **beside, "scoring": scoring, "learner's context": LEARNER_CONTEXT})
 
 
@@ -145,16 +149,20 @@ def host_memory(config: Config, shape: ModelShape, dtype: str, on_node: Sequence
     model = shape.num_parameters * BYTES_PER_PARAMETER[dtype]
     if any(rank.num_gpus for rank in ranks) or any(b.num_gpus for b in on_node if b.role == "rollout"):
         workers = num_engines * config.rollout.tensor_parallel
-        # A rank may hold the whole model in host memory before its part goes to the GPU.
-        loading = {"learner ranks": len(ranks) * model, "engines": workers * min(LARGEST_FILE, model)}
+        # A rank may hold the whole model in host memory before it goes to the GPU; at ZeRO-3 it reads its part alone.
+        held = model / config.learner.num_ranks if config.learner.zero_stage >= 3 else model
+        loading = {"learner ranks": len(ranks) * held, "engines": workers * min(LARGEST_FILE, model)}
         running = _in_host_memory(config, shape, model, len(ranks), num_engines)
+        uses_store = config.sync.backend == "object_store"
     else:
         loading = {}
         held = learner_memory(config, shape, dtype).total + _offloaded(config, shape)
         engine = model + config.rollout.kv_cache_gib * GIB
         running = {"learner ranks": len(ranks) * held, "engines": num_engines * engine}
-    # The first rank puts the model there, and a node with engines fetches it.
-    if num_engines or any(rank.index == 0 for rank in ranks):
+        uses_store = True
+    # The first rank puts weights there, and a node with engines fetches them: a few chunks at a time, but a chunk holds
+    # one tensor at least, so no more than the model.
+    if uses_store and (num_engines or any(rank.index == 0 for rank in ranks)):
         running["object store"] = model
     phases = {"while loading": loading, "while training": running}
     return {

@@ -39,7 +39,9 @@ class ModelShape:
         """Parameters that an optimizer has: all, or those of the adapters, two thin matrices for each linear layer."""
         if lora is None:
             return self.num_parameters
-        chosen = [size for name, size in self.linear_layers().items() if not lora.target or name in lora.target]
+        # A target may name the layers of one block alone; then this counts too many.
+        targets = {target.rpartition(".")[2] for target in lora.target}
+        chosen = [size for name, size in self.linear_layers().items() if not targets or name in targets]
         return float(self.num_layers * lora.rank * sum(inputs + outputs for inputs, outputs in chosen))
 
 
@@ -54,16 +56,19 @@ KNOWN_SHAPES = {
 
 
 def model_shape(path: str, *, trust_remote_code: bool = False) -> ModelShape | None:
-    """From the models known here, else from the model's own configuration if it is on this machine, else None."""
+    """From the models known here, else from the model's own configuration if it is on this machine and like Llama's,
+    else None."""
     if path in KNOWN_SHAPES:
         return KNOWN_SHAPES[path]
     from transformers import AutoConfig
 
     try:
         found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+        return shape_of(found.get_text_config())
     except (OSError, ValueError):
         return None
-    return shape_of(found.get_text_config())
+    except (AttributeError, TypeError):
+        return None  # a configuration with other names, such as GPT-2's
 
 
 def shape_of(text: Any) -> ModelShape:

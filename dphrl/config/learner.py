@@ -61,4 +61,4 @@ class LearnerConfig(Section):
     """Computing threads of a learner rank on a CPU. More than the machine's free cores make it slower."""
     timeout_s: PositiveFloat = 1800.0
     """Seconds that the actors have to start, in which kernels are compiled on first use. Collective operations of the
-    ranks have the same deadline."""
+    ranks have the same deadline, and with sync.backend nccl or ipc also the time in which rank 0 asks the engines."""

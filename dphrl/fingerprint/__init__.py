@@ -32,6 +32,8 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
     reference, rollout = config.reference, config.rollout
     sampling = [reference.num_samples, rollout.temperature, rollout.max_tokens, config.seed]
     # The text names the rule of the split. It changes with the rule, so that a buffer of an older rule is split anew.
+    # Earlier versions rounded logits to bfloat16.
+    head = ["float32 logits"] if learner_dtype == "bfloat16" else []
     selection = ["complete of graded", reference.threshold, reference.confirm, reference.all_wrong]
     return {
         **input_hashes(config, model_dir, prompts),
@@ -40,7 +42,7 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
         "reward": hash_value(
             config.reward.model_dump(include={"name", "params", "extraction", "thinking_marks", "timeout_s"})
         ),
-        "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing]),
+        "learner numerics": hash_value([learner_dtype, config.model.attention, config.learner.packing, *head]),
     }
 
 

@@ -76,7 +76,11 @@ def check_shareable(lm: nn.Module, attention: str) -> None:
             "learner.sequence_parallel: this model is not causal attention alone, so its rows cannot be shared; set "
             "learner.sequence_parallel: 1"
         )
-    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    windows = set(kinds or ()) - {"full_attention"}
+    # Mistral's family names no kinds: every layer has the window.
+    if not kinds and window and window < getattr(config, "max_position_embeddings", window + 1):
+        windows.add("sliding_attention")
     if attention == "sdpa" and windows:
         raise InputError(
             f"learner.sequence_parallel: this model has layers of {', '.join(sorted(windows))}, which only "

@@ -40,7 +40,11 @@ def make_config(model: str, width: int) -> Any:
 def learner_class() -> Any:
     from actors.learner_rank import LearnerRank
     from actors.weight_transfer.source import LearnerWeights
-    from dphrl.learner.policy import load_policy
+
+    try:
+        from dphrl.learner.loading import load_policy
+    except ImportError:  # the older side
+        from dphrl.learner.policy import load_policy
     from dphrl.learner.update import UpdateSettings
 
     class Learner(LearnerRank.__ray_metadata__.modified_class):  # type: ignore[misc]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,14 +64,20 @@ def _run(part: Part, left_s: float, *, small: bool) -> Outcome:
         return Outcome(part.name, "not run", 0.0, "no time left")
     command = [sys.executable, "-m", "tests.gpu", part.name, "--inside", *(["--small"] if small else [])]
     began = time.monotonic()
+    # A session of its own, so that what a part started ends with it, and the next part finds the GPU free.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=min(part.limit_s, left_s))
+        stdout, stderr = process.communicate(timeout=min(part.limit_s, left_s))
     except subprocess.TimeoutExpired as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return Outcome(part.name, "FAILED", time.monotonic() - began, f"not done after {error.timeout:.0f} s")
     seconds = time.monotonic() - began
-    if done.returncode:
-        return Outcome(part.name, "FAILED", seconds, _last_line(done.stderr))
-    return Outcome(part.name, "ok", seconds, _figures(json.loads(_last_line(done.stdout))))
+    if process.returncode:
+        return Outcome(part.name, "FAILED", seconds, _last_line(stderr))
+    return Outcome(part.name, "ok", seconds, _figures(json.loads(_last_line(stdout))))
 
 
 def _last_line(text: str) -> str:

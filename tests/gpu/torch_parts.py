@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dphrl.config.schema import Config
-from dphrl.learner.policy import PolicyModel
-from dphrl.learner.torch_engine import TorchEngine
-from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
 from tests.gpu.parts import Figures
+
+# What needs more packages than torch is imported where it is used, so that the first parts run without them.
+if TYPE_CHECKING:
+    from dphrl.config.schema import Config
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,6 +65,8 @@ def llama(small: bool, dtype: torch.dtype, **changes: Any) -> Any:
 
 def config(**changes: Any) -> Config:
     """A configuration of the embedded task, for its learner settings."""
+    from dphrl.config.schema import Config
+
     base = {
         "data": {
             "train": {"name": "factor", "kind": "tiny"},
@@ -97,6 +99,10 @@ def one_update(
     lm: Any, minibatch: tuple[TrainRow, ...], settings: Config
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and parameters after one optimizer step on a copy of `lm`."""
+    from dphrl.learner.policy import PolicyModel
+    from dphrl.learner.torch_engine import TorchEngine
+    from dphrl.learner.update import UpdateSettings, run_update
+
     policy = PolicyModel(copy.deepcopy(lm), settings.rollout.temperature)
     engine = TorchEngine(policy, settings)
     metrics = run_update(TrainBatch(0, 0, (minibatch,), 1e-3), engine, UpdateSettings.from_config(settings))
@@ -163,6 +169,10 @@ def checksum(small: bool) -> Figures:
 
 def mask(small: bool) -> Figures:
     """Rows of unequal length side by side, without a mask: the log-probs of each row alone; and what a mask costs."""
+    from dphrl.learner.policy import PolicyModel
+    from dphrl.learner.torch_engine import TorchEngine
+    from dphrl.learner.update import UpdateSettings, score_sequences
+
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     lm, settings = llama(small, dtype), config()
     engine = TorchEngine(PolicyModel(lm, 1.0), settings)
@@ -186,7 +196,8 @@ def mask(small: bool) -> Figures:
 
 
 def head(small: bool) -> Figures:
-    """Log-probs of a large vocabulary in chunks of the device's size: against float64, and against chunks of 64 MiB."""
+    """Log-probs of a large vocabulary against float64; seconds and memory of forward and backward in chunks of the
+    device's size, and the seconds as a ratio to chunks of 64 MiB."""
     from dphrl.algo import logprobs
 
     size, vocab = (16, 512) if small else (2048, 128_256)
@@ -205,4 +216,6 @@ def head(small: bool) -> Figures:
     exact = torch.log_softmax(hidden[few].double() @ linear.weight.double().T, -1)
     off = float((run()[few] - exact.gather(-1, targets[few, None])[:, 0]).abs().max())
     assert off < 5e-3, f"log-probs differ by {off:.2g} from float64"
-    return {"off": off, "seconds": median_s(run, rounds=3), "peak_gib": peak_gib(run)}
+    seconds, peak = median_s(run, rounds=3), peak_gib(run)
+    logprobs.CHUNK_BYTES[DEVICE.type] = 64 * 2**20
+    return {"off": off, "seconds": seconds, "peak_gib": peak, "time_ratio": seconds / median_s(run, rounds=3)}

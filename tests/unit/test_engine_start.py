@@ -42,10 +42,19 @@ def test_workers_share_the_threads_of_their_engine(
     make_config: Any, variables: Any, width: int, threads: int, each: int
 ) -> None:
     config = make_config(rollout={"tensor_parallel": width, "threads_per_engine": threads})
-    assert vllm_settings.process_variables(config) == {"OMP_NUM_THREADS": str(each), **vllm_settings.LARGE_PAGES}
+    assert (
+        vllm_settings.process_variables(config).items()
+        >= {"OMP_NUM_THREADS": str(each), **vllm_settings.LARGE_PAGES}.items()
+    )
     vllm_settings.set_variables(config, None)
     assert variables["OMP_NUM_THREADS"] == str(each), "its children inherit it"
     assert variables.get("VLLM_CPU_OMP_THREADS_BIND") == ("nobind" if width > 1 else None)
+
+
+@pytest.mark.parametrize(("dtype", "products"), [("float32", "ieee"), ("bfloat16", None)])
+def test_products_of_a_float32_engine_are_float32(make_config: Any, dtype: str, products: str | None) -> None:
+    variables = vllm_settings.process_variables(make_config(model={"dtype": dtype}))
+    assert variables.get("TRITON_F32_DEFAULT") == products
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -236,24 +236,30 @@ def test_a_run_is_warned_of_a_disk_that_its_checkpoints_would_fill(
 # (what, settings, bytes in 10^9 while loading, while training) on one node of eight GPUs with four ranks and four
 # engines of an 8B model, 16.06 in bfloat16.
 HOSTS: list[tuple[str, dict[str, Any], dict[str, float], dict[str, float]]] = [
-    ("nothing put away", {}, {"learner ranks": 64.24, "engines": 20.0}, {"object store": 16.06}),
+    ("nothing put away", {}, {"learner ranks": 16.06, "engines": 20.0}, {}),
+    (
+        "whole copies below ZeRO-3, weights by way of the object store",
+        {"learner": {"zero_stage": 2}, "sync": {"backend": "object_store"}},
+        {"learner ranks": 64.24, "engines": 20.0},
+        {"object store": 16.06},
+    ),
     (
         "offloaded optimizer: 12 bytes a parameter over four ranks that are all here",
         {"learner": {"offload": "optimizer"}},
-        {"learner ranks": 64.24, "engines": 20.0},
-        {"offloaded optimizer": 96.36, "object store": 16.06},
+        {"learner ranks": 16.06, "engines": 20.0},
+        {"offloaded optimizer": 96.36},
     ),
     (
         "shared GPUs: gradients and optimizer there by turns, the engines' weights while a checkpoint is written",
         {"cluster": {"colocate": True}},
-        {"learner ranks": 64.24, "engines": 20.0},
-        {"learner's state": 128.48, "sleeping engines": 64.24, "object store": 16.06},
+        {"learner ranks": 16.06, "engines": 20.0},
+        {"learner's state": 128.48, "sleeping engines": 64.24},
     ),
     (
         "shared GPUs, adapters",
         {"cluster": {"colocate": True}, "model": {"lora": {"rank": 16}}},
-        {"learner ranks": 64.24, "engines": 20.0},
-        {"learner's state": 0.671, "sleeping engines": 64.24, "object store": 16.06},
+        {"learner ranks": 16.06, "engines": 20.0},
+        {"learner's state": 0.671, "sleeping engines": 64.24},
     ),
 ]
 
@@ -267,7 +273,8 @@ def test_host_memory_of_a_node_with_an_8b_run(
     placed = plan_placement(config, [Node("n0", 96, 8)])
     needs = host_memory(config, LLAMA_8B, "bfloat16", placed)
     for phase, expected in (("while loading", loading), ("while training", training)):
-        assert needs[phase].parts == pytest.approx({k: v * 1e9 for k, v in expected.items()}, rel=1e-3)
+        found = needs[phase].parts if expected else needs.get(phase, {})
+        assert found == pytest.approx({k: v * 1e9 for k, v in expected.items()}, rel=1e-3)
 
 
 def test_on_cpus_everything_is_in_host_memory(make_config: Any) -> None:
@@ -281,9 +288,9 @@ def test_on_cpus_everything_is_in_host_memory(make_config: Any) -> None:
 
 
 def test_nodes_that_are_too_small_are_said() -> None:
-    shown = plan(PAPER, "--simulate", "nodes=1,gpus=8,host_gib=80").output
+    shown = plan(PAPER, "--simulate", "nodes=1,gpus=8,host_gib=35").output
     (loading,) = [line for line in shown.splitlines() if "while loading" in line]
-    assert "78.5 of 80" in loading
+    assert "33.6 of 35" in loading
     assert "TOO LARGE: more nodes" in loading
     assert "TOO LARGE" not in plan(PAPER, "--simulate", "nodes=1,gpus=8,host_gib=100").output
 
@@ -321,9 +328,10 @@ SHARED = ["cluster.colocate=true", "learner.num_ranks=8", "rollout.num_engines=8
 def test_a_shared_gpu_is_added_up_for_both_turns() -> None:
     shown = plan(PAPER, *SHARED, "--simulate", "nodes=1,gpus=8").output
     lines = {line[:16]: line for line in shown.splitlines() if line.startswith("shared, ")}
-    # 0.85 x 80; 16.06e9 bytes over eight ranks; 24,576 tokens x 4096 x 16 values of 2 bytes.
-    assert "74.4 of 80" in lines["shared, decoding"]
-    assert "engine 68.0 + learner's weights 1.9 + scoring 3.0 + learner's context 1.5" in lines["shared, decoding"]
+    # 0.85 x 80; 16.06e9 bytes over eight ranks; 24,576 tokens x 4096 x 16 values of 2 bytes, and
+    # 2 GiB for the head.
+    assert "76.4 of 80" in lines["shared, decoding"]
+    assert "engine 68.0 + learner's weights 1.9 + scoring 5.0 + learner's context 1.5" in lines["shared, decoding"]
     assert "weights 1.9 + gradients 3.7 + optimizer 11.2 + activations 9.0 + sleeping" in lines["shared, updating"]
     assert "TOO LARGE" not in shown
     updating = plan(PAPER, *SHARED, "learner.zero_stage=1", "rollout.gpu_memory_utilization=0.5",
@@ -337,10 +345,10 @@ def test_a_share_that_leaves_the_learner_no_room_is_refused_with_the_arithmetic(
     assert result.exit_code == 2
     assert result.stderr == (
         "dphrl: error: --simulate: cluster.colocate: rollout.gpu_memory_utilization=0.95 of 80 GiB = 76.0 for an "
-        "engine, and beside it 1.9 learner's weights + 3.0 scoring + 1.5 learner's context = 82.4 GiB do not fit on a "
-        "GPU of 80; set rollout.gpu_memory_utilization to 0.92 or less\n"
+        "engine, and beside it 1.9 learner's weights + 5.0 scoring + 1.5 learner's context = 84.4 GiB do not fit on a "
+        "GPU of 80; set rollout.gpu_memory_utilization to 0.89 or less\n"
     )
-    assert plan(PAPER, *SHARED, "rollout.gpu_memory_utilization=0.92", "--simulate", "nodes=1,gpus=8").exit_code == 0
+    assert plan(PAPER, *SHARED, "rollout.gpu_memory_utilization=0.89", "--simulate", "nodes=1,gpus=8").exit_code == 0
     small = plan(PAPER, *SHARED, "learner.zero_stage=2", "--simulate", "nodes=1,gpus=8,gpu_gib=24")
     assert "no share leaves room for the engine's own weights; set learner.zero_stage=3" in small.stderr
 
@@ -350,6 +358,18 @@ def test_a_share_that_just_fits(make_config: Any) -> None:
     size = while_decoding(config, SHAPE, "bfloat16", 0.0).total * 2
     assert colocation_obstacle(config, SHAPE, "bfloat16", size) is None
     assert colocation_obstacle(config, SHAPE, "bfloat16", size - 1e6) is not None
+
+
+def test_a_model_unlike_llama_has_no_shape(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config().save_pretrained(tmp_path)
+    assert model_shape(str(tmp_path)) is None, "so its plan says less, and its run starts"
+
+
+def test_targets_count_by_their_last_name(make_config: Any) -> None:
+    short, long = (make_config(model={"lora": {"target": [name]}}) for name in ("q_proj", "self_attn.q_proj"))
+    assert LLAMA_8B.num_trained(long.model.lora) == LLAMA_8B.num_trained(short.model.lora) > 0
 
 
 def test_shapes_from_a_models_own_configuration(tiny_dir: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from dphrl.config.loading import InputError
 from dphrl.learner.batching import collate, plan_micro_batches
@@ -113,6 +113,7 @@ def test_models_whose_rows_cannot_be_shared() -> None:
     for config, attention, message in (
         (BertConfig(**SHAPE), "sdpa", "not causal attention alone"),
         (window, "sdpa", "layers of sliding_attention, which only model.attention: flash_attention_2 keeps"),
+        (MistralConfig(**SHAPE, sliding_window=8), "sdpa", "layers of sliding_attention, which only"),
     ):
         with pytest.raises(InputError, match=message):
             check_shareable(AutoModelForCausalLM.from_config(config), attention)

@@ -150,6 +150,9 @@ class Source:
     def forget(self) -> None:
         pass
 
+    def leave(self) -> None:
+        pass
+
     def complete(self) -> None:
         self.num_completed += 1
 
