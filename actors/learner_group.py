@@ -110,8 +110,13 @@ class RayLearner:
 
 
 async def _next_of(stream: Any) -> WeightChunk | None:
-    item = await anext(stream, None)
-    return None if item is None else (await item)[0]
+    """The reference to the next chunk. Each comes behind a value that tells that it is whole: see `publish` of a
+    rank."""
+    told = await anext(stream, None)
+    if told is None:
+        return None
+    await told  # raises what the rank raised
+    return cast(WeightChunk, await anext(stream))
 
 
 async def _end_of(stream: Any) -> None:

@@ -135,20 +135,24 @@ class LearnerRank:
         """Take back what `offload` put away; before `update`, `save` and `load`."""
         reload_training_state(self._engine.module)
 
-    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=CHUNKS_AHEAD)
-    def publish(self) -> Iterator[list[ray.ObjectRef[list[PackedTensor]]]]:
+    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=2 * CHUNKS_AHEAD)
+    def publish(self) -> Iterator[bool | list[PackedTensor]]:
         """Put the weights into the object store, in chunks as they are asked for; other ranks than 0 yield nothing.
 
-        Yields each chunk's reference, in a list so that what arrives at the caller is either small or this rank's
-        error, and the chunk itself only travels to engines. A chunk lives as long as somebody holds its reference. A
-        caller that stops asking does not hold up the ranks: they go on to the end, since all are in the same gathers.
+        Yields True before each chunk, which tells that the chunk is whole: the caller reads that, and hears of this
+        rank's error by it, and passes on the reference to the chunk, which only travels to engines. It lives as long as
+        somebody holds that reference. A caller that stops asking does not hold up the ranks: they go on to the end,
+        since all are in the same gathers.
         """
         if self._rank != 0:
             self._weights.join()
             return
         ledger = Ledger()
         for chunk in packed_chunks(ledger.record(self._weights)):
-            yield [ray.put(chunk)]
+            yield True
+            # Not a reference inside a value: Ray deletes what such a one stands for when this rank drops it, before the
+            # caller has it.
+            yield chunk
         self._sent = ledger.summary
 
     def sent(self) -> WeightSummary:

@@ -46,9 +46,10 @@ async def answer(value: Any) -> Any:
 
 
 async def stream(chunks: list[Any]) -> Any:
-    """What a rank publishes: each chunk's reference, in a list."""
+    """What a rank publishes: for each chunk the word that it is whole, then its reference."""
     for chunk in chunks:
-        yield answer([chunk])
+        yield answer(True)
+        yield chunk
 
 
 # -------------------------------------------------------------------------------- refit and its proof

@@ -87,13 +87,12 @@ def test_chunks_are_packed_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+def test_rank_zero_publishes_every_weight_once(make_config: Any, tied: bool) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from actors import learner_rank
     from actors.weight_transfer.source import LearnerWeights
 
-    monkeypatch.setattr(learner_rank.ray, "put", lambda value: value)
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     lm = LlamaForCausalLM(LlamaConfig(vocab_size=11, num_key_value_heads=2, tie_word_embeddings=tied, **shape))
     ranks = []
@@ -104,7 +103,9 @@ def test_rank_zero_publishes_every_weight_once(make_config: Any, monkeypatch: py
         ranks.append(rank)
     with pytest.raises(RuntimeError, match="has not sent its weights yet"):
         ranks[0].sent()
-    chunks = [chunk for (chunk,) in ranks[0].publish()]
+    published = list(ranks[0].publish())
+    assert all(told is True for told in published[::2])
+    chunks = published[1::2]
     assert list(ranks[1].publish()) == [], "the other ranks only take part in the gathers"
     sent = {packed.name: unpack_tensor(packed) for chunk in chunks for packed in chunk}
     assert sum(len(chunk) for chunk in chunks) == len(sent)
@@ -122,7 +123,7 @@ def test_a_rank_publishes_as_a_stream_that_waits_for_its_reader() -> None:
 
     publish = LearnerRank.__ray_metadata__.modified_class.publish
     assert publish.__ray_num_returns__ == "streaming"
-    assert publish.__ray_generator_backpressure_num_objects__ == CHUNKS_AHEAD
+    assert publish.__ray_generator_backpressure_num_objects__ == 2 * CHUNKS_AHEAD
 
 
 def handle(**methods: Any) -> Any:
@@ -144,8 +145,10 @@ async def stream(*items: Any) -> AsyncIterator[Any]:
 @pytest.mark.parametrize("failing", [0, 1])
 def test_whichever_rank_fails_is_heard_while_the_others_wait_for_it(failing: int) -> None:
     async def waits() -> AsyncIterator[Any]:
-        yield answer(["chunk 0"] if failing else [], 0.01)
-        yield answer(None, 60)
+        if failing:
+            yield answer(True, 0.01)
+            yield "chunk 0"
+        yield answer(True, 60)
 
     async def fails() -> AsyncIterator[Any]:
         await asyncio.sleep(0.02)
@@ -176,7 +179,8 @@ def test_the_learner_lets_go_of_a_chunk_when_the_next_is_asked_for() -> None:
     async def run() -> Any:
         async def two() -> AsyncIterator[Any]:
             for _ in range(2):
-                yield answer([Chunk()])
+                yield answer(True)
+                yield Chunk()
 
         chunks = RayLearner([handle(publish=two)]).publish()
         first = weakref.ref(await anext(chunks))
