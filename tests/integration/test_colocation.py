@@ -36,6 +36,7 @@ def shared_run(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("shared") / "run"
     config = make_config(
         cluster={"num_cpus": 2, "colocate": True},
+        sync={"backend": "object_store"},  # by itself it would be ipc, between GPUs that are not there
         learner={"num_steps": 2, "zero_stage": 3},
         checkpoint={"every_steps": 1},
         # The base and the last model are evaluated too.
