@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import ray
 
-from actors.engine_processes import forget_names_of_shared_memory
+from actors.engine_processes import forget_names_of_shared_memory, names_of_shared_memory, remove_orphans
 
 # Names the file, to the worker processes too, which inherit it.
 VARIABLE = "DPHRL_ENGINE_ERRORS"
@@ -55,9 +55,11 @@ def engine_start(index: int) -> Iterator[None]:
     """Raises EngineStartError for whatever the start of this engine raises in it."""
     with tempfile.NamedTemporaryFile(prefix="dphrl-engine-", suffix=".errors") as file:
         os.environ[VARIABLE] = file.name
+        before = names_of_shared_memory()
         try:
             yield
         except Exception as error:
+            remove_orphans(before)
             reason = reason_in_worker(file.read().decode("utf-8", "replace")) or in_a_line(error)
             raise EngineStartError(
                 f"rollout engine {index} on node {ray.util.get_node_ip_address()} did not start: {reason} "

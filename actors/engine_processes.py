@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +34,32 @@ def forget_names_of_shared_memory() -> list[str]:
     return sorted(forgotten)
 
 
-def _mapped_files(process: int | None) -> set[int]:
+def names_of_shared_memory() -> set[str]:
+    """Those of Python's and vLLM's shared memory that are there now, whosever they are."""
+    return {path.name for pattern in PATTERNS for path in SHARED_MEMORY.glob(pattern)}
+
+
+def remove_orphans(before: Collection[str]) -> list[str]:
+    """Remove the names of shared memory that nobody uses any more and that were not there `before`; returns them.
+
+    A worker process that died while the engine started leaves such. Memory that any process has mapped, and that of
+    other users, is left alone.
+    """
+    mapped: set[int] = set()
+    for process in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
+        with suppress(OSError):  # of another user, or it has just ended
+            mapped |= _mapped_files(process)
+    removed = []
+    for path in (SHARED_MEMORY / name for name in names_of_shared_memory().difference(before)):
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            if found.st_ino not in mapped and found.st_uid == os.getuid():
+                path.unlink()
+                removed.append(path.name)
+    return sorted(removed)
+
+
+def _mapped_files(process: int | str | None) -> set[int]:
     """The inodes of files in shared memory that a process has mapped."""
     lines = Path(f"/proc/{process}/maps").read_text().splitlines()
     return {int(line.split()[4]) for line in lines if f"{SHARED_MEMORY}/" in line}

@@ -29,7 +29,7 @@ class Updated(LocalLearner):
     """A learner with float32 masters, whose update is one real step."""
 
     def __init__(self, tiny_dir: str, config: Any) -> None:
-        from dphrl.learner.policy import load_policy
+        from dphrl.learner.loading import load_policy
 
         super().__init__(load_policy(tiny_dir, config.model, temperature=config.rollout.temperature), config, 0)
         self.masters = {name: p.detach().float().clone() for name, p in self.policy.lm.named_parameters()}

@@ -68,7 +68,7 @@ def parts(
 
     from actors.rollout_engine import RolloutEngine
     from actors.rollout_pool import RayRolloutPool
-    from dphrl.learner.policy import load_policy
+    from dphrl.learner.loading import load_policy
 
     folder = str(gloo_transfer.install(tmp_path_factory.mktemp("plugin")))
     sys.path.append(folder)

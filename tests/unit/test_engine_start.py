@@ -19,7 +19,7 @@ import torch
 
 from actors import engine_errors, vllm_settings
 from actors.engine_errors import EngineStartError, ErrorFileHandler, engine_start
-from actors.engine_processes import SHARED_MEMORY, forget_names_of_shared_memory
+from actors.engine_processes import SHARED_MEMORY, forget_names_of_shared_memory, names_of_shared_memory, remove_orphans
 from dphrl.config.loading import InputError
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.prepare import check_width
@@ -233,3 +233,20 @@ def test_shared_memory_in_use_here_or_in_a_child_loses_its_name_and_no_other() -
         of_nobody.unlink()
         for name in (mine.name, of_child.name):
             resource_tracker.unregister(f"/{name}", "shared_memory")
+
+
+def test_shared_memory_of_a_process_that_died_is_removed_and_no_other() -> None:
+    from multiprocessing import shared_memory
+
+    old = shared_memory.SharedMemory(create=True, size=64)
+    old.close()
+    before = names_of_shared_memory()
+    used, orphan = (shared_memory.SharedMemory(create=True, size=64) for _ in range(2))
+    orphan.close()
+    try:
+        assert remove_orphans(before) == [orphan.name]
+        assert {old.name, used.name} <= names_of_shared_memory()
+    finally:
+        used.close()
+        used.unlink()
+        old.unlink()
