@@ -44,7 +44,7 @@ def learner_class() -> Any:
     try:
         from dphrl.learner.loading import load_policy
     except ImportError:  # the older side
-        from dphrl.learner.loading import load_policy
+        from dphrl.learner.policy import load_policy
     from dphrl.learner.update import UpdateSettings
 
     class Learner(LearnerRank.__ray_metadata__.modified_class):  # type: ignore[misc]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dphrl.config.loading import InputError
-from dphrl.inline import InlineLearner, TorchEngine
+from dphrl.inline import InlineLearner
 from dphrl.learner.policy import PolicyModel
+from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
