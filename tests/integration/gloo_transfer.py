@@ -188,9 +188,3 @@ def break_once(worker: Any, method: str, how: str, seconds: float) -> int:
 
         setattr(engine, method, broken)
     return os.getpid()
-
-
-def end_session(worker: Any) -> None:
-    """What nobody does in a run, where such an engine is replaced: end a session that broke off."""
-    if worker._weight_update_active:
-        worker.finish_weight_update()
