@@ -94,7 +94,7 @@ def test_a_shared_gpu_trains_to_the_end_in_turns(shared_run: dict[str, Any]) -> 
 
 def test_the_engine_was_up_before_the_learner_began(shared_run: dict[str, Any]) -> None:
     up = [line.split(" up: ")[0].split(":")[0] for line in shared_run["began"]]
-    assert up.index("rollout engine 0") < up.index("learner up")
+    assert up.index("rollout engine 0") < up.index("learner")
 
 
 def test_who_sees_the_gpu(shared_run: dict[str, Any]) -> None:
