@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from actors.waiting import Actor, within
+from actors.weight_transfer.failures import last_words
 
 WEIGHTS, CACHE = "weights", "kv_cache"
 
@@ -147,12 +148,6 @@ class DeviceTurns:
             except TimeoutError:
                 raise
             except Exception as error:
-                raise RuntimeError(f"{role} {index} did not {what} on a shared GPU: {_reason(error)}") from error
+                raise RuntimeError(f"{role} {index} did not {what} on a shared GPU: {last_words(error)}") from error
 
         await asyncio.gather(*[one(index, actor) for index, actor in enumerate(actors)])
-
-
-def _reason(error: Exception) -> str:
-    """One line: Ray puts the whole traceback of an actor into the error's text, and the cause at its end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

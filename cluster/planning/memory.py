@@ -79,9 +79,7 @@ def _weights(config: Config, shape: ModelShape, dtype: str) -> dict[str, float]:
     """What a rank holds at all times: weights, and those of a resident reference model if there is one."""
     size = shape.num_parameters * BYTES_PER_PARAMETER[dtype]
     size /= config.learner.num_ranks if config.learner.zero_stage >= 3 else 1
-    # Without its adapters, a policy that has some is its own reference.
-    resident = config.uses_reference_model and config.model.lora is None
-    return {"weights": size} | ({"reference model": size} if resident else {})
+    return {"weights": size} | ({"reference model": size} if config.uses_reference_model else {})
 
 
 def _activations(config: Config, shape: ModelShape, dtype: str, values: int) -> float:
