@@ -63,15 +63,11 @@ class SyncFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class SendOutcome:
-    """How a session that the learner ran itself ended: with a record of each engine, or with failures.
-
-    stuck: why the learner's ranks cannot go on after the failures; "" when they can.
-    """
+    """How a session that the learner ran itself ended: with a record of each engine, or with failures."""
 
     records: tuple[EngineRecord, ...] = ()
     failures: tuple[EngineFailure, ...] = ()
     cut: tuple[int, ...] = ()
-    stuck: str = ""
 
 
 def last_words(error: BaseException) -> str:
