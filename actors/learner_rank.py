@@ -19,7 +19,7 @@ from actors.waiting import Actor
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import Ledger, WeightSummary
-from actors.weight_transfer.packing import PackedTensor, packed_chunks
+from actors.weight_transfer.packing import PackedTensor, packed_chunks, unpack_tensors
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.attention import check_rows_apart
@@ -148,7 +148,10 @@ class LearnerRank:
             self._weights.join()
             return
         ledger = Ledger()
-        for chunk in packed_chunks(ledger.record(self._weights)):
+        for chunk in packed_chunks(self._weights):
+            # As packed, in host memory, which is where the engines read them.
+            for name, tensor in unpack_tensors(chunk):
+                ledger.note(name, tensor)
             yield True
             # Not a reference inside a value: Ray deletes what such a one stands for when this rank drops it, before the
             # caller has it.

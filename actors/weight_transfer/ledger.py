@@ -9,19 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A tensor's bytes are read as rows of this many 64-bit words.
+# A GPU reads a tensor's bytes as rows of this many 64-bit words.
 ROW_WORDS = 1024
-# On a CPU so many rows at a time, 248 KiB: the second sum then reads them from the cache, and torch starts no threads,
-# whose meeting costs more than it saves where other processes want the same cores.
-CPU_BLOCK_ROWS = 31
 # Odd constants of the mixer splitmix64, as signed 64-bit numbers.
 _GAMMA, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 @dataclass(frozen=True)
 class WeightSummary:
-    """num_tensors and num_bytes: of all full tensors. checksum: of their names, types, shapes and bytes, in any
-    order."""
+    """num_tensors and num_bytes: of all full tensors. checksum: of their names, types, shapes and bytes, in any order;
+    those of two sides compare where both read host memory or both read a GPU's."""
 
     num_tensors: int = 0
     num_bytes: int = 0
@@ -67,20 +64,23 @@ class EngineRecord:
 class Ledger:
     """Adds up the tensors that pass, on either side.
 
-    Nothing waits for a GPU until the summary is asked for: a tensor is read by its own device, in stream order.
+    A tensor is read where it is, in host memory or by its GPU. Nothing waits for a GPU until the summary is asked for:
+    it reads in stream order.
     """
 
     def __init__(self) -> None:
         self._labels: dict[str, str] = {}
-        self._digests: list[Tensor] = []
+        self._digests: dict[str, int | Tensor] = {}
         self._num_bytes = 0
 
     @property
     def summary(self) -> WeightSummary:
         """Of all tensors so far."""
         # One copy from the device, not one a tensor.
-        digests = [int(digest) for digest in torch.stack(self._digests).tolist()] if self._digests else []
-        checksum = sum(map(_mark, self._labels.values(), digests)) % 2**64
+        there = {name: digest for name, digest in self._digests.items() if isinstance(digest, Tensor)}
+        here = dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True)) if there else {}
+        digests = self._digests | here
+        checksum = sum(_mark(label, int(digests[name])) for name, label in self._labels.items()) % 2**64
         return WeightSummary(len(digests), self._num_bytes, checksum)
 
     def record(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -94,15 +94,12 @@ class Ledger:
         if name in self._labels:
             raise ValueError(f"weight {name} came twice in one sync")
         self._labels[name] = _label(name, tensor)
-        self._digests.append(_digest(tensor))
+        self._digests[name] = _digest(tensor)
         self._num_bytes += tensor.nbytes
 
 
 def tensor_checksum(name: str, tensor: Tensor) -> int:
-    """A number below 2**64 that another name, type, shape, or any other bytes would change; the same on every device.
-
-    Sums of 64-bit integers wrap, so they are exact in any order, and no device or blocking changes them.
-    """
+    """A number below 2**64 that another name, type, shape, or any other bytes would change."""
     return _mark(_label(name, tensor), int(_digest(tensor)))
 
 
@@ -114,45 +111,46 @@ def _mark(label: str, digest: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{label} {digest}".encode(), digest_size=8).digest(), "little")
 
 
-def _digest(tensor: Tensor) -> Tensor:
-    """Of the bytes alone, a 0-dimensional int64 tensor on their device.
+def _digest(tensor: Tensor) -> int | Tensor:
+    """Of the bytes alone. That of a GPU's tensor is one of its own, 0-dimensional, which is not waited for."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return host_digest(data) if data.device.type == "cpu" else device_digest(data)
+
+
+def host_digest(data: Tensor) -> int:
+    """XXH3 of the bytes, uint8, in host memory: at the speed of reading them."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(data.numpy())
+
+
+def device_digest(data: Tensor) -> Tensor:
+    """Of bytes, uint8, on any device, by torch alone: a 0-dimensional int64 tensor there.
 
     The bytes are a matrix of 64-bit words. Its column sums see what changes within a row, its row sums see rows that
     change places. Each sum is mixed with its place before all are added, so that no two places are alike and the top
-    bit, whose even flips would cancel in a plain sum, counts like any other.
+    bit, whose even flips would cancel in a plain sum, counts like any other. Sums of 64-bit integers wrap, so they are
+    exact in any order.
     """
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if data.data_ptr() % 8 or data.storage_offset() % 8:
         data = data.clone()
     row_bytes = 8 * ROW_WORDS
     num_whole = data.numel() // row_bytes
     whole = data[: num_whole * row_bytes].view(torch.int64).view(num_whole, ROW_WORDS)
     rest = data[num_whole * row_bytes :]
-    columns, rows = _sums(whole)
+    columns, rows = whole.sum(0), whole.sum(1)
     if rest.numel():
         # The last row is filled up with zeros; the label holds the size.
         last = torch.zeros(row_bytes, dtype=torch.uint8, device=data.device)
         last[: rest.numel()] = rest
         words = last.view(torch.int64)
         columns, rows = columns + words, torch.cat([rows, words.sum()[None]])
-    return _mix(columns, 1).sum() + _mix(rows, 1 + ROW_WORDS).sum()
+    return _mix(torch.cat([columns, rows])).sum()
 
 
-def _sums(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Column and row sums of an int64 matrix, which may have no rows."""
-    if words.device.type != "cpu":
-        return words.sum(0), words.sum(1)
-    columns = torch.zeros(words.shape[1], dtype=torch.int64)
-    rows = []
-    for block in words.split(CPU_BLOCK_ROWS):
-        columns += block.sum(0)
-        rows.append(block.sum(1))
-    return columns, torch.cat(rows)
-
-
-def _mix(values: Tensor, start: int) -> Tensor:
-    """splitmix64's mixer of each value and its place, counted from `start`."""
-    places = torch.arange(start, start + len(values), device=values.device)
+def _mix(values: Tensor) -> Tensor:
+    """splitmix64's mixer of each value and its place, counted from 1."""
+    places = torch.arange(1, 1 + len(values), device=values.device)
     mixed = values + places * _GAMMA
     mixed = (mixed ^ (mixed >> 30)) * _FIRST
     mixed = (mixed ^ (mixed >> 27)) * _SECOND

@@ -8,16 +8,20 @@ memory in vLLM's worker processes.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.weight_transfer.packing import PackedTensor, unpack_tensor
+from actors.weight_transfer.cpu_kernels import Packer, look_up_only, tied_head
+from actors.weight_transfer.packing import PackedTensor, unpack_tensors
 from actors.weight_transfer.segment import PlacedChunk, SegmentReader
 
 BACKEND = "object_store"
@@ -48,11 +52,22 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._segment = SegmentReader()
+        self._layers = list(self.model.modules())
+        self._packer = Packer()
+        self._tied_head: nn.Module | None = None
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
         pass
 
     def start_weight_update(self) -> None:
+        # To be found now: a reload has the head and the embedding hold their weights apart.
+        if self.device.type == "cpu":
+            self._tied_head, embedding = tied_head(self.model)
+            if embedding is not None:
+                look_up_only(embedding)
+            # Where this worker has a second core, which a thread can pack on.
+            if len(os.sched_getaffinity(0)) > self.parallel_config.world_size:
+                self._packer.take_over(self._layers)
         # Layers drop their weights after packing them for the CPU kernels, so they must be rebuilt, not copied into.
         initialize_layerwise_reload(self.model)
 
@@ -64,12 +79,14 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         tensors = update_info.tensors if update_info.placed is None else self._segment.read(update_info.placed)
-        self.model.load_weights((p.name, unpack_tensor(p).to(self.device)) for p in tensors)
-        if self.device.type == "cpu":
-            keep_waiting_weights(self.model)
+        # From host memory, on a GPU too, as a checkpoint's files are loaded.
+        self.model.load_weights(unpack_tensors(tensors))
+        keep_waiting_weights(self._layers)
+        self._packer.wait()
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        self._packer.wait()
         self._repack_tied_head()
 
     def shutdown(self) -> None:
@@ -78,27 +95,20 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
     def _repack_tied_head(self) -> None:
         """Pack a tied LM head again from the embedding it shares.
 
-        Layerwise reload processes the shared module as an embedding only. The CPU head would then keep multiplying by
-        its *old* packed copy, which gives no error, only wrong log-probs.
+        Layerwise reload processes the shared weight as the embedding's only. The CPU head would then keep multiplying
+        by its *old* packed copy, which gives no error, only wrong log-probs.
         """
-        head = getattr(self.model, "lm_head", None)
-        if self.device.type == "cpu" and head is not None and self._shares_its_weight(head):
-            head.quant_method.process_weights_after_loading(head)
-
-    def _shares_its_weight(self, head: torch.nn.Module) -> bool:
-        # The configuration does not tell: vLLM sets tie_word_embeddings to False for a checkpoint that stores a head,
-        # and leaves it so when the stored head equals the embedding and is tied to it after all.
-        others = (module for module in self.model.modules() if module is not head)
-        return any(getattr(module, "weight", None) is head.weight for module in others)
+        if self._tied_head is not None:
+            self._tied_head.quant_method.process_weights_after_loading(self._tied_head)
 
 
-def keep_waiting_weights(model: torch.nn.Module) -> None:
-    """Copy what the model's layers were handed and have not used yet, in the midst of a layerwise reload.
+def keep_waiting_weights(layers: Iterable[nn.Module]) -> None:
+    """Copy what these layers were handed and have not used yet, in the midst of a layerwise reload.
 
     A layer waits until it has all of its weights, such as q, k and v of one projection, and holds those that came,
     whose memory the next chunk takes over.
     """
-    for layer in model.modules():
+    for layer in layers:
         for _, call in get_layerwise_info(layer).loaded_weights:
             for name, value in call.arguments.items():
                 if isinstance(value, torch.Tensor) and not value.is_meta:

@@ -11,7 +11,7 @@ import torch
 
 # Small, so that the first chunk is soon there, the store holds little, and its pages are used again while they are
 # warm; large enough that calls do not count. `python -m tests.benchmarks weight_sync --chunk-mib` measures others.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ def pack_tensor(name: str, tensor: torch.Tensor) -> PackedTensor:
     )
 
 
-def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
-    """The tensor that was packed. It shares the memory of `packed`, so it must not be written to."""
+def unpack_tensors(chunk: Iterable[PackedTensor]) -> list[tuple[str, torch.Tensor]]:
+    """Names and tensors as they were packed. They share the chunk's memory, so they must not be written to."""
     with warnings.catch_warnings():
-        # Object store memory is read-only. torch warns about writes, but nobody writes to this tensor.
+        # Object store memory is read-only. torch warns about writes, but nobody writes to these tensors.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        flat = torch.from_numpy(packed.data)
-    return flat.view(getattr(torch, packed.dtype)).reshape(packed.shape)
+        return [
+            (packed.name, torch.from_numpy(packed.data).view(getattr(torch, packed.dtype)).reshape(packed.shape))
+            for packed in chunk
+        ]
 
 
 def packed_chunks(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[PackedTensor]]:

@@ -9,6 +9,9 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+# For so long a process of an engine of several workers looks for the next message without a pause, before it sleeps
+# until one comes. vLLM's second is meant for GPUs; on a CPU it takes the cores from those that compute.
+BUSY_S = 0.0005
 
 
 def register() -> None:
@@ -21,6 +24,7 @@ def register() -> None:
 
     keep_errors()
     _end_with_parent()
+    _wait_asleep()
     if object_store.BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(object_store.BACKEND, object_store.ObjectStoreWeightTransferEngine)
 
@@ -30,3 +34,12 @@ def _end_with_parent() -> None:
     that the actor was killed, and would keep its memory."""
     if sys.platform == "linux" and multiprocessing.parent_process() is not None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait_asleep() -> None:
+    """On a CPU, have the processes of an engine sleep while they wait for each other."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and SpinCondition.__init__.__defaults__ == (1,):
+        SpinCondition.__init__.__defaults__ = (BUSY_S,)

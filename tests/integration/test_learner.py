@@ -60,7 +60,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
 
     from actors.learner_group import RayLearner
     from actors.learner_rank import LearnerRank
-    from actors.weight_transfer.packing import unpack_tensor
+    from actors.weight_transfer.packing import unpack_tensors
 
     learner_config = {
         "num_ranks": num_ranks,
@@ -84,7 +84,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
         chunks = [await chunk async for chunk in learner.publish()]
         await learner.load(tmp_path / "checkpoint", 1)
         again = await learner.update(batches[1])
-        weights = {packed.name: unpack_tensor(packed).clone() for chunk in chunks for packed in chunk}
+        weights = {name: tensor.clone() for chunk in chunks for name, tensor in unpack_tensors(chunk)}
         await asyncio.gather(*[rank.__ray_call__.remote(_is_told_another_optimizer) for rank in ranks])
         await learner.load(tmp_path / "checkpoint", 1)
         told = await asyncio.gather(*[rank.__ray_call__.remote(_optimizer_settings) for rank in ranks])

@@ -44,7 +44,7 @@ def test_workers_share_the_threads_of_their_engine(
     config = make_config(rollout={"tensor_parallel": width, "threads_per_engine": threads})
     assert (
         vllm_settings.process_variables(config).items()
-        >= {"OMP_NUM_THREADS": str(each), **vllm_settings.LARGE_PAGES}.items()
+        >= {"OMP_NUM_THREADS": str(each), **vllm_settings.KEEP_MEMORY}.items()
     )
     vllm_settings.set_variables(config, None)
     assert variables["OMP_NUM_THREADS"] == str(each), "its children inherit it"

@@ -30,7 +30,7 @@ def test_what_layers_wait_with_is_copied_out_of_the_chunk() -> None:
     memory = np.ones(6, np.float32)
     layer.weight.weight_loader(layer.weight, torch.from_numpy(memory).reshape(2, 3))
     assert len(get_layerwise_info(layer).loaded_weights) == 1
-    keep_waiting_weights(model)
+    keep_waiting_weights(model.modules())
     memory[:] = 9  # the next chunk
     layer.other.weight_loader(layer.other, torch.full((4,), 5.0))
     assert torch.equal(layer.weight, torch.ones(2, 3))
