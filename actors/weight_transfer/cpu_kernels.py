@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,16 +21,16 @@ class Packer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "weight-packer")
-        self._waiting: list[tuple[nn.Module, SimpleNamespace, Future[None]]] = []
+        self._waiting: list[tuple[Any, SimpleNamespace, Future[None]]] = []
         self._method = _PackedByThread(self)
 
-    def take_over(self, layers: Iterable[nn.Module]) -> None:
+    def take_over(self, layers: Iterable[Any]) -> None:
         """Pack these layers from now on, those of them that keep nothing but the packed copy."""
         for layer in layers:
             if type(getattr(layer, "quant_method", None)) is UnquantizedLinearMethod and _keeps_only_packed(layer):
                 layer.quant_method = self._method
 
-    def pack(self, layer: nn.Module) -> None:
+    def pack(self, layer: Any) -> None:
         """Take the layer's weight from it; `wait` brings the packed one."""
         stand_in = SimpleNamespace(weight=layer.weight)
         layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
@@ -50,7 +51,7 @@ class _PackedByThread(UnquantizedLinearMethod):
         super().__init__()
         self._packer = packer
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         self._packer.pack(layer)
 
     @torch.no_grad()
@@ -58,12 +59,12 @@ class _PackedByThread(UnquantizedLinearMethod):
         super().process_weights_after_loading(stand_in)
 
 
-def _keeps_only_packed(layer: nn.Module) -> bool:
+def _keeps_only_packed(layer: Any) -> bool:
     # Some kernels change the bias too, which the reload copies as soon as the layer is processed.
     return getattr(layer, "bias", None) is None and layer.weight.numel() == 0 and hasattr(layer, "cpu_linear")
 
 
-def tied_head(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+def tied_head(model: nn.Module) -> tuple[Any, Any]:
     """The LM head that shares the weight of another module, and that module, the embedding; or twice None.
 
     The configuration does not tell: vLLM sets tie_word_embeddings to False for a checkpoint that stores a head, and
@@ -76,7 +77,7 @@ def tied_head(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     return None, None
 
 
-def look_up_only(embedding: nn.Module) -> None:
+def look_up_only(embedding: Any) -> None:
     """Have vLLM keep no packed copy of an embedding's weight for a product that its head does.
 
     vLLM packs every embedding, at the start and in each reload. `embedding` must not be a head itself.

@@ -121,7 +121,7 @@ def host_digest(data: Tensor) -> int:
     """XXH3 of the bytes, uint8, in host memory: at the speed of reading them."""
     import xxhash
 
-    return xxhash.xxh3_64_intdigest(data.numpy())
+    return xxhash.xxh3_64_intdigest(data.numpy().data)
 
 
 def device_digest(data: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
         self._segment = SegmentReader()
         self._layers = list(self.model.modules())
         self._packer = Packer()
-        self._tied_head: nn.Module | None = None
+        self._tied_head: Any = None
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
         pass

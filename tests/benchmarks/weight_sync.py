@@ -20,7 +20,7 @@ from dphrl.models import ensure_smollm2
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("_weight_sync_child.py")
-NUM_WARM_UP = 4
+NUM_WARM_UP = 8
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -93,7 +93,16 @@ def losing(part: str) -> Callable[[Any], None]:
 
 
 def leaving_the_head(worker: Any) -> None:
-    worker.weight_transfer_engine._repack_tied_head = lambda: None
+    """Has the head keep its packed copy. On CPUs where vLLM packs nothing of this type, that is a copy all the same."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    engine = worker.weight_transfer_engine
+    head = engine.model.lm_head
+    old = SimpleNamespace(weight=head.weight.clone())
+    dispatch_cpu_unquantized_gemm(old, remove_weight=False)
+    engine._repack_tied_head = lambda: setattr(
+        head, "cpu_linear", lambda x, _, bias: old.cpu_linear(x, old.weight, bias)
+    )
 
 
 def mended(worker: Any) -> None:
