@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing import resource_tracker, shared_memory
 from multiprocessing.connection import Connection
@@ -250,3 +252,38 @@ def test_shared_memory_of_a_process_that_died_is_removed_and_no_other() -> None:
         used.close()
         used.unlink()
         old.unlink()
+
+
+# ------------------------------------------------------------------------------------------ waiting
+
+
+def test_processes_of_an_engine_sleep_while_they_wait_for_each_other() -> None:
+    """vLLM's real queue between the processes of an engine, with both ends here."""
+    shm_broadcast = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
+    from actors.weight_transfer import plugin
+
+    init = shm_broadcast.SpinCondition.__init__
+    before = init.__defaults__
+    try:
+        plugin._wait_asleep()
+        writer = shm_broadcast.MessageQueue(1, 1)
+        reader = shm_broadcast.MessageQueue.create_from_handle(writer.export_handle(), 0)
+        heard: list[Any] = []
+
+        def read() -> None:
+            reader.wait_until_ready()
+            heard.extend(reader.dequeue(timeout=20) for _ in range(2))
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        writer.wait_until_ready()
+        writer.enqueue("one")
+        began = time.process_time()
+        time.sleep(0.8)
+        used = time.process_time() - began
+        writer.enqueue("two")
+        thread.join(20)
+    finally:
+        init.__defaults__ = before
+    assert heard == ["one", "two"]
+    assert used < 0.4, "the reader took the core for as long as it waited"
