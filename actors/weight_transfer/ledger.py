@@ -119,7 +119,7 @@ def _digest(tensor: Tensor) -> int | Tensor:
 
 def host_digest(data: Tensor) -> int:
     """XXH3 of the bytes, uint8, in host memory: at the speed of reading them."""
-    import xxhash
+    import xxhash  # here, because tests/gpu uses the other digest where torch alone is installed
 
     return xxhash.xxh3_64_intdigest(data.numpy().data)
 

@@ -166,7 +166,7 @@ def _child(worker: Worker, tests: Sequence[str], mutant: Mutant | None, timeout_
 
     # An error may also make a test wait for ever; on the tree as it is, none of these waits for long.
     stop = ["-x", "-o", f"timeout={WAIT_S}"] if mutant else []
-    code = int(pytest.main([*stop, "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short", *tests]))
+    code = int(pytest.main([*stop, "-q", "-p", "no:cacheprovider", "--no-header", "--tb=native", *tests]))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if mutant and code in (0, 1):
