@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from dphrl.types import Completion
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one engine, since it was asked before. tokens_per_s: while it had work. busy_fraction: of the time, in which
+    it had work."""
+
+    tokens_per_s: float
+    busy_fraction: float
 
 
 class EngineLoad:
     """Counts the completions that an engine has to return, and the tokens and working time since the last `drain`.
 
-    A helping is work that is handed over in one call. Helpings may overlap, for example an evaluation and the next
-    step's rollouts; time in which they overlap counts once. Only the event loop changes an object, but any thread may
-    read `num_pending`.
+    Only the event loop changes an object, but any thread may read `num_pending`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.num_pending = 0
         self._clock = clock
-        self._num_open = self._num_tokens = 0
-        self._busy_s = self._since = 0.0
-
-    @contextmanager
-    def helping(self, num_completions: int) -> Iterator[Callable[[Sequence[Completion]], None]]:
-        """Count a helping until the block ends. Yields the function to call with every delivery."""
-        left = num_completions
-        self._take_time()
-        self._num_open += 1
-        self.num_pending += left
-
-        def deliver(completions: Sequence[Completion]) -> None:
-            nonlocal left
-            left -= len(completions)
-            self.num_pending -= len(completions)
-            self._num_tokens += sum(len(completion.token_ids) for completion in completions)
-
-        try:
-            yield deliver
-        finally:
-            self._take_time()
-            self._num_open -= 1
-            self.num_pending -= left
-
-    def drain(self) -> float | None:
-        """Tokens per second of work since the last call; None when the engine had no work."""
-        self._take_time()
-        num_tokens, busy_s = self._num_tokens, self._busy_s
         self._num_tokens, self._busy_s = 0, 0.0
-        return num_tokens / busy_s if busy_s > 0 else None
+        self._since = self._drained = clock()
+
+    def take(self, num_completions: int) -> None:
+        """The engine was handed this much work."""
+        self._take_time()
+        self.num_pending += num_completions
+
+    def deliver(self, completions: Sequence[Completion]) -> None:
+        """These came back."""
+        self._num_tokens += sum(len(completion.token_ids) for completion in completions)
+        self.drop(len(completions))
+
+    def drop(self, num_completions: int) -> None:
+        """So much work is the engine's no longer."""
+        self._take_time()
+        self.num_pending -= num_completions
+
+    def drain(self) -> Speed | None:
+        """The engine's speed since the last call; None when it had no work."""
+        self._take_time()
+        num_tokens, busy_s, began = self._num_tokens, self._busy_s, self._drained
+        self._num_tokens, self._busy_s, self._drained = 0, 0.0, self._since
+        return Speed(num_tokens / busy_s, busy_s / (self._since - began)) if busy_s > 0 else None
 
     def _take_time(self) -> None:
         now = self._clock()
-        if self._num_open:
+        if self.num_pending:
             self._busy_s += now - self._since
         self._since = now

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import ray
 import torch
 
+from actors.asks import Answer, Ask
+from actors.decoding import Decoding
 from actors.engine_errors import engine_start
+from actors.outbox import Outbox
+from actors.step_thread import StepThread
 from actors.vllm_settings import engine_arguments, set_variables, worker_threads
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
 from dphrl.config.schema import Config
-from dphrl.data.schedule import completion_seed
 from dphrl.own_code import lead, pin
 from dphrl.rewards.thinking import decoder
 from dphrl.tokenizer import load_tokenizer
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
 
+T = TypeVar("T")
+
 
 @ray.remote
 class RolloutEngine:
     """Samples completions from vLLM and takes weight updates through vLLM's weight-transfer protocol.
 
-    Lifecycle: a new or restarted actor is stale, that is, it has no current weights and refuses to generate.
-    `start_weight_update`, any number of `update_weights` and `finish_weight_update(version)` make it serve. Calls run
-    one at a time, so an update waits for a running `generate`, and no completion mixes two versions.
+    Lifecycle: a new or restarted actor is stale, that is, it has no current weights and refuses work.
+    `start_weight_update`, any number of `update_weights` and `finish_weight_update(version)` make it serve. It takes
+    work and weights while it decodes: everything of vLLM runs in one thread, between two of its steps.
     """
 
     def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
@@ -41,145 +47,163 @@ class RolloutEngine:
         install_json_log(f"rollout-{index}")
         set_variables(config, devices)
         self._config, self._index = config, index
-        with engine_start(index):
-            from vllm import LLM
-
-            from actors.weight_transfer import plugin
-
-            plugin.register()
-            if not torch.cuda.is_available():
-                # vLLM lets nobody change the number later.
-                torch.set_num_threads(worker_threads(config))
-            self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=devices is not None))
-            self._llm.collective_rpc("watch_weight_updates")
-        self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-        self._decode = decoder(self._tokenizer, config.reward.thinking_marks)
-        self._policy_version: int | None = None
+        self._outboxes: dict[str, Outbox[Answer]] = {}
+        self._probe_numbers = itertools.count()
+        self._events: asyncio.AbstractEventLoop | None = None
         # Worker processes read weights in shared memory; this process is a sole worker itself.
         self._segment = Segment() if config.rollout.tensor_parallel > 1 else None
-        self._request_ids = itertools.count()
+        self._thread = StepThread(f"rollout-{index}")
+        with engine_start(index):
+            self._thread.open(lambda: self._open(model_dir, devices is not None))
 
-    def ready(self) -> str:
+    def _open(self, model_dir: str, shares_devices: bool) -> Decoding:
+        from vllm import LLM
+
+        from actors.weight_transfer import plugin
+
+        config = self._config
+        plugin.register()
+        if not torch.cuda.is_available():
+            # vLLM lets nobody change the number later.
+            torch.set_num_threads(worker_threads(config))
+        self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=shares_devices))
+        self._llm.collective_rpc("watch_weight_updates")
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        decode = decoder(tokenizer, config.reward.thinking_marks)
+        ends = [end] if (end := tokenizer.eos_token_id) is not None else []
+        self._decoding = Decoding(self._llm, config, self._index, self._deliver, self._fail, decode, ends)
+        return self._decoding
+
+    async def ready(self) -> str:
         """Returns once the engine is up. The text says where the engine runs, for the log."""
         return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner in a new group, as vLLM's trainer side asks; a group of before is left."""
-        self._policy_version = None
-        self._llm.collective_rpc("shutdown_weight_transfer_engine")
-        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+    # ---------------------------------------------------------------------------------- work
 
-    def sleep(self, level: int) -> None:
+    async def submit(self, owner: str, asks: Sequence[Ask]) -> None:
+        """Decode what is asked; `finished` gives it to the same owner, a pool.
+
+        Raises RuntimeError when the engine has no current weights.
+        """
+        self._outbox(owner)
+        await self._thread.do(lambda: self._decoding.submit(owner, asks))
+
+    async def finished(self, owner: str, num_seen: int) -> list[Answer]:
+        """What is finished for the owner, but for the first `num_seen`, which it has; as soon as there is something.
+
+        Raises what vLLM raised when it failed.
+        """
+        return await self._outbox(owner).after(num_seen)
+
+    async def abort(self, owner: str, call: int) -> None:
+        """Forget what the owner asked for one of its calls."""
+        await self._thread.do(lambda: self._decoding.abort(owner, call))
+
+    async def probe(self, prompts: Sequence[Prompt], seed: int, max_tokens: int) -> list[Completion]:
+        """A completion of each prompt, before all that waits. Raises what `submit` and `finished` raise."""
+        owner = f"probe {next(self._probe_numbers)}"
+        asks = [Ask(0, prompt, (0,), seed) for prompt in prompts]
+        outbox = self._outbox(owner)
+        try:
+            await self._thread.do(lambda: self._decoding.submit(owner, asks, urgent=True, max_tokens=max_tokens))
+            answers: list[Answer] = []
+            while len(answers) < len(prompts):
+                answers += await outbox.after(len(answers))
+        finally:
+            del self._outboxes[owner]
+        return [completion for _, completion in answers]
+
+    def _outbox(self, owner: str) -> Outbox[Answer]:
+        self._events = asyncio.get_running_loop()
+        return self._outboxes.setdefault(owner, Outbox())
+
+    def _deliver(self, owner: str, answers: list[Answer]) -> None:
+        self._soon(lambda: self._outboxes[owner].put(answers) if owner in self._outboxes else None)
+
+    def _fail(self, error: Exception) -> None:
+        def tell() -> None:
+            for outbox in self._outboxes.values():
+                outbox.fail(error)
+
+        self._soon(tell)
+
+    def _soon(self, call: Callable[[], Any]) -> None:
+        assert self._events is not None, "nothing is finished before it was asked for"
+        self._events.call_soon_threadsafe(call)
+
+    # ---------------------------------------------------------------------------------- devices
+
+    async def sleep(self, level: int) -> None:
         """Give the GPU's memory away. The cache is dropped; the weights go to host memory (level 1) or are dropped too
         (level 2: the engine is then stale). On a CPU vLLM does nothing but remember it."""
-        if level == 2:
-            self._policy_version = None
-        self._llm.sleep(level=level)
 
-    def wake_up(self, tags: list[str]) -> None:
+        def sleep() -> None:
+            if level == 2:
+                self._decoding.lose_weights()
+            self._llm.sleep(level=level)
+
+        await self._thread.do(sleep)
+
+    async def wake_up(self, tags: list[str]) -> None:
         """Take memory again for "weights", "kv_cache" or both. Weights that were dropped must be sent again."""
-        self._llm.wake_up(tags=tags)
+        await self._thread.do(lambda: self._llm.wake_up(tags=tags))
 
-    def start_weight_update(self) -> None:
-        self._policy_version = None  # stale until finish, so that a failed update leaves no half-new weights serving
-        self._llm.collective_rpc("start_weight_update")
+    # ---------------------------------------------------------------------------------- weights
 
-    def update_weights(self, tensors: list[PackedTensor]) -> None:
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner in a new group, as vLLM's trainer side asks; a group of before is left."""
+
+        def meet() -> None:
+            self._llm.collective_rpc("shutdown_weight_transfer_engine")
+            self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+
+        await self._with_weights_at_stake(meet)
+
+    async def start_weight_update(self) -> None:
+        """Decode no more until `finish_weight_update`."""
+
+        def start() -> None:
+            self._decoding.hold()
+            self._llm.collective_rpc("start_weight_update")
+
+        await self._with_weights_at_stake(start)
+
+    async def update_weights(self, tensors: list[PackedTensor]) -> None:
         """Take one chunk of weights, which Ray passes as read-only views of the object store."""
-        self._receive({"tensors": tensors} if self._segment is None else {"placed": self._segment.place(tensors)})
 
-    def receive_weights(self, update_info: dict[str, Any]) -> None:
+        def update() -> None:
+            self._receive({"tensors": tensors} if self._segment is None else {"placed": self._segment.place(tensors)})
+
+        await self._with_weights_at_stake(update)
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
         """Take weights from vLLM's trainer side, which sends them beside this call. update_info: the backend's own."""
-        self._receive(update_info)
+        await self._with_weights_at_stake(lambda: self._receive(update_info))
 
-    def _receive(self, update_info: dict[str, Any]) -> None:
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
-
-    def finish_weight_update(self, policy_version: int) -> EngineRecord:
+    async def finish_weight_update(self, policy_version: int) -> EngineRecord:
         """From now on serve as `policy_version`; the record acknowledges it.
 
         Raises RuntimeError, and stays stale, when vLLM keeps its prefix cache.
         """
-        self._llm.collective_rpc("finish_weight_update")
-        # vLLM keeps cached prefixes across updates, but the old weights computed them.
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError(
-                f"vLLM kept its prefix cache, which the old weights filled, after the update to version "
-                f"{policy_version}: some request still holds blocks of it"
-            )
-        self._policy_version = policy_version
-        return EngineRecord.of(policy_version, self._llm.collective_rpc("weight_update_record"))
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        num_samples: int,
-        seed: int,
-        greedy: bool = False,
-        max_tokens: int | None = None,
-    ) -> Iterator[list[Completion]]:
-        """Yields completions as they finish: each list holds those that one engine step finished.
+        def finish() -> EngineRecord:
+            self._llm.collective_rpc("finish_weight_update")
+            self._decoding.serve(policy_version)
+            return EngineRecord.of(policy_version, self._llm.collective_rpc("weight_update_record"))
 
-        Every request has a seed of its own, made of `seed`, its prompt_id and its sample_index. So a completion is a
-        function of the weights, the prompt and `seed` (up to rounding, which may decide between two tokens that are
-        next to equal): the other requests, their order, the engine and its width have no part in it. max_tokens: a
-        limit below rollout.max_tokens, if any. Raises RuntimeError when the engine has no current weights.
-        """
-        if self._policy_version is None:
-            raise RuntimeError(f"rollout engine {self._index} has no current weights; refit it before generating")
-        engine = self._llm.llm_engine
-        jobs: dict[str, tuple[str, int]] = {}  # (prompt_id, sample_index) by request id
-        try:
-            for prompt in prompts:
-                for sample_index in range(num_samples):
-                    own = completion_seed(seed, prompt.prompt_id, sample_index)
-                    params = self._sampling_params(greedy, own, max_tokens)
-                    request_id = str(next(self._request_ids))
-                    engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
-                    jobs[request_id] = (prompt.prompt_id, sample_index)
-            while engine.has_unfinished_requests():
-                done = [output for output in engine.step() if output.finished]
-                if done:
-                    yield [self._completion(output, *jobs.pop(_base_id(output.request_id))) for output in done]
-        finally:
-            # After a failure, or when the consumer stops, the next call must not decode the requests of this one.
-            if jobs:
-                engine.abort_request(list(jobs))
+        return await self._with_weights_at_stake(finish)
 
-    def _sampling_params(self, greedy: bool, seed: int, max_tokens: int | None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    async def _with_weights_at_stake(self, call: Callable[[], T]) -> T:
+        """The result of `call` in the engine's thread. A failed update leaves no half-new weights serving."""
 
-        rollout = self._config.rollout
-        return SamplingParams(
-            temperature=0.0 if greedy else rollout.temperature,
-            max_tokens=min(rollout.max_tokens, max_tokens or rollout.max_tokens),
-            seed=seed,
-            logprobs=0,
-            # vLLM itself adds those of the model's generation configuration; without a tokenizer it knows no other.
-            stop_token_ids=[end] if (end := self._tokenizer.eos_token_id) is not None else [],
-            # The text is decoded once at the end, not after every token.
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        def staked() -> T:
+            try:
+                return call()
+            except BaseException:
+                self._decoding.lose_weights()
+                raise
 
-    def _completion(self, output: Any, prompt_id: str, sample_index: int) -> Completion:
-        assert self._policy_version is not None
-        sampled = output.outputs[0]
-        if sampled.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"rollout engine {self._index}: a request ended by {sampled.finish_reason!r}")
-        token_ids = tuple(sampled.token_ids)
-        return Completion(
-            prompt_id,
-            sample_index,
-            token_ids,
-            self._decode(token_ids),
-            tuple(step[token].logprob for step, token in zip(sampled.logprobs, token_ids, strict=True)),
-            sampled.finish_reason,
-            self._policy_version,
-        )
+        return await self._thread.do(staked)
 
-
-def _base_id(request_id: str) -> str:
-    # vLLM may add a suffix to make ids unique.
-    return request_id.split("-")[0]
+    def _receive(self, update_info: dict[str, Any]) -> None:
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})

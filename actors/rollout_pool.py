@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 from actors.device_turns import OwnDevices, Turns
+from actors.dispatcher import Dispatcher
 from actors.engine_load import EngineLoad
 from actors.engine_repair import EngineRepair
 from actors.waiting import Actor, within
@@ -40,21 +39,38 @@ class RayRolloutPool:
         self.engines, self.config = list(engines), config
         self._turns = turns or OwnDevices()
         self._loads = [EngineLoad() for _ in engines]
-        self._num_waiting = 0  # prompts that no engine has been handed yet
-        # These four share one list, in which a replaced engine changes.
+        # These five share one list, in which a replaced engine changes.
+        self._work = Dispatcher(self.engines, self._loads, config.rollout.max_concurrent_sequences)
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)
         self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype), self._steps)
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
-        """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure."""
+        """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure.
+
+        What engines are at when it begins, they go on with afterwards.
+        """
+        self._work.pause()
+        try:
+            return await self._refit(learner)
+        finally:
+            self._work.resume()
+
+    async def _refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         num_replaced = 0
+        if self.config.rollout.on_update == "finish":
+            limit = self.config.rollout.timeout_s
+            await within(self._work.drained(), limit, "rollout.timeout_s", "engines to finish what they are at")
         while True:
             try:
                 gaps = await self._sync(learner)
             except SyncFailedError as failed:
+                before = list(self.engines)
                 num_replaced += await self._repair.replace(failed)
+                for index, engine in enumerate(before):
+                    if engine is not self.engines[index]:
+                        self._work.replaced(index)
             else:
                 replaced = {"sync/engines_replaced": float(num_replaced)} if num_replaced else {}
                 return {**gaps, **replaced}
@@ -71,50 +87,24 @@ class RayRolloutPool:
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
         await self._turns.decode()
-        # A single engine gets all prompts at once, because its scheduler batches best. Of several, each takes about
-        # two helpings, so that a slow engine delays the step by half a share at most.
-        share = len(prompts) if len(self.engines) == 1 else math.ceil(len(prompts) / (2 * len(self.engines)))
-        waiting = [prompts[i : i + share] for i in range(0, len(prompts), max(1, share))]
-        waiting.reverse()
-        self._num_waiting += len(prompts)
-        finished: asyncio.Queue[Sequence[Completion] | None] = asyncio.Queue()
-
-        async def serve(engine: Actor, load: EngineLoad) -> None:
-            while waiting:
-                mine = waiting.pop()
-                self._num_waiting -= len(mine)
-                with load.helping(len(mine) * num_samples) as deliver:
-                    async for ref in engine.generate.remote(mine, num_samples, seed, greedy):
-                        completions = await ref
-                        deliver(completions)
-                        finished.put_nowait(completions)
-
-        async def serve_all() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for engine, load in zip(self.engines, self._loads, strict=True):
-                        group.create_task(serve(engine, load))
-            finally:
-                finished.put_nowait(None)
-
-        serving = asyncio.create_task(serve_all())
-        limit = self.config.rollout.timeout_s
+        call = self._work.open(prompts, num_samples, seed, greedy)
         try:
-            # The limit is for the time between deliveries, because the time of a whole collection depends on its size.
-            while (completions := await within(finished.get(), limit, "rollout.timeout_s", "a completion")) is not None:
-                yield completions
-            await serving
+            while call.num_missing or call.num_unread:
+                yield await self._work.read(call, self.config.rollout.timeout_s)
         finally:
-            serving.cancel()
-            # `waiting` is empty here unless something failed.
-            self._num_waiting -= sum(len(mine) for mine in waiting)
-            waiting.clear()
+            self._work.close(call)
 
     def drain_metrics(self) -> Mapping[str, float]:
-        rates = {f"rollout/engine/{i}/tokens_per_s": load.drain() for i, load in enumerate(self._loads)}
-        return {name: rate for name, rate in rates.items() if rate is not None}
+        speeds = {i: speed for i, load in enumerate(self._loads) if (speed := load.drain()) is not None}
+        if not speeds:
+            return {}
+        metrics = {"rollout/busy_fraction": sum(speed.busy_fraction for speed in speeds.values()) / len(self._loads)}
+        for i, speed in speeds.items():
+            metrics[f"rollout/engine/{i}/tokens_per_s"] = speed.tokens_per_s
+            metrics[f"rollout/engine/{i}/busy_fraction"] = speed.busy_fraction
+        return metrics
 
     def live_metrics(self) -> Mapping[str, float]:
         """Queue depths at this moment. Any thread may call it."""
         pending = {f"queue/engine/{i}/completions_pending": load.num_pending for i, load in enumerate(self._loads)}
-        return {"queue/prompts_waiting": self._num_waiting, **pending}
+        return {"queue/prompts_waiting": self._work.num_waiting, **pending}

@@ -72,7 +72,10 @@ def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = F
         "skip_tokenizer_init": True,
         "dtype": dtype_name(config.model.dtype),
         "max_model_len": config.max_sequence_tokens,
-        "max_num_seqs": rollout.max_concurrent_sequences,
+        # Probes of a sync go beside what an engine is at.
+        "max_num_seqs": rollout.max_concurrent_sequences + config.sync.num_probes,
+        # A step must be over when it returns, because weights may change before the next.
+        "async_scheduling": False if rollout.max_staleness else None,
         "tensor_parallel_size": rollout.tensor_parallel,
         # In a placement group vLLM would make Ray actors of its workers, which find no bundle there. Processes of this
         # actor use the GPUs that it was given.

@@ -124,8 +124,11 @@ class WeightProof:
         """Each engine's gap on probe completions that it samples now; one call of `score` scores them all."""
         seed = next(self._seeds)
         step, limit = self._steps.step, self._steps.limit_s
-        sampled = await self._steps.all(
-            [step(i, "answer the probes", self._sample(engine, seed)) for i, engine in enumerate(self.engines)]
+        sampled: list[list[Completion]] = await self._steps.all(
+            [
+                step(i, "answer the probes", engine.probe.remote(self.probes, seed, PROBE_TOKENS))
+                for i, engine in enumerate(self.engines)
+            ]
         )
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
         flat = [completion for completions in sampled for completion in completions]
@@ -136,10 +139,6 @@ class WeightProof:
             Gap.of([p for _ in completions for p in next(logprobs)], [p for c in completions for p in c.logprobs])
             for completions in sampled
         ]
-
-    async def _sample(self, engine: Actor, seed: int) -> list[Completion]:
-        stream = engine.generate.remote(self.probes, 1, seed, max_tokens=PROBE_TOKENS)
-        return [completion async for ref in stream for completion in await ref]
 
 
 def record_problems(records: Sequence[EngineRecord], sent: WeightSummary) -> Iterator[str]:

@@ -49,23 +49,23 @@ class ChunkFolder:
         stored = self._stored_identity()
         return changed_parts(stored, self._identity) if stored else []
 
-    def num_done(self) -> int:
-        """The number of prompts in complete chunks that may be continued; chunks after a missing one do not count."""
+    def done(self) -> frozenset[int]:
+        """Indices of the first prompts of complete chunks that may be continued."""
         if not self._stored_identity() or self.changed():
-            return 0
-        done = 0
-        for start, chunk in self.chunks():
-            if not self._is_whole(start, len(chunk)):
-                break
-            done += len(chunk)
-        return done
+            return frozenset()
+        return frozenset(start for start, chunk in self.chunks() if self._is_whole(start, len(chunk)))
 
-    def claim(self) -> int:
-        """Keep the folder if `num_done` is above 0, else empty it for this work; returns `num_done`.
+    def num_done(self) -> int:
+        """The number of prompts in the chunks of `done`."""
+        return self.num_prompts(self.done())
 
-        Chunks after a missing one stay in a kept folder until `write_rows` replaces them.
-        """
-        done = self.num_done()
+    def num_prompts(self, starts: frozenset[int]) -> int:
+        """The number of prompts in the chunks that begin at these."""
+        return sum(len(self._chunks[start]) for start in starts)
+
+    def claim(self) -> frozenset[int]:
+        """Keep the folder if any chunk is `done`, else empty it for this work; returns `done`."""
+        done = self.done()
         if not done:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
 from dphrl.protocols import Parts, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardFailedError, RewardWatch
 from dphrl.tracking.log import current_step
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 # At most this many deliveries wait for their verdicts. When the reward is slower than the engines, the stream then
 # pauses, and completions stay in the processes that made them instead of filling this one.
 MAX_UNGRADED = 512
+# So many chunks of a long collection are with the engines at a time: many enough to keep all engines of a large cluster
+# at work, few enough that a kill does not cost much.
+MAX_OPEN_CHUNKS = 64
 # A service behind a reward may be away for a while. So a step without any verdict is told, and so many of them in a row
 # stop the run.
 MAX_FAILED_STEPS = 3
@@ -54,13 +59,15 @@ async def collect_groups(
     seed: int,
     greedy: bool = False,
     on_graded: Callable[[int], None] = lambda num_completions: None,
+    on_group: Callable[[RolloutGroup], None] = lambda group: None,
     watch: RewardWatch | None = None,
 ) -> Collected:
     """`num_samples` graded completions for each of `prompts` (distinct prompt_ids).
 
-    on_graded is called with the number of completions newly graded. Raises RuntimeError when the pool returns
-    more or fewer completions than were asked for: training on a partial group would bias its baseline. `watch` sees
-    every verdict as it comes, and may stop the collection with a RewardFailedError.
+    on_graded is called with the number of completions newly graded, and on_group with each group as soon as it is
+    whole. Raises RuntimeError when the pool returns more or fewer completions than were asked for: training on a
+    partial group would bias its baseline. `watch` sees every verdict as it comes, and may stop the collection with a
+    RewardFailedError. Several collections at a time share the engines, and none waits for the end of another.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     assert len(by_id) == len(prompts), "prompts of one collection are distinct"
@@ -74,25 +81,58 @@ async def collect_groups(
         finally:
             waiting.release()
         for completion, result in zip(completions, results, strict=True):
-            graded[completion.prompt_id].append((completion, result))
+            prompt, pairs = by_id[completion.prompt_id], graded[completion.prompt_id]
+            pairs.append((completion, result))
             if watch is not None:
-                watch.see(by_id[completion.prompt_id], completion, result)
+                watch.see(prompt, completion, result)
+            if len(pairs) == num_samples:
+                on_group(_group(prompt, pairs, num_samples))
         on_graded(len(completions))
 
     start = time.perf_counter()
-    try:
+    with one_failure():
         async with asyncio.TaskGroup() as grading:
             async for completions in rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy):
                 await waiting.acquire()
                 grading.create_task(grade(completions))
             rollout_s = time.perf_counter() - start
-    except BaseExceptionGroup as group:
-        # Several gradings may end with this error at once. One of them says it all.
-        if failed := group.subgroup(RewardFailedError):
-            raise failed.exceptions[0] from None
-        raise
     reward_s = time.perf_counter() - start - rollout_s
     return Collected([_group(prompt, graded[prompt.prompt_id], num_samples) for prompt in prompts], rollout_s, reward_s)
+
+
+@contextmanager
+def one_failure() -> Iterator[None]:
+    """Of tasks that fail together in this block, the error that says it all: the reward's if there is one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if failed := group.subgroup(RewardFailedError):
+            raise _first(failed) from None
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def collect_chunks(chunks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Collect one chunk after another, so that engines never run empty between two.
+
+    Each begins in its order, while MAX_OPEN_CHUNKS others may still wait for their last completions.
+    """
+    open_chunks = asyncio.Semaphore(MAX_OPEN_CHUNKS)
+
+    async def collect(chunk: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await chunk()
+        finally:
+            open_chunks.release()
+
+    with one_failure():
+        async with asyncio.TaskGroup() as collecting:
+            for chunk in chunks:
+                await open_chunks.acquire()
+                collecting.create_task(collect(chunk))
 
 
 def _group(prompt: Prompt, pairs: list[tuple[Completion, RewardResult]], num_samples: int) -> RolloutGroup:
@@ -118,14 +158,15 @@ class StepRollouts:
 class StepCollector:
     """Collects the groups of one step after another.
 
-    With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With a larger value, the
-    engines already decode the next step's prompts, with the weights they have, while the learner updates on this step.
+    With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With k, the rollouts of the
+    next k steps begin when a step is collected: the engines work on them while the learner updates, and take new
+    weights on the way. So at its use a token is at most k updates old, and at most k steps wait for the learner.
     """
 
     def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
         """prompts: those to explore, in the order of the training data."""
         self._config, self._prompts, self._parts = config, prompts, parts
-        self._ahead: asyncio.Task[StepRollouts] | None = None
+        self._ahead: deque[asyncio.Task[StepRollouts]] = deque()
         self._watch = RewardWatch(config.reward.name)
         self._num_told = self._num_failed_steps = 0
 
@@ -135,11 +176,19 @@ class StepCollector:
         Raises RewardFailedError when the reward fails everywhere: from the start, or in MAX_FAILED_STEPS steps in a
         row.
         """
-        rollouts = await (self._ahead or self._start(step))
+        num_ready = sum(task.done() for task in self._ahead)
+        rollouts = await (self._ahead.popleft() if self._ahead else self._start(step))
+        rollouts.metrics["queue/steps_ready"] = float(num_ready)
         self._tell_failures(step, rollouts)
-        overlaps = self._config.rollout.max_staleness > 0 and step + 1 < self._config.learner.num_steps
-        self._ahead = self._start(step + 1) if overlaps else None
+        last = min(step + self._config.rollout.max_staleness, self._config.learner.num_steps - 1)
+        while (following := step + 1 + len(self._ahead)) <= last:
+            self._ahead.append(self._start(following))
         return rollouts
+
+    def close(self) -> None:
+        """Give up the steps that nobody will collect, because the run ends."""
+        for task in self._ahead:
+            task.cancel()
 
     def _start(self, step: int) -> asyncio.Task[StepRollouts]:
         return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step, self._watch))
@@ -166,34 +215,60 @@ async def collect_step(
 ) -> StepRollouts:
     """The groups of `step` (from 0).
 
-    A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) replaces
-    such groups by those of further prompts, in at most dynamic_sampling_rounds rounds; then the step trains on what it
-    has. With one round, every group stays. Prompts and seeds are a pure function of (seed, step, round).
+    A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) asks for
+    another prompt as soon as a group turns out to have none, up to dynamic_sampling_rounds times as many prompts as the
+    step has; then the step trains on what it has. With one round, every group stays. The step's own prompts follow the
+    order of the epoch, which passes over none; those in the place of others come from an order of their own. All of
+    this is a pure function of (seed, step).
     """
     # This sets the value of this task alone: the loop may still be at the step before.
     current_step.set(step + 1)
     max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
-    rounds: list[Collected] = []
-    groups: list[RolloutGroup] = []
-    while len(rounds) < max_rounds and len(groups) < num_prompts:
-        place = step * max_rounds + len(rounds)
-        chosen = [prompts[i] for i in step_indices(len(prompts), place, num_prompts, config.seed)]
-        seed = derive_seed(config.seed, "rollout", place)
+    own = step_indices(len(prompts), step, num_prompts, config.seed)
+    spare = iter(replacement_indices(len(prompts), step, own, config.seed) if max_rounds > 1 else [])
+    seed = derive_seed(config.seed, "rollout", step)
+    found: list[list[RolloutGroup]] = []
+    times: list[Collected] = []
+    num_asked = 0
+
+    async def collect(place: int, indices: Sequence[int]) -> None:
         collected = await collect_groups(
-            parts.rollouts, parts.rewards, chosen, config.rollout.num_samples, seed=seed, watch=watch
+            parts.rollouts,
+            parts.rewards,
+            [prompts[i] for i in indices],
+            config.rollout.num_samples,
+            seed=seed,
+            on_group=replace_flat,
+            watch=watch,
         )
-        rounds.append(collected)
-        if not chosen:
-            break
-        groups += collected.groups if max_rounds == 1 else [group for group in collected.groups if group.has_signal]
-    sampled = [group for collected in rounds for group in collected.groups]
+        found[place] = collected.groups
+        times.append(collected)
+
+    def ask(indices: Sequence[int]) -> None:
+        nonlocal num_asked
+        num_asked += len(indices)
+        found.append([])
+        collecting.create_task(collect(len(found) - 1, indices))
+
+    def replace_flat(group: RolloutGroup) -> None:
+        if not group.has_signal and num_asked < max_rounds * num_prompts and (more := next(spare, None)) is not None:
+            ask([more])
+
+    began = time.perf_counter()
+    with one_failure():
+        async with asyncio.TaskGroup() as collecting:
+            ask(own)
+    sampled = [group for groups in found for group in groups]
+    groups = sampled if max_rounds == 1 else [group for group in sampled if group.has_signal]
+    total_s = time.perf_counter() - began
+    reward_s = min(collected.reward_s for collected in times)
     return StepRollouts(
         # When no group has a signal, the step takes those it sampled: they train nothing, but the step is defined.
         groups[:num_prompts] or sampled[:num_prompts],
         sampled,
         {
-            "rollout/num_rounds": float(len(rounds)),
-            "time/rollout_s": sum(collected.rollout_s for collected in rounds),
-            "time/reward_s": sum(collected.reward_s for collected in rounds),
+            "rollout/num_rounds": len(sampled) / max(1, len(own)),
+            "time/rollout_s": total_s - reward_s,
+            "time/reward_s": reward_s,
         },
     )

@@ -139,6 +139,7 @@ class InlineRollouts:
         # transformers fills what a given generation configuration leaves open from the model's own, such as a penalty
         # on repetitions. Samples would then not follow the distribution that is trained, nor those of the engines.
         lm.generation_config = GenerationConfig()
+        self._turn = asyncio.Lock()
         self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
@@ -150,6 +151,14 @@ class InlineRollouts:
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
     ) -> AsyncIterator[Sequence[Completion]]:
         assert self._version is not None, "an engine serves nothing before it is refit"
+        # Calls wait for each other, because batches of several in turn would end them all late.
+        async with self._turn:
+            async for completions in self._generate_batches(prompts, num_samples, seed, greedy):
+                yield completions
+
+    async def _generate_batches(
+        self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool
+    ) -> AsyncIterator[list[Completion]]:
         jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
         size = self.config.rollout.max_concurrent_sequences
         for start in range(0, len(jobs), size):

@@ -7,6 +7,7 @@ hybrid update, refits every engine and proves that it agrees with the learner, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from dphrl.batch import make_batch
 from dphrl.collect import StepCollector
@@ -28,19 +29,19 @@ async def train(
 ) -> None:
     """Run steps start_step .. num_steps - 1. Engines must be refit before. reference: None to rehearse nothing."""
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
-    collector = StepCollector(config, exploration, parts)
-    for step in range(start_step, config.learner.num_steps):
-        current_step.set(step + 1)
-        clock = StepClock()
-        rollouts = await collector.collect(step)
-        rehearsal = await rehearse(config, reference, step)
-        batch = make_batch(config, step, parts.learner.policy_version, rollouts.groups, rehearsal)
-        with clock.lap("learn"):
-            learned = await parts.learner.update(batch)
-        with clock.lap("sync"):
-            synced = await parts.rollouts.refit(parts.learner)
-        told = (rollouts.metrics, learned, synced, clock.stop(), parts.drain_metrics())
-        await observer.after_step(step + 1, step_metrics(batch, rollouts.sampled, *told), rollouts.sampled)
+    with closing(StepCollector(config, exploration, parts)) as collector:
+        for step in range(start_step, config.learner.num_steps):
+            current_step.set(step + 1)
+            clock = StepClock()
+            rollouts = await collector.collect(step)
+            rehearsal = await rehearse(config, reference, step)
+            batch = make_batch(config, step, parts.learner.policy_version, rollouts.groups, rehearsal)
+            with clock.lap("learn"):
+                learned = await parts.learner.update(batch)
+            with clock.lap("sync"):
+                synced = await parts.rollouts.refit(parts.learner)
+            told = (rollouts.metrics, learned, synced, clock.stop(), parts.drain_metrics())
+            await observer.after_step(step + 1, step_metrics(batch, rollouts.sampled, *told), rollouts.sampled)
 
 
 async def rehearse(config: Config, reference: ReferenceStore | None, step: int) -> Sequence[ReferenceSample]:

@@ -83,7 +83,9 @@ class Completion:
 
     token_ids: [num_tokens], the end-of-sequence token included when it was produced.
     logprobs: [num_tokens], of each token under the distribution it was sampled from (temperature applied).
-    policy_version: the number of weight updates behind the policy that produced it.
+    policy_version: the number of weight updates behind the policy that produced it; of several, the oldest one's.
+    version_spans: where weights changed on the way, (policy_version, number of its tokens) from the first token to the
+    last; else empty.
     """
 
     prompt_id: str
@@ -93,6 +95,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: str
     policy_version: int
+    version_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def truncated(self) -> bool:

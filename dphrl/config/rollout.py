@@ -33,9 +33,15 @@ class RolloutConfig(Section):
     truncated: Literal["keep", "mask"] = "keep"
     """What becomes of a completion that was cut at max_tokens. keep grades it as it is; mask leaves it out of the
     loss, but not out of its group's mean score."""
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    """Weight updates that may lie between a completion and its use. 0 is strictly on-policy: engines and learner take
-    turns. 1 overlaps generation with the update, which is faster and trains on samples of slightly older weights."""
+    max_staleness: NonNegativeInt = 0
+    """Weight updates that may lie between a token and its use. 0 is strictly on-policy: engines and learner take
+    turns. k has engines work on the next k steps meanwhile, which is faster, and trains on tokens of slightly older
+    weights; the first few bring nearly all of the speed."""
+    on_update: Literal["recompute", "keep", "finish"] = "recompute"
+    """What engines do with the completions they are at when new weights come (max_staleness above 0). recompute goes on
+    with the new weights and reads the tokens so far anew, so that each token's log-prob is of one policy version. keep
+    goes on with the keys and values of the old weights: faster with long contexts, but its log-probs are of no version.
+    finish waits until all that engines have been handed is complete; a long completion makes everybody wait."""
     num_engines: PositiveInt = 1
     """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
     GPUs."""

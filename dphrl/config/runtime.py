@@ -17,14 +17,13 @@ class SyncConfig(Section):
     on_failure: Literal["stop", "replace"] = "stop"
     """What becomes of an engine that fails while it takes weights. stop ends the run and names it. replace ends that
     engine, starts another in its place, at most 3 times each, and repeats the sync; with nccl, engines that were in the
-    same session are replaced with it. replace needs rollout.max_staleness: 0 and engines on GPUs of their own."""
+    same session are replaced with it. What they were at is sampled anew. replace needs engines on GPUs of their own."""
     num_probes: PositiveInt = 8
     """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
     same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""
     timeout_s: PositiveFloat = 1800.0
     """Seconds in which an engine must take one step of a sync, or it counts as failed: join the learner's group (nccl,
-    once), start, take weights (with object_store: one chunk of them), finish, answer the probes. With
-    rollout.max_staleness: 1 an engine first finishes the rollouts it is at, and this must cover them too."""
+    once), start, take weights (with object_store: one chunk of them), finish, answer the probes."""
     max_mean_logprob_gap: PositiveFloat | None = None
     """The largest difference between an engine and the learner in the log-prob of a token, on average over the probes.
     Beyond it others are sampled once, and beyond it again the run stops. null is 5e-5 in float32 and 0.1 in bfloat16.

@@ -118,15 +118,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _replaced_engines_hold_no_rollouts(self) -> Self:
-        if self.sync.on_failure == "replace" and self.rollout.max_staleness:
-            raise ValueError(
-                "sync.on_failure: replace would lose the rollouts that an engine is at while weights change; set "
-                "rollout.max_staleness=0, or sync.on_failure=stop"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _engines_and_learner_take_turns_on_shared_gpus(self) -> Self:
         if not self.cluster.colocate:
             return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,3 +31,11 @@ def step_indices(num_items: int, step: int, count: int, seed: int) -> list[int]:
     epoch, place = divmod(step, num_items // count)
     order = np.random.default_rng([seed, epoch]).permutation(num_items)
     return [int(i) for i in order[place * count : (place + 1) * count]]
+
+
+def replacement_indices(num_items: int, step: int, taken: Sequence[int], seed: int) -> list[int]:
+    """All indices below `num_items` but for those that the step has `taken`, in the order in which `step` (from 0) may
+    take them in the place of others."""
+    order = np.random.default_rng([seed, step, 1]).permutation(num_items)
+    own = set(taken)
+    return [int(i) for i in order if int(i) not in own]

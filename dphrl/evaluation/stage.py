@@ -6,8 +6,9 @@ soon as the chunk is graded. The folder is deleted when the result is in place.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from dphrl.chunks import ChunkFolder
-from dphrl.collect import collect_groups
+from dphrl.collect import collect_chunks, collect_groups, one_failure
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.differences import compare, self_retention
@@ -31,8 +32,7 @@ from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutG
 
 Summary = dict[str, Any]
 
-# A kill loses at most this many prompts. Engines run empty at the end of each chunk, so a chunk should hold many times
-# what they decode at once.
+# A kill loses what engines are at, in whole chunks.
 PROMPTS_PER_CHUNK = 256
 
 # Texts are stored as bytes: those of a reward may hold lone surrogates, which UTF-8 cannot encode. Floats are stored in
@@ -141,38 +141,43 @@ async def _grade_set(
     """Groups of num_samples completions, and groups of one greedy completion, both in the order of the prompts."""
     config, partial, what = evaluation.config, evaluation.partial, f"{evaluation.label} on {chosen.name}"
     prompts, size = chosen.prompts, PROMPTS_PER_CHUNK
-    stored, done = None, 0
+    stored, done = None, frozenset[int]()
     if partial is not None:
         identity = partial.identity(config, prompts, parts.learner.dtype)
         stored = ChunkFolder(partial.folder / chosen.name, prompts, identity, size, CHUNK_SCHEMA)
         done = _claim(stored, len(prompts), what, console)
-    sampled: list[RolloutGroup] = []
-    greedy: list[RolloutGroup] = []
     watch = RewardWatch(config.reward.name)
-    left = (len(prompts) - done) * (config.evaluation.num_samples + 1)
+    starts = range(0, len(prompts), size)
+    chunks: dict[int, tuple[list[RolloutGroup], list[RolloutGroup]]] = {}
+    for start in done:
+        assert stored is not None
+        chunks[start] = groups = from_rows(prompts[start : start + size], stored.read_rows(start))
+        watch.works |= any(result.score is not None for group in groups[0] for result in group.results)
+    num_done = sum(len(sampled) for sampled, _ in chunks.values())
+    left = (len(prompts) - num_done) * (config.evaluation.num_samples + 1)
     with console.task(f"evaluating {what}", left) as advance:
-        for start in range(0, len(prompts), size):
-            chunk = prompts[start : start + size]
-            if stored is not None and start < done:
-                groups = from_rows(chunk, stored.read_rows(start))
-                watch.works |= any(result.score is not None for group in groups[0] for result in group.results)
-            else:
-                groups = await _grade_chunk(config, chunk, parts, watch, advance)
+
+        def grading(start: int) -> Callable[[], Awaitable[None]]:
+            async def grade() -> None:
+                chunks[start] = await _grade_chunk(config, prompts[start : start + size], parts, watch, advance)
                 if stored is not None:
-                    stored.write_rows(start, to_rows(*groups))
-            sampled += groups[0]
-            greedy += groups[1]
-    return sampled, greedy
+                    stored.write_rows(start, to_rows(*chunks[start]))
+
+            return grade
+
+        await collect_chunks([grading(start) for start in starts if start not in done])
+    in_order = [chunks[start] for start in starts]
+    return [group for sampled, _ in in_order for group in sampled], [best for _, greedy in in_order for best in greedy]
 
 
-def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -> int:
-    """Take over the chunks of a killed evaluation, and say so; returns the number of prompts in them."""
+def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -> frozenset[int]:
+    """Take over the chunks of a killed evaluation, and say so; returns where they begin."""
     if changed := stored.changed():
         console.info(
             f"unfinished evaluation in {stored.folder} is not continued, starting over: {', '.join(changed)} changed"
         )
     if done := stored.claim():
-        console.info(f"evaluating {what}: continuing, {done} of {num_prompts} prompts done")
+        console.info(f"evaluating {what}: continuing, {stored.num_prompts(done)} of {num_prompts} prompts done")
     return done
 
 
@@ -194,7 +199,12 @@ async def _grade_chunk(
         )
         return collected.groups
 
-    return await collect(config.evaluation.num_samples, greedy=False), await collect(1, greedy=True)
+    # The greedy completions are few and go with the others.
+    with one_failure():
+        async with asyncio.TaskGroup() as collecting:
+            sampled = collecting.create_task(collect(config.evaluation.num_samples, greedy=False))
+            greedy = collecting.create_task(collect(1, greedy=True))
+    return sampled.result(), greedy.result()
 
 
 # ------------------------------------------------------------------------------------- groups as rows

@@ -7,13 +7,13 @@ split was decided by, whether prompts are confirmed or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from dphrl.chunks import ChunkFolder
-from dphrl.collect import collect_groups
+from dphrl.collect import collect_chunks, collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.fingerprint import Fingerprint
@@ -47,15 +47,20 @@ async def unconfirmed_prompts(
     size = config.reference.prompts_per_chunk * config.reference.num_samples
     stored = ChunkFolder(folder.with_name(folder.name + ".confirmed"), candidates, identity, size, _SCHEMA)
     done = stored.claim()
-    on_graded(done)
-    unconfirmed = set()
-    for start, chunk in stored.chunks():
-        if start >= done:
-            seed = derive_seed(config.seed, "confirmation")
+    on_graded(stored.num_prompts(done))
+    seed = derive_seed(config.seed, "confirmation")
+
+    def confirming(start: int, chunk: Sequence[Prompt]) -> Callable[[], Awaitable[None]]:
+        async def confirm() -> None:
             collected = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, on_graded=on_graded, watch=watch)
             watch.check(collected.groups)
             stored.write_rows(start, [_verdict(group) for group in collected.groups])
-        unconfirmed |= {row["prompt_id"] for row in stored.read_rows(start) if not row["confirmed"]}
+
+        return confirm
+
+    await collect_chunks([confirming(start, chunk) for start, chunk in stored.chunks() if start not in done])
+    rows = [row for start, _ in stored.chunks() for row in stored.read_rows(start)]
+    unconfirmed = {row["prompt_id"] for row in rows if not row["confirmed"]}
     return frozenset(unconfirmed)
 
 

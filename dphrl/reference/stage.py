@@ -9,7 +9,7 @@ only the learner's part, and the confirmation, are done again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dphrl.chunks import ChunkFolder
-from dphrl.collect import collect_groups
+from dphrl.collect import collect_chunks, collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.fingerprint import SELECTION, Fingerprint
@@ -109,19 +109,32 @@ async def fill_reference(
     watch = RewardWatch(config.reward.name)
     done = graded.claim()
     counts: dict[str, PromptCounts] = {}
-    chosen: list[Chosen] = []
+    chosen_at: dict[int, list[Chosen]] = {}
     num_bytes = 0
-    for start, chunk in graded.chunks():
-        if start >= done:
-            graded.write(start, await _sample_chunk(config, chunk, rollouts, rewards, watch, on_graded))
+
+    def settle(start: int, chunk: Sequence[Prompt]) -> None:
+        nonlocal num_bytes
+        of_chunk = chosen_at[start] = []
         for prompt, outcome in zip(chunk, graded.read(start), strict=True):
             watch.works |= outcome.num_graded > 0
             counts[prompt.prompt_id] = outcome.counts
-            of_prompt = [(prompt, tuple(token_ids)) for token_ids in _choose(outcome, config)]
-            num_bytes += sum(_num_bytes(response) for response in of_prompt)
-            chosen += of_prompt
+            of_chunk += [(prompt, tuple(token_ids)) for token_ids in _choose(outcome, config)]
+        num_bytes += sum(map(_num_bytes, of_chunk))
         if not reference.confirm:
             check_size(num_bytes, reference)
+
+    def sampling(start: int, chunk: Sequence[Prompt]) -> Callable[[], Awaitable[None]]:
+        async def sample() -> None:
+            graded.write(start, await _sample_chunk(config, chunk, rollouts, rewards, watch, on_graded))
+            settle(start, chunk)
+
+        return sample
+
+    for start, chunk in graded.chunks():
+        if start in done:
+            settle(start, chunk)
+    await collect_chunks([sampling(start, chunk) for start, chunk in graded.chunks() if start not in done])
+    chosen = [response for start in sorted(chosen_at) for response in chosen_at[start]]
     unconfirmed: frozenset[str] = frozenset()
     if reference.confirm:
         candidates = [prompt for prompt in prompts if is_near_perfect(counts[prompt.prompt_id], reference)]

@@ -1,0 +1,34 @@
+"""What a pool asks of an engine, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dphrl.types import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Completions of one prompt, for one call of the pool.
+
+    call: the call's number, by which a pool tells its calls apart. seed: the call's; an engine makes of it one for each
+    completion.
+    """
+
+    call: int
+    prompt: Prompt
+    sample_indices: tuple[int, ...]
+    seed: int
+    greedy: bool = False
+
+    @property
+    def num_completions(self) -> int:
+        return len(self.sample_indices)
+
+    def without(self, returned: frozenset[int]) -> Ask:
+        """What is left when completions of these sample indices came back."""
+        return replace(self, sample_indices=tuple(i for i in self.sample_indices if i not in returned))
+
+
+# A completion, with the number of the call that asked for it.
+Answer = tuple[int, Completion]

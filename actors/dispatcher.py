@@ -1,0 +1,257 @@
+"""One queue of work before all engines: who gets what next, and whose completions come back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, MutableSequence, Sequence
+from dataclasses import dataclass, field
+
+from actors.asks import Answer, Ask
+from actors.engine_load import EngineLoad
+from actors.waiting import Actor
+from dphrl.types import Completion, Prompt
+
+# An engine is handed this many times what it decodes at once, so that it has the next completion there when one ends.
+FILL = 1.5
+# Parts into which a call's work is cut for each engine at least, where its prompts allow: small enough to even out.
+PARTS_PER_ENGINE = 4
+# While so many completions wait for their readers, no more are asked for, so that a slow reward does not fill the
+# driver's memory.
+MAX_UNREAD = 4096
+
+
+@dataclass
+class Call:
+    """One call of the pool's `generate`. num_missing: completions that have not come back. delivered: what has, or the
+    error that ended the call. num_unread: completions in it."""
+
+    number: int
+    num_missing: int
+    num_unread: int = 0
+    delivered: asyncio.Queue[list[Completion] | Exception] = field(default_factory=asyncio.Queue)
+
+
+class Lengths:
+    """How many tokens a prompt's completions may be expected to have, by those it had."""
+
+    def __init__(self) -> None:
+        self._mean: dict[str, float] = {}
+        self._num_seen, self._total = 0, 0.0
+
+    def see(self, completion: Completion) -> None:
+        length = float(len(completion.token_ids))
+        before = self._mean.get(completion.prompt_id, length)
+        self._mean[completion.prompt_id] = (before + length) / 2  # later ones are of a policy closer to the present
+        self._num_seen, self._total = self._num_seen + 1, self._total + length
+
+    def of(self, prompt_id: str) -> float:
+        """In tokens; the mean of all for a prompt without completions."""
+        return self._mean.get(prompt_id, self._total / self._num_seen if self._num_seen else 0.0)
+
+
+class Dispatcher:
+    """Hands work to the engines a little ahead of what they decode, and completions to the calls that they belong to.
+
+    Calls are served in the order in which they came, and within a call those prompts first whose completions may be
+    expected to be long. engines: the pool's own list, in which a replaced engine changes; loads: of the same engines.
+    One that fails ends all calls, but for one that fails while it is being replaced.
+    """
+
+    def __init__(self, engines: Sequence[Actor], loads: MutableSequence[EngineLoad], concurrency: int) -> None:
+        """concurrency: completions that an engine decodes at once."""
+        self._engines, self._loads = engines, loads
+        self._concurrency, self._limit = concurrency, max(concurrency + 1, int(FILL * concurrency))
+        self._owner = uuid.uuid4().hex
+        self._numbers = itertools.count()
+        self._lengths = Lengths()
+        self._queue: deque[Ask] = deque()
+        self._calls: dict[int, Call] = {}
+        self._at: list[dict[tuple[int, str, int], Ask]] = [{} for _ in engines]
+        self._num_seen = [0] * len(engines)
+        self._listening: list[asyncio.Task[None] | None] = [None] * len(engines)
+        self._sending: set[asyncio.Task[None]] = set()
+        self._paused, self._num_unread = False, 0
+        self._last_news = time.monotonic()
+        self._lost: dict[int, Exception] = {}
+        self._idle: asyncio.Event | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Prompts, or parts of them, that no engine has been handed yet."""
+        return len(self._queue)
+
+    # ---------------------------------------------------------------------------------- calls
+
+    def open(self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool) -> Call:
+        """Queue a call's work. Close the call in the end, also when all has come back."""
+        call = Call(next(self._numbers), len(prompts) * num_samples)
+        if not self._calls:
+            self._last_news = time.monotonic()
+        self._calls[call.number] = call
+        size = self._part_size(len(prompts) * num_samples, num_samples)
+        longest_first = sorted(prompts, key=lambda prompt: -self._lengths.of(prompt.prompt_id))
+        self._queue += [
+            Ask(call.number, prompt, tuple(range(start, min(start + size, num_samples))), seed, greedy)
+            for prompt in longest_first
+            for start in range(0, num_samples, size)
+        ]
+        self._hand_out()
+        return call
+
+    async def read(self, call: Call, limit_s: float) -> list[Completion]:
+        """The next completions of the call, as they finish.
+
+        Raises what an engine raised, and TimeoutError when for limit_s seconds no engine has finished anything. A call
+        may wait for longer, because others are before it.
+        """
+        while True:
+            left_s = self._last_news + limit_s - time.monotonic()
+            try:
+                completions = await asyncio.wait_for(call.delivered.get(), max(0.0, left_s))
+                break
+            except TimeoutError:
+                if time.monotonic() >= self._last_news + limit_s:
+                    raise TimeoutError(f"waited {limit_s:g} s (rollout.timeout_s) for a completion") from None
+        if isinstance(completions, Exception):
+            raise completions
+        self._mark_read(call, len(completions))
+        return completions
+
+    def close(self, call: Call) -> None:
+        """Forget what has not come back."""
+        del self._calls[call.number]
+        self._mark_read(call, call.num_unread)
+        if not call.num_missing:
+            return
+        self._queue = deque(ask for ask in self._queue if ask.call != call.number)
+        for index, at in enumerate(self._at):
+            gone = [key for key in at if key[0] == call.number]
+            for key in gone:
+                del at[key]
+            self._loads[index].drop(len(gone))
+            if gone and index not in self._lost:
+                # Nobody waits for it: the call is over, perhaps because this engine is.
+                self._engines[index].abort.remote(self._owner, call.number)
+        self._hand_out()
+
+    def _mark_read(self, call: Call, num_completions: int) -> None:
+        was_full = self._num_unread >= MAX_UNREAD
+        call.num_unread -= num_completions
+        self._num_unread -= num_completions
+        if was_full:
+            self._hand_out()
+
+    def _part_size(self, num_completions: int, num_samples: int) -> int:
+        # An engine reads a prompt once for all completions that it makes of it, so a prompt's stay together.
+        even = -(-num_completions // (PARTS_PER_ENGINE * len(self._engines)))
+        return max(1, min(num_samples, even, self._concurrency))
+
+    # ---------------------------------------------------------------------------------- engines
+
+    def pause(self) -> None:
+        """Hand nothing out until `resume`. Engines go on with what they have."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Hand work out again. Calls end when an engine was lost meanwhile and not replaced."""
+        self._paused, self._last_news = False, time.monotonic()
+        lost, self._lost = self._lost, {}
+        for error in lost.values():
+            self._end_calls(error)
+        self._hand_out()
+
+    async def drained(self) -> None:
+        """Returns when engines have nothing left. While paused, that is when they end what they have been handed."""
+        while any(self._at):
+            self._idle = self._idle or asyncio.Event()
+            await self._idle.wait()
+
+    def replaced(self, index: int) -> None:
+        """Another engine is in this place: what the one before was at is handed out again, before all else."""
+        self._lost.pop(index, None)
+        if (listening := self._listening[index]) is not None:
+            listening.cancel()
+        self._listening[index], self._num_seen[index] = None, 0
+        again = self._take_back(index)
+        self._queue.extendleft(reversed(again))
+
+    def _take_back(self, index: int) -> list[Ask]:
+        at, self._at[index] = self._at[index], {}
+        self._loads[index].drop(len(at))
+        left: dict[tuple[int, str, int], tuple[Ask, set[int]]] = {}
+        for (call, prompt_id, sample_index), ask in at.items():
+            left.setdefault((call, prompt_id, ask.sample_indices[0]), (ask, set()))[1].add(sample_index)
+        return [ask.without(frozenset(ask.sample_indices) - missing) for ask, missing in left.values()]
+
+    def _hand_out(self) -> None:
+        batches: dict[int, list[Ask]] = {}
+        while self._queue and not self._paused and self._num_unread < MAX_UNREAD:
+            index = min(range(len(self._engines)), key=lambda i: self._loads[i].num_pending)
+            if self._loads[index].num_pending >= self._limit:
+                break
+            ask = self._queue.popleft()
+            batches.setdefault(index, []).append(ask)
+            self._loads[index].take(ask.num_completions)
+            self._at[index].update({(ask.call, ask.prompt.prompt_id, i): ask for i in ask.sample_indices})
+        for index, asks in batches.items():
+            sending = asyncio.create_task(self._send(index, asks))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+
+    async def _send(self, index: int, asks: list[Ask]) -> None:
+        engine = self._engines[index]
+        try:
+            await engine.submit.remote(self._owner, asks)
+        except Exception as error:
+            self._lose(index, engine, error)
+            return
+        listening = self._listening[index]
+        # One that a loop before left behind ended with it.
+        if listening is None or listening.done() or listening.get_loop() is not asyncio.get_running_loop():
+            self._listening[index] = asyncio.create_task(self._listen(index))
+
+    async def _listen(self, index: int) -> None:
+        engine = self._engines[index]
+        try:
+            while self._at[index]:
+                answers: list[Answer] = await engine.finished.remote(self._owner, self._num_seen[index])
+                self._num_seen[index] += len(answers)
+                self._take(index, answers)
+        except Exception as error:
+            self._lose(index, engine, error)
+
+    def _take(self, index: int, answers: Iterable[Answer]) -> None:
+        self._last_news = time.monotonic()
+        by_call: dict[int, list[Completion]] = {}
+        for number, completion in answers:
+            key = number, completion.prompt_id, completion.sample_index
+            # One of a closed call is nobody's.
+            if self._at[index].pop(key, None) is not None:
+                by_call.setdefault(number, []).append(completion)
+                self._lengths.see(completion)
+        for number, completions in by_call.items():
+            self._loads[index].deliver(completions)
+            call = self._calls[number]
+            call.num_missing -= len(completions)
+            call.num_unread += len(completions)
+            self._num_unread += len(completions)
+            call.delivered.put_nowait(completions)
+        self._hand_out()
+        if self._idle is not None and not any(self._at):
+            self._idle.set()
+            self._idle = None
+
+    def _lose(self, index: int, engine: Actor, error: Exception) -> None:
+        if engine is not self._engines[index]:
+            return  # it has a successor already
+        self._lost[index] = error
+        if not self._paused:
+            self._end_calls(error)
+
+    def _end_calls(self, error: Exception) -> None:
+        for call in self._calls.values():
+            call.delivered.put_nowait(error)
