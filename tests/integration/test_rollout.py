@@ -96,9 +96,12 @@ def generate(pool: Any, prompts: list[Any], num_samples: int, **options: Any) ->
 def test_serves_nothing_before_its_first_refit(engine: Any, prompts: list[Any]) -> None:
     import ray
 
-    stream = engine.generate.remote(prompts[:1], 1, 0)
+    from actors.asks import Ask
+
     with pytest.raises(ray.exceptions.RayTaskError, match="refit it before generating"):
-        ray.get(next(stream))
+        ray.get(engine.submit.remote("pool", [Ask(0, prompts[0], (0,), 0)]))
+    with pytest.raises(ray.exceptions.RayTaskError, match="refit it before generating"):
+        ray.get(engine.probe.remote(prompts[:1], 0, 8))
 
 
 @pytest.mark.parametrize("version", [1, 2])

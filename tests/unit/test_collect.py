@@ -80,29 +80,47 @@ class ScriptedGrader:
         return {}
 
 
-def dynamic_step(make_config: Any, rounds: int, names: list[str]) -> Any:
+def dynamic_step(make_config: Any, rounds: int, names: list[str], step: int = 0) -> Any:
     config = make_config(
         rollout={"num_prompts": 4, "num_samples": 2},
         algorithm={"dynamic_sampling_rounds": rounds},
     )
     parts = Parts(None, SlowEngine(), ScriptedGrader())  # type: ignore[arg-type]
-    return asyncio.run(collect_step(config, [prompt(name) for name in names], parts, 0))
+    return asyncio.run(collect_step(config, [prompt(name) for name in names], parts, step))
 
 
-def test_dynamic_sampling_refills_until_enough_groups_have_signal(make_config: Any) -> None:
-    names = [f"p{i}" for i in range(10)]
-    plain = dynamic_step(make_config, 1, names)
-    assert (len(plain.groups), len(plain.sampled), plain.metrics["rollout/num_rounds"]) == (4, 4, 1)
-    refilled = dynamic_step(make_config, 5, names)
-    assert len(refilled.groups) == 4
-    assert all(int(g.prompt.prompt_id[-1]) % 2 for g in refilled.groups)
-    assert 1 < refilled.metrics["rollout/num_rounds"] <= 5
-    assert len(refilled.sampled) == 4 * refilled.metrics["rollout/num_rounds"]
+def names_of(groups: Any) -> list[str]:
+    return [group.prompt.prompt_id for group in groups]
+
+
+def test_dynamic_sampling_asks_for_a_prompt_in_the_place_of_each_group_without_signal(make_config: Any) -> None:
+    names = [f"p{i:02}" for i in range(20)]
+    for step in range(5):
+        plain = dynamic_step(make_config, 1, names, step)
+        assert (len(plain.groups), len(plain.sampled), plain.metrics["rollout/num_rounds"]) == (4, 4, 1)
+        refilled = dynamic_step(make_config, 5, names, step)
+        assert len(refilled.groups) == 4
+        assert all(int(name[-1]) % 2 for name in names_of(refilled.groups))
+        sampled = names_of(refilled.sampled)
+        assert sampled[:4] == names_of(plain.sampled), "the step's own prompts come first"
+        assert len(set(sampled)) == len(sampled), "no prompt comes twice"
+        flat = sum(int(name[-1]) % 2 == 0 for name in sampled)
+        assert len(sampled) == 4 + flat, "one more for each that is flat, and none for nothing"
+        assert refilled.metrics["rollout/num_rounds"] == len(sampled) / 4
+        assert names_of(dynamic_step(make_config, 5, names, step).sampled) == sampled
+
+
+def test_the_steps_of_an_epoch_pass_over_no_prompt_whatever_is_replaced(make_config: Any) -> None:
+    names = [f"p{i:02}" for i in range(20)]
+    own = [name for step in range(5) for name in names_of(dynamic_step(make_config, 5, names, step).sampled)[:4]]
+    assert sorted(own) == names
 
 
 def test_dynamic_sampling_stops_at_its_bound_with_what_it_has(make_config: Any) -> None:
-    hopeless = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
+    hopeless = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 40, 2)])
     assert (hopeless.metrics["rollout/num_rounds"], len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
+    few = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
+    assert len(few.sampled) == 10, "there are no more"
 
 
 class EndlessEngine:

@@ -32,6 +32,7 @@ from dphrl.protocols import Parts
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.console import Console
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
+from tests.unit.fake_engine import FakeWork
 
 PROMPTS = [Prompt(f"p{i}", "text", (1, 2, 3 + i), "", "data") for i in range(8)]
 NUM_ENGINES = 2
@@ -43,7 +44,11 @@ class World:
     def __init__(self, broken: str = "nothing") -> None:
         self.events: list[str] = []
         self.broken, self.version = broken, 0
-        self.engines = [self.actor(f"engine {i}", generate=self._generate) for i in range(NUM_ENGINES)]
+        works = [FakeWork(self._complete) for _ in range(NUM_ENGINES)]
+        self.engines = [
+            self.actor(f"engine {i}", **{name: getattr(work, f"_{name}") for name in ("submit", "finished", "probe")})
+            for i, work in enumerate(works)
+        ]
         self.ranks = [self.actor("learner", score=self._score, update=self._update, sent=self.sent)]
         self.turns = DeviceTurns(self.engines, self.ranks, timeout_s=30)
 
@@ -64,9 +69,11 @@ class World:
             event += f" {args[0]}"
         if method == "wake_up":
             event += f" {'+'.join(args[0])}"
+        if method == "finished":
+            return answer(*args)
         self.events.append(event)
-        if method == "generate":
-            return answer(name, *args)
+        if method in ("submit", "probe"):
+            return answer(*args)
         return self._answer(event, answer(*args) if answer else None)
 
     async def _answer(self, event: str, value: Any) -> Any:
@@ -75,16 +82,8 @@ class World:
             raise RuntimeError("CUDA error: out of memory")
         return value
 
-    def _generate(self, name: str, prompts: Any, num_samples: int, *_: Any) -> Any:
-        async def stream() -> Any:
-            for prompt in prompts:
-                made = [
-                    Completion(prompt.prompt_id, i, (7, 8), "", (-1.0, -1.0), "stop", self.version)
-                    for i in range(num_samples)
-                ]
-                yield self._answer("", made)
-
-        return stream()
+    def _complete(self, ask: Any, sample_index: int) -> Completion:
+        return Completion(ask.prompt.prompt_id, sample_index, (7, 8), "", (-1.0, -1.0), "stop", self.version)
 
     def _score(self, shared: Any) -> dict[int, tuple[float, ...]]:
         return {i: (-1.0,) * (len(ids) - start) for i, (ids, start) in enumerate(shared)}
@@ -144,10 +143,10 @@ FIRST_SYNC = [
     "weights sent",
     "engine 0: wake_up kv_cache",
     # the proof: engines sample and the learner scores, both with their weights on the device
-    "engine 0: generate",
+    "engine 0: probe",
     "learner: score",
 ]
-STEP = ["engine 0: generate", "engine 0: sleep 2", "learner: reload", "learner: update", *FIRST_SYNC]
+STEP = ["engine 0: submit", "engine 0: sleep 2", "learner: reload", "learner: update", *FIRST_SYNC]
 
 
 def test_the_order_of_two_steps_and_an_evaluation_before_and_after(make_config: Any, parts_of: Any) -> None:
@@ -167,7 +166,7 @@ def test_the_order_of_two_steps_and_an_evaluation_before_and_after(make_config: 
 
     asyncio.run(run())
     # Two kinds of samples of the evaluation are neighbours here, as one.
-    evaluated = ["engine 0: generate"]
+    evaluated = ["engine 0: submit"]
     assert world.of_one_engine() == [
         *(*STARTED, *FIRST_SYNC, *evaluated),
         *(*STEP[1:], "step 1 done", *STEP, "step 2 done", *evaluated),
@@ -189,7 +188,7 @@ def test_the_reference_stage_samples_and_scores_without_a_change_of_turns(
         )
 
     asyncio.run(run())
-    assert world.of_one_engine() == [*STARTED, *FIRST_SYNC, "engine 0: generate", "learner: score"]
+    assert world.of_one_engine() == [*STARTED, *FIRST_SYNC, "engine 0: submit", "learner: score"]
 
 
 def test_a_checkpoint_takes_the_whole_state_and_leaves_engines_their_weights(make_config: Any, parts_of: Any) -> None:
@@ -207,7 +206,7 @@ def test_a_checkpoint_takes_the_whole_state_and_leaves_engines_their_weights(mak
     asyncio.run(run())
     assert world.of_one_engine() == [
         *("engine 0: sleep 1", "learner: reload", "learner: save"),
-        *("learner: offload", "engine 0: wake_up weights+kv_cache", "engine 0: generate"),
+        *("learner: offload", "engine 0: wake_up weights+kv_cache", "engine 0: submit"),
     ]
 
 

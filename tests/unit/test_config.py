@@ -42,7 +42,7 @@ OVERRIDE_MISTAKES = {
     "learner.lr=-1e-6": CL + "learner.lr: expected a number > 0 (got -1e-06)",
     "learner.lr=.inf": CL + "learner.lr: expected a number > 0 (got Infinity)",
     "learner.lr=.nan": CL + "learner.lr: expected a number > 0 (got NaN)",
-    "rollout.max_staleness=2": CL + "rollout.max_staleness: expected an integer >= 0 and <= 1 (got 2)",
+    "rollout.max_staleness=-1": CL + "rollout.max_staleness: expected an integer >= 0 (got -1)",
     "learner.lr_final_fraction=2": CL + "learner.lr_final_fraction: expected a number >= 0 and <= 1 (got 2)",
     "deterministic=maybe": CL + 'deterministic: expected true or false (got "maybe")',
     "rollout.enforce_eager=12": CL + "rollout.enforce_eager: expected true or false or null (got 12)",

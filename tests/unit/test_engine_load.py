@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from actors.engine_load import EngineLoad
+from actors.engine_load import EngineLoad, Speed
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
+from tests.unit.fake_engine import FakeWork
 
 
-def completion(prompt_id: str, num_tokens: int) -> Completion:
-    return Completion(prompt_id, 0, (1,) * num_tokens, "text", (-0.1,) * num_tokens, "stop", 0)
+def completion(prompt_id: str, num_tokens: int, sample_index: int = 0) -> Completion:
+    return Completion(prompt_id, sample_index, (1,) * num_tokens, "text", (-0.1,) * num_tokens, "stop", 0)
 
 
 class Clock:
@@ -29,66 +30,56 @@ def test_tokens_over_the_time_at_work() -> None:
     clock = Clock()
     load = EngineLoad(clock)
     assert load.drain() is None
-    with load.helping(3) as deliver:
-        assert load.num_pending == 3
-        clock.now = 2.0
-        deliver([completion("a", 10), completion("b", 20)])
-        assert load.num_pending == 1
+    clock.now = 1.0
+    load.take(3)
+    assert load.num_pending == 3
+    clock.now = 3.0
+    load.deliver([completion("a", 10), completion("b", 20)])
+    assert load.num_pending == 1
     # The third never came.
+    load.drop(1)
     assert load.num_pending == 0
-    clock.now = 100.0
-    assert load.drain() == 15.0
+    clock.now = 4.0
+    assert load.drain() == Speed(15.0, 0.5)
     assert load.drain() is None
 
 
 def test_a_drain_in_the_middle_takes_the_time_so_far() -> None:
     clock = Clock()
     load = EngineLoad(clock)
-    with load.helping(2) as deliver:
-        clock.now = 4.0
-        deliver([completion("a", 20)])
-        assert load.drain() == 5.0
-        clock.now = 5.0
-        deliver([completion("b", 7)])
-    assert load.drain() == 7.0
+    load.take(2)
+    clock.now = 4.0
+    load.deliver([completion("a", 20)])
+    assert load.drain() == Speed(5.0, 1.0)
+    clock.now = 5.0
+    load.deliver([completion("b", 7)])
+    clock.now = 6.0
+    assert load.drain() == Speed(7.0, 0.5)
 
 
-def test_time_of_helpings_that_overlap_counts_once() -> None:
+def test_time_of_work_that_overlaps_counts_once() -> None:
     clock = Clock()
     load = EngineLoad(clock)
-    with load.helping(1) as first:
-        clock.now = 1.0
-        with load.helping(1) as second:
-            clock.now = 2.0
-            second([completion("b", 10)])
-        clock.now = 4.0
-        first([completion("a", 10)])
-    assert load.drain() == 5.0
+    load.take(1)
+    clock.now = 1.0
+    load.take(1)
+    clock.now = 2.0
+    load.deliver([completion("b", 10)])
+    clock.now = 4.0
+    load.deliver([completion("a", 10)])
+    assert load.drain() == Speed(5.0, 1.0)
 
 
-class FakeEngine:
-    """Answers as a Ray actor's streaming call does; looks at the pool whenever it is asked."""
+def run_pool(make_config: Any, engines: list[FakeWork], seen: list[Any]) -> tuple[RayRolloutPool, int]:
+    pool = RayRolloutPool(engines, make_config(rollout={"max_concurrent_sequences": 4}))
+    prompts = [Prompt(str(i), "text", (1,), "", "d") for i in range(16)]
 
-    def __init__(self, seen: list[Any], fails: bool = False) -> None:
-        self.seen, self.fails, self.pool = seen, fails, None
-        self.generate = SimpleNamespace(remote=self._generate)
+    def complete(ask: Any, sample_index: int) -> Completion:
+        seen.append(dict(pool.live_metrics()))
+        return completion(ask.prompt.prompt_id, 5, sample_index)
 
-    async def _generate(self, prompts: Any, num_samples: int, seed: int, greedy: bool) -> Any:
-        for prompt in prompts:
-            await asyncio.sleep(0.001)
-            self.seen.append(dict(self.pool.live_metrics()))
-            if self.fails:
-                raise RuntimeError("engine died")
-            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            done.set_result([completion(prompt.prompt_id, 5) for _ in range(num_samples)])
-            yield done
-
-
-def run_pool(make_config: Any, engines: list[FakeEngine]) -> tuple[RayRolloutPool, int]:
-    pool = RayRolloutPool(engines, make_config())
     for engine in engines:
-        engine.pool = pool
-    prompts = [Prompt(str(i), "text", (1,), "", "d") for i in range(8)]
+        engine.complete = complete
 
     async def run() -> int:
         return sum([len(done) async for done in pool.generate(prompts, 2, seed=0)])
@@ -98,22 +89,35 @@ def run_pool(make_config: Any, engines: list[FakeEngine]) -> tuple[RayRolloutPoo
 
 def test_a_pool_tells_who_is_at_what(make_config: Any) -> None:
     seen: list[Any] = []
-    pool, num_completions = run_pool(make_config, [FakeEngine(seen), FakeEngine(seen)])
-    assert num_completions == 16
-    # Two helpings each: four prompts lie in wait at first.
-    assert seen[0]["queue/prompts_waiting"] == 4
-    assert seen[0]["queue/engine/0/completions_pending"] == 4
+    pool, num_completions = run_pool(make_config, [FakeWork(None), FakeWork(None)], seen)  # type: ignore[arg-type]
+    assert num_completions == 32
+    # Each decodes four, and has half as many more at hand: three prompts of two.
+    assert seen[0]["queue/prompts_waiting"] == 16 - 2 * 3
+    assert seen[0]["queue/engine/0/completions_pending"] == 6
+    assert max(look["queue/engine/0/completions_pending"] for look in seen) <= 7
     assert set(pool.live_metrics().values()) == {0}
-    assert set(pool.drain_metrics()) == {"rollout/engine/0/tokens_per_s", "rollout/engine/1/tokens_per_s"}
+    metrics = pool.drain_metrics()
+    names = {f"rollout/engine/{i}/{name}" for i in range(2) for name in ("tokens_per_s", "busy_fraction")}
+    assert set(metrics) == {"rollout/busy_fraction"} | names
+    assert 0 < metrics["rollout/busy_fraction"] <= 1
     assert pool.drain_metrics() == {}
 
 
 def test_nothing_stays_counted_after_a_failure(make_config: Any) -> None:
-    seen: list[Any] = []
-    engines = [FakeEngine(seen), FakeEngine(seen, fails=True)]
-    with pytest.raises(BaseExceptionGroup):
-        run_pool(make_config, engines)
-    assert set(engines[0].pool.live_metrics().values()) == {0}
+    engines = [FakeWork(None), FakeWork(None)]  # type: ignore[arg-type]
+    engines[1].error = RuntimeError("engine died")
+    pool = RayRolloutPool(engines, make_config())
+    engines[0].complete = lambda ask, i: completion(ask.prompt.prompt_id, 5, i)
+    prompts = [Prompt(str(i), "text", (1,), "", "d") for i in range(8)]
+
+    async def run() -> None:
+        async for _ in pool.generate(prompts, 2, seed=0):
+            pass
+
+    with pytest.raises(RuntimeError, match="engine died"):
+        asyncio.run(run())
+    assert set(pool.live_metrics().values()) == {0}
+    assert engines[0].aborted == [0], "nobody decodes for a call that is over"
 
 
 def test_a_reward_pool_tells_who_waits(make_config: Any) -> None:

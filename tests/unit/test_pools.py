@@ -16,6 +16,7 @@ import torch
 
 from actors import buffer as buffer_module
 from actors import learner_group, reward_pool
+from actors.asks import Ask
 from actors.buffer import BufferActor, RayReferenceStore
 from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
@@ -28,6 +29,7 @@ from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.split import Split
 from dphrl.rewards.base import build_grader
 from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RewardStatus, TrainBatch
+from tests.unit.fake_engine import FakeWork
 
 PROBES = [Prompt(f"probe{i}", "text", (1, 2, 3 + i), "", "d") for i in range(3)]
 
@@ -77,18 +79,19 @@ class Learner:
         return [tuple(-0.01 * token for token in ids[num_prompt:]) for ids, num_prompt in sequences]
 
 
-class Engine(Handle):
+class Engine(FakeWork, Handle):
     """Takes weights in order; its log-probs are the learner's but for `gap` at the last token of the last probe."""
 
     def __init__(self, gap: float = 0.0, acknowledges: int | None = None) -> None:
         self.gap, self.acknowledges, self.calls = gap, acknowledges, []
-        super().__init__(
+        Handle.__init__(
+            self,
             ready=lambda: answer("node a, process 1"),
             start_weight_update=self._start,
             update_weights=self._update,
             finish_weight_update=self._finish,
-            generate=self._generate,
         )
+        FakeWork.__init__(self, self._complete)
 
     def _start(self) -> Any:
         self.calls.append("start")
@@ -103,18 +106,16 @@ class Engine(Handle):
         version = version if self.acknowledges is None else self.acknowledges
         return answer(EngineRecord(version, (Learner.content,) * 2))
 
-    async def _generate(
-        self, prompts: Any, num_samples: int, seed: int, greedy: bool = False, max_tokens: Any = None
-    ) -> Any:
-        self.calls.append(("generate", len(prompts), num_samples, seed, greedy, max_tokens))
-        for prompt in prompts:
-            tokens = (prompt.token_ids[-1], 20)
-            logprobs = [-0.01 * token for token in tokens]
-            if prompt is prompts[-1]:
-                logprobs[-1] += self.gap
-            yield answer(
-                [Completion(prompt.prompt_id, i, tokens, "", tuple(logprobs), "stop", 7) for i in range(num_samples)]
-            )
+    def _complete(self, ask: Ask, sample_index: int) -> Completion:
+        tokens = (ask.prompt.token_ids[-1], 20)
+        logprobs = [-0.01 * token for token in tokens]
+        if ask.prompt is PROBES[-1]:
+            logprobs[-1] += self.gap
+        return Completion(ask.prompt.prompt_id, sample_index, tokens, "", tuple(logprobs), "stop", 7)
+
+    async def _probe(self, prompts: Any, seed: int, max_tokens: int) -> list[Completion]:
+        self.calls.append(("probe", len(prompts), seed, max_tokens))
+        return await super()._probe(prompts, seed, max_tokens)
 
 
 def refit(make_config: Any, *engines: Engine, learner: Any = None, **sync: Any) -> Any:
@@ -129,8 +130,7 @@ def test_every_engine_takes_every_chunk_in_order_and_then_proves_it(make_config:
     assert gaps == {"sync/logprob_gap_max": pytest.approx(5e-4), "sync/logprob_gap_mean": pytest.approx(5e-4 / 6)}
     for engine in engines:
         assert engine.calls[:5] == ["start", "chunk 0", "chunk 1", "chunk 2", ("finish", 7)]
-        assert engine.calls[5][:3] == ("generate", 3, 1)
-        assert engine.calls[5][4:] == (False, PROBE_TOKENS)
+        assert engine.calls[5] == ("probe", 3, 0, PROBE_TOKENS)
     # The learner judges each probe of each engine, completion and all, by one call.
     (scored,) = learner.scored
     assert [(ids[-2:], num_prompt) for ids, num_prompt in scored] == [((3 + i, 20), 3) for i in range(3)] * 2
@@ -156,9 +156,10 @@ def test_every_prompt_is_sampled_once_with_the_calls_seed(make_config: Any, num_
 
     sampled = sorted((c.prompt_id, c.sample_index) for c in asyncio.run(run()))
     assert sampled == sorted((p.prompt_id, i) for p in prompts for i in range(2))
-    calls = [call for engine in engines for call in engine.calls]
-    assert {call[3] for call in calls} == {5}, "engines make one of it for each completion, by its prompt"
-    assert {call[4] for call in calls} == {greedy}
+    asks = [ask for engine in engines for ask in engine.asked]
+    assert {ask.seed for ask in asks} == {5}, "engines make one of it for each completion, by its prompt"
+    assert {ask.greedy for ask in asks} == {greedy}
+    assert all(engine.asked for engine in engines), "none is left without work"
 
 
 # ------------------------------------------------------------------------------------- the learner's ranks

@@ -18,9 +18,12 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors import engine_repair
+from actors.asks import Ask
+from actors.decoding import Decoding
 from actors.learner_group import RayLearner
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
+from actors.step_thread import StepThread
 from actors.weight_transfer import client, sender
 from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
 from actors.weight_transfer.client import EngineFleet
@@ -70,7 +73,7 @@ class Engine:
             "finish_weight_update",
         ):
             setattr(self, name, SimpleNamespace(remote=self._method(name)))
-        self.generate = SimpleNamespace(remote=self._generate)
+        self.probe = SimpleNamespace(remote=self._probe)
 
     def _method(self, name: str) -> Callable[..., Future[Any]]:
         return lambda *args: self._answer(name, args)
@@ -96,14 +99,15 @@ class Engine:
         self.version = args[0] if name == "finish_weight_update" else None
         return EngineRecord(args[0], (Learner.content,)) if name == "finish_weight_update" else None
 
-    async def _generate(self, prompts: Any, num_samples: int, seed: int, **options: Any) -> Any:
+    def _probe(self, prompts: Any, seed: int, max_tokens: int) -> Any:
         assert self.version is not None, "a stale engine serves nothing"
-        if self.fault[0] == "generate":
-            yield self._answer("generate", ())
-        for prompt in prompts:
-            done: Future[Any] = Future()
-            done.set_result([Completion(prompt.prompt_id, 0, (5,), "", (-0.05,), "stop", self.version)])
-            yield Reply(done)
+        if self.fault[0] == "probe":
+            return self._answer("probe", ())
+        done: Future[Any] = Future()
+        done.set_result(
+            [Completion(prompt.prompt_id, 0, (5,), "", (-0.05,), "stop", self.version) for prompt in prompts]
+        )
+        return Reply(done)
 
 
 class Reply:
@@ -232,14 +236,14 @@ STEPS = {
         "start_weight_update": "start a weight update",
         "update_weights": "take chunk 1 of the weights",
         "finish_weight_update": "finish its weight update",
-        "generate": "answer the probes",
+        "probe": "answer the probes",
     },
     "nccl": {
         "init_weight_transfer_engine": "join the learner's group",
         "start_weight_update": "start a weight update",
         "receive_weights": "take weights",
         "finish_weight_update": "finish its weight update",
-        "generate": "answer the probes",
+        "probe": "answer the probes",
     },
 }
 POINTS = [(backend, method, how) for backend, steps in STEPS.items() for method in steps for how in HOW]
@@ -263,7 +267,7 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     )
     assert "\n" not in told, "the command line prints the first line"
     assert took < (LIMIT_S if how == "hangs" else 0) + 0.5
-    after = method == "generate"
+    after = method == "probe"
     assert engines[1].version == (3 if after else None), "it stays stale"
     # A store's sessions do not depend on each other.
     assert (engines[0].version == 3) == (backend == "object_store" or after or method == "finish_weight_update")
@@ -466,43 +470,59 @@ def test_the_ranks_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> N
 # ------------------------------------------------------------------------------------- the engine
 
 
-def engine_over(llm: Any) -> Any:
-    engine = RolloutEngine.__ray_metadata__.modified_class.__new__(RolloutEngine.__ray_metadata__.modified_class)
-    engine._llm, engine._index, engine._policy_version = llm, 2, 4
+def engine_over(make_config: Any, llm: Any) -> Any:
+    """The actor's own class around another LLM, serving as version 4."""
+    engine = object.__new__(RolloutEngine.__ray_metadata__.modified_class)
+    engine._llm, engine._segment, engine._thread, engine._outboxes = llm, None, StepThread("test"), {}
+    engine._decoding = Decoding(llm, make_config(), 2, engine._deliver, engine._fail, str, [])
+    engine._thread.open(lambda: engine._decoding)
+    engine._decoding.policy_version = 4
     return engine
 
 
+def llm_of(rpc: Any = lambda *args, **options: [], resets: bool = True) -> Any:
+    return SimpleNamespace(collective_rpc=rpc, reset_prefix_cache=lambda reset_running_requests: resets)
+
+
 @pytest.mark.parametrize("resets", [True, False])
-def test_an_engine_whose_prefix_cache_stays_serves_nothing(resets: bool) -> None:
-    engine = engine_over(SimpleNamespace(collective_rpc=lambda *args, **options: [], reset_prefix_cache=lambda: resets))
-    engine.start_weight_update()
-    if resets:
-        assert engine.finish_weight_update(5).policy_version == 5
-        assert engine._policy_version == 5
-        return
-    with pytest.raises(RuntimeError, match=r"vLLM kept its prefix cache, which the old weights filled, .* version 5"):
-        engine.finish_weight_update(5)
-    with pytest.raises(RuntimeError, match="rollout engine 2 has no current weights"):
-        next(engine.generate(PROBES, 1, 0))
+def test_an_engine_whose_prefix_cache_stays_serves_nothing(make_config: Any, resets: bool) -> None:
+    async def run() -> None:
+        engine = engine_over(make_config, llm_of(resets=resets))
+        await engine.start_weight_update()
+        if resets:
+            assert (await engine.finish_weight_update(5)).policy_version == 5
+            assert engine._decoding.policy_version == 5
+            return
+        with pytest.raises(RuntimeError, match=r"vLLM kept its prefix cache, which the old weights .* version 5"):
+            await engine.finish_weight_update(5)
+        with pytest.raises(RuntimeError, match="rollout engine 2 has no current weights"):
+            await engine.submit("pool", [Ask(0, PROBES[0], (0,), 0)])
+        with pytest.raises(RuntimeError, match="rollout engine 2 has no current weights"):
+            await engine.probe(PROBES, 0, 8)
+
+    asyncio.run(run())
 
 
 POINTS_OF_AN_ENGINE = ["start_weight_update", "update_weights", "finish_weight_update"]
 
 
 @pytest.mark.parametrize("broken", POINTS_OF_AN_ENGINE)
-def test_an_engine_that_failed_in_a_session_is_stale(broken: str) -> None:
+def test_an_engine_that_failed_in_a_session_is_stale(make_config: Any, broken: str) -> None:
     def rpc(method: str, **options: Any) -> list[Any]:
         if method == broken:
             raise RuntimeError("no")
         return []
 
-    engine = engine_over(SimpleNamespace(collective_rpc=rpc, reset_prefix_cache=lambda: True))
-    steps = [engine.start_weight_update, lambda: engine.receive_weights({}), lambda: engine.finish_weight_update(5)]
-    for step in steps[: POINTS_OF_AN_ENGINE.index(broken)]:
-        step()
-    with pytest.raises(RuntimeError, match=r"^no$"):
-        steps[POINTS_OF_AN_ENGINE.index(broken)]()
-    assert engine._policy_version is None
+    async def run() -> None:
+        engine = engine_over(make_config, llm_of(rpc))
+        steps = [engine.start_weight_update, lambda: engine.receive_weights({}), lambda: engine.finish_weight_update(5)]
+        for step in steps[: POINTS_OF_AN_ENGINE.index(broken)]:
+            await step()
+        with pytest.raises(RuntimeError, match=r"^no$"):
+            await steps[POINTS_OF_AN_ENGINE.index(broken)]()
+        assert engine._decoding.policy_version is None
+
+    asyncio.run(run())
 
 
 # ------------------------------------------------------------------------------------- the backend
@@ -546,11 +566,6 @@ def test_an_engine_beside_the_learner_cannot_be_replaced(make_config: Any) -> No
     with pytest.raises(InputError, match=r"^sync\.on_failure: replace cannot start an engine on a GPU"):
         choose_backend(config, with_gpus=True)
     assert choose_backend(config, with_gpus=False) == "object_store"
-
-
-def test_rollouts_in_flight_go_with_no_replaced_engine(make_config: Any) -> None:
-    with pytest.raises(ValueError, match=r"sync\.on_failure: replace .*rollout\.max_staleness=0"):
-        make_config(sync={"on_failure": "replace"}, rollout={"max_staleness": 1})
 
 
 # ------------------------------------------------------------------------------------- the words

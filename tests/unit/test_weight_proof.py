@@ -135,10 +135,9 @@ class Changing(Engine):
         super().__init__()
         self.gaps = list(gaps)
 
-    async def _generate(self, *args: Any, **options: Any) -> Any:
+    async def _probe(self, *args: Any) -> Any:
         self.gap = self.gaps.pop(0)
-        async for answer in super()._generate(*args, **options):
-            yield answer
+        return await super()._probe(*args)
 
 
 def test_the_mean_is_bounded_and_the_largest_is_not() -> None:

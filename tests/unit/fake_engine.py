@@ -1,0 +1,65 @@
+"""The working side of a stand-in for an engine: what it is asked for is finished at once, or when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from actors.asks import Answer, Ask
+from actors.outbox import Outbox
+from dphrl.types import Completion, Prompt
+
+Complete = Callable[[Ask, int], Completion]
+
+
+class FakeWork:
+    """Methods as a Ray handle has them: `submit`, `finished`, `abort` and `probe`.
+
+    complete: makes the completion of an ask's sample. at_once: how many it decodes at a time; between two of them it
+    gives others their turn.
+    """
+
+    def __init__(self, complete: Complete, at_once: int = 1) -> None:
+        self.complete, self.at_once = complete, at_once
+        self.asked: list[Ask] = []
+        self.aborted: list[int] = []
+        self.error: Exception | None = None
+        self._waiting: deque[tuple[str, Ask, int]] = deque()
+        self._boxes: dict[str, Outbox[Answer]] = {}
+        self._decoding: asyncio.Task[None] | None = None
+        for name in ("submit", "finished", "abort", "probe"):
+            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
+
+    async def _submit(self, owner: str, asks: Sequence[Ask]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.asked += asks
+        self._boxes.setdefault(owner, Outbox())
+        self._waiting += [(owner, ask, i) for ask in asks for i in ask.sample_indices]
+        if self._decoding is None or self._decoding.done():
+            self._decoding = asyncio.create_task(self._decode())
+
+    async def _decode(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)
+            if self.error is not None:
+                for box in self._boxes.values():
+                    box.fail(self.error)
+                return
+            for _ in range(min(self.at_once, len(self._waiting))):
+                owner, ask, i = self._waiting.popleft()
+                self._boxes[owner].put([(ask.call, self.complete(ask, i))])
+
+    async def _finished(self, owner: str, num_seen: int) -> list[Answer]:
+        return await self._boxes.setdefault(owner, Outbox()).after(num_seen)
+
+    async def _abort(self, owner: str, call: int) -> None:
+        self.aborted.append(call)
+        self._waiting = deque(job for job in self._waiting if job[1].call != call)
+
+    async def _probe(self, prompts: Sequence[Prompt], seed: int, max_tokens: int) -> list[Completion]:
+        await asyncio.sleep(0)
+        return [self.complete(Ask(-1, prompt, (0,), seed), 0) for prompt in prompts]
