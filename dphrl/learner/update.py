@@ -76,6 +76,7 @@ class UpdateSettings:
                 algorithm.dual_clip,
                 algorithm.importance_cap,
                 algorithm.ratio,
+                algorithm.importance,
             ),
             policy_loss=get_policy_loss(algorithm.policy_loss.name, **algorithm.policy_loss.params),
             term=term,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from dphrl.types import RewardStatus, RolloutGroup, TrainBatch
+from dphrl.types import Completion, RewardStatus, RolloutGroup, TrainBatch
 
 Metrics = dict[str, float]
 
@@ -61,4 +61,12 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
         "rollout/completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
         "rollout/truncated_fraction": sum(completion.truncated for completion in completions) / count,
         "rollout/staleness_max": float(max((policy_version - c.policy_version for c in completions), default=0)),
+        "rollout/staleness_mean": _mean_staleness(completions, policy_version),
+        "rollout/mixed_fraction": sum(bool(c.version_spans) for c in completions) / count,
     }
+
+
+def _mean_staleness(completions: Sequence[Completion], policy_version: int) -> float:
+    spans = [span for c in completions for span in (c.version_spans or ((c.policy_version, len(c.token_ids)),))]
+    num_tokens = sum(size for _, size in spans)
+    return sum((policy_version - version) * size for version, size in spans) / max(1, num_tokens)
