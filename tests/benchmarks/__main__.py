@@ -21,7 +21,7 @@ def main() -> None:
             "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
             "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME; "
             "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
-            "e2e_vs_trl: --dtype NAME, --small, --rounds N, --keep-memory; "
+            "e2e_vs_trl: --dtype NAME, --small, --rounds N, --peer-rows N, --peer-weights NAME, --peer-keeps-memory; "
             "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
             "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N."
         ),

@@ -38,7 +38,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: float32")
     parser.add_argument("--rounds", type=int, default=0, help="steps of each, after those to warm up (default: 2; 10)")
     parser.add_argument("--small", action="store_true", help="the embedded tiny model, 64 completions of 64 tokens")
-    parser.add_argument("--keep-memory", action="store_true", help="TRL too keeps freed memory, by glibc's tunables")
+    parser.add_argument("--peer-rows", type=int, default=0, help="rows of TRL's micro-batch (default: 8; --small: all)")
+    parser.add_argument(
+        "--peer-weights",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="TRL's weights; with --dtype bfloat16 it computes in bfloat16 from float32 ones by default, as it does by "
+        "itself and as dphrl's optimizer does; bfloat16 ones lose small updates",
+    )
+    parser.add_argument("--peer-keeps-memory", action="store_true", help="TRL too keeps freed memory, as engines do")
     return parser.parse_args(arguments)
 
 
@@ -52,8 +60,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dphrl-e2e-")))
         model = make_unending(_model(arguments.small), folder)
         settings = dphrl_settings(str(model), arguments.dtype, small=arguments.small)
-        peers = trl_settings(settings)
-        memory = keep_memory() if arguments.keep_memory else {}
+        peers = trl_settings(settings, arguments)
+        memory = keep_memory() if arguments.peer_keeps_memory else {}
         ours = stack.enter_context(side(DPHRL_CHILD, [str(ROOT), json.dumps(settings)], [ROOT]))
         threads = {"OMP_NUM_THREADS": str(NUM_THREADS)}
         theirs = stack.enter_context(side(TRL_CHILD, [json.dumps(peers)], [folder_of_trl, ROOT], {**threads, **memory}))
@@ -114,7 +122,7 @@ def dphrl_settings(model: str, dtype: str, *, small: bool) -> dict[str, Any]:
     }
 
 
-def trl_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def trl_settings(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """The same work for TRL: the same tokens of the prompts, as text and as ids to compare."""
     from dphrl.config.schema import Config
     from dphrl.prepare import prepare
@@ -123,6 +131,8 @@ def trl_settings(settings: dict[str, Any]) -> dict[str, Any]:
     config = Config.model_validate(settings)
     prepared = prepare(config, Console(sys.stderr))
     explored = prepared.prompts[: config.rollout.num_prompts]
+    num_rows = config.rollout.num_prompts * config.rollout.num_samples
+    rows_at_once = arguments.peer_rows or (num_rows if arguments.small else 8)
     return {
         "model": config.model.path,
         "prompts": [prepared.tokenizer.decode(prompt.token_ids) for prompt in explored],
@@ -131,7 +141,9 @@ def trl_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": config.rollout.max_tokens,
         "num_threads": NUM_THREADS,
         "lr": LR,
-        "dtype": config.model.dtype,
+        "num_parts": num_rows // rows_at_once,
+        "weights": arguments.peer_weights,
+        "autocast": arguments.dtype == "bfloat16" and arguments.peer_weights == "float32",
     }
 
 
@@ -146,8 +158,12 @@ def measure(ours: Side, theirs: Side, num_rounds: int, *, num_warm_up: int) -> A
         # Whoever comes second finds warmer caches, so the order changes.
         for name in sorted(plans, reverse=bool(number % 2)):
             where, order = plans[name]
-            answer = where.ask(order)
-            print(f"-- round {number + 1}, {name}: {answer['seconds']:.2f} s", file=sys.stderr, flush=True)
+            answer = where.measure(order)
+            print(
+                f"-- round {number + 1}, {name}: {answer['seconds']:.2f} s, CPU {answer['cpu_s']:.2f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             if number >= 0:
                 seen[name].append(answer)
     return seen
@@ -157,19 +173,21 @@ def summary(seen: Answers, bars: dict[str, float]) -> dict[str, Any]:
     def median(name: str, key: str) -> float:
         return statistics.median(answer[key] for answer in seen[name])
 
-    def ratio(name: str, *, per_token: bool) -> float:
+    def ratio(name: str, key: str = "seconds", *, per_token: bool = False) -> float:
         pairs = zip(seen[name], seen["trl"], strict=True)
-        scale = (lambda answer: answer["num_tokens"]) if per_token else (lambda _: 1.0)
-        return statistics.median(a["seconds"] / scale(a) / (b["seconds"] / scale(b)) for a, b in pairs)
+        ratios = [(a[key] / b[key], b["num_tokens"] / a["num_tokens"]) for a, b in pairs]
+        return statistics.median(times * tokens if per_token else times for times, tokens in ratios)
 
     result: dict[str, Any] = {}
     for name in seen:
         result[f"{name}_s"] = median(name, "seconds")
+        result[f"{name}_cpu_s"] = median(name, "cpu_s")
         result[f"{name}_tokens_per_step"] = median(name, "num_tokens")
         result[f"{name}_ms_per_token"] = 1e3 * statistics.median(a["seconds"] / a["num_tokens"] for a in seen[name])
     for name in ("plain", "rehearsing"):
-        result[f"{name}_vs_trl"] = ratio(name, per_token=False)
+        result[f"{name}_vs_trl"] = ratio(name)
         result[f"{name}_vs_trl_per_token"] = ratio(name, per_token=True)
+        result[f"{name}_vs_trl_cpu"] = ratio(name, "cpu_s")
         result |= {f"{name}_{lap}_s": median(name, f"{lap}_s") for lap in LAPS}
         result[f"{name}_flat_groups"] = median(name, "flat")
     result["rehearsing_rows"] = median("rehearsing", "rows")
