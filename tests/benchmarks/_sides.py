@@ -73,23 +73,21 @@ def side(
     child: Path, arguments: Sequence[str], python_path: Sequence[Path], environment: Mapping[str, str] | None = None
 ) -> Iterator[Side]:
     """The program `child`, in a folder of its own. python_path: where it imports from, before anything installed."""
+    own = {"PYTHONPATH": os.pathsep.join(map(str, python_path)), "HF_HUB_OFFLINE": "1", **(environment or {})}
     with tempfile.TemporaryDirectory(prefix="dphrl-side-") as folder:
         errors = Path(folder, "errors")
-        process = subprocess.Popen(
-            [sys.executable, str(child), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors.open("w"),
-            text=True,
-            cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, python_path)),
-                "HF_HUB_OFFLINE": "1",
-                **(environment or {}),
-            },
-        )
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(child), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=folder,
+                env={**os.environ, **own},
+            )
         assert process.stdin is not None
+        assert process.stdout is not None
         try:
             yield Side(process, errors)
         finally:
@@ -99,6 +97,8 @@ def side(
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
+            process.stdout.close()
 
 
 @contextlib.contextmanager
