@@ -166,7 +166,8 @@ def test_steps_are_compared_round_by_round_and_by_the_token() -> None:
     assert result["rehearsing_vs_trl_per_token"] == 0.4
     assert result["trl_ms_per_token"] == 100.0
     assert result["within_bars"] is True
-    assert e2e_vs_trl.summary(seen, {"rehearsing_vs_trl": 0.3})["within_bars"] is False
+    # By the step it is within, by the token it is not.
+    assert e2e_vs_trl.summary(seen, {"plain_vs_trl": 0.45, "rehearsing_vs_trl": 0.3})["within_bars"] is False
 
 
 def test_without_the_data_the_step_on_it_says_so(
