@@ -23,26 +23,28 @@ from dphrl.collect import collect_groups
 from dphrl.config.schema import Config
 from dphrl.fingerprint import fingerprint
 from dphrl.prepare import Prepared, prepare
-from dphrl.protocols import Parts, System
+from dphrl.protocols import Parts, RewardPool, RolloutPool, System
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.console import Console
-from dphrl.types import RolloutGroup
+from dphrl.types import Prompt, RolloutGroup
 
 
-async def collect(config: Config, prepared: Prepared, parts: Parts, order: dict[str, Any]) -> dict[str, Any]:
-    """Seconds until all groups are graded. split: each engine is a pool of its own and gets its whole share at once."""
+def pool_of_each(config: Config) -> list[RolloutPool]:
+    """Each engine as a pool of its own."""
     from actors.rollout_pool import RayRolloutPool
 
-    first, count = order["first"], order["count"]
-    chosen = prepared.prompts[first : first + count]
-    pools: list[Any] = [parts.rollouts]
-    if order.get("split"):
-        names = [f"{config.run_name}-rollout-{i}" for i in range(config.rollout.num_engines)]
-        pools = [RayRolloutPool([ray.get_actor(name)], config) for name in names]
-    began = time.perf_counter()
+    names = [f"{config.run_name}-rollout-{i}" for i in range(config.rollout.num_engines)]
+    return [RayRolloutPool([ray.get_actor(name)], config) for name in names]
+
+
+async def collect(
+    config: Config, prompts: Sequence[Prompt], pools: Sequence[RolloutPool], rewards: RewardPool, seed: int
+) -> dict[str, Any]:
+    """Seconds until all groups are graded. Each pool gets as many of the prompts as the others, all at once."""
+    num_samples, began = config.rollout.num_samples, time.perf_counter()
     shares = await asyncio.gather(
         *[
-            collect_groups(pool, parts.rewards, chosen[i :: len(pools)], config.rollout.num_samples, seed=order["seed"])
+            collect_groups(pool, rewards, prompts[i :: len(pools)], num_samples, seed=seed)
             for i, pool in enumerate(pools)
         ]
     )
@@ -78,11 +80,16 @@ async def reference(config: Config, prepared: Prepared, parts: Parts) -> dict[st
 async def serve(config: Config, prepared: Prepared, system: System) -> None:
     parts = await system.start(lambda line: print(line, file=sys.stderr))
     await parts.rollouts.refit(parts.learner)
+    together, each = [parts.rollouts], pool_of_each(config)
     print("answer {}", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)
-        stage = order.get("stage") == "reference"
-        done = await (reference(config, prepared, parts) if stage else collect(config, prepared, parts, order))
+        if order.get("stage") == "reference":
+            done = await reference(config, prepared, parts)
+        else:
+            prompts = prepared.prompts[order["first"] : order["first"] + order["count"]]
+            pools = each if order.get("split") else together
+            done = await collect(config, prompts, pools, parts.rewards, order["seed"])
         print("answer " + json.dumps(done), flush=True)
 
 
