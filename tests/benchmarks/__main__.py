@@ -20,7 +20,10 @@ def main() -> None:
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
             "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
             "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME; "
-            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR."
+            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
+            "e2e_vs_trl: --dtype NAME, --small, --rounds N, --peer-rows N, --peer-weights NAME, --peer-keeps-memory; "
+            "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
+            "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")
