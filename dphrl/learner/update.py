@@ -24,6 +24,10 @@ from dphrl.learner.batching import MicroBatch, collate, plan_micro_batches
 from dphrl.types import RowKind, TrainBatch, TrainRow
 
 
+# Means over the exploration tokens that are computed: of rows that were left out nobody knows these.
+OVER_COMPUTED_ROWS = ("policy/entropy", "policy/importance_mean")
+
+
 class TrainEngine(Protocol):
     """Forward, backward and step over one replica of the policy."""
 
@@ -99,6 +103,9 @@ def run_update(
             metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
         totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.sharing)
+    # A plain sum counts rows that were left out as zeros.
+    if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
+        totals.update({name: totals[name] / share for name in OVER_COMPUTED_ROWS if name in totals})
     if rank % settings.sharing:  # ranks that share rows compute the same: the first of them tells
         return {name: value for name, value in totals.items() if name.endswith("_max")}
     return dict(totals)
