@@ -29,7 +29,7 @@ from dphrl.learner.policy import PolicyModel
 from dphrl.learner.prefixes import fit_to_model, pair_cost, shared_prefix_mask
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
-from tests.unit.test_attention import SHAPE, make_lm
+from tests.unit.test_attention import CONFIGS, SHAPE, make_lm
 from tests.unit.test_batching import GradientEngine, policy, update
 
 __all__ = ["policy"]  # a fixture
@@ -310,7 +310,7 @@ def test_models_whose_completions_can_share() -> None:
 
 def test_a_model_is_tried_before_it_shares() -> None:
     """One that takes the mask for numbers, and one that counts positions by itself."""
-    counting = make_lm(LlamaConfig(**SHAPE))
+    counting = make_lm(CONFIGS["gpt2"])
     counting.base_model.register_forward_pre_hook(
         lambda _, args, kwargs: (args, kwargs | {"position_ids": torch.arange(kwargs["input_ids"].shape[1])[None]}),
         with_kwargs=True,
