@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.lora import add_adapters, has_adapters, save_adapter
 from dphrl.learner.policy import dtype_name
+from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.own_code import pin
@@ -108,7 +110,9 @@ class LearnerRank:
 
             self._source = LearnerSource(self._weights, records=self._rank == 0)
             self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
-        self._settings = UpdateSettings.from_config(self._config)
+        settings = UpdateSettings.from_config(self._config)
+        sharing = fit_to_model(settings.sharing, policy.lm, self._engine.forward, self._engine.device)
+        self._settings = replace(settings, sharing=sharing)
         if self._settings.packed:
             check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir

@@ -33,6 +33,7 @@ from dphrl.learner.lora import (
     plain_weights,
     save_adapter,
 )
+from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
@@ -64,7 +65,9 @@ class InlineLearner:
         self.layout = "inline" if config.model.lora is None else f"inline, {config.model.lora.layout}"
         reference = load_reference(model_dir, config)
         self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
-        self.settings = replace(UpdateSettings.from_config(config), sharing=1)  # this process is the only rank
+        settings = replace(UpdateSettings.from_config(config), ranks_per_row=1)  # this process is the only rank
+        sharing = fit_to_model(settings.sharing, self.policy.lm, self.engine.forward, self.engine.device)
+        self.settings = replace(settings, sharing=sharing)
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay

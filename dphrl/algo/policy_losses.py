@@ -83,6 +83,10 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
     return _POLICY_LOSSES.build(name, params)
 
 
+# Policy losses to which tokens with an advantage of 0 add nothing, neither value nor gradient. Nobody knows that of a
+# plugin's loss, so it gets them all.
+ZERO_WITHOUT_ADVANTAGE = frozenset({"clipped", "gspo"})
+
 # What every step's record says of a policy loss, so that no policy loss may say it otherwise.
 OWN_METRICS = ("policy/loss", "policy/entropy")
 

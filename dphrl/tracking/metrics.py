@@ -43,10 +43,24 @@ METRICS: tuple[Metric, ...] = (
     _optional("reward/num_restarts", "workers", "Reward workers started again because they gave no verdict."),
     _optional("reward/zero_variance_fraction", "share", "Groups whose scores are all equal: they teach nothing."),
     Metric("policy/loss", "nats", "Clipped policy loss, mean over the step's exploration tokens or sequences."),
-    Metric("policy/clip_fraction", "share", "Exploration tokens at which the trust region cut the gradient."),
-    Metric("policy/entropy", "nats", "Mean entropy of the next-token distribution at the exploration tokens."),
-    _optional("policy/importance_mean", "ratio", "Mean bounded engine-to-learner importance weight; near 1."),
-    _optional("policy/importance_affected", "share", "Exploration tokens whose importance weight was cut or masked."),
+    Metric(
+        "policy/clip_fraction",
+        "share",
+        "Exploration tokens, left out ones included, at which the trust region cut the gradient.",
+    ),
+    Metric(
+        "policy/entropy",
+        "nats",
+        "Mean entropy of the next-token distribution at the exploration tokens that were not left out.",
+    ),
+    _optional(
+        "policy/importance_mean",
+        "ratio",
+        "Mean bounded engine-to-learner importance weight, over the same tokens; near 1.",
+    ),
+    _optional(
+        "policy/importance_affected", "share", "The same tokens' share whose importance weight was cut or masked."
+    ),
     Metric(
         "divergence/loss",
         "nats",
@@ -75,7 +89,12 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
     _optional("learner/lr", "", "Learning rate of the step."),
-    _optional("learner/num_tokens", "tokens", "Prompt and completion tokens of all rows trained on."),
+    _optional(
+        "learner/num_rows_left_out",
+        "rows",
+        "Exploration rows with an advantage of 0, which add nothing: counted in the denominators, not computed.",
+    ),
+    _optional("learner/num_tokens", "tokens", "Prompt and completion tokens of all rows that were not left out."),
     Metric("time/step_s", "s", "The whole step, from its first wait to the engines' refit."),
     Metric(
         "time/rollout_s",
