@@ -35,6 +35,7 @@ from dphrl.learner.lora import (
 )
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.processors import whole_cpus
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
@@ -54,6 +55,8 @@ class InlineLearner:
             )
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        # By itself torch takes a thread for each processor that it sees, whatever share of them a container may use.
+        torch.set_num_threads(min(torch.get_num_threads(), whole_cpus()))
         self.policy = load_policy(
             model_dir,
             config.model,
