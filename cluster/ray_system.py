@@ -198,7 +198,8 @@ class RaySystem:
             self._turns,
             on_ready,
         )
-        learner, dtype = self.config.learner, str((await start.run())["dtype"])
+        facts = await start.run()
+        learner, dtype = self.config.learner, str(facts["dtype"])
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         if self.config.model.lora is not None:
             layout += f", {self.config.model.lora.layout}"
@@ -207,7 +208,8 @@ class RaySystem:
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        return Parts(RayLearner(self._ranks, dtype, layout, self._turns), rollouts, rewards)
+        learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"))
+        return Parts(learning, rollouts, rewards)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]

@@ -35,6 +35,7 @@ from dphrl.learner.lora import (
 )
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.utilization import compute_of, device_name, utilization
 from dphrl.processors import whole_cpus
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
@@ -71,6 +72,7 @@ class InlineLearner:
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
+        self._compute = compute_of(self.policy.lm, device_name(), self.dtype, 1)
         self.config, self.model_dir = config, model_dir
         check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
@@ -89,7 +91,9 @@ class InlineLearner:
         return [scored[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
+        began = time.perf_counter()
         metrics = run_update(batch, self.engine, self.settings)
+        metrics |= utilization(self._compute, batch, time.perf_counter() - began)
         self._policy_version += 1
         return metrics
 

@@ -1,5 +1,5 @@
-"""Seconds of a step of demo-math over Ray, with the machine to itself and beside one busy process on the same cores; this
-build beside another revision."""
+"""Seconds of a step of demo-math over Ray, with the machine to itself and beside one busy process on the same cores;
+this build beside another revision."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--busy-steps", type=int, default=3, help="steps of a turn beside a busy process (default: 3)")
     parser.add_argument("--busy", type=int, default=1, help="how many busy processes (default: 1)")
     parser.add_argument(
+        "--spin", type=int, action="append", default=[], help="this build with another GOMP_SPINCOUNT too (repeatable)"
+    )
+    parser.add_argument(
         "--seconds", type=float, default=300, help="no round begins later than this after the warm-up (default: 300)"
     )
     return parser.parse_args(arguments)
@@ -41,10 +44,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     step of a turn is left out: in it the processes wake up, and the busy one is new. Exits with status 2 where the
     revision is not known."""
     with contextlib.ExitStack() as stack:
-        checkouts = {"new": ROOT}
+        sides = {"new": stack.enter_context(side(ROOT))}
         if arguments.old:
-            checkouts["old"] = stack.enter_context(checked_out(arguments.old))
-        sides = {name: stack.enter_context(side(checkout)) for name, checkout in checkouts.items()}
+            sides["old"] = stack.enter_context(side(stack.enter_context(checked_out(arguments.old))))
+        for count in arguments.spin:
+            sides[f"spin_{count}"] = stack.enter_context(side(ROOT, GOMP_SPINCOUNT=str(count)))
         for one in sides.values():
             one.answer()
             one.steps(NUM_WARM_UP)
@@ -81,11 +85,11 @@ def summary(seen: dict[str, list[list[float]]], num_busy: int) -> dict[str, Any]
     for name, rounds in seen.items():
         steps = sorted(seconds for one in rounds for seconds in one)
         result |= {f"{name}_s": statistics.median(steps), f"{name}_min_s": steps[0], f"{name}_max_s": steps[-1]}
-    result["new_beside_vs_quiet"] = ratio("new_beside", "new_quiet")
-    if "old_quiet" in seen:
-        result["old_beside_vs_quiet"] = ratio("old_beside", "old_quiet")
-        result["quiet_vs_old"] = ratio("new_quiet", "old_quiet")
-        result["beside_vs_old"] = ratio("new_beside", "old_beside")
+    for name in dict.fromkeys(key.rpartition("_")[0] for key in seen):
+        result[f"{name}_beside_vs_quiet"] = ratio(f"{name}_beside", f"{name}_quiet")
+        if name != "new":
+            result[f"quiet_vs_{name}"] = ratio("new_quiet", f"{name}_quiet")
+            result[f"beside_vs_{name}"] = ratio("new_beside", f"{name}_beside")
     return result
 
 
@@ -125,7 +129,7 @@ class Side:
 
 
 @contextlib.contextmanager
-def side(checkout: Path) -> Iterator[Side]:
+def side(checkout: Path, **variables: str) -> Iterator[Side]:
     # The model changes little in these steps, and with it the length of completions.
     settings = ["learner.num_steps=100000", "learner.lr=1e-9", "checkpoint.every_steps=0", "evaluation.num_samples=0"]
     settings += ["cluster.object_store_gib=0.5", "tracking.tensorboard=false", "data.train.limit=256"]
@@ -138,7 +142,7 @@ def side(checkout: Path) -> Iterator[Side]:
             stderr=errors.open("w"),
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"} | variables,
         )
         assert process.stdin is not None
         try:
