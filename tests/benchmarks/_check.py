@@ -5,8 +5,8 @@ machine, so ratios can be committed. `baselines.json` has one line for each:
 
     {"benchmark": "logprobs", "ratio": "time_ratio", "better": "lower", "baseline": 1.1, "quick": true}
 
-benchmark, ratio: what is run, and the key of its JSON line. better: "lower" or "higher". baseline: the ratio's value, or
-null for one that was never measured, which `--update` fills in. Optional: options, what the benchmark is run with;
+benchmark, ratio: what is run, and the key of its JSON line. better: "lower" or "higher". baseline: the ratio's value,
+or null for one that was never measured, which `--update` fills in. Optional: options, what the benchmark is run with;
 quick, whether `--check` without names runs it; tolerance, the share by which the ratio may be worse between two runs of
 the same code, with its reason. A ratio that is more than 10 % beyond that has regressed.
 """
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -88,14 +90,8 @@ def write(path: Path, entries: Sequence[Baseline]) -> None:
     """One line an entry, without what it leaves out."""
     lines = []
     for entry in entries:
-        plain = Baseline(entry.benchmark, entry.ratio, entry.better)
-        shown = {
-            key: getattr(entry, key)
-            for key in KEYS
-            if key == "baseline"
-            or getattr(entry, key) != getattr(plain, key)
-            or key in ("benchmark", "ratio", "better")
-        }
+        values = {key: getattr(entry, key) for key in KEYS}
+        shown = {key: value for key, value in values.items() if value or key == "baseline"}
         lines.append("  " + json.dumps(shown, ensure_ascii=False))
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
@@ -110,31 +106,37 @@ def chosen(entries: Sequence[Baseline], names: Sequence[str]) -> list[Baseline]:
 
 def measure(benchmark: str, options: str, command: Sequence[str], timeout_s: float) -> dict[str, Any]:
     """The JSON object of one run, in a process of its own; empty, with the reason on standard error, when it failed."""
-    try:
-        done = subprocess.run(
-            [*command, benchmark, "--json", *shlex.split(options)], capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        print(f"{benchmark}: no result within {timeout_s:g} s", file=sys.stderr)
-        return {}
-    last = (done.stdout.strip().splitlines() or [""])[-1]
+    program = [*command, benchmark, "--json", *shlex.split(options)]
+    # A session of its own, so that what it has started ends with it.
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            print(f"{benchmark}: no result within {timeout_s:g} s", file=sys.stderr)
+            return {}
+    last = (out.strip().splitlines() or [""])[-1]
     try:
         result = json.loads(last)
     except json.JSONDecodeError:
         result = None
-    if done.returncode or not isinstance(result, dict):
-        print(f"{benchmark}: exit status {done.returncode}: {done.stderr.strip()[-2000:] or last}", file=sys.stderr)
+    if process.returncode or not isinstance(result, dict):
+        print(f"{benchmark}: exit status {process.returncode}: {err.strip()[-2000:] or last}", file=sys.stderr)
         return {}
     return result
 
 
 def value_of(result: dict[str, Any], entry: Baseline) -> float | None:
     value = result.get(entry.ratio)
-    if result and not (isinstance(value, int | float) and value > 0):
-        print(
-            f"{entry.benchmark}: {entry.ratio} is {value!r}, not a ratio; it has {', '.join(result)}", file=sys.stderr
-        )
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    if isinstance(value, int | float) and value > 0:
+        return float(value)
+    if result:
+        print(f"{entry.benchmark}: {entry.ratio} is {value!r}, no ratio; it tells {', '.join(result)}", file=sys.stderr)
+    return None
 
 
 def rows_of(entries: Sequence[Baseline], values: Sequence[float | None]) -> list[tuple[str, ...]]:
