@@ -30,6 +30,7 @@ from dphrl.learner.policy import dtype_name
 from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.utilization import compute_of, device_name
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
@@ -67,7 +68,7 @@ class LearnerRank:
         return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
     def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
-        """Join the process group and build the engine; returns facts about the rank for the log.
+        """Join the process group and build the engine; returns facts about the rank and its model.
 
         master: the `address` of rank 0.
         """
@@ -121,6 +122,7 @@ class LearnerRank:
             "num_parameters": num_parameters,
             "device": str(self._engine.device),
             "dtype": dtype_name(self._config.model.dtype),
+            "compute": compute_of(policy.lm, device_name(), dtype_name(self._config.model.dtype), self._num_ranks),
         }
 
     def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:

@@ -36,6 +36,8 @@ from dphrl.learner.lora import (
 from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.utilization import compute_of, device_name, utilization
+from dphrl.processors import whole_cpus
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
@@ -55,6 +57,8 @@ class InlineLearner:
             )
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        # By itself torch takes a thread for each processor that it sees, whatever share of them a container may use.
+        torch.set_num_threads(min(torch.get_num_threads(), whole_cpus()))
         self.policy = load_policy(
             model_dir,
             config.model,
@@ -71,6 +75,7 @@ class InlineLearner:
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
+        self._compute = compute_of(self.policy.lm, device_name(), self.dtype, 1)
         self.config, self.model_dir = config, model_dir
         check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
@@ -89,7 +94,9 @@ class InlineLearner:
         return [scored[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
+        began = time.perf_counter()
         metrics = run_update(batch, self.engine, self.settings)
+        metrics |= utilization(self._compute, batch, time.perf_counter() - began)
         self._policy_version += 1
         return metrics
 

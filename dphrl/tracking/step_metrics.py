@@ -40,7 +40,23 @@ def step_metrics(batch: TrainBatch, sampled: Sequence[RolloutGroup], *told: Mapp
     record = {"step": batch.step + 1, **rollout_metrics(sampled, batch.policy_version), **batch.metrics}
     for metrics in told:
         record |= metrics
-    return {**record, "rollout/tokens_per_s": record["rollout/num_tokens"] / record["time/step_s"]}
+    return {**record, **speeds(record)}
+
+
+def speeds(record: Mapping[str, float]) -> Metrics:
+    """What a step's counts and times say together; without those whose count or time the record lacks.
+
+    The learner waits for rollouts and rewards whenever a step neither updates nor syncs: what else it does there, such
+    as making the batch, takes milliseconds.
+    """
+    step_s, learn_s, sync_s = (record.get(f"time/{name}_s", 0.0) for name in ("step", "learn", "sync"))
+    rates = {
+        "rollout/tokens_per_s": (record.get("rollout/num_tokens"), step_s),
+        "learner/tokens_per_s": (record.get("learner/num_tokens"), learn_s),
+        "sync/gb_per_s": (record["sync/num_bytes"] / 1e9 if "sync/num_bytes" in record else None, sync_s),
+        "time/waiting_share": (max(0.0, step_s - learn_s - sync_s) if "time/learn_s" in record else None, step_s),
+    }
+    return {name: amount / seconds for name, (amount, seconds) in rates.items() if amount is not None and seconds > 0}
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:

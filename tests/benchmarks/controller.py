@@ -1,4 +1,4 @@
-"""What the driver itself costs: the loop with 64 stand-in engines, which answer at once, and 10,000 completions a step."""
+"""What the driver costs: the loop with 64 stand-in engines that answer at once, and 10,000 completions a step."""
 
 from __future__ import annotations
 

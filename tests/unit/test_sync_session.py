@@ -291,6 +291,7 @@ def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, ba
     assert metrics == {
         "sync/logprob_gap_max": 0.0,
         "sync/logprob_gap_mean": 0.0,
+        "sync/num_bytes": 4,
         "sync/engines_replaced": len(replaced),
     }
     assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [

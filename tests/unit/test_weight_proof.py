@@ -145,6 +145,7 @@ def test_the_mean_is_bounded_and_the_largest_is_not() -> None:
     assert gaps == {
         "sync/logprob_gap_mean": pytest.approx(5e-5 / NUM_TOKENS),
         "sync/logprob_gap_max": pytest.approx(5e-5),
+        "sync/num_bytes": 160,
     }
     with pytest.raises(RuntimeError, match=r"rollout engine 1 are off"):
         check(WeightProof([Engine(gap=5e-5), Engine(gap=-7e-5)], PROBES, 1e-5), Learner())
