@@ -31,6 +31,7 @@ def main() -> None:
             "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
             "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N; "
             "controller: --engines N, --completions N, --steps N; "
+            "overlap: --rounds N, --steps N, --prompts N, --staleness N, --on-update NAME; "
             "neighbours: --old REVISION, --rounds N, --steps N, --busy-steps N, --busy N, --spin COUNT, --seconds N."
         ),
     )
