@@ -66,7 +66,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
     Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),
     _optional("rollout/tokens_per_s", "tokens/s", "Completion tokens over the whole step's time."),
-    _optional("rollout/num_rounds", "", "Rounds of prompts dynamic sampling took; 1 without it."),
+    _optional("rollout/num_rounds", "", "Prompts sampled over prompts of the step; 1 without dynamic sampling."),
     _optional("rollout/completion_tokens_mean", "tokens", "Mean length of a completion."),
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
