@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 from actors.asks import Answer, Ask
 from actors.outbox import Outbox

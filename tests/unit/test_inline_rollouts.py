@@ -145,9 +145,7 @@ def test_seeded_choices_follow_the_distribution_at_the_temperature(make_config: 
         assert shares[1] == 0
 
 
-def test_calls_are_served_in_their_order_and_to_their_end(
-    tiny_dir: str, prompts: list[Any], make_config: Any
-) -> None:
+def test_calls_are_served_in_their_order_and_to_their_end(tiny_dir: str, prompts: list[Any], make_config: Any) -> None:
     config = make_config(rollout={"max_concurrent_sequences": 2, "max_tokens": 3})
     learner = InlineLearner(config, tiny_dir)
     rollouts = InlineRollouts(learner, load_tokenizer(tiny_dir), config)

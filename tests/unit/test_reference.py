@@ -284,9 +284,7 @@ class FailingRewards:
         return [RewardResult(STATUS[c.text]) if p.prompt_id in self.works_on else failed for p, c in items]
 
 
-def test_a_reward_that_fails_everywhere_stops_the_stage_with_its_own_words(
-    make_config: Any, tmp_path: Path
-) -> None:
+def test_a_reward_that_fails_everywhere_stops_the_stage_with_its_own_words(make_config: Any, tmp_path: Path) -> None:
     answers = dict.fromkeys("abcdef", "rrrr")
     with pytest.raises(RewardFailedError) as stopped:
         fill(make_config, answers, tmp_path / "r", rewards=FailingRewards(), prompts_per_chunk=2)
