@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,6 +15,7 @@ from actors.waiting import Actor
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import WeightSummary
 from dphrl.learner.update import combine_rank_metrics
+from dphrl.learner.utilization import Compute, utilization
 from dphrl.protocols import LastUpdate, WeightChunk
 from dphrl.types import TrainBatch
 
@@ -27,11 +29,19 @@ SESSION_GRACE_S = 30.0
 class RayLearner:
     """`protocols.Learner` over Ray actors: every call goes to all ranks at once.
 
-    turns: whose turn it is on devices that the ranks share with engines, if they do.
+    turns: whose turn it is on devices that the ranks share with engines, if they do. compute: what the ranks' GPUs can
+    do, where it is known.
     """
 
-    def __init__(self, ranks: Sequence[Actor], dtype: str = "", layout: str = "", turns: Turns | None = None) -> None:
-        self.ranks, self.dtype, self.layout = ranks, dtype, layout
+    def __init__(
+        self,
+        ranks: Sequence[Actor],
+        dtype: str = "",
+        layout: str = "",
+        turns: Turns | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        self.ranks, self.dtype, self.layout, self._compute = ranks, dtype, layout, compute
         self._turns = turns or OwnDevices()
         self._policy_version = 0
         self._last_update: LastUpdate | None = None
@@ -55,8 +65,10 @@ class RayLearner:
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         shared = ray.put(batch)
         async with self._turns.update():
+            began = time.perf_counter()
             parts = await asyncio.gather(*[rank.update.remote(shared) for rank in self.ranks])
-        metrics = combine_rank_metrics(parts)
+            seconds = time.perf_counter() - began
+        metrics = combine_rank_metrics(parts) | utilization(self._compute, batch, seconds)
         self._policy_version += 1
         self._last_update = LastUpdate(metrics.get("learner/grad_norm", 0.0), batch.learning_rate)
         return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.lora import add_adapters, has_adapters, save_adapter
 from dphrl.learner.policy import dtype_name
+from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.utilization import compute_of, device_name
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
@@ -65,7 +68,7 @@ class LearnerRank:
         return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
     def connect(self, master: tuple[str, int], model_dir: str) -> dict[str, Any]:
-        """Join the process group and build the engine; returns facts about the rank for the log.
+        """Join the process group and build the engine; returns facts about the rank and its model.
 
         master: the `address` of rank 0.
         """
@@ -108,7 +111,9 @@ class LearnerRank:
 
             self._source = LearnerSource(self._weights, records=self._rank == 0)
             self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
-        self._settings = UpdateSettings.from_config(self._config)
+        settings = UpdateSettings.from_config(self._config)
+        sharing = fit_to_model(settings.sharing, policy.lm, self._engine.forward, self._engine.device)
+        self._settings = replace(settings, sharing=sharing)
         if self._settings.packed:
             check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir
@@ -117,6 +122,7 @@ class LearnerRank:
             "num_parameters": num_parameters,
             "device": str(self._engine.device),
             "dtype": dtype_name(self._config.model.dtype),
+            "compute": compute_of(policy.lm, device_name(), dtype_name(self._config.model.dtype), self._num_ranks),
         }
 
     def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:

@@ -12,6 +12,7 @@ from actors.weight_transfer.backends import engine_backend
 from dphrl.config.schema import Config
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.repeatable import CUBLAS_WORKSPACE
+from dphrl.processors import waiting_variables
 
 # A weight update allocates and frees every layer twice, as it comes and packed for the kernels. By itself glibc takes
 # the memory of each large allocation from the system and gives it back, which has every page cleared and mapped anew:
@@ -32,7 +33,7 @@ def worker_threads(config: Config) -> int:
 
 def process_variables(config: Config) -> dict[str, str]:
     """Variables that must be there when the engine's process starts, because libraries read them once."""
-    variables = {"OMP_NUM_THREADS": str(worker_threads(config))} | KEEP_MEMORY
+    variables = {"OMP_NUM_THREADS": str(worker_threads(config))} | waiting_variables() | KEEP_MEMORY
     # In float32 vLLM's attention on a GPU is Triton's, which by itself multiplies in TF32: a thousand times coarser.
     variables |= {"TRITON_F32_DEFAULT": "ieee"} if config.model.dtype == "float32" else {}
     return variables | (CUBLAS_WORKSPACE if config.deterministic else {})

@@ -74,7 +74,7 @@ class WeightProof:
     async def check(
         self, records: Sequence[EngineRecord], sent: WeightSummary, learner: WeightPublisher
     ) -> dict[str, float]:
-        """The gaps in log-probs, as metrics, of engines that all hold what the learner sent.
+        """The gaps in log-probs, as metrics, of engines that all hold what the learner sent, and the bytes of that.
 
         records: of each engine, in order. Raises RuntimeError, which names engines and parameters, when an engine
         lacks a part of the weights, when the learner sent the same as before although an update changed it, or when an
@@ -96,6 +96,7 @@ class WeightProof:
         return {
             "sync/logprob_gap_mean": _worst(gaps).mean,
             "sync/logprob_gap_max": max(gap.largest for gap in gaps),
+            "sync/num_bytes": float(sent.num_bytes),
         }
 
     def _check_changed(self, sent: WeightSummary, learner: WeightPublisher) -> None:

@@ -37,6 +37,7 @@ from cluster.start import Start
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.own_code import is_hidden_from_workers, worker_hook
+from dphrl.processors import be_a_neighbour, waiting_variables, whole_cpus
 from dphrl.protocols import Parts, WholeReference
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
@@ -106,7 +107,7 @@ class RaySystem:
         deadline = time.monotonic() + NAME_TIMEOUT_S
         while True:
             try:
-                return self._spawn(LearnerRank, "learner", index, options)(self.config, index)
+                return self._spawn(LearnerRank, "learner", index, options | _rank_env())(self.config, index)
             except ActorAlreadyExistsError:  # the rank of before, until Ray has seen its end
                 if time.monotonic() > deadline:
                     raise
@@ -197,7 +198,8 @@ class RaySystem:
             self._turns,
             on_ready,
         )
-        learner, dtype = self.config.learner, str((await start.run())["dtype"])
+        facts = await start.run()
+        learner, dtype = self.config.learner, str(facts["dtype"])
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         if self.config.model.lora is not None:
             layout += f", {self.config.model.lora.layout}"
@@ -206,7 +208,8 @@ class RaySystem:
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        return Parts(RayLearner(self._ranks, dtype, layout, self._turns), rollouts, rewards)
+        learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"))
+        return Parts(learning, rollouts, rewards)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
@@ -281,7 +284,8 @@ def connect(config: Config) -> None:
         return
     if obstacle := token_obstacle():
         raise InputError(obstacle)
-    num_cpus = config.cluster.num_cpus or os.cpu_count()
+    be_a_neighbour()
+    num_cpus = config.cluster.num_cpus or whole_cpus()
     store_gib = config.cluster.object_store_gib
     store_bytes = None if store_gib is None else round(store_gib * 2**30)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False, **options)
@@ -289,3 +293,7 @@ def connect(config: Config) -> None:
 
 def _engine_env(config: Config) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": process_variables(config)}}
+
+
+def _rank_env() -> dict[str, Any]:
+    return {"runtime_env": {"env_vars": waiting_variables()}}

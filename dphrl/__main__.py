@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from dphrl.own_code import ForeignCodeError, pin
+from dphrl.processors import be_a_neighbour
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     except ForeignCodeError as error:
         print(f"dphrl: error: {error}", file=sys.stderr)
         sys.exit(2)
+    be_a_neighbour()
     from cluster.cli import main as command_line
 
     command_line()

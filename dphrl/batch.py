@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dphrl.algo.advantages import group_advantages, overlong_penalty
+from dphrl.algo.policy_losses import ZERO_WITHOUT_ADVANTAGE
 from dphrl.algo.reduce import row_weights
 from dphrl.config.learner import LearnerConfig
 from dphrl.config.schema import Config
@@ -36,13 +37,17 @@ def make_batch(
     """
     check_staleness(groups, policy_version, config.rollout.max_staleness)
     num_parts = config.algorithm.num_minibatches
-    minibatches = []
+    minibatches, shares, num_left_out = [], [], 0
     for i in range(num_parts):
         mine = groups[i * len(groups) // num_parts : (i + 1) * len(groups) // num_parts]
         rows = rehearsal[i * len(rehearsal) // num_parts : (i + 1) * len(rehearsal) // num_parts]
-        minibatch = policy_rows(mine, config) + reference_rows(rows, config)
+        explored = policy_rows(mine, config)
+        kept = rows_that_count(explored, config)
+        minibatch = kept + reference_rows(rows, config)
         if minibatch:
             minibatches.append(tuple(minibatch))
+            shares.append(total_weight(kept) / total_weight(explored) if explored else 0.0)
+            num_left_out += len(explored) - len(kept)
     if not minibatches:
         raise RuntimeError(
             f"step {step + 1}: nothing to train on: no rehearsal rows, and none of {len(groups)} groups has a usable "
@@ -53,9 +58,10 @@ def make_batch(
     metrics = {
         "divergence/num_rows": float(len(rehearsal)),
         "learner/lr": lr,
+        "learner/num_rows_left_out": float(num_left_out),
         "learner/num_tokens": float(num_tokens),
     }
-    return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics)
+    return TrainBatch(step, policy_version, tuple(minibatches), lr, metrics, tuple(shares))
 
 
 def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow]:
@@ -82,6 +88,24 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
         )
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
     ]
+
+
+def rows_that_count(rows: Sequence[TrainRow], config: Config) -> list[TrainRow]:
+    """Exploration rows of one mini-batch without those that add nothing to the loss or its gradient.
+
+    Such a row has an advantage of exactly 0, a policy loss that vanishes there, and no other term that reads it. The
+    others keep their weights, in which it stays counted. Where no row would remain the shortest does: the optimizer
+    then steps with the gradient that all of them have together, and metrics have something to be a mean of.
+    """
+    algorithm = config.algorithm
+    read_elsewhere = algorithm.entropy_bonus > 0 or (config.uses_divergence and algorithm.estimator != "reference")
+    if not rows or read_elsewhere or algorithm.policy_loss.name not in ZERO_WITHOUT_ADVANTAGE:
+        return list(rows)
+    return [row for row in rows if row.advantage] or [min(rows, key=lambda row: row.num_tokens)]
+
+
+def total_weight(rows: Sequence[TrainRow]) -> float:
+    return sum(row.weight * row.num_completion_tokens for row in rows)
 
 
 def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:

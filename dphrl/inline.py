@@ -33,8 +33,11 @@ from dphrl.learner.lora import (
     plain_weights,
     save_adapter,
 )
+from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.utilization import compute_of, device_name, utilization
+from dphrl.processors import whole_cpus
 from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
@@ -54,6 +57,8 @@ class InlineLearner:
             )
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        # By itself torch takes a thread for each processor that it sees, whatever share of them a container may use.
+        torch.set_num_threads(min(torch.get_num_threads(), whole_cpus()))
         self.policy = load_policy(
             model_dir,
             config.model,
@@ -64,10 +69,13 @@ class InlineLearner:
         self.layout = "inline" if config.model.lora is None else f"inline, {config.model.lora.layout}"
         reference = load_reference(model_dir, config)
         self.engine = TorchEngine(self.policy, config, None if reference is None else reference.to(device))
-        self.settings = replace(UpdateSettings.from_config(config), sharing=1)  # this process is the only rank
+        settings = replace(UpdateSettings.from_config(config), ranks_per_row=1)  # this process is the only rank
+        sharing = fit_to_model(settings.sharing, self.policy.lm, self.engine.forward, self.engine.device)
+        self.settings = replace(settings, sharing=sharing)
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
         self.weight_decay = config.learner.weight_decay
+        self._compute = compute_of(self.policy.lm, device_name(), self.dtype, 1)
         self.config, self.model_dir = config, model_dir
         check_exportable(self.policy.lm, model_dir)
         self._policy_version = 0
@@ -86,7 +94,9 @@ class InlineLearner:
         return [scored[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
+        began = time.perf_counter()
         metrics = run_update(batch, self.engine, self.settings)
+        metrics |= utilization(self._compute, batch, time.perf_counter() - began)
         self._policy_version += 1
         return metrics
 

@@ -171,10 +171,15 @@ class TrainRow:
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """The rows of one step: each mini-batch is one optimizer step over policy and reference rows together."""
+    """The rows of one step: each mini-batch is one optimizer step over policy and reference rows together.
+
+    policy_shares: of each mini-batch, the share of the policy rows' denominator that its own rows hold; less than 1
+    where rows that add nothing were left out. () stands for 1 everywhere.
+    """
 
     step: int
     policy_version: int
     minibatches: tuple[tuple[TrainRow, ...], ...]
     learning_rate: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    policy_shares: tuple[float, ...] = ()

@@ -40,13 +40,14 @@ PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "pickle5", "cloudpickle", "dil
 ROOMS = {
     "algo": "",
     "cluster": "",
-    "cluster.doctor": "",
     "dphrl": "",
     "tiny": "",
     "types": "",
     "own_code": "",
+    "processors": "",
     "model_files": "",
     "config": "algo own_code",
+    "cluster.doctor": "processors",
     "tokenizer": "model_files",
     "models": "tiny tokenizer",
     "sandbox": "types own_code",
@@ -64,17 +65,17 @@ ROOMS = {
     "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
-    "actors": "types config tokenizer own_code learner tracking protocols rewards data reference",
+    "actors": "types config tokenizer own_code processors learner tracking protocols rewards data reference",
     "experiments": "config tracking evaluation",
-    "inline": "types config learner tracking protocols rewards data reference",
+    "inline": "types config processors learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",
     "run": "types config learner tracking protocols prepare evaluation loop reference resume",
     "cluster.dashboards": "actors",
-    "cluster.planning": "cluster.doctor config tracking experiments",
+    "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
     "cluster.start": "config own_code actors",
     "cluster.ray_system": (
-        "cluster.doctor types config own_code tracking protocols actors cluster.planning cluster.start"
+        "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
@@ -86,7 +87,7 @@ ROOMS = {
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
         "cluster.render cluster.launch cluster.experiments"
     ),
-    "__main__": "own_code cluster.cli",
+    "__main__": "own_code processors cluster.cli",
 }
 
 MAX_FILE_LINES = 350

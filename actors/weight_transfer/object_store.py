@@ -8,7 +8,6 @@ memory in vLLM's worker processes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from actors.weight_transfer.cpu_kernels import Packer, look_up_only, tied_head
 from actors.weight_transfer.packing import PackedTensor, unpack_tensors
 from actors.weight_transfer.segment import PlacedChunk, SegmentReader
+from dphrl.processors import usable_cpus
 
 BACKEND = "object_store"
 
@@ -66,7 +66,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, 
             if embedding is not None:
                 look_up_only(embedding)
             # Where this worker has a second core, which a thread can pack on.
-            if len(os.sched_getaffinity(0)) > self.parallel_config.world_size:
+            if usable_cpus() > self.parallel_config.world_size:
                 self._packer.take_over(self._layers)
         # Layers drop their weights after packing them for the CPU kernels, so they must be rebuilt, not copied into.
         initialize_layerwise_reload(self.model)

@@ -23,7 +23,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 PANEL_HEIGHT = 7
 # How Grafana writes a family's unit; a plain number where it is not listed.
-UNITS = {"s": "s", "share": "percentunit", "tokens/s": "none"}
+UNITS = {"s": "s", "share": "percentunit", "tokens/s": "none", "GB/s": "GBs"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,13 @@ ROWS = (
             "Where a step's time goes",
             ["dphrl_rollout_seconds", "dphrl_reward_seconds", "dphrl_learn_seconds", "dphrl_sync_seconds"],
         ),
+        Panel("Trained tokens a second of the update", ["dphrl_learner_tokens_per_s"]),
+        Panel(
+            "Share of time: learner waiting, engines at work, GPUs' peak arithmetic",
+            ["dphrl_waiting_share", "dphrl_rollout_busy_fraction", "dphrl_learner_mfu"],
+        ),
+        Panel("Engines at work, by engine", ["dphrl_engine_busy_fraction"]),
+        Panel("Weights sent a second of the sync", ["dphrl_sync_gb_per_s"]),
         Panel("Length of a completion", ["dphrl_completion_tokens_mean"], width=4),
         Panel("Rounds of dynamic sampling", ["dphrl_rollout_rounds"], width=4),
         Panel("Completions pending, by engine", ["dphrl_engine_completions_pending"]),

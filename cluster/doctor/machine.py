@@ -7,9 +7,10 @@ import platform
 import resource
 import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cluster.doctor.check import GIB, Check, read_text
+from dphrl.processors import cpu_quota, cpu_quota_texts, group_files, visible_cpus
 
 MIN_MEMORY_GIB = 4.0
 MIN_SHARED_MEMORY_GIB = 1.0
@@ -18,13 +19,12 @@ WANTED_OPEN_FILES = 65_536
 MIN_OPEN_FILES = 8_192
 # Threads count. A node of a small run has about twenty processes of Ray and ours, each with dozens of threads.
 MIN_PROCESSES = 4_096
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def examine_machine(engine_is_cpu: bool) -> list[Check]:
     """engine_is_cpu: the CPU build of vLLM is installed, so the processor must be able to run it."""
     return [
-        judge_cpus(_visible_cpus(), cpu_quota(_cpu_quota_texts())),
+        judge_cpus(visible_cpus(), cpu_quota(cpu_quota_texts())),
         judge_vectors(cpu_flags(read_text(Path("/proc/cpuinfo"))), platform.machine(), engine_is_cpu),
         judge_memory(memory_limits()),
         judge_shared_memory(shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None),
@@ -34,54 +34,7 @@ def examine_machine(engine_is_cpu: bool) -> list[Check]:
     ]
 
 
-# ------------------------------------------------------------ control groups
-
-
-def group_folders(membership: str, controller: str, root: Path = CGROUPS) -> list[Path]:
-    """Folders that may hold limits of this process, its own group first. A limit on any level applies.
-
-    membership: the text of /proc/self/cgroup. Some machines have both versions of control groups, each with its own
-    folders.
-    """
-    folders: list[Path] = []
-    for line in membership.splitlines():
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if controllers and controller not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        path = PurePosixPath(group)
-        # Nothing can be seen outside the root of this namespace.
-        inside = [] if ".." in path.parts else [path, *path.parents]
-        folders += [base / str(one).lstrip("/") for one in inside] or [base]
-    return list(dict.fromkeys(folders)) or [root]
-
-
-def _group_files(controller: str, name: str) -> list[str]:
-    folders = group_folders(read_text(Path("/proc/self/cgroup")), controller)
-    return [text for folder in folders if (text := read_text(folder / name))]
-
-
-def _group_numbers(controller: str, *names: str) -> list[int]:
-    return [int(text) for name in names for text in _group_files(controller, name) if text.isdigit()]
-
-
-def _cpu_quota_texts() -> list[str]:
-    """`quota period` of every level, in the wording of version 2."""
-    quotas, periods = _group_files("cpu", "cpu.cfs_quota_us"), _group_files("cpu", "cpu.cfs_period_us")
-    return [*_group_files("cpu", "cpu.max"), *map(" ".join, zip(quotas, periods, strict=False))]
-
-
-def cpu_quota(texts: Iterable[str]) -> float | None:
-    """How many processors the tightest of these limits allows, in their time; None without a limit (`max`, -1)."""
-    quotas = [text.split() for text in texts]
-    return min((int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdigit() and int(q[1])), default=None)
-
-
 # ------------------------------------------------------------ processors and memory
-
-
-def _visible_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def judge_cpus(visible: int, quota: float | None) -> Check:
@@ -121,6 +74,10 @@ def judge_vectors(flags: frozenset[str], machine: str, engine_is_cpu: bool) -> C
     if machine in ("x86_64", "AMD64") and "avx512f" not in flags:
         found += "; no AVX-512, so float32 is the fast number format"
     return Check(name, "ok", found)
+
+
+def _group_numbers(controller: str, *names: str) -> list[int]:
+    return [int(text) for name in names for text in group_files(controller, name) if text.isdigit()]
 
 
 def memory_limits() -> list[int]:

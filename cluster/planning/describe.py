@@ -27,6 +27,7 @@ from cluster.planning.storage import disk_need, free_disk
 from cluster.planning.timing import Speed, step_time
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
+from dphrl.processors import whole_cpus
 from dphrl.tracking.console import format_table
 
 ROLES = ("learner", "rollout", "reward")
@@ -136,7 +137,7 @@ def _here(config: Config, shape: ModelShape | None) -> list[str]:
         return ["placement   decided by the nodes of the cluster when the run starts; see --simulate"]
     limits = memory_limits()
     host_gib = min(limits) / GIB if limits else None
-    here = Node("this machine", float(config.cluster.num_cpus or os.cpu_count() or 1), host_gib=host_gib)
+    here = Node("this machine", float(config.cluster.num_cpus or whole_cpus()), host_gib=host_gib)
     try:
         placed = plan_placement(config, [here])
     except PlacementError as error:

@@ -84,7 +84,8 @@ def measured_speed(folder: Path) -> Speed:
     num_completions = sum(step["rollout/num_tokens"] / step["rollout/completion_tokens_mean"] for step in steps)
     trained = _sum(steps, "learner/num_tokens")
     completion_tokens = generated / num_completions
-    num_rows = num_completions + _sum(steps, "divergence/num_rows")
+    left_out = sum(step.get("learner/num_rows_left_out", 0.0) for step in steps)
+    num_rows = num_completions - left_out + _sum(steps, "divergence/num_rows")
     return Speed(
         engine_tokens_per_s=generated / _sum(steps, "time/rollout_s") / run.rollout.num_engines,
         rank_tokens_per_s=trained / _sum(steps, "time/learn_s") / run.learner.num_ranks,

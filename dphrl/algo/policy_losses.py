@@ -53,7 +53,7 @@ class PolicyLossSettings:
 
     clip_low, clip_high: how far the ratio may fall below 1 and rise above it. dual_clip: the largest ratio that counts
     when the advantage is negative. importance_cap: the largest engine-to-learner importance weight. ratio: "token" for
-    a ratio of each token, "sequence" for one ratio of the whole completion (GSPO).
+    a ratio of each token, "sequence" for one ratio of the whole completion (GSPO). importance: see `importance`.
     """
 
     clip_low: float
@@ -61,6 +61,7 @@ class PolicyLossSettings:
     dual_clip: float
     importance_cap: float
     ratio: str = "token"
+    importance: str = "truncate"
 
 
 # Returns the loss and metrics. The loss is a plain sum of terms that are each multiplied by weights_N, so that
@@ -81,6 +82,10 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
     """
     return _POLICY_LOSSES.build(name, params)
 
+
+# Policy losses to which tokens with an advantage of 0 add nothing, neither value nor gradient. Nobody knows that of a
+# plugin's loss, so it gets them all.
+ZERO_WITHOUT_ADVANTAGE = frozenset({"clipped", "gspo"})
 
 # What every step's record says of a policy loss, so that no policy loss may say it otherwise.
 OWN_METRICS = ("policy/loss", "policy/entropy")
@@ -138,9 +143,37 @@ _POLICY_LOSSES.accept = _checked
 def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     """Importance weight [N] from the engine that sampled to the learner at the start of the step, without a gradient.
 
-    It corrects for differences in numerics and for staleness, and is cut at importance_cap.
+    It corrects for differences in numerics and for staleness, token by token, with each token's own version. With rho
+    the ratio of a token, or of a completion the product over its tokens, and C = importance_cap:
+
+    - truncate: min(rho, C). mask: rho within [1/C, C], else 0 (IcePop, arXiv 2510.18855).
+    - sequence_truncate: min(rho of the completion, C). sequence_mask: rho of the completion up to C, else 0 (Liu et al.
+      2025, "When Speed Kills Stability").
+
+    What is masked stays in the denominators: it counts as a token without a gradient.
     """
-    return (tokens.old_logprobs_N - tokens.rollout_logprobs_N).exp().clamp(max=settings.importance_cap).detach()
+    cap, log_rho_N = settings.importance_cap, _log_rho(tokens, settings)
+    rho_N = log_rho_N.exp()
+    if settings.importance.endswith("truncate"):
+        return rho_N.clamp(max=cap)
+    kept_N = rho_N <= cap
+    if settings.importance == "mask":
+        kept_N &= rho_N >= 1 / cap
+    return torch.where(kept_N, rho_N, 0.0)
+
+
+def importance_affected(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
+    """The share of the tokens, by weight, whose importance weight is cut or masked; a tensor of one number."""
+    changed_N = importance(tokens, settings) != _log_rho(tokens, settings).exp()
+    return (tokens.weights_N * changed_N).sum()
+
+
+def _log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
+    log_rho_N = (tokens.old_logprobs_N - tokens.rollout_logprobs_N).detach()
+    if not settings.importance.startswith("sequence"):
+        return log_rho_N
+    # Beyond e^20 any cap has cut it, and exp must not overflow.
+    return _sums(log_rho_N, tokens.row_index_N).clamp(max=20.0)
 
 
 def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
@@ -163,6 +196,7 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
         metrics = {
             "policy/clip_fraction": (weights_N * (clipped_N > unclipped_N)).sum(),
             "policy/importance_mean": (weights_N * importance_N).sum(),
+            "policy/importance_affected": importance_affected(tokens, settings),
         }
     return loss, metrics
 
@@ -176,11 +210,15 @@ def sequence_log_ratio(log_ratio_N: Tensor, row_index_N: Tensor) -> Tensor:
     if not len(log_ratio_N):
         return log_ratio_N
     detached = log_ratio_N.detach()
-    totals = detached.new_zeros(int(row_index_N.max()) + 1)
-    sums = totals.index_add(0, row_index_N, detached)
-    counts = totals.index_add(0, row_index_N, torch.ones_like(detached))
-    mean = (sums / counts.clamp(min=1))[row_index_N]
+    mean = _sums(detached, row_index_N) / _sums(torch.ones_like(detached), row_index_N)
     return mean + log_ratio_N - detached
+
+
+def _sums(values_N: Tensor, row_index_N: Tensor) -> Tensor:
+    """At each token the sum over its completion."""
+    if not len(values_N):
+        return values_N
+    return values_N.new_zeros(int(row_index_N.max()) + 1).index_add(0, row_index_N, values_N)[row_index_N]
 
 
 @register_policy_loss("clipped")

@@ -156,6 +156,11 @@ class AlgorithmConfig(Section):
     """Largest ratio at which a bad completion is still pushed down: above it the loss of a token with a negative
     advantage is constant. Without unit. Smaller bounds rare large gradients more tightly; the default is that of the
     paper on dual-clip PPO."""
+    importance: Literal["truncate", "mask", "sequence_truncate", "sequence_mask"] = "truncate"
+    """How the importance weight between the engine that sampled and the learner is bounded. truncate cuts that of each
+    token at importance_cap; mask leaves out tokens whose weight is beyond importance_cap or below its inverse (IcePop).
+    sequence_truncate and sequence_mask do so with one weight for the whole completion, the product over its tokens:
+    without bias, but long completions reach the bound soon."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
     """Upper bound of the importance weight between the engine that sampled and the learner, which corrects their
     numeric differences and staleness. Without unit. Larger has less bias and more variance; 1 never raises the

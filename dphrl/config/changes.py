@@ -25,7 +25,7 @@ FREE = frozenset(
         *("reference.prompts_per_chunk", "reference.max_bytes"),
         *("learner.micro_batch_tokens", "learner.gradient_checkpointing", "learner.cpus_per_rank"),
         *("learner.threads_per_rank", "learner.timeout_s", "learner.accelerator", "rollout.accelerator"),
-        *("learner.sequence_parallel", "learner.offload"),
+        *("learner.sequence_parallel", "learner.offload", "learner.share_prefix"),
         *("sync.on_failure",),
         *("sync.backend", "sync.num_probes", "sync.timeout_s", "sync.max_mean_logprob_gap"),
         *("checkpoint.every_steps", "checkpoint.keep"),

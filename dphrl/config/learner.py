@@ -36,6 +36,12 @@ class LearnerConfig(Section):
     model.attention: flash_attention_2 or flex_attention and slower with others; padded puts rows of like length side by
     side. auto is packed with these two, else padded. A model in which packed rows would see each other is refused when
     the learner starts."""
+    share_prefix: Literal["auto", "always", "never"] = "auto"
+    """Whether the completions of a prompt share it in the learner: one sequence of the prompt and all of them, in which
+    no completion sees another, computes the prompt once. auto does so where it costs less by arithmetic, in models and
+    with kernels that can; always as far as learner.micro_batch_tokens allows, and is refused where it cannot be. It
+    needs model.attention: sdpa or flex_attention, layers of full attention, and learner.sequence_parallel: 1. The
+    gradient is the same up to rounding."""
     gradient_checkpointing: bool = False
     """Whether activations are computed a second time in the backward pass instead of being kept. It saves most of
     their memory and costs about one more forward pass."""

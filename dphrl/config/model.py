@@ -14,6 +14,12 @@ GPU_KERNELS = {
     "flex_attention": "on a CPU PyTorch has no backward pass for it",
 }
 
+# Kernels that cannot give every pair of positions its say, and why.
+NO_PAIR_MASK = {
+    "eager": "it would add the mask to the scores as a number",
+    "flash_attention_2": "it takes no mask of pairs",
+}
+
 
 class LoraConfig(Section):
     rank: PositiveInt = 16

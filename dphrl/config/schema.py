@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from dphrl.config.algorithm import AlgorithmConfig
 from dphrl.config.data import DataConfig, RewardConfig
 from dphrl.config.learner import LearnerConfig
-from dphrl.config.model import ModelConfig
+from dphrl.config.model import NO_PAIR_MASK, ModelConfig
 from dphrl.config.reference import ReferenceConfig
 from dphrl.config.rollout import RolloutConfig
 from dphrl.config.runtime import CheckpointConfig, ClusterConfig, EvaluationConfig, SyncConfig, TrackingConfig
@@ -86,6 +86,12 @@ class Config(Section):
         return self.uses_divergence and self.algorithm.estimator != "reference" and self.model.lora is None
 
     @property
+    def share_prefix(self) -> str:
+        """learner.share_prefix, but never where the rest of the configuration excludes it."""
+        possible = self.model.attention not in NO_PAIR_MASK and self.learner.sequence_parallel == 1
+        return self.learner.share_prefix if possible else "never"
+
+    @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + self.rollout.max_tokens
 
@@ -151,6 +157,23 @@ class Config(Section):
         if self.uses_reference_model:
             raise ValueError(
                 f"{where} goes without a resident reference model; set algorithm.estimator: reference, or 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _completions_can_share_prompts(self) -> Self:
+        if self.learner.share_prefix != "always":
+            return self
+        if why := NO_PAIR_MASK.get(self.model.attention):
+            raise ValueError(
+                f"learner.share_prefix: always cannot be with model.attention: {self.model.attention} ({why}); set "
+                "model.attention: sdpa or flex_attention, or learner.share_prefix: auto"
+            )
+        if self.learner.sequence_parallel > 1:
+            raise ValueError(
+                f"learner.share_prefix: always cannot be with learner.sequence_parallel="
+                f"{self.learner.sequence_parallel}, whose exchange hands no mask to attention; set one of them to its "
+                "default"
             )
         return self
 

@@ -47,6 +47,17 @@ def needs_padding_mask(lm: nn.Module) -> bool:
     )
 
 
+def window_kinds(lm: nn.Module) -> set[str]:
+    """The kinds of the model's layers that do not see all of what comes before, by transformers' names."""
+    config = cast(Any, lm).config.get_text_config()
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    windows = set(kinds or ()) - {"full_attention"}
+    # Mistral's family names no kinds: every layer has the window.
+    if not kinds and window and window < getattr(config, "max_position_embeddings", window + 1):
+        windows.add("sliding_attention")
+    return windows
+
+
 def check_kernel(config: ModelConfig, model_config: Any) -> None:
     """Raises InputError when the model has no such kernel, or when a package that it needs is missing here.
 

@@ -1,7 +1,8 @@
-"""From rows to micro-batches: rows are dealt to ranks, cut by a token budget, and padded or packed.
+"""The tensors of a micro-batch: its rows padded or packed, and prompts laid out once for all of their completions.
 
 The learner only sees `MicroBatch`: flat arrays over the completion tokens (axis N), with the flat index of the position
-that predicts each token. Code after this module is the same for padded and packed rows.
+that predicts each token. Code after this module is the same for padded and packed rows, and but for the attention mask
+for those that share their prompts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dphrl.learner.bundles import Bundle
 from dphrl.types import RowKind, TrainRow
 
 
@@ -21,7 +23,9 @@ class MicroBatch:
     """What one forward and backward pass needs.
 
     input_ids_BT, position_ids_BT: int64. attention_mask_BT: int64 for padded rows; None for packed rows, where a
-    position of 0 starts a new sequence. predictor_index_N: int64, indices into the flattened B*T positions.
+    position of 0 starts a new sequence. prompt_index_BT, completion_index_BT: int64, where completions share prompts,
+    else None: the bundle that each position is of, and in it the number of its completion, from 1; 0 in the prompt.
+    Both are -1 in the padding. predictor_index_N: int64, indices into the flattened B*T positions.
     target_ids_N: int64. row_index_N: int64, the row of each token in the micro-batch. is_policy_N: bool. The other
     arrays are float32.
     """
@@ -36,6 +40,8 @@ class MicroBatch:
     weights_N: Tensor
     is_policy_N: Tensor
     row_index_N: Tensor
+    prompt_index_BT: Tensor | None = None
+    completion_index_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -43,97 +49,76 @@ class MicroBatch:
         return replace(self, **moved)
 
 
-def deal_rows(rows: Sequence[TrainRow], num_ranks: int) -> list[list[TrainRow]]:
-    """Deal rows so that all ranks get about the same number of tokens: longest first, back and forth over the ranks."""
-    dealt: list[list[TrainRow]] = [[] for _ in range(num_ranks)]
-    ordered = sorted(rows, key=lambda row: -row.num_tokens)
-    for i, row in enumerate(ordered):
-        lap, place = divmod(i, num_ranks)
-        dealt[place if lap % 2 == 0 else num_ranks - 1 - place].append(row)
-    return dealt
-
-
-def cut_micro_batches(
-    rows: Sequence[TrainRow], max_tokens: int, *, packed: bool, one_sequence: bool = False
-) -> list[list[TrainRow]]:
-    """Groups of rows that each fit `max_tokens` positions (padding counted when padded), shortest rows first.
-
-    one_sequence: a micro-batch is one sequence, so that rows that are not packed come alone.
-
-    Raises ValueError for a row that fits no micro-batch.
-    """
-    groups: list[list[TrainRow]] = []
-    num_positions = 0
-    for row in sorted(rows, key=lambda row: row.num_tokens):
-        if row.num_tokens > max_tokens:
-            raise ValueError(
-                f"a row of {row.num_tokens} tokens exceeds learner.micro_batch_tokens={max_tokens}; raise it"
-            )
-        # Rows come in ascending length, so this row is the longest of its group and sets the padded width.
-        grown = num_positions + row.num_tokens if packed else (len(groups[-1]) + 1 if groups else 1) * row.num_tokens
-        if not groups or grown > max_tokens or (one_sequence and not packed):
-            groups.append([])
-            grown = row.num_tokens
-        groups[-1].append(row)
-        num_positions = grown
-    return groups
-
-
-def plan_micro_batches(
-    rows: Sequence[TrainRow], *, rank: int, num_ranks: int, max_tokens: int, packed: bool, sharing: int = 1
-) -> list[list[TrainRow]]:
-    """This rank's micro-batches of a mini-batch. `rows` is the whole mini-batch, the same on every rank.
-
-    Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
-    on unequal numbers. A rank with fewer gets extra ones, which hold the shortest row with weight 0: it adds nothing
-    to any sum. sharing: this many ranks next to each other share each row, and so get the same micro-batches, each of
-    one sequence. Raises ValueError for a row that fits no micro-batch.
-    """
-    assert rows, "a mini-batch has at least one row"
-    plans = [
-        cut_micro_batches(part, max_tokens, packed=packed, one_sequence=sharing > 1)
-        for part in deal_rows(rows, num_ranks // sharing)
-    ]
-    shortest = min(rows, key=lambda row: row.num_tokens)
-    filler = replace(shortest, weight=0.0)
-    num_turns = max(len(plan) for plan in plans)
-    own = plans[rank // sharing]
-    return own + [[filler]] * (num_turns - len(own))
-
-
 def collate(rows: Sequence[TrainRow], *, packed: bool, pad_token_id: int = 0) -> MicroBatch:
-    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [rows, longest]."""
-    lengths = [row.num_tokens for row in rows]
-    if packed:
-        width, starts = sum(lengths), [sum(lengths[:i]) for i in range(len(rows))]
-        input_ids = torch.tensor([[token for row in rows for token in row.token_ids]])
-        position_ids = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
-        attention_mask = None
-    else:
-        width = max(lengths)
-        starts = [i * width for i in range(len(rows))]
-        input_ids = torch.tensor([[*row.token_ids, *[pad_token_id] * (width - row.num_tokens)] for row in rows])
-        position_ids = torch.arange(width).repeat(len(rows), 1)
-        attention_mask = (position_ids < torch.tensor(lengths).unsqueeze(1)).long()
-    predictors = [
-        torch.arange(start + row.num_prompt_tokens - 1, start + row.num_tokens - 1)
-        for start, row in zip(starts, rows, strict=True)
-    ]
-    targets = [token for row in rows for token in row.token_ids[row.num_prompt_tokens :]]
+    """One micro-batch of rows that share nothing: see `collate_bundles`."""
+    return collate_bundles([Bundle((row,)) for row in rows], packed=packed, pad_token_id=pad_token_id)
+
+
+def collate_bundles(bundles: Sequence[Bundle], *, packed: bool, pad_token_id: int = 0) -> MicroBatch:
+    """One micro-batch, packed as [1, sum of lengths] or padded on the right as [bundles, longest].
+
+    Its tokens (axis N) are those of the bundles' rows, in order.
+    """
+    laid = [_lay_out(bundle) for bundle in bundles]
+    lengths = [bundle.num_tokens for bundle in bundles]
+    rows = [row for bundle in bundles for row in bundle.rows]
+    width = sum(lengths) if packed else max(lengths)
+    starts = [sum(lengths[:i]) if packed else i * width for i in range(len(bundles))]
+
+    def side_by_side(parts: Sequence[Tensor], fill: int) -> Tensor:
+        if packed:
+            return torch.cat(list(parts)).unsqueeze(0)
+        return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
+
+    position_ids = side_by_side([one.position_ids for one in laid], 0)
+    attention_mask, shared = None, len(rows) > len(bundles)
+    if not packed:
+        places = torch.arange(width).expand(len(bundles), -1)
+        behind = places >= torch.tensor(lengths).unsqueeze(1)
+        attention_mask = (~behind).long()
+        # Positions count on in the padding of a row, as if it went on there.
+        position_ids = torch.where(behind, places, position_ids)
     counts = torch.tensor([row.num_completion_tokens for row in rows])
 
     def per_token(values: list[float] | list[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(counts)
 
     return MicroBatch(
-        input_ids_BT=input_ids,
+        input_ids_BT=side_by_side([torch.tensor(one.input_ids) for one in laid], pad_token_id),
         position_ids_BT=position_ids,
         attention_mask_BT=attention_mask,
-        predictor_index_N=torch.cat(predictors),
-        target_ids_N=torch.tensor(targets, dtype=torch.long),
+        predictor_index_N=torch.cat([start + one.predictors for start, one in zip(starts, laid, strict=True)]),
+        target_ids_N=torch.tensor([t for row in rows for t in row.token_ids[row.num_prompt_tokens :]]),
         stored_logprobs_N=torch.tensor([lp for row in rows for lp in row.logprobs], dtype=torch.float32),
         advantages_N=per_token([row.advantage for row in rows], torch.float32),
         weights_N=per_token([row.weight for row in rows], torch.float32),
         is_policy_N=per_token([row.kind is RowKind.POLICY for row in rows], torch.bool),
         row_index_N=torch.arange(len(rows)).repeat_interleave(counts),
+        prompt_index_BT=side_by_side([torch.full((n,), i) for i, n in enumerate(lengths)], -1) if shared else None,
+        completion_index_BT=side_by_side([one.completions for one in laid], -1) if shared else None,
     )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One bundle's sequence. input_ids, position_ids, completions: of each position; a completion's number is 1 for the
+    first and 0 in the prompt. predictors: of each completion token, the position that predicts it."""
+
+    input_ids: list[int]
+    position_ids: Tensor
+    completions: Tensor
+    predictors: Tensor
+
+
+def _lay_out(bundle: Bundle) -> _Layout:
+    num_prompt = bundle.rows[0].num_prompt_tokens
+    input_ids = list(bundle.rows[0].token_ids[:num_prompt])
+    positions, completions, predictors = [torch.arange(num_prompt)], [torch.zeros(num_prompt, dtype=torch.long)], []
+    for i, row in enumerate(bundle.rows):
+        start, length = len(input_ids), row.num_completion_tokens
+        input_ids += row.token_ids[num_prompt:]
+        positions.append(torch.arange(num_prompt, num_prompt + length))
+        completions.append(torch.full((length,), i + 1))
+        # The prompt's last position predicts the first token of every completion.
+        predictors += [torch.tensor([num_prompt - 1]), torch.arange(start, start + length - 1)]
+    return _Layout(input_ids, torch.cat(positions), torch.cat(completions), torch.cat(predictors))

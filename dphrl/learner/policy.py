@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dphrl.learner.attention import needs_padding_mask
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.head import LogprobHead, install_logprob_head
+from dphrl.learner.prefixes import shared_prefix_mask
 from dphrl.learner.sequence_parallel import SequenceShare
 
 
@@ -34,6 +35,8 @@ class PolicyModel(nn.Module):
         if self.share is not None:
             return self._shared_forward(batch, self.share)
         mask = batch.attention_mask_BT if self.needs_padding_mask else None
+        if batch.prompt_index_BT is not None:
+            mask = shared_prefix_mask(batch, cast(Any, self.lm).config._attn_implementation)
         hidden_PD = self._hidden_states(batch.input_ids_BT, batch.position_ids_BT, mask)
         return self._head.logprobs(hidden_PD[batch.predictor_index_N], batch.target_ids_N, self.temperature)
 
@@ -45,13 +48,13 @@ class PolicyModel(nn.Module):
         logprobs_N, entropy_N = (share.join(values_K, part.token_index_K, num_tokens) for values_K in own)
         return logprobs_N, entropy_N
 
-    def _hidden_states(self, input_ids_BT: Tensor, position_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """The last hidden state of every position, [B * T, D]."""
+    def _hidden_states(self, input_ids_BT: Tensor, position_ids_BT: Tensor, mask: Any) -> Tensor:
+        """The last hidden state of every position, [B * T, D]. mask: [B, T], or of pairs of positions, or None."""
         lm = cast(Any, self.lm)
         hidden_BTD = lm.base_model(
             input_ids=input_ids_BT,
             position_ids=position_ids_BT,
-            attention_mask=mask_BT,
+            attention_mask=mask,
             # With a cache, transformers would also not notice that position_ids mark packed sequences.
             use_cache=False,
         ).last_hidden_state

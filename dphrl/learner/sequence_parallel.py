@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dphrl.config.loading import InputError
-from dphrl.learner.attention import needs_padding_mask
+from dphrl.learner.attention import needs_padding_mask, window_kinds
 from dphrl.learner.batching import MicroBatch
 
 
@@ -70,17 +70,12 @@ class _SumOverRanks(torch.autograd.Function):
 
 def check_shareable(lm: nn.Module, attention: str) -> None:
     """Raises InputError for a model whose rows cannot be shared: the exchange hands no mask to attention."""
-    config = cast(Any, lm).config.get_text_config()
     if needs_padding_mask(lm):
         raise InputError(
             "learner.sequence_parallel: this model is not causal attention alone, so its rows cannot be shared; set "
             "learner.sequence_parallel: 1"
         )
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    windows = set(kinds or ()) - {"full_attention"}
-    # Mistral's family names no kinds: every layer has the window.
-    if not kinds and window and window < getattr(config, "max_position_embeddings", window + 1):
-        windows.add("sliding_attention")
+    windows = window_kinds(lm)
     if attention == "sdpa" and windows:
         raise InputError(
             f"learner.sequence_parallel: this model has layers of {', '.join(sorted(windows))}, which only "

@@ -20,8 +20,12 @@ from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, ge
 from dphrl.config.algorithm import import_plugins
 from dphrl.config.schema import Config
 from dphrl.learner.attention import use_packing
-from dphrl.learner.batching import MicroBatch, collate, plan_micro_batches
+from dphrl.learner.batching import MicroBatch, collate_bundles
+from dphrl.learner.bundles import APART, Bundle, Sharing, plan_micro_batches
 from dphrl.types import RowKind, TrainBatch, TrainRow
+
+# Means over the exploration tokens that are computed: of rows that were left out nobody knows these.
+OVER_COMPUTED_ROWS = ("policy/entropy", "policy/importance_mean", "policy/importance_affected")
 
 
 class TrainEngine(Protocol):
@@ -48,8 +52,9 @@ class TrainEngine(Protocol):
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch. sharing: ranks that
-    share each row, learner.sequence_parallel."""
+    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch. ranks_per_row: those
+    that share each row, learner.sequence_parallel. sharing: how completions share prompts, as far as the configuration
+    decides it; `dphrl.learner.prefixes.fit_to_model` knows the model too."""
 
     policy: PolicyLossSettings
     policy_loss: PolicyLoss
@@ -57,7 +62,8 @@ class UpdateSettings:
     entropy_bonus: float
     max_tokens: int
     packed: bool
-    sharing: int = 1
+    ranks_per_row: int = 1
+    sharing: Sharing = APART
 
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
@@ -76,13 +82,15 @@ class UpdateSettings:
                 algorithm.dual_clip,
                 algorithm.importance_cap,
                 algorithm.ratio,
+                algorithm.importance,
             ),
             policy_loss=get_policy_loss(algorithm.policy_loss.name, **algorithm.policy_loss.params),
             term=term,
             entropy_bonus=algorithm.entropy_bonus,
             max_tokens=config.learner.micro_batch_tokens,
             packed=use_packing(config.learner.packing, config.model.attention),
-            sharing=config.learner.sequence_parallel,
+            ranks_per_row=config.learner.sequence_parallel,
+            sharing=Sharing(config.share_prefix),
         )
 
 
@@ -98,34 +106,40 @@ def run_update(
         for i, group in enumerate(groups):
             metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
-        totals["learner/grad_norm"] += engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.sharing)
-    if rank % settings.sharing:  # ranks that share rows compute the same: the first of them tells
+        totals["learner/grad_norm"] += (
+            engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.ranks_per_row)
+        )
+    # A plain sum counts rows that were left out as zeros.
+    if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
+        totals.update({name: totals[name] / share for name in OVER_COMPUTED_ROWS if name in totals})
+    if rank % settings.ranks_per_row:  # ranks that share rows compute the same: the first of them tells
         return {name: value for name, value in totals.items() if name.endswith("_max")}
     return dict(totals)
 
 
-def _plan(rows: Sequence[TrainRow], settings: UpdateSettings, rank: int, num_ranks: int) -> list[list[TrainRow]]:
+def _plan(rows: Sequence[TrainRow], settings: UpdateSettings, rank: int, num_ranks: int) -> list[list[Bundle]]:
     return plan_micro_batches(
         rows,
         rank=rank,
         num_ranks=num_ranks,
         max_tokens=settings.max_tokens,
         packed=settings.packed,
+        ranks_per_row=settings.ranks_per_row,
         sharing=settings.sharing,
     )
 
 
-def _forward_only(planned: Sequence[Sequence[TrainRow]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
+def _forward_only(planned: Sequence[Sequence[Bundle]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
     with torch.no_grad():
-        return [engine.forward(_collate(rows, engine, settings))[0] for rows in planned]
+        return [engine.forward(_collate(bundles, engine, settings))[0] for bundles in planned]
 
 
-def _collate(rows: Sequence[TrainRow], engine: TrainEngine, settings: UpdateSettings) -> MicroBatch:
-    return collate(rows, packed=settings.packed).to(engine.device)
+def _collate(bundles: Sequence[Bundle], engine: TrainEngine, settings: UpdateSettings) -> MicroBatch:
+    return collate_bundles(bundles, packed=settings.packed).to(engine.device)
 
 
 def _train_micro_batch(
-    rows: Sequence[TrainRow],
+    bundles: Sequence[Bundle],
     old_logprobs_N: Tensor | None,
     engine: TrainEngine,
     settings: UpdateSettings,
@@ -133,7 +147,7 @@ def _train_micro_batch(
     *,
     last: bool,
 ) -> Metrics:
-    batch = _collate(rows, engine, settings)
+    batch = _collate(bundles, engine, settings)
     logprobs_N, entropy_N = engine.forward(batch)
     first_pass = old_logprobs_N is None
     old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
@@ -209,8 +223,9 @@ def score_sequences(
     plan = _plan(rows, settings, rank, num_ranks)
     scored: dict[int, tuple[float, ...]] = {}
     for group, logprobs_N in zip(plan, _forward_only(plan, engine, settings), strict=True):
-        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in group])
-        for row, logprobs in zip(group, parts, strict=True):
+        scored_rows = [row for bundle in group for row in bundle.rows]
+        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in scored_rows])
+        for row, logprobs in zip(scored_rows, parts, strict=True):
             if id(row) in place:
                 scored[place[id(row)]] = tuple(logprobs.tolist())
     return scored

@@ -28,6 +28,14 @@ SMOOTHED_SHARE = 1 / 25
 # With more arms than this, faint raw curves would hide one another and the smoothed curves, so none are drawn.
 MAX_RAW_CURVES = 3
 LARGE = (480.0, 320.0)
+# Inline, on a CPU, or in a run of before it was measured there is none of these, and no chart that says so.
+WHERE_MEASURED = (
+    ("Learner waiting", "time/waiting_share"),
+    ("Learner's speed", "learner/tokens_per_s"),
+    ("Engines at work", "rollout/busy_fraction"),
+    ("Learner's use of its GPUs", "learner/mfu"),
+    ("Speed of a sync", "sync/gb_per_s"),
+)
 
 
 def style_of(arm: Arm) -> Style:
@@ -116,7 +124,7 @@ def name_of(dataset: DatasetKey) -> str:
 
 
 def series_figures(arms: Sequence[Arm]) -> str:
-    """Reward, entropy, divergence, log-prob gap, staleness, throughput over the steps."""
+    """Reward, entropy, divergence, log-prob gap, staleness, speeds over the steps."""
     rehearsing = [arm for arm in arms if any(run.uses_divergence for run in arm.runs)]
     silent = [arm.name for arm in arms if arm not in rehearsing]
     without = f" Not drawn, without a divergence: {', '.join(silent)}." if silent else ""
@@ -132,6 +140,11 @@ def series_figures(arms: Sequence[Arm]) -> str:
         ),
         _series_figure(arms, last, "Staleness", "rollout/staleness_max"),
         _series_figure(arms, last, "Throughput", "", get=tokens_per_second),
+        *(
+            _series_figure(measured, last, title, name)
+            for title, name in WHERE_MEASURED
+            if (measured := [arm for arm in arms if any(series(run, name) for run in arm.runs)])
+        ),
     ]
     charts = "".join(markup for markup, is_chart in found if is_chart)
     constant = "".join(markup for markup, is_chart in found if not is_chart)

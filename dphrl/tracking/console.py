@@ -139,9 +139,10 @@ class WarningHandler(logging.Handler):
 
 
 def format_step(record: Mapping[str, Any], num_steps: int) -> str:
-    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  mean gap 3e-08  1520 tok/s  2.1 s`.
+    """`step  12/60  reward 0.531  loss 0.0123  div 0.0041  gap 2e-07  mean gap 3e-08  1520 tok/s  2.1 s (41% waiting)`.
 
     Absent metrics are left out. tok/s: completion tokens of the step divided by the time of the whole step.
+    waiting: the share of that time in which the learner waited for graded rollouts.
     """
     width = len(str(num_steps))
     parts = [f"step {record['step']:>{width}}/{num_steps}"]
@@ -158,7 +159,8 @@ def format_step(record: Mapping[str, Any], num_steps: int) -> str:
     if seconds and "rollout/num_tokens" in record:
         parts.append(f"{record['rollout/num_tokens'] / seconds:.0f} tok/s")
     if seconds is not None:
-        parts.append(f"{seconds:.1f} s")
+        waiting = f" ({record['time/waiting_share']:.0%} waiting)" if "time/waiting_share" in record else ""
+        parts.append(f"{seconds:.1f} s{waiting}")
     return "  ".join(parts)
 
 

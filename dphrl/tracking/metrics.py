@@ -43,9 +43,24 @@ METRICS: tuple[Metric, ...] = (
     _optional("reward/num_restarts", "workers", "Reward workers started again because they gave no verdict."),
     _optional("reward/zero_variance_fraction", "share", "Groups whose scores are all equal: they teach nothing."),
     Metric("policy/loss", "nats", "Clipped policy loss, mean over the step's exploration tokens or sequences."),
-    Metric("policy/clip_fraction", "share", "Exploration tokens at which the trust region cut the gradient."),
-    Metric("policy/entropy", "nats", "Mean entropy of the next-token distribution at the exploration tokens."),
-    _optional("policy/importance_mean", "ratio", "Mean truncated engine-to-learner importance weight; near 1."),
+    Metric(
+        "policy/clip_fraction",
+        "share",
+        "Exploration tokens, left out ones included, at which the trust region cut the gradient.",
+    ),
+    Metric(
+        "policy/entropy",
+        "nats",
+        "Mean entropy of the next-token distribution at the exploration tokens that were not left out.",
+    ),
+    _optional(
+        "policy/importance_mean",
+        "ratio",
+        "Mean bounded engine-to-learner importance weight, over the same tokens; near 1.",
+    ),
+    _optional(
+        "policy/importance_affected", "share", "The same tokens' share whose importance weight was cut or masked."
+    ),
     Metric(
         "divergence/loss",
         "nats",
@@ -62,16 +77,37 @@ METRICS: tuple[Metric, ...] = (
     _optional(
         "sync/engines_replaced", "engines", "Engines that failed in the sync and were started anew; absent if none."
     ),
+    _optional("sync/num_bytes", "bytes", "The model's weights, as they are sent; each engine gets them all."),
+    _optional("sync/gb_per_s", "GB/s", "Those bytes over the whole sync, its proof included."),
     _optional("rollout/logprob_gap_max", "nats", "The largest over the completions trained on, before the update."),
-    Metric("rollout/staleness_max", "updates", "Largest number of updates between a completion and its use."),
+    Metric("rollout/staleness_max", "updates", "Largest number of updates between a token and its use."),
     Metric("rollout/num_tokens", "tokens", "Completion tokens sampled for the step."),
     _optional("rollout/tokens_per_s", "tokens/s", "Completion tokens over the whole step's time."),
-    _optional("rollout/num_rounds", "", "Prompts sampled over prompts of the step; 1 without dynamic sampling."),
+    _optional("rollout/staleness_mean", "updates", "Mean number of updates between a token and its use."),
+    _optional("rollout/mixed_fraction", "share", "Completions during which new weights came."),
+    _optional("rollout/num_rounds", "", "Prompts sampled over the step's own; above 1 with dynamic sampling."),
+    _optional("queue/steps_ready", "steps", "Steps that were sampled and graded when the learner took this one."),
+    _optional(
+        "rollout/busy_fraction",
+        "share",
+        "Of the time since the step before, that in which an engine had work; their mean.",
+    ),
     _optional("rollout/completion_tokens_mean", "tokens", "Mean length of a completion."),
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
     _optional("learner/lr", "", "Learning rate of the step."),
-    _optional("learner/num_tokens", "tokens", "Prompt and completion tokens of all rows trained on."),
+    _optional(
+        "learner/num_rows_left_out",
+        "rows",
+        "Exploration rows with an advantage of 0, which add nothing: counted in the denominators, not computed.",
+    ),
+    _optional("learner/num_tokens", "tokens", "Prompt and completion tokens of all rows that were not left out."),
+    _optional("learner/tokens_per_s", "tokens/s", "Those tokens over the time of the update."),
+    _optional(
+        "learner/mfu",
+        "share",
+        "Of its GPUs' peak arithmetic, what the update needed: 6 operations a token and weight, plus attention.",
+    ),
     Metric("time/step_s", "s", "The whole step, from its first wait to the engines' refit."),
     Metric(
         "time/rollout_s",
@@ -81,6 +117,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/reward_s", "s", "What grading added after the last completion."),
     Metric("time/learn_s", "s", "The learner's update."),
     Metric("time/sync_s", "s", "Bringing the engines to the new weights, the probe of the gap included."),
+    _optional(
+        "time/waiting_share", "share", "Of the step's time, that in which the learner waited for graded rollouts."
+    ),
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 REQUIRED: tuple[str, ...] = tuple(metric.name for metric in METRICS if metric.required)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from dphrl.types import RewardStatus, RolloutGroup, TrainBatch
+from dphrl.types import Completion, RewardStatus, RolloutGroup, TrainBatch
 
 Metrics = dict[str, float]
 
@@ -40,7 +40,23 @@ def step_metrics(batch: TrainBatch, sampled: Sequence[RolloutGroup], *told: Mapp
     record = {"step": batch.step + 1, **rollout_metrics(sampled, batch.policy_version), **batch.metrics}
     for metrics in told:
         record |= metrics
-    return {**record, "rollout/tokens_per_s": record["rollout/num_tokens"] / record["time/step_s"]}
+    return {**record, **speeds(record)}
+
+
+def speeds(record: Mapping[str, float]) -> Metrics:
+    """What a step's counts and times say together; without those whose count or time the record lacks.
+
+    The learner waits for rollouts and rewards whenever a step neither updates nor syncs: what else it does there, such
+    as making the batch, takes milliseconds.
+    """
+    step_s, learn_s, sync_s = (record.get(f"time/{name}_s", 0.0) for name in ("step", "learn", "sync"))
+    rates = {
+        "rollout/tokens_per_s": (record.get("rollout/num_tokens"), step_s),
+        "learner/tokens_per_s": (record.get("learner/num_tokens"), learn_s),
+        "sync/gb_per_s": (record["sync/num_bytes"] / 1e9 if "sync/num_bytes" in record else None, sync_s),
+        "time/waiting_share": (max(0.0, step_s - learn_s - sync_s) if "time/learn_s" in record else None, step_s),
+    }
+    return {name: amount / seconds for name, (amount, seconds) in rates.items() if amount is not None and seconds > 0}
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
@@ -61,4 +77,12 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
         "rollout/completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / count,
         "rollout/truncated_fraction": sum(completion.truncated for completion in completions) / count,
         "rollout/staleness_max": float(max((policy_version - c.policy_version for c in completions), default=0)),
+        "rollout/staleness_mean": _mean_staleness(completions, policy_version),
+        "rollout/mixed_fraction": sum(bool(c.version_spans) for c in completions) / count,
     }
+
+
+def _mean_staleness(completions: Sequence[Completion], policy_version: int) -> float:
+    spans = [span for c in completions for span in (c.version_spans or ((c.policy_version, len(c.token_ids)),))]
+    num_tokens = sum(size for _, size in spans)
+    return sum((policy_version - version) * size for version, size in spans) / max(1, num_tokens)

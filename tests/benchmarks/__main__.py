@@ -1,4 +1,5 @@
-"""Runs one benchmark: a table for people, then one JSON object on the last line."""
+"""Runs one benchmark: a table for people, then one JSON object on the last line. `--check [NAME ...]` compares ratios
+with the committed ones: see `--check --help`."""
 
 from __future__ import annotations
 
@@ -6,10 +7,15 @@ import argparse
 import importlib
 import json
 import pkgutil
+import sys
 from pathlib import Path
+
+from tests.benchmarks import _check
 
 
 def main() -> None:
+    if {"--check", "--update"} & set(sys.argv[1:]):
+        sys.exit(_check.main(sys.argv[1:]))
     # setup_time is called `setup`; a module of that name would be taken for the packaging's.
     found = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
     modules = {name.removesuffix("_time"): name for name in found}
@@ -20,7 +26,12 @@ def main() -> None:
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
             "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
             "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME; "
-            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR."
+            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
+            "e2e_vs_trl: --dtype NAME, --small, --rounds N, --peer-rows N, --peer-weights NAME, --peer-keeps-memory; "
+            "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
+            "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N; "
+            "controller: --engines N, --completions N, --steps N; "
+            "neighbours: --old REVISION, --rounds N, --steps N, --busy-steps N, --busy N, --spin COUNT, --seconds N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")

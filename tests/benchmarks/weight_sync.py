@@ -9,16 +9,14 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dphrl.models import ensure_smollm2
+from tests.benchmarks._sides import ROOT, Side, checked_out, side
 
-ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("_weight_sync_child.py")
 NUM_WARM_UP = 8
 
@@ -50,12 +48,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         # Each side's engines start while the others' do.
         sides = {}
         if ones:
-            sides["new"] = stack.enter_context(side(ROOT, small, [1] * len(ones), chunk_bytes))
+            sides["new"] = stack.enter_context(engines(ROOT, small, [1] * len(ones), chunk_bytes))
         if arguments.old:
-            sides["old"] = stack.enter_context(side(stack.enter_context(checked_out(arguments.old)), small, [1], 0))
+            old = stack.enter_context(checked_out(arguments.old))
+            sides["old"] = stack.enter_context(engines(old, small, [1], 0))
         if arguments.width > 1:
             even = stack.enter_context(even_model(Path(small)))
-            sides["even"] = stack.enter_context(side(ROOT, str(even), [1, arguments.width], chunk_bytes))
+            sides["even"] = stack.enter_context(engines(ROOT, str(even), [1, arguments.width], chunk_bytes))
         for started in sides.values():
             started.answer()
         plans: dict[str, tuple[Side, Any]] = {}
@@ -72,6 +71,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             plans["narrow"] = sides["even"], {"engines": [0], "prove": False}
             plans["wide"] = sides["even"], {"engines": [1], "prove": False}
         return summary(measure(plans, arguments.rounds), len(ones), arguments.width)
+
+
+def engines(checkout: Path, model: str, widths: list[int], chunk_bytes: int) -> contextlib.AbstractContextManager[Side]:
+    """A learner and one engine for each of `widths`, as the revision in `checkout` has them."""
+    return side(CHILD, [str(checkout), model, json.dumps(widths), str(chunk_bytes)], [checkout])
 
 
 @contextlib.contextmanager
@@ -133,63 +137,3 @@ def summary(seen: dict[str, list[dict[str, float]]], num_engines: int, width: in
     pairs = [("one", "old"), ("several", "one"), ("wide", "narrow"), ("proved", "one")]
     result |= {f"{name}_vs_{other}": ratio(name, other) for name, other in pairs if {name, other} <= seen.keys()}
     return result
-
-
-class Side:
-    """A child process. Its first answer says that its engines are up."""
-
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self._process, self._errors = process, errors
-
-    def ask(self, order: dict[str, Any]) -> dict[str, float]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("answer "):
-                answer: dict[str, float] = json.loads(line.removeprefix("answer "))
-                return answer
-        raise SystemExit(f"a side ended:\n{self._errors.read_text(errors='replace')[-4000:]}")
-
-
-@contextlib.contextmanager
-def side(checkout: Path, model: str, widths: list[int], chunk_bytes: int) -> Iterator[Side]:
-    with tempfile.TemporaryDirectory(prefix="dphrl-sync-") as folder:
-        errors = Path(folder, "errors")
-        process = subprocess.Popen(
-            [sys.executable, str(CHILD), str(checkout), model, json.dumps(widths), str(chunk_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors.open("w"),
-            text=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
-        )
-        assert process.stdin is not None
-        try:
-            yield Side(process, errors)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextlib.contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A checkout of another revision of this repository."""
-    known = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{revision}^{{commit}}"], capture_output=True, text=True
-    )
-    if known.returncode:
-        print(f"--old: {revision} is no revision of {ROOT}", file=sys.stderr)
-        raise SystemExit(2)
-    with tempfile.TemporaryDirectory(prefix="dphrl-sync-old-") as folder:
-        subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), folder], check=True)
-        subprocess.run(["git", "-C", folder, "checkout", "--quiet", "--detach", known.stdout.strip()], check=True)
-        yield Path(folder).resolve()

@@ -1,4 +1,4 @@
-"""A real engine that takes work and weights while it decodes: nothing lost or doubled, each token of one version."""
+"""A real engine that takes work and weights while it decodes: nothing lost or doubled, every token of one version."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from actors.asks import Answer, Ask
-from actors.outbox import Outbox
 from dphrl.types import Completion, Prompt
 
 Complete = Callable[[Ask, int], Completion]
@@ -27,7 +26,7 @@ class FakeWork:
         self.aborted: list[int] = []
         self.error: Exception | None = None
         self._waiting: deque[tuple[str, Ask, int]] = deque()
-        self._boxes: dict[str, Outbox[Answer]] = {}
+        self.done: dict[str, list[Answer]] = {}
         self._decoding: asyncio.Task[None] | None = None
         for name in ("submit", "finished", "abort", "probe"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
@@ -36,26 +35,26 @@ class FakeWork:
         if self.error is not None:
             raise self.error
         self.asked += asks
-        self._boxes.setdefault(owner, Outbox())
         self._waiting += [(owner, ask, i) for ask in asks for i in ask.sample_indices]
         if self._decoding is None or self._decoding.done():
             self._decoding = asyncio.create_task(self._decode())
 
     async def _decode(self) -> None:
-        while self._waiting:
+        while self._waiting and self.error is None:
             await asyncio.sleep(0)
-            if self.error is not None:
-                for box in self._boxes.values():
-                    box.fail(self.error)
-                return
             for _ in range(min(self.at_once, len(self._waiting))):
                 owner, ask, i = self._waiting.popleft()
-                self._boxes[owner].put([(ask.call, self.complete(ask, i))])
+                self.done.setdefault(owner, []).append((ask.call, self.complete(ask, i)))
 
     async def _finished(self, owner: str, num_seen: int) -> list[Answer]:
-        return await self._boxes.setdefault(owner, Outbox()).after(num_seen)
+        while not (found := self.done.get(owner, [])[num_seen:]):
+            if self.error is not None:
+                raise self.error
+            await asyncio.sleep(0)
+        return found
 
-    async def _abort(self, owner: str, call: int) -> None:
+    def _abort(self, owner: str, call: int) -> None:
+        # At once, as Ray sends a call that nobody waits for.
         self.aborted.append(call)
         self._waiting = deque(job for job in self._waiting if job[1].call != call)
 

@@ -735,6 +735,32 @@ def test_importance_is_cut_above_and_never_below(gap: float, weight: float) -> N
     assert importance(batch, SETTINGS).item() == pytest.approx(weight)
 
 
+@pytest.mark.parametrize(
+    ("how", "weights", "affected"),
+    [
+        # rho of the tokens 3, 1.5 | 0.4, 1 | 1, 1; of the completions 4.5, 0.4 and 1; bounds 2 and 1/2.
+        ("truncate", [2.0, 1.5, 0.4, 1.0, 1.0, 1.0], [0]),
+        ("mask", [0.0, 1.5, 0.0, 1.0, 1.0, 1.0], [0, 2]),
+        ("sequence_truncate", [2.0, 2.0, 0.4, 0.4, 1.0, 1.0], [0, 1]),
+        ("sequence_mask", [0.0, 0.0, 0.4, 0.4, 1.0, 1.0], [0, 1]),
+    ],
+)
+def test_importance_is_bounded_as_it_is_named(how: str, weights: list[float], affected: list[int]) -> None:
+    rho = double(3.0, 1.5, 0.4, 1.0, 1.0, 1.0)
+    share = double(0.1, 0.2, 0.3, 0.15, 0.05, 0.2)
+    batch = replace(
+        tokens([1.0] * 6, [1.0] * 6, weights_N=share, rollout_logprobs_N=-2.0 - rho.log()),
+        row_index_N=torch.tensor([0, 0, 1, 1, 2, 2]),
+    )
+    batch = replace(batch, old_logprobs_N=double(*[-2.0] * 6))
+    settings = replace(SETTINGS, importance=how)
+    assert importance(batch, settings).tolist() == pytest.approx(weights)
+    _, metrics = get_policy_loss("clipped")(batch, settings)
+    assert metrics["policy/importance_affected"].item() == pytest.approx(share[affected].sum().item())
+    far = replace(batch, rollout_logprobs_N=double(*[-900.0] * 6))
+    assert torch.isfinite(importance(far, settings)).all()
+
+
 def test_a_sequence_s_ratio_is_the_mean_of_its_own_tokens() -> None:
     # Rows 2 and 0 lie among each other, row 1 has no token: means 0.1 + 0.5 over 2, and 0.4 - 0.1 + 0.3 over 3.
     log_ratio = double(0.1, 0.4, -0.1, 0.5, 0.3)

@@ -60,7 +60,12 @@ def test_a_row_is_the_prompt_then_the_completion_with_what_each_kind_stored(make
     assert (reference.kind, reference.token_ids, reference.num_prompt_tokens) == (RowKind.REFERENCE, (1, 2, 5, 6), 2)
     assert (reference.logprobs, reference.advantage) == ((-0.1, -0.2), 0.0)
     assert (batch.step, batch.policy_version, len(rows)) == (6, 4, 3)
-    assert batch.metrics == {"divergence/num_rows": 1.0, "learner/lr": batch.learning_rate, "learner/num_tokens": 14.0}
+    assert batch.metrics == {
+        "divergence/num_rows": 1.0,
+        "learner/lr": batch.learning_rate,
+        "learner/num_rows_left_out": 0.0,
+        "learner/num_tokens": 14.0,
+    }
 
 
 @pytest.mark.parametrize(("num_groups", "num_samples"), [(4, 4), (5, 7), (3, 2)])
@@ -115,9 +120,50 @@ def test_length_penalty_shapes_the_advantage_and_nothing_else(make_config: Any) 
     config = make_config(algorithm=MEAN_ONLY | {"overlong_buffer_tokens": 8})
     assert shaped_scores(groups[0], config) == pytest.approx([1.0, 0.5, 0.0])
     (rows,) = make_batch(config, 0, 0, groups, []).minibatches
-    assert [row.advantage for row in rows] == pytest.approx([0.5, 0.0, -0.5])
+    # The one in the middle leaves the batch, and stays in its denominator.
+    assert [row.advantage for row in rows] == pytest.approx([0.5, -0.5])
+    assert [row.weight for row in rows] == pytest.approx([1 / 60, 1 / 60])
     assert rollout_metrics(groups, 0)["reward/mean"] == 1.0
     assert shaped_scores(groups[0], make_config()) == [1.0, 1.0, 1.0]
+
+
+def test_rows_without_advantage_leave_the_batch_and_stay_in_its_denominator(make_config: Any) -> None:
+    flat, mixed = group("a", [CORRECT, CORRECT], length=3), group("b", [CORRECT, WRONG], length=2)
+    batch = make_batch(make_config(algorithm=MEAN_ONLY), 0, 0, [flat, mixed], [sample(4)])
+    (rows,) = batch.minibatches
+    assert [row.advantage for row in rows] == [0.5, -0.5, 0.0], "a rehearsal row has none, and stays"
+    assert [row.weight for row in rows] == pytest.approx([1 / 10, 1 / 10, 1 / 4])
+    assert batch.policy_shares == pytest.approx((4 / 10,))
+    assert batch.metrics["learner/num_rows_left_out"] == 2
+    assert batch.metrics["learner/num_tokens"] == 2 * (3 + 2) + (2 + 4)
+
+
+@pytest.mark.parametrize(
+    "reads_them",
+    [
+        {"entropy_bonus": 0.01},
+        {"divergence": "reverse_kl", "estimator": "rollout"},
+        {"divergence": "js", "estimator": "definition"},
+        {"plugins": ["tests.unit.user_methods"], "policy_loss": "reinforce"},
+    ],
+)
+def test_rows_that_something_else_reads_stay(make_config: Any, reads_them: dict[str, Any]) -> None:
+    groups = [group("a", [CORRECT, CORRECT]), group("b", [CORRECT, WRONG])]
+    batch = make_batch(make_config(algorithm=MEAN_ONLY | reads_them), 0, 0, groups, [])
+    assert [row.advantage for row in batch.minibatches[0]] == [0.0, 0.0, 0.5, -0.5]
+    assert (batch.policy_shares, batch.metrics["learner/num_rows_left_out"]) == ((1.0,), 0)
+    without = {"divergence": "reverse_kl", "estimator": "rollout", "eta": 0.0}
+    batch = make_batch(make_config(algorithm=MEAN_ONLY | without), 0, 0, groups, [])
+    assert len(batch.minibatches[0]) == 2, "a term that counts for nothing reads nothing"
+
+
+def test_a_minibatch_without_signal_keeps_its_shortest_row(make_config: Any) -> None:
+    long, short = group("a", [WRONG, WRONG], length=5), group("b", [CORRECT, CORRECT], length=2)
+    batch = make_batch(make_config(algorithm=MEAN_ONLY), 0, 0, [long, short], [])
+    ((row,),) = batch.minibatches
+    assert (row.num_completion_tokens, row.advantage, row.weight) == (2, 0.0, pytest.approx(1 / 14))
+    assert batch.policy_shares == pytest.approx((2 / 14,))
+    assert batch.metrics["learner/num_rows_left_out"] == 3
 
 
 def test_nothing_to_train_on_is_an_error_that_says_so(make_config: Any) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dphrl.data.schedule import step_indices
-from dphrl.learner.batching import collate, cut_micro_batches, plan_micro_batches
+from dphrl.learner.batching import collate
+from dphrl.learner.bundles import Bundle, cut_micro_batches, plan_micro_batches
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -131,17 +132,19 @@ def test_every_row_is_trained_once_within_the_budget(lengths: list[int], num_ran
         plan_micro_batches(rows, rank=r, num_ranks=num_ranks, max_tokens=40, packed=packed) for r in range(num_ranks)
     ]
     assert len({len(plan) for plan in plans}) == 1, "ranks must take part in the same number of collectives"
-    seen = [row.token_ids[0] for plan in plans for group in plan for row in group if row.weight]
+    seen = [
+        row.token_ids[0] for plan in plans for group in plan for bundle in group for row in bundle.rows if row.weight
+    ]
     assert sorted(seen) == list(range(len(lengths)))
     for group in (group for plan in plans for group in plan):
-        longest = max(row.num_tokens for row in group)
-        assert (sum(row.num_tokens for row in group) if packed else longest * len(group)) <= 40
+        longest = max(bundle.num_tokens for bundle in group)
+        assert (sum(bundle.num_tokens for bundle in group) if packed else longest * len(group)) <= 40
 
 
 def test_a_row_beyond_the_budget_is_refused() -> None:
     row = TrainRow(RowKind.POLICY, (1,) * 50, 1, (0.0,) * 49, 1.0)
     with pytest.raises(ValueError, match=r"50 tokens exceeds learner\.micro_batch_tokens=40; raise it"):
-        cut_micro_batches([row], 40, packed=True)
+        cut_micro_batches([Bundle((row,))], 40, packed=True)
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))

@@ -48,10 +48,7 @@ from cluster.doctor.cluster import (
     parse_answer,
 )
 from cluster.doctor.machine import (
-    CGROUPS,
     cpu_flags,
-    cpu_quota,
-    group_folders,
     judge_core_files,
     judge_cpus,
     judge_memory,
@@ -282,26 +279,6 @@ def test_a_container_s_share_of_the_processors(visible: int, quota: float | None
     if quota == 2.0:
         assert check.found == "2 by the container's limit, 64 visible"
         assert "OMP_NUM_THREADS=2" in check.remedy
-
-
-def test_quotas_of_every_level_count() -> None:
-    assert cpu_quota([]) is None
-    assert cpu_quota(["max 100000", "-1 100000", "nonsense"]) is None
-    assert cpu_quota(["max 100000", "400000 100000", "150000 100000"]) == 1.5
-
-
-@pytest.mark.parametrize(
-    ("membership", "folders"),
-    [
-        ("0::/user.slice/mine", ["user.slice/mine", "user.slice", "."]),
-        ("0::/", ["."]),
-        ("0::/../other", ["."]),
-        ("3:memory:/m\n2:cpu,cpuacct:/a/b\n", ["cpu,cpuacct/a/b", "cpu,cpuacct/a", "cpu,cpuacct"]),
-        ("", ["."]),
-    ],
-)
-def test_where_limits_stand(membership: str, folders: list[str]) -> None:
-    assert group_folders(membership, "cpu") == [CGROUPS / folder for folder in folders]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,19 @@ def test_the_gap_is_the_largest_of_any_micro_batch_and_rank(make_config: Any) ->
         assert together["policy/entropy"] == pytest.approx(3 * 30 * 0.01)
 
 
+def test_metrics_of_the_policy_are_means_over_the_rows_that_are_computed(make_config: Any) -> None:
+    """Half of the first mini-batch was left out, and three quarters of the second."""
+    settings = UpdateSettings.from_config(make_config())
+    rows = [TrainRow(RowKind.POLICY, (1, 2, *[5] * n), 2, (-2.5,) * n, 0.05, 1.0) for n in (10, 5)]
+    batch = TrainBatch(0, 0, ((rows[0],), (rows[1],)), 1e-3, policy_shares=(0.5, 0.25))
+    for num_ranks in (1, 2):
+        parts = [run_update(batch, RecordingEngine(), settings, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
+        metrics = combine_rank_metrics(parts)
+        assert metrics["policy/entropy"] == pytest.approx(1.0)
+        assert metrics["policy/importance_mean"] == pytest.approx(math.exp(0.5))
+        assert metrics["policy/loss"] == pytest.approx(-math.exp(0.5) * (0.5 + 0.25) / 2), "a row left out adds 0"
+
+
 @pytest.fixture(scope="module")
 def policy() -> PolicyModel:
     from dphrl.tiny import TinyShape, build_model, build_tokenizer
@@ -165,6 +178,19 @@ def test_a_checkpoint_does_not_bring_its_weight_decay_back(make_config: Any, tin
     asyncio.run(first.save(tmp_path))
     asyncio.run(second.load(tmp_path, 0))
     assert [group["weight_decay"] for group in second.engine.optimizer.param_groups] == [0.5]
+
+
+def test_a_step_without_any_signal_is_the_one_that_all_its_rows_make(make_config: Any, tiny_dir: str) -> None:
+    """AdamW's moments decay, and the weights go on by them: with one row as with all, to the bit."""
+    flat = tuple(TrainRow(RowKind.POLICY, (1, 2, *[5 + i] * 4), 2, (-1.0,) * 4, 1 / 16, 0.0) for i in range(4))
+    learners = [InlineLearner(make_config(), tiny_dir) for _ in range(2)]
+    for learner, rows in zip(learners, (flat, flat[:1]), strict=True):
+        asyncio.run(learner.update(batch_of(learner)))
+        metrics = asyncio.run(learner.update(TrainBatch(1, 1, (rows,), 1e-2)))
+        assert (metrics["learner/grad_norm"], metrics["policy/loss"]) == (0.0, 0.0)
+    for all_rows, one_row in zip(*[learner.policy.parameters() for learner in learners], strict=True):
+        assert torch.equal(all_rows, one_row)
+        assert bool(torch.isfinite(one_row).all())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

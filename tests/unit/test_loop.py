@@ -197,11 +197,26 @@ def test_with_staleness_the_next_step_is_sampled_during_the_update(make_config: 
     assert staleness == [0, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("max_staleness", "updates"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize("bound", [2, 3, 9])
+def test_engines_are_up_to_so_many_steps_ahead_and_no_token_is_older(make_config: Any, bound: int) -> None:
+    world = run(make_config, rollout={"max_staleness": bound}, learner={"num_steps": 6})
+    assert len(world.of("generate")) == 6, "none is made again, and none after the last step"
+    staleness = [metrics["rollout/staleness_max"] for _, _, metrics, _ in world.of("observe")]
+    assert staleness == [min(step, bound) for step in range(6)]
+    assert [metrics["rollout/staleness_mean"] for _, _, metrics, _ in world.of("observe")] == staleness
+    assert all(metrics["queue/steps_ready"] <= bound for _, _, metrics, _ in world.of("observe"))
+    assert [event[1] for event in world.of("generate")] == [event[1] for event in run_of_steps(make_config)]
+
+
+def run_of_steps(make_config: Any) -> list[tuple[Any, ...]]:
+    return run(make_config, learner={"num_steps": 6}).of("generate")
+
+
+@pytest.mark.parametrize(("max_staleness", "updates"), [(0, 1), (1, 2), (3, 4)])
 def test_completions_staler_than_allowed_stop_the_run(make_config: Any, max_staleness: int, updates: int) -> None:
     world = World(refit_works=False)
     with pytest.raises(RuntimeError, match=f"outside rollout.max_staleness={max_staleness}"):
-        run(make_config, world, rollout={"max_staleness": max_staleness})
+        run(make_config, world, rollout={"max_staleness": max_staleness}, learner={"num_steps": 6})
     assert len(world.of("update")) == updates
 
 

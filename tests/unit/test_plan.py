@@ -417,7 +417,8 @@ def test_speed_of_a_run_is_read_from_its_metrics(make_config: Any, tmp_path: Pat
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     step = {
         "rollout/num_tokens": 400.0, "rollout/completion_tokens_mean": 20.0, "learner/num_tokens": 30 * 24.0,
-        "divergence/num_rows": 10.0, "time/rollout_s": 2.0, "time/learn_s": 3.0, "time/sync_s": 0.5,
+        "divergence/num_rows": 15.0, "learner/num_rows_left_out": 5.0,
+        "time/rollout_s": 2.0, "time/learn_s": 3.0, "time/sync_s": 0.5,
     }  # fmt: skip
     slow = {**step, "time/rollout_s": 1000.0}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (slow, step, step, step)))

@@ -127,7 +127,11 @@ def test_every_engine_takes_every_chunk_in_order_and_then_proves_it(make_config:
     engines, learner = [Engine(), Engine(gap=5e-4)], Learner()
     gaps = refit(make_config, *engines, learner=learner, max_mean_logprob_gap=1e-3)
     # The engine that is off is so at one token of six.
-    assert gaps == {"sync/logprob_gap_max": pytest.approx(5e-4), "sync/logprob_gap_mean": pytest.approx(5e-4 / 6)}
+    assert gaps == {
+        "sync/logprob_gap_max": pytest.approx(5e-4),
+        "sync/logprob_gap_mean": pytest.approx(5e-4 / 6),
+        "sync/num_bytes": 24,
+    }
     for engine in engines:
         assert engine.calls[:5] == ["start", "chunk 0", "chunk 1", "chunk 2", ("finish", 7)]
         assert engine.calls[5] == ("probe", 3, 0, PROBE_TOKENS)

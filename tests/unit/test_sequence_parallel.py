@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from dphrl.config.loading import InputError
-from dphrl.learner.batching import collate, plan_micro_batches
+from dphrl.learner.batching import collate
+from dphrl.learner.bundles import plan_micro_batches
 from dphrl.learner.sequence_parallel import SequenceShare, check_shareable
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -52,11 +53,19 @@ def test_every_token_is_predicted_on_one_rank(lengths: list[int], size: int) -> 
 def test_ranks_that_share_rows_get_the_same_sequences(packed: bool) -> None:
     rows = make_rows([3, 9, 4, 12, 7])
     plans = [
-        plan_micro_batches(rows, rank=rank, num_ranks=6, max_tokens=40, packed=packed, sharing=2) for rank in range(6)
+        plan_micro_batches(rows, rank=rank, num_ranks=6, max_tokens=40, packed=packed, ranks_per_row=2)
+        for rank in range(6)
     ]
     assert len({len(plan) for plan in plans}) == 1
     assert plans[0::2] == plans[1::2]
-    trained = [row.token_ids[0] for plan in plans[::2] for group in plan for row in group if row.weight]
+    trained = [
+        row.token_ids[0]
+        for plan in plans[::2]
+        for group in plan
+        for bundle in group
+        for row in bundle.rows
+        if row.weight
+    ]
     assert sorted(trained) == [0, 100, 200, 300, 400]
     assert packed or all(len(group) == 1 for plan in plans for group in plan)
 

@@ -6,6 +6,7 @@ Stand-ins for engines: no Ray and no vLLM runs. `tests/integration/test_weight_s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -290,6 +291,7 @@ def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, ba
     assert metrics == {
         "sync/logprob_gap_max": 0.0,
         "sync/logprob_gap_mean": 0.0,
+        "sync/num_bytes": 4,
         "sync/engines_replaced": len(replaced),
     }
     assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [
@@ -474,6 +476,7 @@ def engine_over(make_config: Any, llm: Any) -> Any:
     """The actor's own class around another LLM, serving as version 4."""
     engine = object.__new__(RolloutEngine.__ray_metadata__.modified_class)
     engine._llm, engine._segment, engine._thread, engine._outboxes = llm, None, StepThread("test"), {}
+    engine._probe_numbers = itertools.count()
     engine._decoding = Decoding(llm, make_config(), 2, engine._deliver, engine._fail, str, [])
     engine._thread.open(lambda: engine._decoding)
     engine._decoding.policy_version = 4

@@ -350,6 +350,9 @@ def test_a_step_is_one_line() -> None:
     wanted = "step  3/60  reward 0.530  loss -0.0123  div 0.0041  gap 2e-07  mean gap 3e-08  1500 tok/s  2.1 s\n"
     assert stream.getvalue() == wanted
     assert format_step({"step": 12}, 60) == "step 12/60"
+    assert format_step({"step": 12, "time/step_s": 2, "time/waiting_share": 0.412}, 60) == (
+        "step 12/60  2.0 s (41% waiting)"
+    )
 
 
 def test_a_table_is_aligned_and_never_wrapped() -> None:

@@ -145,6 +145,7 @@ def test_the_mean_is_bounded_and_the_largest_is_not() -> None:
     assert gaps == {
         "sync/logprob_gap_mean": pytest.approx(5e-5 / NUM_TOKENS),
         "sync/logprob_gap_max": pytest.approx(5e-5),
+        "sync/num_bytes": 160,
     }
     with pytest.raises(RuntimeError, match=r"rollout engine 1 are off"):
         check(WeightProof([Engine(gap=5e-5), Engine(gap=-7e-5)], PROBES, 1e-5), Learner())
@@ -167,7 +168,7 @@ def test_beyond_the_bound_other_probes_decide(caplog: Any) -> None:
     assert "off the learner's by 0.000167 on average" in warning
     assert warning.endswith("sampling other probes")
     first, second = engine.calls
-    assert first[3] != second[3], "with another seed"
+    assert first[2] != second[2], "with another seed"
 
     engine = Changing(1e-3, 2e-3, 0.0)
     with pytest.raises(
@@ -182,9 +183,9 @@ def test_each_proof_samples_with_a_seed_of_its_own() -> None:
     proof = WeightProof([engine, other], PROBES, 1e-3)
     for _ in range(3):
         check(proof, Learner())
-    seeds = [call[3] for call in engine.calls]
+    seeds = [call[2] for call in engine.calls]
     assert len(set(seeds)) == 3
-    assert seeds == [call[3] for call in other.calls]
+    assert seeds == [call[2] for call in other.calls]
 
 
 def test_a_gap_is_of_all_tokens() -> None:
