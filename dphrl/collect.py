@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
 from dphrl.protocols import Parts, RewardPool, RolloutPool
@@ -102,11 +103,11 @@ async def collect_groups(
 
 @contextmanager
 def one_failure() -> Iterator[None]:
-    """Of tasks that fail together in this block, the error that says it all: the reward's if there is one."""
+    """Of tasks that fail together in this block, the error that says it all: the reward's, or that of a setting."""
     try:
         yield
     except BaseExceptionGroup as group:
-        if failed := group.subgroup(RewardFailedError):
+        if failed := group.subgroup((RewardFailedError, InputError)):
             raise _first(failed) from None
         raise
 

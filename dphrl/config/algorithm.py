@@ -127,9 +127,9 @@ class AlgorithmConfig(Section):
     """Length penalty of DAPO, in tokens: over the last so many tokens before rollout.max_tokens the score of a
     completion falls along a line by up to 1. Larger begins earlier and is gentler; the default 0 is off."""
     dynamic_sampling_rounds: PositiveInt = 1
-    """Rounds of prompts that a step may sample (dynamic sampling of DAPO). Groups whose scores are all equal teach
-    nothing and are replaced by fresh prompts in the next round. Larger fills the batch better and samples longer; the
-    default 1 replaces nothing."""
+    """How many times rollout.num_prompts a step may sample (dynamic sampling of DAPO). A group whose scores are all
+    equal teaches nothing, and another prompt is asked for in its place as soon as it is graded. Larger fills the batch
+    better and samples longer; the default 1 replaces nothing."""
     advantage: Method = MethodConfig(name="group_normalized")
     """How the scores of a group of completions of one prompt become advantages: group_normalized (GRPO, the default),
     mean_only (Dr.GRPO), leave_one_out (RLOO), or one that a plugin registers."""

@@ -33,8 +33,8 @@ class ReferenceConfig(Section):
     """What becomes of prompts with none of the responses correct. keep explores them; drop leaves them out as
     hopeless. Responses on which the reward failed do not count, and a prompt without any verdict is never dropped."""
     prompts_per_chunk: PositiveInt = 512
-    """Prompts that are sampled and graded before the next are handed out. A killed stage loses at most one such
-    chunk; small chunks leave the engines idle at the end of each."""
+    """Prompts that are stored together, once all of them are graded. The next chunk begins before, so engines do not
+    wait. A killed stage loses the chunks that were not complete: those that engines were at."""
     max_bytes: PositiveInt = 4 * 2**30
     """The largest buffer, in bytes as arrays: 4 for each prompt token id, completion token id and log-prob. A larger
     one is refused. Every process that reads a whole buffer holds it as Python objects, which take several times as

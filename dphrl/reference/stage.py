@@ -134,6 +134,8 @@ async def fill_reference(
         if start in done:
             settle(start, chunk)
     await collect_chunks([sampling(start, chunk) for start, chunk in graded.chunks() if start not in done])
+    # Chunks end in any order; the buffer has the order of the prompts.
+    counts = {prompt.prompt_id: counts[prompt.prompt_id] for prompt in prompts}
     chosen = [response for start in sorted(chosen_at) for response in chosen_at[start]]
     unconfirmed: frozenset[str] = frozenset()
     if reference.confirm:

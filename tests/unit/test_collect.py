@@ -9,6 +9,7 @@ import pytest
 
 from dphrl import collect
 from dphrl.collect import StepCollector, collect_groups, collect_step
+from dphrl.data.schedule import replacement_indices
 from dphrl.protocols import Parts
 from dphrl.rewards.watch import MAX_FAILED_PROMPTS, RewardFailedError
 from dphrl.tracking.log import current_step
@@ -121,6 +122,14 @@ def test_dynamic_sampling_stops_at_its_bound_with_what_it_has(make_config: Any) 
     assert (hopeless.metrics["rollout/num_rounds"], len(hopeless.sampled), len(hopeless.groups)) == (3, 12, 4)
     few = dynamic_step(make_config, 3, [f"p{i}" for i in range(0, 20, 2)])
     assert len(few.sampled) == 10, "there are no more"
+
+
+def test_each_step_takes_other_prompts_in_the_place_of_its_own() -> None:
+    first = replacement_indices(20, 0, [3, 5], seed=0)
+    assert sorted(first) == [i for i in range(20) if i not in (3, 5)]
+    assert first == replacement_indices(20, 0, [3, 5], seed=0)
+    assert first != replacement_indices(20, 1, [3, 5], seed=0)
+    assert first != replacement_indices(20, 0, [3, 5], seed=1)
 
 
 class EndlessEngine:

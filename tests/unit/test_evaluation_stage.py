@@ -36,8 +36,14 @@ def make_prompts(count: int, dataset: str = "d") -> list[Prompt]:
     return [Prompt(f"{dataset}{i}", f"question {i}", (i, 2, 3), str(i), dataset) for i in range(count)]
 
 
+async def others_end() -> None:
+    """Returns when whatever needs nothing but the event loop is at its end."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 class FakeRollouts:
-    """Completions by seed, prompt and version alone; dies when it comes to prompt `dies_at`."""
+    """Completions by seed, prompt and version alone; dies at prompt `dies_at` when the other chunks are complete."""
 
     def __init__(self, dies_at: str = "", *, dies_at_version: int = 0) -> None:
         self.dies_at, self.dies_at_version = dies_at, dies_at_version
@@ -57,6 +63,7 @@ class FakeRollouts:
         self.requests.append((seed, greedy, [prompt.prompt_id for prompt in prompts]))
         for prompt in prompts:
             if prompt.prompt_id == self.dies_at and self.version == self.dies_at_version:
+                await others_end()
                 raise KilledError
             for i in range(num_samples):
                 drawn = derive_seed(seed, greedy, self.version, prompt.prompt_id, i)
@@ -142,13 +149,13 @@ def asked(rollouts: FakeRollouts) -> list[list[str]]:
     return [prompt_ids for _, greedy, prompt_ids in rollouts.requests if not greedy]
 
 
-def test_a_killed_evaluation_continues_after_its_last_whole_chunk(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_a_killed_evaluation_samples_the_chunk_that_is_missing(evaluate: Evaluate, tmp_path: Path) -> None:
     kill_at("d3", evaluate)
     rest, whole = FakeRollouts(), FakeRollouts()
     continued, said = evaluate(rest)
-    assert asked(rest) == [["d2", "d3"], ["d4"], ["e0", "e1"], ["e2"]]
-    assert "evaluating model on d: continuing, 2 of 5 prompts done" in said
-    assert "evaluating model on d  12/12 (100 %)" in said, "progress is of what was left"
+    assert asked(rest) == [["d2", "d3"], ["e0", "e1"], ["e2"]], "the one before and the one after it are there"
+    assert "evaluating model on d: continuing, 3 of 5 prompts done" in said
+    assert "evaluating model on d  8/8 (100 %)" in said, "progress is of what was left"
     assert "starting over" not in said
     uninterrupted, said = evaluate(whole, "whole")
     assert "continuing" not in said
@@ -164,8 +171,9 @@ def test_a_set_that_was_whole_is_not_sampled_again(evaluate: Evaluate) -> None:
     kill_at("e0", evaluate)
     rest = FakeRollouts()
     continued, said = evaluate(rest)
-    assert asked(rest) == [["e0", "e1"], ["e2"]]
+    assert asked(rest) == [["e0", "e1"]]
     assert "on d: continuing, 5 of 5 prompts done" in said
+    assert "on e: continuing, 1 of 3 prompts done" in said
     assert continued == evaluate(FakeRollouts(), None)[0], "nor does it matter whether chunks are kept"
 
 
@@ -177,7 +185,9 @@ def test_chunks_of_every_size_give_the_same_completions(evaluate: Evaluate, monk
     seed = derive_seed(7, "evaluation")
     every = [f"d{i}" for i in range(5)]
     assert at_once.requests[:2] == [(seed, False, every), (seed, True, every)]
-    assert in_chunks.requests[:2] == [(seed, False, every[:2]), (seed, True, every[:2])]
+    assert [request for request in in_chunks.requests if request[2][0] in every] == [
+        (seed, greedy, part) for part in (every[:2], every[2:4], every[4:]) for greedy in (False, True)
+    ]
     assert {seed for seed, _, _ in in_chunks.requests} == {seed}
 
 
@@ -301,7 +311,7 @@ def test_a_run_killed_in_an_evaluation_continues_it(training: Any, version: int,
     result = f"{label.replace(' ', '_')}.json"
     assert killed.unfinished == [f"{result}.partial"]
     assert result not in killed.results()
-    assert f"evaluating {label} on e: continuing, 2 of 5 prompts done" in killed.run(FakeRollouts())
+    assert f"evaluating {label} on e: continuing, 3 of 5 prompts done" in killed.run(FakeRollouts())
     assert "continuing, " not in whole.run(FakeRollouts()).replace("continuing from", "")
     assert killed.results() == whole.results()
     assert killed.results().keys() == {"base.json", "step_2.json", "step_4.json"}

@@ -143,3 +143,31 @@ def test_seeded_choices_follow_the_distribution_at_the_temperature(make_config: 
         # Four standard deviations of a share that is estimated from so many rows.
         assert (shares - (logits / temperature).softmax(dim=-1)).abs().max() < 4 * 0.5 / num_rows**0.5
         assert shares[1] == 0
+
+
+def test_calls_are_served_in_their_order_and_to_their_end(tiny_dir: str, prompts: list[Any], make_config: Any) -> None:
+    config = make_config(rollout={"max_concurrent_sequences": 2, "max_tokens": 3})
+    learner = InlineLearner(config, tiny_dir)
+    rollouts = InlineRollouts(learner, load_tokenizer(tiny_dir), config)
+    batches: list[int] = []
+
+    async def call(number: int) -> list[tuple[Any, ...]]:
+        found = []
+        async for batch in rollouts.generate(prompts[number : number + 2], 2, seed=number):
+            batches.append(number)
+            found += [(c.prompt_id, c.sample_index, c.token_ids) for c in batch]
+            await asyncio.sleep(0)
+        return found
+
+    async def run() -> list[Any]:
+        await rollouts.refit(learner)
+        together = await asyncio.gather(*map(call, range(3)))
+        assert batches == [0, 0, 1, 1, 2, 2]
+        assert together == [await call(number) for number in range(3)], "and as if it were alone"
+        left = rollouts.generate(prompts[:2], 2, seed=0)
+        await anext(left)
+        await left.aclose()
+        assert await call(1) == together[1], "a call that is given up leaves the turn to the next"
+        return together
+
+    asyncio.run(run())

@@ -231,10 +231,12 @@ def test_a_near_perfect_prompt_needs_one_more_correct_and_complete_answer(make_c
 
 def test_a_killed_confirmation_continues_and_another_threshold_confirms_anew(make_config: Any, tmp_path: Path) -> None:
     class DyingRewards(Rewards):
-        """Dies at the second chunk of confirming answers."""
+        """Dies at the first chunk of confirming answers when the second is complete."""
 
         async def grade(self, items: Any) -> list[RewardResult]:
-            if killed.confirmed == [list("abcd"), ["e", "f"]]:
+            if killed.confirmed and items[0][0].prompt_id == "a":
+                for _ in range(100):
+                    await asyncio.sleep(0)
                 raise ConnectionError
             return await super().grade(items)
 
@@ -245,7 +247,7 @@ def test_a_killed_confirmation_continues_and_another_threshold_confirms_anew(mak
         fill(make_config, answers, tmp_path / "r", rollouts=killed, rewards=DyingRewards(), **settings)
     rest, counted = Rollouts(answers, CONFIRMING), []
     continued = fill(make_config, answers, tmp_path / "r", rollouts=rest, on_graded=counted.append, **settings)
-    assert rest.confirmed == [["e", "f"]]
+    assert rest.confirmed == [list("abcd")]
     assert rest.seeds == [derive_seed(0, "confirmation")]
     assert sum(counted) == len(answers), "one for each prompt, as the others were counted by the first process"
     whole = fill(make_config, answers, tmp_path / "w", rollouts=Rollouts(answers, CONFIRMING), **settings)
@@ -282,13 +284,10 @@ class FailingRewards:
         return [RewardResult(STATUS[c.text]) if p.prompt_id in self.works_on else failed for p, c in items]
 
 
-def test_a_reward_that_fails_everywhere_stops_the_first_chunk_with_its_own_words(
-    make_config: Any, tmp_path: Path
-) -> None:
-    answers, rewards = dict.fromkeys("abcdef", "rrrr"), FailingRewards()
+def test_a_reward_that_fails_everywhere_stops_the_stage_with_its_own_words(make_config: Any, tmp_path: Path) -> None:
+    answers = dict.fromkeys("abcdef", "rrrr")
     with pytest.raises(RewardFailedError) as stopped:
-        fill(make_config, answers, tmp_path / "r", rewards=rewards, prompts_per_chunk=2)
-    assert rewards.num_graded == 8
+        fill(make_config, answers, tmp_path / "r", rewards=FailingRewards(), prompts_per_chunk=2)
     assert "'factorization' gave no verdict on any of 8 completions of 2 prompts: the reward raised Oops;" in str(
         stopped.value
     )
