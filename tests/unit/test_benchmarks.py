@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from dphrl.config.schema import Config
-from tests.benchmarks import e2e_vs_trl, rollout_overhead, tail
+from dphrl.tiny import ensure_tiny_model
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
+from tests.benchmarks import _peer, e2e_vs_trl, rollout_overhead, tail
+from tests.benchmarks._collect_child import digest
 from tests.benchmarks._lengths import hazards, make_talker
 from tests.benchmarks._peer import make_unending
 from tests.benchmarks._sides import ROOT, checked_out, side
@@ -77,7 +81,7 @@ def test_lengths_are_log_normal_up_to_the_cap() -> None:
 
 def test_the_model_ends_its_answers_with_these_hazards(tmp_path: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     cap = 12
     make_talker(tmp_path, mean=5, sigma=0.7, cap=cap, num_layers=1)
@@ -145,6 +149,48 @@ def test_both_sides_of_the_step_get_the_same_work(small: bool, tmp_path: Path, m
     assert (config.rollout.threads_per_engine, config.learner.threads_per_rank) == (2, 2)
     assert config.uses_reference_samples
     assert not config.uses_reference_model
+
+
+@pytest.mark.parametrize(
+    ("options", "num_parts", "weights", "autocast"),
+    [
+        (["--small"], 1, "float32", False),
+        (["--small", "--peer-rows", "16", "--dtype", "bfloat16"], 4, "float32", True),
+        (["--small", "--dtype", "bfloat16", "--peer-weights", "bfloat16"], 1, "bfloat16", False),
+    ],
+)
+def test_trl_gets_the_prompts_that_dphrl_explores(
+    options: list[str], num_parts: int, weights: str, autocast: bool, tmp_path: Path
+) -> None:
+    arguments = e2e_vs_trl.parse(options)
+    model = make_unending(ensure_tiny_model(), tmp_path)
+    settings = e2e_vs_trl.trl_settings(e2e_vs_trl.dphrl_settings(str(model), arguments.dtype, small=True), arguments)
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    assert [tokenizer(text)["input_ids"] for text in settings["prompts"]] == settings["token_ids"]
+    assert len(settings["prompts"]) == 8
+    assert (settings["num_samples"], settings["max_tokens"]) == (8, 64)
+    assert (settings["num_parts"], settings["weights"], settings["autocast"]) == (num_parts, weights, autocast)
+    assert tokenizer.eos_token == "<unk>"
+
+
+def test_a_missing_requirement_of_trl_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_peer, "NEEDED", ("json", "no_such_package"))
+    with pytest.raises(SystemExit) as ended:
+        _peer.ensure_trl()
+    assert ended.value.code == 2
+    assert "no_such_package" in capsys.readouterr().err
+
+
+def test_a_digest_is_of_the_tokens_whatever_the_order_of_prompts() -> None:
+    def group(name: str, *tokens: int) -> RolloutGroup:
+        completion = Completion(name, 0, tokens, "", (0.0,) * len(tokens), "stop", 0)
+        return RolloutGroup(Prompt(name, "", (1,), "", "d"), (completion,), (RewardResult(RewardStatus.WRONG),))
+
+    groups = [group("a", 1, 2), group("b", 3)]
+    assert digest(groups) == digest(groups[::-1])
+    assert digest(groups) != digest([group("a", 1, 2), group("b", 4)])
 
 
 def step_answers(seconds: float, num_tokens: int, cpu_s: float = 1.0) -> dict[str, float]:
