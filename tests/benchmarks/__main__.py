@@ -20,7 +20,10 @@ def main() -> None:
             "Some have options of their own. setup: --old REVISION, --new REVISION, --rounds N; "
             "grader_change: --old REVISION, --rounds N, --pairs N; weights: --shards N, --rounds N; "
             "attention_mask: --tokens N, --layers N, --rounds N, --dtype NAME; "
-            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR."
+            "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
+            "zero_advantage: --old REVISION, --rounds N, --layers N, --groups N; "
+            "shared_prefix: --old REVISION, --rounds N, --layers N, --groups N, --only NAME; "
+            "divergence_cost: --rounds N, --layers N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")
