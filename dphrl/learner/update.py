@@ -105,9 +105,8 @@ def run_update(
         for i, group in enumerate(groups):
             metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
-        totals["learner/grad_norm"] += (
-            engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.ranks_per_row)
-        )
+        own_share = 1 / len(planned) / (num_ranks // settings.ranks_per_row)
+        totals["learner/grad_norm"] += engine.step(batch.learning_rate) * own_share
     # A plain sum counts rows that were left out as zeros.
     if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
         totals.update({name: totals[name] / share for name in OVER_COMPUTED_ROWS if name in totals})
