@@ -23,7 +23,7 @@ def main() -> None:
             "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
             "zero_advantage: --old REVISION, --rounds N, --layers N, --groups N; "
             "shared_prefix: --old REVISION, --rounds N, --layers N, --groups N, --only NAME; "
-            "divergence_cost: --rounds N, --layers N."
+            "divergence_cost: --rounds N, --layers N; cpu_packing: --rows N, --layers N, --rounds N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")
