@@ -17,14 +17,20 @@ from tests.benchmarks.weight_sync import ROOT, Side, checked_out
 
 CHILD = Path(__file__).with_name("_learner_child.py")
 # Freed memory stays with the process: a pass that asks the system for its pages again takes several times as long.
-ALLOCATION = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "OMP_NUM_THREADS": "2"}
+# Threads that wait do not spin: beside other processes they would take the processor from the one that they wait for.
+SURROUNDINGS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
+}
 
-__all__ = ["ROOT", "Side", "checked_out", "learner", "measure", "ratios", "small_model", "summary"]
+__all__ = ["ROOT", "Side", "checked_out", "learner", "measure", "ratios", "small_model", "summary", "wait_for"]
 
 
 @contextlib.contextmanager
 def learner(checkout: Path, model: str, changes: dict[str, Any]) -> Iterator[Side]:
-    """A learner that is ready. changes: sections of its configuration."""
+    """A learner that starts. changes: sections of its configuration."""
     with tempfile.TemporaryDirectory(prefix="dphrl-learner-") as folder:
         errors = Path(folder, "errors")
         process = subprocess.Popen(
@@ -34,13 +40,11 @@ def learner(checkout: Path, model: str, changes: dict[str, Any]) -> Iterator[Sid
             stderr=errors.open("w"),
             text=True,
             cwd=folder,
-            env={**os.environ, **ALLOCATION, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
         )
         assert process.stdin is not None
         try:
-            one = Side(process, errors)
-            one.answer()
-            yield one
+            yield Side(process, errors)
         finally:
             process.stdin.close()
             try:
@@ -62,6 +66,13 @@ def small_model(like: str, num_layers: int) -> Iterator[str]:
         AutoModelForCausalLM.from_pretrained(like, config=config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(like).save_pretrained(folder)
         yield folder
+
+
+def wait_for(sides: dict[str, Side]) -> dict[str, Side]:
+    """The same, each of them ready."""
+    for side in sides.values():
+        side.answer()
+    return sides
 
 
 def measure(

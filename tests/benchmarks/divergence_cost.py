@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from dphrl.models import ensure_smollm2
-from tests.benchmarks._learner_sides import ROOT, learner, measure, ratios, small_model, summary
+from tests.benchmarks._learner_sides import ROOT, learner, measure, ratios, small_model, summary, wait_for
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"divergence": "none"},
@@ -45,6 +45,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             for name, algorithm in ALGORITHMS.items()
         }
-        seen = measure(sides, orders, arguments.rounds)
+        seen = measure(wait_for(sides), orders, arguments.rounds)
     head = {"benchmark": "divergence_cost", "num_cpus": os.cpu_count(), "layers": arguments.layers or 30}
     return head | summary(seen) | ratios(seen, "dph_js", "grpo") | ratios(seen, "dph_js", "rkl")

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from dphrl.models import ensure_smollm2
-from tests.benchmarks._learner_sides import ROOT, checked_out, learner, measure, ratios, small_model, summary
+from tests.benchmarks._learner_sides import ROOT, checked_out, learner, measure, ratios, small_model, summary, wait_for
 
 SHAPES = {"long": (512, 64, 8), "short": (115, 48, 4)}
 
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "new": stack.enter_context(learner(ROOT, model, {})),
             "old": stack.enter_context(learner(old, model, {})),
         }
+        wait_for(sides)
         for shape, (num_prompt, num_completion, count) in SHAPES.items():
             if arguments.only in (None, shape):
                 scores = [i % 2 for i in range(count)]

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from dphrl.models import ensure_smollm2
-from tests.benchmarks._learner_sides import ROOT, checked_out, learner, measure, ratios, small_model, summary
+from tests.benchmarks._learner_sides import ROOT, checked_out, learner, measure, ratios, small_model, summary, wait_for
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,6 +31,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "new": stack.enter_context(learner(ROOT, model, {"learner": {"lr": 1e-7, "share_prefix": "never"}})),
             "old": stack.enter_context(learner(old, model, {})),
         }
-        seen = measure(sides, dict.fromkeys(sides, order), arguments.rounds)
+        seen = measure(wait_for(sides), dict.fromkeys(sides, order), arguments.rounds)
     head = {"benchmark": "zero_advantage", "num_cpus": os.cpu_count(), "layers": arguments.layers or 30}
     return head | summary(seen) | ratios(seen, "new", "old")
