@@ -113,7 +113,10 @@ class LearnerRank:
             self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
         settings = UpdateSettings.from_config(self._config)
         sharing = fit_to_model(settings.sharing, policy.lm, self._engine.forward, self._engine.device)
-        self._settings = replace(settings, sharing=sharing)
+        # Each rank has tried it, and their numbers may differ by rounding; their plans may not.
+        told = torch.tensor(int(sharing.prefixes != "never"), device=self._engine.device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MIN)
+        self._settings = replace(settings, sharing=sharing if told else replace(sharing, prefixes="never"))
         if self._settings.packed:
             check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir

@@ -32,6 +32,11 @@ from dphrl.tracking.console import format_table
 
 ROLES = ("learner", "rollout", "reward")
 HEADINGS = ["what", "how much"]
+SHARING = {
+    "auto": "shared by their completions where that costs less and the model can",
+    "always": "shared by their completions as far as a micro-batch holds them",
+    "never": "one for each completion",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         ("rehearsal rows a step", str(rehearsal)),
         ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
         ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
+        ("prompts in the learner", SHARING[config.share_prefix]),
         ("staleness", f"at most {rollout.max_staleness}"),
         ("run folder", str(config.folder)),
     ]

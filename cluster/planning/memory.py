@@ -71,6 +71,7 @@ def learner_memory(config: Config, shape: ModelShape, dtype: str) -> Memory:
         "gradients": trained * GRADIENT_BYTES / (learner.num_ranks if learner.zero_stage >= 2 else 1),
         "optimizer": optimizer,
         "activations": _activations(config, shape, dtype, layers),
+        "mask": _mask(config, dtype),
     }
     return Memory(parts | {name: size for name, size in weights.items() if name != "weights"})
 
@@ -85,6 +86,16 @@ def _weights(config: Config, shape: ModelShape, dtype: str) -> dict[str, float]:
 def _activations(config: Config, shape: ModelShape, dtype: str, values: int) -> float:
     tokens = config.learner.micro_batch_tokens / config.learner.sequence_parallel
     return float(tokens * shape.hidden_size * values * BYTES_PER_PARAMETER[dtype])
+
+
+def _mask(config: Config, dtype: str) -> float:
+    """What each position of a micro-batch sees, where completions share prompts: a byte for each pair of positions of
+    the longest sequence that may be, and what the kernel makes of it. flex_attention needs none."""
+    if config.share_prefix == "never" or config.model.attention == "flex_attention":
+        return 0.0
+    tokens = config.learner.micro_batch_tokens
+    longest = min(tokens, config.data.max_prompt_tokens + config.rollout.num_samples * config.rollout.max_tokens)
+    return float(tokens * longest * (1 + BYTES_PER_PARAMETER[dtype]))
 
 
 def engine_memory(config: Config, shape: ModelShape, dtype: str, gpu_bytes: float) -> Memory:

@@ -102,13 +102,12 @@ def run_update(
     # The first mini-batch is trained with the same weights that define pi_old, so it needs no separate pass.
     old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
+    own_share = 1 / len(planned) / (num_ranks // settings.ranks_per_row)
     for groups, old in zip(planned, old_logprobs, strict=True):
         for i, group in enumerate(groups):
             metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
-        totals["learner/grad_norm"] += (
-            engine.step(batch.learning_rate) / len(planned) / (num_ranks // settings.ranks_per_row)
-        )
+        totals["learner/grad_norm"] += engine.step(batch.learning_rate) * own_share
     # A plain sum counts rows that were left out as zeros.
     if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
         totals.update({name: totals[name] / share for name in OVER_COMPUTED_ROWS if name in totals})

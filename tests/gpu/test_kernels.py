@@ -18,8 +18,10 @@ import torch
 
 from dphrl.algo.logprobs import CHUNK_BYTES, token_logprobs
 from dphrl.learner.attention import check_rows_apart
-from dphrl.learner.batching import collate
+from dphrl.learner.batching import collate, collate_bundles
+from dphrl.learner.bundles import Bundle, Sharing
 from dphrl.learner.policy import PolicyModel
+from dphrl.learner.prefixes import fit_to_model
 from dphrl.types import RowKind, TrainRow
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -93,6 +95,28 @@ def test_packed_rows_equal_padded_rows(attention: str, dtype: torch.dtype) -> No
     check_rows_apart(policy, torch.device("cuda"))
     for packed in (True, False):
         logprobs, gradient = run(policy, rows, packed=packed)
+        assert (logprobs - expected).abs().max() < (1e-4 if dtype is torch.float32 else 0.2), packed
+        assert relative(gradient, expected_gradient) < (1e-4 if dtype is torch.float32 else 5e-2), packed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_shared_prompts_equal_rows_apart(attention: str, dtype: torch.dtype) -> None:
+    prompt = make_rows(200)[0].token_ids
+    completions = [row.token_ids for row in make_rows(37, 64, 411)]
+    rows = [
+        TrainRow(RowKind.POLICY, prompt + ids, len(prompt), (0.0,) * len(ids), 1.0) for ids in completions
+    ] + make_rows(640)
+    expected, expected_gradient = run(make_policy("sdpa", dtype), rows, packed=False)
+    policy = make_policy(attention, dtype)
+    device = torch.device("cuda")
+    assert fit_to_model(Sharing("always"), policy.lm, policy, device).prefixes == "always"
+    bundles = [Bundle(tuple(rows[:3])), Bundle((rows[3],))]
+    for packed in (True, False):
+        policy.zero_grad()
+        logprobs, _ = policy(collate_bundles(bundles, packed=packed).to(device))
+        (logprobs * torch.linspace(-1, 1, len(logprobs), device=device)).sum().backward()
+        gradient = torch.cat([p.grad.flatten().float() for p in policy.parameters() if p.grad is not None])
         assert (logprobs - expected).abs().max() < (1e-4 if dtype is torch.float32 else 0.2), packed
         assert relative(gradient, expected_gradient) < (1e-4 if dtype is torch.float32 else 5e-2), packed
 

@@ -86,7 +86,7 @@ async def _sync_three_times(config: Any, tiny_dir: str, prompts: list[Any]) -> N
         await asyncio.wait_for(rank.connect.remote(master, tiny_dir), START_LIMIT_S)
         learner = RayLearner([rank])
         pool = RayRolloutPool([engine], config, prompts[:4], "float32")
-        for batch in (None, *make_batches(prompts)):
+        for batch in (None, *make_batches(prompts)[:2]):
             if batch is not None:
                 await learner.update(batch)
             began = time.monotonic()

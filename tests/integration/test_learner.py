@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ pytestmark = pytest.mark.integration
 
 
 def make_batches(prompts: list[Any], seed: int = 0) -> list[TrainBatch]:
-    """Rows of unequal lengths and both kinds, in two mini-batches, for two steps."""
+    """Rows of unequal lengths and both kinds, several to a prompt, in two mini-batches, for two steps; and a third
+    step, in which no row has an advantage."""
     rng = random.Random(seed)
+    prompts = prompts[:4]
 
     def row(kind: RowKind) -> TrainRow:
         prompt = rng.choice(prompts).token_ids
@@ -31,7 +34,9 @@ def make_batches(prompts: list[Any], seed: int = 0) -> list[TrainBatch]:
         rng.shuffle(rows)
         return tuple(rows)
 
-    return [TrainBatch(step, step, (minibatch(), minibatch()), 1e-3) for step in range(2)]
+    flat = replace(row(RowKind.POLICY), advantage=0.0)
+    batches = [TrainBatch(step, step, (minibatch(), minibatch()), 1e-3) for step in range(2)]
+    return [*batches, TrainBatch(2, 2, ((flat,),), 1e-3)]
 
 
 def inline_results(config: Any, tiny_dir: str, batches: list[TrainBatch]) -> tuple[list[Any], Any]:
@@ -43,7 +48,14 @@ def inline_results(config: Any, tiny_dir: str, batches: list[TrainBatch]) -> tup
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "zero_stage", "sequence_parallel"), [(1, 1, 1), (2, 2, 1), (2, 3, 1), (2, 3, 2), (4, 2, 2)]
+    ("num_ranks", "zero_stage", "sequence_parallel", "prefixes"),
+    [
+        (1, 1, 1, "never"),
+        (2, 2, 1, "always"),
+        (2, 3, 1, "always"),
+        (2, 3, 2, "auto"),
+        (4, 2, 2, "auto"),
+    ],
 )
 def test_deepspeed_ranks_train_as_plain_torch(
     ray_cluster: None,
@@ -54,6 +66,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
     num_ranks: int,
     zero_stage: int,
     sequence_parallel: int,
+    prefixes: str,
     tmp_path: Path,
 ) -> None:
     import ray
@@ -68,9 +81,10 @@ def test_deepspeed_ranks_train_as_plain_torch(
         "micro_batch_tokens": 96,
         "sequence_parallel": sequence_parallel,
     }
-    config = make_config(learner=learner_config)
+    config = make_config(learner=learner_config | {"share_prefix": prefixes})
     batches = make_batches(prompts)
-    expected, expected_weights = inline_results(config, tiny_dir, batches)
+    apart = make_config(learner=learner_config | {"share_prefix": "never"})
+    expected, expected_weights = inline_results(apart, tiny_dir, batches)
 
     ranks = [LearnerRank.options(num_cpus=0.1).remote(config, i) for i in range(num_ranks)]
 
@@ -81,6 +95,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
         first = await learner.update(batches[0])
         await learner.save(tmp_path / "checkpoint")
         second = await learner.update(batches[1])
+        third = await learner.update(batches[2])
         chunks = [await chunk async for chunk in learner.publish()]
         await learner.load(tmp_path / "checkpoint", 1)
         again = await learner.update(batches[1])
@@ -88,7 +103,7 @@ def test_deepspeed_ranks_train_as_plain_torch(
         await asyncio.gather(*[rank.__ray_call__.remote(_is_told_another_optimizer) for rank in ranks])
         await learner.load(tmp_path / "checkpoint", 1)
         told = await asyncio.gather(*[rank.__ray_call__.remote(_optimizer_settings) for rank in ranks])
-        return [first, second], weights, second, again, told
+        return [first, second, third], weights, second, again, told
 
     try:
         metrics, weights, second, again, told = asyncio.run(run())

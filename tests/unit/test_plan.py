@@ -143,6 +143,19 @@ def test_learner_memory_by_zero_stage(make_config: Any) -> None:
     assert (third["weights"], third["gradients"], third["optimizer"]) == (0.5e9, 1e9, 3e9)
 
 
+def test_shared_prompts_need_a_mask_of_pairs(make_config: Any) -> None:
+    def mask(**changes: Any) -> float:
+        sections = {"rollout": {"num_samples": 8, "max_tokens": 50}, "data": {"max_prompt_tokens": 100}}
+        learner = {"micro_batch_tokens": 1000, **changes.pop("learner", {})}
+        config = make_config(**sections, **changes, learner=learner)
+        return learner_memory(config, SHAPE, "bfloat16").parts["mask"]
+
+    assert mask() == 1000 * (100 + 8 * 50) * 3
+    assert mask(learner={"micro_batch_tokens": 300}) == 300 * 300 * 3, "no sequence is longer than a micro-batch"
+    assert mask(learner={"share_prefix": "never"}) == 0
+    assert mask(model={"attention": "flex_attention"}) == mask(model={"attention": "eager"}) == 0
+
+
 def test_float32_has_masters_too_and_checkpointing_few_activations(make_config: Any) -> None:
     assert of_learner(make_config, "float32")["optimizer"] == 12e9
     kept = of_learner(make_config)["activations"]
@@ -281,8 +294,9 @@ def test_on_cpus_everything_is_in_host_memory(make_config: Any) -> None:
     config = make_config(rollout={"num_engines": 2, "kv_cache_gib": 3}, learner={"micro_batch_tokens": 1000})
     (phase, memory), *others = host_memory(config, SHAPE, "float32", plan_placement(config, [Node("n0", 8)])).items()
     assert (phase, others) == ("while training", [])
-    # Weights 4, gradients 4, masters and moments 12 bytes a parameter; activations besides.
-    assert memory.parts["learner ranks"] == 20e9 + 1000 * 1000 * 10 * 16 * 4
+    # Weights 4, gradients 4, masters and moments 12 bytes a parameter; activations and a mask besides.
+    mask = 1000 * (16 + 4 * 24) * 5
+    assert memory.parts["learner ranks"] == 20e9 + 1000 * 1000 * 10 * 16 * 4 + mask
     assert memory.parts["engines"] == 2 * (4e9 + 3 * GIB)
     assert memory.parts["object store"] == 4e9
 
@@ -332,7 +346,10 @@ def test_a_shared_gpu_is_added_up_for_both_turns() -> None:
     # 2 GiB for the head.
     assert "76.4 of 80" in lines["shared, decoding"]
     assert "engine 68.0 + learner's weights 1.9 + scoring 5.0 + learner's context 1.5" in lines["shared, decoding"]
-    assert "weights 1.9 + gradients 3.7 + optimizer 11.2 + activations 9.0 + sleeping" in lines["shared, updating"]
+    assert (
+        "weights 1.9 + gradients 3.7 + optimizer 11.2 + activations 9.0 + mask 1.7 + sleeping"
+        in lines["shared, updating"]
+    )
     assert "TOO LARGE" not in shown
     updating = plan(PAPER, *SHARED, "learner.zero_stage=1", "rollout.gpu_memory_utilization=0.5",
                     "--simulate", "nodes=1,gpus=8,gpu_gib=60").output  # fmt: skip
