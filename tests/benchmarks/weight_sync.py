@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.models import ensure_smollm2
+from dphrl.processors import whole_cpus
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("_weight_sync_child.py")
@@ -117,7 +118,7 @@ def summary(seen: dict[str, list[dict[str, float]]], num_engines: int, width: in
     num_bytes = {name: answers[0]["num_bytes"] for name, answers in seen.items()}
     result: dict[str, Any] = {
         "benchmark": "weight_sync",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "num_engines": num_engines,
         "width": width,
     }

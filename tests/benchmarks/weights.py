@@ -19,6 +19,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from dphrl.fingerprint.files import hash_files
+from dphrl.processors import whole_cpus
 started = time.perf_counter()
 print(hash_files(Path(sys.argv[1]), ["*.safetensors"]), time.perf_counter() - started)
 """
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     again_s = statistics.median(seconds for _, seconds in again)
     return {
         "benchmark": "weights",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "gib": arguments.shards / 4,
         "first_s": first_s,
         "again_s": again_s,
