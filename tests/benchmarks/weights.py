@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.fingerprint import files
+from dphrl.processors import whole_cpus
 
 # Each start is a process of its own, whose imports are not measured.
 PROGRAM = """
 import sys, time
 from pathlib import Path
 from dphrl.fingerprint.files import hash_files
-from dphrl.processors import whole_cpus
 started = time.perf_counter()
 print(hash_files(Path(sys.argv[1]), ["*.safetensors"]), time.perf_counter() - started)
 """
