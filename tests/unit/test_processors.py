@@ -157,6 +157,15 @@ def test_engines_and_ranks_are_told_how_to_wait(make_config: Any, monkeypatch: p
     assert ray_system._rank_env() == {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "active"}}}
 
 
+def test_ranks_start_with_them(make_config: Any) -> None:
+    system = object.__new__(ray_system.RaySystem)
+    system.config = make_config()
+    spawned: list[dict[str, Any]] = []
+    system._spawn = lambda actor, role, index, options: lambda *given: spawned.append(options)  # type: ignore[method-assign]
+    system._spawn_rank(0, {"num_cpus": 1})
+    assert spawned == [{"num_cpus": 1, "runtime_env": {"env_vars": waiting_variables()}}]
+
+
 def test_a_ray_that_is_started_here_has_the_niceness_and_the_processors(
     machine: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
