@@ -42,12 +42,17 @@ def judge_cpus(visible: int, quota: float | None) -> Check:
     usable = visible if quota is None else min(float(visible), quota)
     found = str(visible) if usable >= visible else f"{usable:g} by the container's limit, {visible} visible"
     if usable < 2:
-        return Check("cpus", "warning", found, "two are needed to place engine and learner; or use --inline")
+        return Check(
+            "cpus",
+            "warning",
+            found,
+            "two are needed to place engine and learner: cluster.num_cpus=2 lets them share one, or use --inline",
+        )
     if usable < visible:
         count = int(usable)
         remedy = (
-            f"more threads than processors slow each other: set cluster.num_cpus={count} and OMP_NUM_THREADS={count}, "
-            "or pin the container to whole processors (docker run --cpuset-cpus)"
+            f"more threads than processors slow each other: rollout.threads_per_engine and learner.threads_per_rank of "
+            f"{count} at most, or pin the container to whole processors (docker run --cpuset-cpus)"
         )
         return Check("cpus", "warning", found, remedy)
     return Check("cpus", "ok", found)

@@ -94,7 +94,8 @@ class ClusterConfig(Section):
     for the run."""
     num_cpus: PositiveInt | None = None
     """Logical CPUs of a cluster that is started here, which the actors' shares must fit; without effect on a cluster
-    that is joined. null is Ray's own count, the machine's."""
+    that is joined. null is what this process may use: the processors it is bound to, or the quota of its container if
+    that is less, without a fraction."""
     object_store_gib: PositiveFloat | None = None
     """Memory for Ray's object store, in GiB, of a cluster that is started here. A sync through it needs room for a few
     chunks of 32 MiB and the model's largest tensor, which is never split. null is Ray's own choice, 30 % of the

@@ -161,6 +161,8 @@ def main(arguments: Sequence[str], path: Path = BASELINES, command: Sequence[str
     parser.add_argument("--update", action="store_true", help="write what was measured into baselines.json")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one benchmark (default: 600)")
     options = parser.parse_args(arguments)
+    # `timeout` sends it, and a benchmark in a session of its own would go on.
+    signal.signal(signal.SIGTERM, lambda *received: sys.exit(128 + signal.SIGTERM))
     try:
         entries = read(path)
         mine = chosen(entries, options.names)

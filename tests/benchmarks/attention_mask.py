@@ -7,12 +7,13 @@ downloaded; both sides run in one process, in turn, on the same rows, and their 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from typing import Any
 
 import torch
+
+from dphrl.processors import whole_cpus
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     (masked_logprobs, masked_gradient), (logprobs, gradient) = results[True], results[False]
     return {
         "benchmark": "attention_mask",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "torch_threads": torch.get_num_threads(),
         "dtype": arguments.dtype,
         "rows": f"2 x {arguments.tokens}",

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dphrl.processors import whole_cpus
 from tests.benchmarks.weight_sync import ROOT, checked_out
 
 CHILD = Path(__file__).with_name("_neighbours_child.py")
@@ -78,7 +79,7 @@ def summary(seen: dict[str, list[list[float]]], num_busy: int) -> dict[str, Any]
 
     result: dict[str, Any] = {
         "benchmark": "neighbours",
-        "num_cpus": len(os.sched_getaffinity(0)),
+        "num_cpus": whole_cpus(),
         "num_busy": num_busy,
         "num_rounds": len(seen["new_quiet"]),
     }

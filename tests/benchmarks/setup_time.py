@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dphrl.processors import whole_cpus
+
 ROOT = Path(__file__).resolve().parents[2]
 # What would let one side find what another run left behind, or build something else than the machine calls for.
 CACHES = ("XDG_CACHE_HOME", "PIP_CACHE_DIR", "UV_CACHE_DIR", "DPHRL_VENV", "DPHRL_UNLOCKED", "VIRTUAL_ENV")
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = list(zip(seen["old"], seen["new"], strict=True))
     return {
         "benchmark": "setup",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         **{f"{side}_revision": revision[:12] for side, revision in revisions.items()},
         "time_ratio": statistics.median(new.wall_s / old.wall_s for old, new in pairs),
         "cpu_time_ratio": statistics.median(new.cpu_s / old.cpu_s for old, new in pairs),

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dphrl.processors import whole_cpus
+
 NUM_ITEMS, NUM_ROUNDS, TIMEOUT_S = 1000, 5, 10.0
 # Batches as a pool would hand them out, and no query so long that it alone decides when the last grader is done.
 BATCH_SIZE, MAX_QUERY_MS = 50, 20
@@ -109,7 +111,7 @@ def run() -> dict[str, Any]:
     return {
         "benchmark": "sql_grading",
         "num_items": len(items),
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "throughput_ratio": median["plain"] / median["sandboxed"],
         "scaling_1_to_2": median["one_grader"] / median["two_graders"],
         "num_differing_verdicts": num_differing,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.models import ensure_smollm2
+from dphrl.processors import whole_cpus
 from tests.benchmarks._sides import ROOT, Side, checked_out, side
 
 CHILD = Path(__file__).with_name("_weight_sync_child.py")
@@ -121,7 +121,7 @@ def summary(seen: dict[str, list[dict[str, float]]], num_engines: int, width: in
     num_bytes = {name: answers[0]["num_bytes"] for name, answers in seen.items()}
     result: dict[str, Any] = {
         "benchmark": "weight_sync",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "num_engines": num_engines,
         "width": width,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.fingerprint import files
+from dphrl.processors import whole_cpus
 
 # Each start is a process of its own, whose imports are not measured.
 PROGRAM = """
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     again_s = statistics.median(seconds for _, seconds in again)
     return {
         "benchmark": "weights",
-        "num_cpus": os.cpu_count(),
+        "num_cpus": whole_cpus(),
         "gib": arguments.shards / 4,
         "first_s": first_s,
         "again_s": again_s,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,36 @@ def test_a_benchmark_that_does_not_end_has_failed(tmp_path: Path, capsys: Any) -
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert _check.main(["--check", "--timeout", "0.2"], path, sleeper) == 1
     assert "a: no result within 0.2 s" in capsys.readouterr().err
+
+
+def test_what_a_check_started_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "baselines.json").write_text(json.dumps([entry()]))
+    sleeper = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(60)"
+    program = (
+        "import sys; from pathlib import Path; from tests.benchmarks import _check; "
+        f"_check.main(['--check'], Path('baselines.json'), [sys.executable, '-c', {sleeper!r}])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(BASELINES.parents[2])}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment) as checking:
+        wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().endswith("\n"))
+        checking.terminate()
+    assert checking.returncode == 128 + signal.SIGTERM
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not is_running(pid))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from actors.vllm_settings import process_variables
 from cluster import ray_system
 from cluster.planning.describe import describe_plan
+from dphrl import __main__ as program
 from dphrl import processors
 from dphrl.config.loading import load_config
 from dphrl.processors import (
@@ -156,6 +157,15 @@ def test_engines_and_ranks_are_told_how_to_wait(make_config: Any, monkeypatch: p
     assert ray_system._rank_env() == {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "active"}}}
 
 
+def test_ranks_start_with_them(make_config: Any) -> None:
+    system = object.__new__(ray_system.RaySystem)
+    system.config = make_config()
+    spawned: list[dict[str, Any]] = []
+    system._spawn = lambda actor, role, index, options: lambda *given: spawned.append(options)  # type: ignore[method-assign]
+    system._spawn_rank(0, {"num_cpus": 1})
+    assert spawned == [{"num_cpus": 1, "runtime_env": {"env_vars": waiting_variables()}}]
+
+
 def test_a_ray_that_is_started_here_has_the_niceness_and_the_processors(
     machine: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +186,14 @@ def test_a_ray_that_is_joined_stays_as_it_is(make_config: Any, monkeypatch: pyte
     monkeypatch.setattr(ray_system.ray, "init", lambda **options: seen.append(dict(os.environ)))
     ray_system.connect(make_config(cluster={"address": "10.0.0.1:6379"}))
     assert "RAY_worker_niceness" not in seen[0]
+
+
+def test_the_command_sets_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_worker_niceness": "3"})
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr("cluster.cli.main", lambda: seen.append(dict(os.environ)))
+    program.main()
+    assert seen == [{"RAY_worker_niceness": "3"} | processors.WAITING]
 
 
 PROGRAM = """

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors import learner_group
 from actors.learner_group import RayLearner
+from cluster import ray_system
 from dphrl.inline import InlineLearner
 from dphrl.learner import utilization as utilization_module
 from dphrl.learner.lora import add_adapters
@@ -171,6 +172,22 @@ def test_ranks_tell_their_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = asyncio.run(RayLearner([rank], compute=compute).update(batch_of((50,))))
     assert 0.01 < metrics["learner/mfu"] <= 50 / (0.05 * 100)
     assert "learner/mfu" not in asyncio.run(RayLearner([rank]).update(batch_of((50,))))
+
+
+def test_what_rank_0_says_of_its_gpu_comes_to_the_learner(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Compute(1.0, 0.0, 100.0)
+
+    async def run() -> dict[str, Any]:
+        return {"dtype": "float32", "compute": compute}
+
+    monkeypatch.setattr(ray_system, "Start", lambda *given: SimpleNamespace(run=run))
+    system = object.__new__(ray_system.RaySystem)
+    system.config, system.model_dir, system.probes = make_config(tracking={"prometheus": False}), "", ()
+    system._engines = system._ranks = system._workers = []
+    system._turns = None
+    parts = asyncio.run(system.start(print))
+    assert isinstance(parts.learner, RayLearner)
+    assert parts.learner._compute is compute
 
 
 def test_inline_a_gpu_s_utilization_is_told_and_a_cpu_s_is_not(
