@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 from actors.device_turns import OwnDevices, Turns
@@ -85,7 +85,7 @@ class RayRolloutPool:
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
-    ) -> AsyncIterator[Sequence[Completion]]:
+    ) -> AsyncGenerator[Sequence[Completion], None]:
         await self._turns.decode()
         call = self._work.open(prompts, num_samples, seed, greedy)
         try:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from dphrl.config.loading import InputError
@@ -93,9 +93,11 @@ async def collect_groups(
     start = time.perf_counter()
     with one_failure():
         async with asyncio.TaskGroup() as grading:
-            async for completions in rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy):
-                await waiting.acquire()
-                grading.create_task(grade(completions))
+            # Closed at once when grading fails, so that engines stop working for it.
+            async with aclosing(rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy)) as stream:
+                async for completions in stream:
+                    await waiting.acquire()
+                    grading.create_task(grade(completions))
             rollout_s = time.perf_counter() - start
     reward_s = time.perf_counter() - start - rollout_s
     return Collected([_group(prompt, graded[prompt.prompt_id], num_samples) for prompt in prompts], rollout_s, reward_s)

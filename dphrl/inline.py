@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -159,7 +159,7 @@ class InlineRollouts:
 
     async def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
-    ) -> AsyncIterator[Sequence[Completion]]:
+    ) -> AsyncGenerator[Sequence[Completion], None]:
         assert self._version is not None, "an engine serves nothing before it is refit"
         # Calls wait for each other, because batches of several in turn would end them all late.
         async with self._turn:

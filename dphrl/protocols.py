@@ -7,7 +7,7 @@ loop cannot tell which of the two it runs on.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -102,9 +102,12 @@ class RolloutPool(Protocol):
 
     def generate(
         self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
-    ) -> AsyncIterator[Sequence[Completion]]:
-        """Yield completions as they finish, in any order. Each is a function of the weights, its prompt, its
-        sample_index and `seed`, up to rounding, whatever else is asked for with it."""
+    ) -> AsyncGenerator[Sequence[Completion], None]:
+        """Yield completions as they finish, in any order; calls may overlap. Closing it gives up what is not finished.
+
+        Each is a function of the weights, its prompt, its sample_index and `seed`, up to rounding, whatever else is
+        asked for with it.
+        """
         ...
 
     def drain_metrics(self) -> Mapping[str, float]:
