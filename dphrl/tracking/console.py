@@ -124,8 +124,13 @@ class _PlainProgress:
     def say(self, suffix: str = "") -> None:
         now = time.monotonic()
         self._said_done, self._said_at = self._done, now
-        of = f"/{self._total} ({100 * self._done / self._total:.0f} %)" if self._total else ""
-        self._console.info(f"{self._description}  {self._done}{of}  {now - self._started:.1f} s{suffix}")
+        took = now - self._started
+        of = left = ""
+        if self._total:
+            of = f"/{self._total} ({100 * self._done / self._total:.0f} %)"
+            if 0 < self._done < self._total and not suffix:
+                left = f", about {took / self._done * (self._total - self._done):.0f} s left"
+        self._console.info(f"{self._description}  {self._done}{of}  {took:.1f} s{left}{suffix}")
 
 
 class WarningHandler(logging.Handler):

@@ -284,7 +284,7 @@ def test_a_long_task_has_a_line_each_tenth_and_the_last(clock: Clock) -> None:
             clock.now += 1.0
             advance(1)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "sampling  10/100 (10 %)  10.0 s"
+    assert lines[0] == "sampling  10/100 (10 %)  10.0 s, about 90 s left"
     assert lines[-1] == "sampling  100/100 (100 %)  100.0 s"
     assert len(lines) == 10
 
