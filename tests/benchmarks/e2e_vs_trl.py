@@ -91,7 +91,8 @@ def keep_memory() -> dict[str, str]:
 
 def data_folder() -> Path:
     """Exits with status 2 where it is not."""
-    root = Path(os.environ.get("DPHRL_DATA") or "/work/shared/data")
+    # Absolute, because each side has a folder of its own.
+    root = Path(os.environ.get("DPHRL_DATA") or ROOT.parent / "shared/data").absolute()
     if not (root / "math/gsm8k_train.jsonl").is_file():
         print(f"{root}/math/gsm8k_train.jsonl is not here: set DPHRL_DATA to the folder of data", file=sys.stderr)
         raise SystemExit(2)
