@@ -162,9 +162,7 @@ def plan_micro_batches(
     Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
     on unequal numbers. A rank with fewer gets extra ones, which hold the shortest row with weight 0: it adds nothing
     to any sum. ranks_per_row: this many ranks next to each other share each row, and so get the same micro-batches,
-    each of one sequence. sharing: how completions share
-    prompts. Raises ValueError for a row that
-    fits no micro-batch.
+    each of one sequence. sharing: how completions share prompts. Raises ValueError for a row that fits no micro-batch.
     """
     assert rows, "a mini-batch has at least one row"
     dealt = share_out(rows, num_ranks // ranks_per_row, max_tokens, sharing)

@@ -16,7 +16,7 @@ from dphrl.learner.bundles import PAIR_COST, Bundle, Sharing
 from dphrl.types import RowKind, TrainRow
 
 # How many times longer attention takes for one operation than matrix products do: scores, softmax and their gradients
-# go through memory. Measured on CPUs and rounded; it only decides how many completions share one prompt.
+# go through memory. A guess; it only decides how many completions share one prompt.
 ATTENTION_FACTOR = 2.0
 
 
