@@ -147,11 +147,15 @@ def reference_responses(
     class Pool(RayRolloutPool):
         num_chunks = 0
 
-        def generate(self, *args: Any, **options: Any) -> Any:
-            if self.num_chunks == chunks:
-                raise KilledError
+        async def generate(self, *args: Any, **options: Any) -> Any:
             self.num_chunks += 1
-            return super().generate(*args, **options)
+            if chunks is not None and self.num_chunks > chunks:
+                # Chunks are asked for together; it dies when so many are on disk.
+                while len([*folder.with_name(folder.name + ".graded").glob("chunk_*.parquet")]) < chunks:
+                    await asyncio.sleep(0.01)
+                raise KilledError
+            async for completions in super().generate(*args, **options):
+                yield completions
 
     async def score(sequences: Any) -> list[Any]:
         return [(0.0,) * (len(ids) - num_prompt) for ids, num_prompt in sequences]
@@ -167,7 +171,10 @@ def reference_responses(
     try:
         buffer = asyncio.run(run())
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
     for stored in buffer.samples:
         found.setdefault(stored.prompt_id, []).append(stored.token_ids)
     return found
