@@ -21,7 +21,7 @@ import yaml
 from tests.benchmarks._lengths import make_talker
 
 ROOT = Path(__file__).resolve().parents[2]
-MEAN_TOKENS, MAX_TOKENS, SIGMA = 64, 384, 1.0
+MEAN_TOKENS, MAX_TOKENS, SIGMA = 32, 192, 1.0
 NUM_WARM_UP = 3
 MAX_STEP_VS_LONGER_PART, MIN_THROUGHPUT_VS_ON_POLICY = 1.15, 1.3
 
@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks overlap", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2, help="runs of each, in turn (default: 2)")
     parser.add_argument("--steps", type=int, default=15, help="steps of a run (default: 15)")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts of a step, of 8 completions (default: 32)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of a step, of 8 completions (default: 16)")
     parser.add_argument("--staleness", type=int, default=1, help="steps ahead (default: 1)")
     parser.add_argument("--on-update", default="recompute", help="rollout.on_update (default: recompute)")
     return parser.parse_args(arguments)
