@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 import uuid
@@ -32,7 +33,12 @@ class Call:
     number: int
     num_missing: int
     num_unread: int = 0
-    delivered: asyncio.Queue[list[Completion] | Exception] = field(default_factory=asyncio.Queue)
+    delivered: deque[list[Completion] | Exception] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def deliver(self, found: list[Completion] | Exception) -> None:
+        self.delivered.append(found)
+        self.arrived.set()
 
 
 class Lengths:
@@ -108,14 +114,16 @@ class Dispatcher:
         Raises what an engine raised, and TimeoutError when for limit_s seconds no engine has finished anything. A call
         may wait for longer, because others are before it.
         """
-        while True:
-            left_s = self._last_news + limit_s - time.monotonic()
-            try:
-                completions = await asyncio.wait_for(call.delivered.get(), max(0.0, left_s))
-                break
-            except TimeoutError:
-                if time.monotonic() >= self._last_news + limit_s:
-                    raise TimeoutError(f"waited {limit_s:g} s (rollout.timeout_s) for a completion") from None
+        while not call.delivered:
+            # Nobody finishes anything while weights change; that has limits of its own.
+            since = time.monotonic() if self._paused else self._last_news
+            left_s = since + limit_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"waited {limit_s:g} s (rollout.timeout_s) for a completion")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(call.arrived.wait(), left_s)
+            call.arrived.clear()
+        completions = call.delivered.popleft()
         if isinstance(completions, Exception):
             raise completions
         self._mark_read(call, len(completions))
@@ -239,7 +247,7 @@ class Dispatcher:
             call.num_missing -= len(completions)
             call.num_unread += len(completions)
             self._num_unread += len(completions)
-            call.delivered.put_nowait(completions)
+            call.deliver(completions)
         self._hand_out()
         if self._idle is not None and not any(self._at):
             self._idle.set()
@@ -254,4 +262,4 @@ class Dispatcher:
 
     def _end_calls(self, error: Exception) -> None:
         for call in self._calls.values():
-            call.delivered.put_nowait(error)
+            call.deliver(error)

@@ -235,6 +235,25 @@ def test_no_news_from_any_engine_ends_the_wait_and_a_turn_behind_others_does_not
     asyncio.run(run())
 
 
+def test_time_in_which_weights_change_or_the_reader_was_away_is_no_silence_of_engines() -> None:
+    async def run() -> None:
+        work, _ = over(engines_of(1))
+        call = work.open(prompts_of(1), 1, 0, greedy=False)
+        await asyncio.sleep(0.1)
+        assert len(await work.read(call, 0.05)) == 1, "it was there long before"
+        work.close(call)
+        work.pause()
+        call = work.open(prompts_of(1), 1, 0, greedy=False)
+        reading = asyncio.create_task(work.read(call, 0.05))
+        await asyncio.sleep(0.2)
+        assert not reading.done()
+        work.resume()
+        assert len(await reading) == 1
+        work.close(call)
+
+    asyncio.run(run())
+
+
 def test_a_slow_reader_holds_up_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "MAX_UNREAD", 20)
 
