@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 import uuid
 from collections import deque
@@ -67,10 +68,19 @@ class Dispatcher:
     One that fails ends all calls, but for one that fails while it is being replaced.
     """
 
-    def __init__(self, engines: Sequence[Actor], loads: MutableSequence[EngineLoad], concurrency: int) -> None:
-        """concurrency: completions that an engine decodes at once."""
+    def __init__(
+        self,
+        engines: Sequence[Actor],
+        loads: MutableSequence[EngineLoad],
+        concurrency: int,
+        *,
+        all_at_once: bool = False,
+    ) -> None:
+        """concurrency: completions that an engine decodes at once. all_at_once: hand over all of a call when it comes,
+        so that no engine's speed decides which completions it decodes side by side."""
         self._engines, self._loads = engines, loads
-        self._concurrency, self._limit = concurrency, max(concurrency + 1, int(FILL * concurrency))
+        self._concurrency = concurrency
+        self._limit = math.inf if all_at_once else max(concurrency + 1, int(FILL * concurrency))
         self._owner = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._lengths = Lengths()

@@ -68,9 +68,9 @@ class RolloutEngine:
             torch.set_num_threads(worker_threads(config))
         self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=shares_devices))
         self._llm.collective_rpc("watch_weight_updates")
-        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-        decode = decoder(tokenizer, config.reward.thinking_marks)
-        ends = [end] if (end := tokenizer.eos_token_id) is not None else []
+        self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        decode = decoder(self._tokenizer, config.reward.thinking_marks)
+        ends = [end] if (end := self._tokenizer.eos_token_id) is not None else []
         self._decoding = Decoding(self._llm, config, self._index, self._deliver, self._fail, decode, ends)
         return self._decoding
 

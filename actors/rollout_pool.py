@@ -40,7 +40,12 @@ class RayRolloutPool:
         self._turns = turns or OwnDevices()
         self._loads = [EngineLoad() for _ in engines]
         # These five share one list, in which a replaced engine changes.
-        self._work = Dispatcher(self.engines, self._loads, config.rollout.max_concurrent_sequences)
+        self._work = Dispatcher(
+            self.engines,
+            self._loads,
+            config.rollout.max_concurrent_sequences,
+            all_at_once=config.deterministic,
+        )
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)

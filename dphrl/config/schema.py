@@ -38,7 +38,8 @@ class Config(Section):
     """Whether learner and engines use kernels that give the same result each time: slower, but repeatable. On a GPU
     this fixes the workspace of cuBLAS and takes PyTorch's deterministic algorithms in the learner, and vLLM's
     batch-invariant kernels in the engines, which not every GPU and model has; vLLM then refuses to start. On a CPU
-    kernels are repeatable without it, for the same number of threads."""
+    kernels are repeatable without it, for the same number of threads. Engines are handed all of a step's prompts at
+    once, because what is decoded side by side decides how sums are rounded."""
     model: ModelConfig = ModelConfig()
     """The model to train, and how it is loaded."""
     data: DataConfig

@@ -14,6 +14,7 @@ from actors import dispatcher
 from actors.asks import Ask
 from actors.dispatcher import FILL, Dispatcher
 from actors.engine_load import EngineLoad
+from actors.rollout_pool import RayRolloutPool
 from dphrl.types import Completion, Prompt
 from tests.unit.fake_engine import FakeWork
 
@@ -92,6 +93,16 @@ def test_engines_are_evenly_loaded_and_a_little_over_what_they_decode() -> None:
         few = work.open(prompts_of(6), 1, 0, greedy=False)
         assert [load.num_pending for load in loads] == [2, 2, 2]
         await read(work, few)
+
+    asyncio.run(run())
+
+
+def test_where_runs_must_be_repeatable_no_engine_s_speed_decides_what_it_gets(make_config: Any) -> None:
+    async def run() -> None:
+        pool = RayRolloutPool(engines_of(3), make_config(deterministic=True))
+        call = pool._work.open(prompts_of(900), 2, 0, greedy=False)
+        assert [load.num_pending for load in pool._loads] == [600] * 3
+        pool._work.close(call)
 
     asyncio.run(run())
 
