@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dphrl.types import Completion, Prompt
 
@@ -24,10 +24,6 @@ class Ask:
     @property
     def num_completions(self) -> int:
         return len(self.sample_indices)
-
-    def without(self, returned: frozenset[int]) -> Ask:
-        """What is left when completions of these sample indices came back."""
-        return replace(self, sample_indices=tuple(i for i in self.sample_indices if i not in returned))
 
 
 # A completion, with the number of the call that asked for it.

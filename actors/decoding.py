@@ -19,8 +19,7 @@ from dphrl.types import Completion
 class Request:
     """One completion in the making.
 
-    owner: whose it is. spans: (policy_version, number of tokens that it had made when the next version came), of
-    versions before the present one.
+    owner: whose it is. spans: (policy_version, number of its tokens) of versions before the present one.
     """
 
     owner: str
@@ -142,8 +141,8 @@ class Decoding:
         scheduled = self._llm.llm_engine.engine_core.engine_core.scheduler.requests
         for request_id, request in scheduled.items():
             ours = self._running.get(_own_id(request_id))
-            if ours is not None and request.num_output_tokens > sum(n for _, n in ours.spans):
-                ours.spans.append((version, request.num_output_tokens - sum(n for _, n in ours.spans)))
+            if ours is not None and (num_new := request.num_output_tokens - sum(n for _, n in ours.spans)) > 0:
+                ours.spans.append((version, num_new))
 
     # ---------------------------------------------------------------------------------- vLLM's side
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, MutableSequence, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.asks import Answer, Ask
 from actors.engine_load import EngineLoad
@@ -90,7 +90,7 @@ class Dispatcher:
         self._num_seen = [0] * len(engines)
         self._listening: list[asyncio.Task[None] | None] = [None] * len(engines)
         self._sending: set[asyncio.Task[None]] = set()
-        self._paused, self._num_unread = False, 0
+        self._paused = False
         self._last_news = time.monotonic()
         self._lost: dict[int, Exception] = {}
         self._idle: asyncio.Event | None = None
@@ -136,15 +136,18 @@ class Dispatcher:
         completions = call.delivered.popleft()
         if isinstance(completions, Exception):
             raise completions
-        self._mark_read(call, len(completions))
+        call.num_unread -= len(completions)
+        self._hand_out()
         return completions
 
     def close(self, call: Call) -> None:
         """Forget what has not come back."""
         del self._calls[call.number]
-        self._mark_read(call, call.num_unread)
-        if not call.num_missing:
-            return
+        if call.num_missing:
+            self._take_from_engines(call)
+        self._hand_out()
+
+    def _take_from_engines(self, call: Call) -> None:
         self._queue = deque(ask for ask in self._queue if ask.call != call.number)
         for index, at in enumerate(self._at):
             gone = [key for key in at if key[0] == call.number]
@@ -154,14 +157,6 @@ class Dispatcher:
             if gone and index not in self._lost:
                 # Nobody waits for it: the call is over, perhaps because this engine is.
                 self._engines[index].abort.remote(self._owner, call.number)
-        self._hand_out()
-
-    def _mark_read(self, call: Call, num_completions: int) -> None:
-        was_full = self._num_unread >= MAX_UNREAD
-        call.num_unread -= num_completions
-        self._num_unread -= num_completions
-        if was_full:
-            self._hand_out()
 
     def _part_size(self, num_completions: int, num_samples: int) -> int:
         # An engine reads a prompt once for all completions that it makes of it, so a prompt's stay together.
@@ -200,14 +195,16 @@ class Dispatcher:
     def _take_back(self, index: int) -> list[Ask]:
         at, self._at[index] = self._at[index], {}
         self._loads[index].drop(len(at))
-        left: dict[tuple[int, str, int], tuple[Ask, set[int]]] = {}
-        for (call, prompt_id, sample_index), ask in at.items():
-            left.setdefault((call, prompt_id, ask.sample_indices[0]), (ask, set()))[1].add(sample_index)
-        return [ask.without(frozenset(ask.sample_indices) - missing) for ask, missing in left.values()]
+        left: dict[int, tuple[Ask, list[int]]] = {}
+        for (_, _, sample_index), ask in at.items():
+            left.setdefault(id(ask), (ask, []))[1].append(sample_index)
+        return [replace(ask, sample_indices=tuple(missing)) for ask, missing in left.values()]
 
     def _hand_out(self) -> None:
         batches: dict[int, list[Ask]] = {}
-        while self._queue and not self._paused and self._num_unread < MAX_UNREAD:
+        if self._paused or sum(call.num_unread for call in self._calls.values()) >= MAX_UNREAD:
+            return
+        while self._queue:
             index = min(range(len(self._engines)), key=lambda i: self._loads[i].num_pending)
             if self._loads[index].num_pending >= self._limit:
                 break
@@ -228,8 +225,8 @@ class Dispatcher:
             self._lose(index, engine, error)
             return
         listening = self._listening[index]
-        # One that a loop before left behind ended with it.
-        if listening is None or listening.done() or listening.get_loop() is not asyncio.get_running_loop():
+        # That of an event loop before is done: it ended with its loop.
+        if listening is None or listening.done():
             self._listening[index] = asyncio.create_task(self._listen(index))
 
     async def _listen(self, index: int) -> None:
@@ -256,7 +253,6 @@ class Dispatcher:
             call = self._calls[number]
             call.num_missing -= len(completions)
             call.num_unread += len(completions)
-            self._num_unread += len(completions)
             call.deliver(completions)
         self._hand_out()
         if self._idle is not None and not any(self._at):

@@ -162,12 +162,6 @@ def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     return torch.where(kept_N, rho_N, 0.0)
 
 
-def importance_affected(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
-    """The share of the tokens, by weight, whose importance weight is cut or masked; a tensor of one number."""
-    changed_N = importance(tokens, settings) != _log_rho(tokens, settings).exp()
-    return (tokens.weights_N * changed_N).sum()
-
-
 def _log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     log_rho_N = (tokens.old_logprobs_N - tokens.rollout_logprobs_N).detach()
     if not settings.importance.startswith("sequence"):
@@ -196,7 +190,7 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
         metrics = {
             "policy/clip_fraction": (weights_N * (clipped_N > unclipped_N)).sum(),
             "policy/importance_mean": (weights_N * importance_N).sum(),
-            "policy/importance_affected": importance_affected(tokens, settings),
+            "policy/importance_affected": (weights_N * (importance_N != _log_rho(tokens, settings).exp())).sum(),
         }
     return loss, metrics
 

@@ -7,8 +7,9 @@ soon as the chunk is graded. The folder is deleted when the result is in place.
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,12 @@ async def _grade_set(
     left = (len(prompts) - num_done) * (config.evaluation.num_samples + 1)
     with console.task(f"evaluating {what}", left) as advance:
 
-        def grading(start: int) -> Callable[[], Awaitable[None]]:
-            async def grade() -> None:
-                chunks[start] = await _grade_chunk(config, prompts[start : start + size], parts, watch, advance)
-                if stored is not None:
-                    stored.write_rows(start, to_rows(*chunks[start]))
+        async def grade(start: int) -> None:
+            chunks[start] = await _grade_chunk(config, prompts[start : start + size], parts, watch, advance)
+            if stored is not None:
+                stored.write_rows(start, to_rows(*chunks[start]))
 
-            return grade
-
-        await collect_chunks([grading(start) for start in starts if start not in done])
+        await collect_chunks([functools.partial(grade, start) for start in starts if start not in done])
     in_order = [chunks[start] for start in starts]
     return [group for sampled, _ in in_order for group in sampled], [best for _, greedy in in_order for best in greedy]
 

@@ -7,7 +7,8 @@ split was decided by, whether prompts are confirmed or not.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,15 +51,12 @@ async def unconfirmed_prompts(
     on_graded(stored.num_prompts(done))
     seed = derive_seed(config.seed, "confirmation")
 
-    def confirming(start: int, chunk: Sequence[Prompt]) -> Callable[[], Awaitable[None]]:
-        async def confirm() -> None:
-            collected = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, on_graded=on_graded, watch=watch)
-            watch.check(collected.groups)
-            stored.write_rows(start, [_verdict(group) for group in collected.groups])
+    async def confirm(start: int, chunk: Sequence[Prompt]) -> None:
+        collected = await collect_groups(rollouts, rewards, chunk, 1, seed=seed, on_graded=on_graded, watch=watch)
+        watch.check(collected.groups)
+        stored.write_rows(start, [_verdict(group) for group in collected.groups])
 
-        return confirm
-
-    await collect_chunks([confirming(start, chunk) for start, chunk in stored.chunks() if start not in done])
+    await collect_chunks([partial(confirm, start, chunk) for start, chunk in stored.chunks() if start not in done])
     rows = [row for start, _ in stored.chunks() for row in stored.read_rows(start)]
     unconfirmed = {row["prompt_id"] for row in rows if not row["confirmed"]}
     return frozenset(unconfirmed)

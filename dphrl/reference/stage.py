@@ -9,8 +9,9 @@ only the learner's part, and the confirmation, are done again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,17 +124,14 @@ async def fill_reference(
         if not reference.confirm:
             check_size(num_bytes, reference)
 
-    def sampling(start: int, chunk: Sequence[Prompt]) -> Callable[[], Awaitable[None]]:
-        async def sample() -> None:
-            graded.write(start, await _sample_chunk(config, chunk, rollouts, rewards, watch, on_graded))
-            settle(start, chunk)
-
-        return sample
+    async def sample(start: int, chunk: Sequence[Prompt]) -> None:
+        graded.write(start, await _sample_chunk(config, chunk, rollouts, rewards, watch, on_graded))
+        settle(start, chunk)
 
     for start, chunk in graded.chunks():
         if start in done:
             settle(start, chunk)
-    await collect_chunks([sampling(start, chunk) for start, chunk in graded.chunks() if start not in done])
+    await collect_chunks([partial(sample, start, chunk) for start, chunk in graded.chunks() if start not in done])
     # Chunks end in any order; the buffer has the order of the prompts.
     counts = {prompt.prompt_id: counts[prompt.prompt_id] for prompt in prompts}
     chosen = [response for start in sorted(chosen_at) for response in chosen_at[start]]
