@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.weight_sync import ROOT, Side, checked_out
+from tests.benchmarks._sides import Side, side
 
 CHILD = Path(__file__).with_name("_learner_child.py")
 # Freed memory stays with the process: a pass that asks the system for its pages again takes several times as long.
@@ -25,32 +23,10 @@ SURROUNDINGS = {
     "OMP_WAIT_POLICY": "passive",
 }
 
-__all__ = ["ROOT", "Side", "checked_out", "learner", "measure", "ratios", "small_model", "summary", "wait_for"]
 
-
-@contextlib.contextmanager
-def learner(checkout: Path, model: str, changes: dict[str, Any]) -> Iterator[Side]:
+def learner(checkout: Path, model: str, changes: dict[str, Any]) -> AbstractContextManager[Side]:
     """A learner that starts. changes: sections of its configuration."""
-    with tempfile.TemporaryDirectory(prefix="dphrl-learner-") as folder:
-        errors = Path(folder, "errors")
-        process = subprocess.Popen(
-            [sys.executable, str(CHILD), str(checkout), model, json.dumps(changes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors.open("w"),
-            text=True,
-            cwd=folder,
-            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
-        )
-        assert process.stdin is not None
-        try:
-            yield Side(process, errors)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    return side(CHILD, [str(checkout), model, json.dumps(changes)], [checkout], SURROUNDINGS)
 
 
 @contextlib.contextmanager
@@ -70,8 +46,8 @@ def small_model(like: str, num_layers: int) -> Iterator[str]:
 
 def wait_for(sides: dict[str, Side]) -> dict[str, Side]:
     """The same, each of them ready."""
-    for side in sides.values():
-        side.answer()
+    for one in sides.values():
+        one.answer()
     return sides
 
 

@@ -13,7 +13,8 @@ import os
 from typing import Any
 
 from dphrl.models import ensure_smollm2
-from tests.benchmarks._learner_sides import ROOT, learner, measure, ratios, small_model, summary, wait_for
+from tests.benchmarks._learner_sides import learner, measure, ratios, small_model, summary, wait_for
+from tests.benchmarks._sides import ROOT
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"divergence": "none"},

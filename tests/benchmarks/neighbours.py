@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from dphrl.processors import whole_cpus
-from tests.benchmarks.weight_sync import ROOT, checked_out
+from tests.benchmarks._sides import ROOT, Side, checked_out, side
 
 CHILD = Path(__file__).with_name("_neighbours_child.py")
 NUM_WARM_UP = 6
@@ -45,14 +43,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     step of a turn is left out: in it the processes wake up, and the busy one is new. Exits with status 2 where the
     revision is not known."""
     with contextlib.ExitStack() as stack:
-        sides = {"new": stack.enter_context(side(ROOT))}
+        sides = {"new": stack.enter_context(training(ROOT))}
         if arguments.old:
-            sides["old"] = stack.enter_context(side(stack.enter_context(checked_out(arguments.old))))
+            sides["old"] = stack.enter_context(training(stack.enter_context(checked_out(arguments.old))))
         for count in arguments.spin:
-            sides[f"spin_{count}"] = stack.enter_context(side(ROOT, GOMP_SPINCOUNT=str(count)))
+            sides[f"spin_{count}"] = stack.enter_context(training(ROOT, GOMP_SPINCOUNT=str(count)))
         for one in sides.values():
             one.answer()
-            one.steps(NUM_WARM_UP)
+            steps(one, NUM_WARM_UP)
         return summary(measure(sides, arguments), arguments.busy)
 
 
@@ -65,10 +63,10 @@ def measure(sides: dict[str, Side], arguments: argparse.Namespace) -> dict[str, 
             break
         # Whoever comes second finds a warmer machine, so the order changes.
         for name in sorted(sides, reverse=bool(number % 2)):
-            seen[f"{name}_quiet"].append(sides[name].steps(arguments.steps + 1)[1:])
+            seen[f"{name}_quiet"].append(steps(sides[name], arguments.steps + 1)[1:])
         for name in sorted(sides, reverse=bool(number % 2)):
             with busy_processes(arguments.busy):
-                seen[f"{name}_beside"].append(sides[name].steps(arguments.busy_steps + 1)[1:])
+                seen[f"{name}_beside"].append(steps(sides[name], arguments.busy_steps + 1)[1:])
     return seen
 
 
@@ -84,8 +82,8 @@ def summary(seen: dict[str, list[list[float]]], num_busy: int) -> dict[str, Any]
         "num_rounds": len(seen["new_quiet"]),
     }
     for name, rounds in seen.items():
-        steps = sorted(seconds for one in rounds for seconds in one)
-        result |= {f"{name}_s": statistics.median(steps), f"{name}_min_s": steps[0], f"{name}_max_s": steps[-1]}
+        taken = sorted(seconds for one in rounds for seconds in one)
+        result |= {f"{name}_s": statistics.median(taken), f"{name}_min_s": taken[0], f"{name}_max_s": taken[-1]}
     for name in dict.fromkeys(key.rpartition("_")[0] for key in seen):
         result[f"{name}_beside_vs_quiet"] = ratio(f"{name}_beside", f"{name}_quiet")
         if name != "new":
@@ -105,52 +103,14 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-class Side:
+def steps(one: Side, count: int) -> list[float]:
+    """Seconds of the next `count` steps."""
+    return [one.ask({})["seconds"] for _ in range(count)]
+
+
+def training(checkout: Path, **variables: str) -> AbstractContextManager[Side]:
     """A training run that takes a step when it is asked to. Its first answer is that of its first step."""
-
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self._process, self._errors = process, errors
-
-    def steps(self, count: int) -> list[float]:
-        """Seconds of the next `count` steps."""
-        assert self._process.stdin is not None
-        seconds = []
-        for _ in range(count):
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-            seconds.append(self.answer())
-        return seconds
-
-    def answer(self) -> float:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("answer "):
-                return float(json.loads(line.removeprefix("answer "))["seconds"])
-        raise SystemExit(f"a side ended:\n{self._errors.read_text(errors='replace')[-4000:]}")
-
-
-@contextlib.contextmanager
-def side(checkout: Path, **variables: str) -> Iterator[Side]:
     # The model changes little in these steps, and with it the length of completions.
     settings = ["learner.num_steps=100000", "learner.lr=1e-9", "checkpoint.every_steps=0", "evaluation.num_samples=0"]
     settings += ["cluster.object_store_gib=0.5", "tracking.tensorboard=false", "data.train.limit=256"]
-    with tempfile.TemporaryDirectory(prefix="dphrl-neighbours-") as folder:
-        errors = Path(folder, "errors")
-        process = subprocess.Popen(
-            [sys.executable, str(CHILD), str(checkout), "train", "demo-math", *settings],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors.open("w"),
-            text=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"} | variables,
-        )
-        assert process.stdin is not None
-        try:
-            yield Side(process, errors)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    return side(CHILD, [str(checkout), "train", "demo-math", *settings], [checkout], variables)

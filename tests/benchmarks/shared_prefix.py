@@ -9,7 +9,8 @@ import os
 from typing import Any
 
 from dphrl.models import ensure_smollm2
-from tests.benchmarks._learner_sides import ROOT, checked_out, learner, measure, ratios, small_model, summary, wait_for
+from tests.benchmarks._learner_sides import learner, measure, ratios, small_model, summary, wait_for
+from tests.benchmarks._sides import ROOT, checked_out
 
 # Prompt tokens, completion tokens, completions, and groups of a step: so many that the optimizer's step weighs little.
 SHAPES = {"long": (512, 64, 8, 1), "short": (115, 48, 4, 8)}
