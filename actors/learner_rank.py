@@ -30,7 +30,7 @@ from dphrl.learner.policy import dtype_name
 from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
-from dphrl.learner.utilization import compute_of, device_name
+from dphrl.learner.utilization import compute_of, device_name, full_size
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
 from dphrl.types import TrainBatch
@@ -112,7 +112,7 @@ class LearnerRank:
             self._source = LearnerSource(self._weights, records=self._rank == 0)
             self._sender = open_sender(self._source, backend, self._rank, self._num_ranks)
         settings = UpdateSettings.from_config(self._config)
-        sharing = fit_to_model(settings.sharing, policy.lm, self._engine.forward, self._engine.device)
+        sharing = fit_to_model(settings.sharing, policy.lm, self._engine.forward, self._engine.device, self._num_ranks)
         # Each rank has tried it, and their numbers may differ by rounding; their plans may not.
         told = torch.tensor(int(sharing.prefixes != "never"), device=self._engine.device)
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MIN)
@@ -120,7 +120,7 @@ class LearnerRank:
         if self._settings.packed:
             check_rows_apart(self._engine.forward, self._engine.device)
         self._model_dir = model_dir
-        num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
+        num_parameters = sum(map(full_size, policy.parameters()))
         return {
             "num_parameters": num_parameters,
             "device": str(self._engine.device),

@@ -16,7 +16,7 @@ from actors.decoding import Decoding
 from actors.engine_errors import engine_start
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
-from actors.vllm_settings import engine_arguments, set_variables, worker_threads
+from actors.vllm_settings import engine_arguments, keep_prompts_whole, set_variables, worker_threads
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
@@ -67,6 +67,8 @@ class RolloutEngine:
             # vLLM lets nobody change the number later.
             torch.set_num_threads(worker_threads(config))
         self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=shares_devices))
+        if not torch.cuda.is_available():
+            keep_prompts_whole(self._llm)
         self._llm.collective_rpc("watch_weight_updates")
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         decode = decoder(self._tokenizer, config.reward.thinking_marks)

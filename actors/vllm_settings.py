@@ -26,6 +26,10 @@ KEEP_MEMORY = {
 }
 
 
+# Tokens of one of vLLM's steps on a CPU, for each worker: vLLM's own number.
+STEP_TOKENS_ON_CPU = 4096
+
+
 def worker_threads(config: Config) -> int:
     """Computing threads of each of an engine's workers on a CPU, which share those of the engine."""
     return max(1, config.rollout.threads_per_engine // config.rollout.tensor_parallel)
@@ -61,11 +65,28 @@ def set_variables(config: Config, devices: Sequence[str] | None) -> None:
         os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
 
 
+def step_tokens_on_cpu(config: Config, num_sequences: int) -> int:
+    """Tokens of one of vLLM's steps: the longest prompt goes into one step, also while all others get their tokens."""
+    return max(STEP_TOKENS_ON_CPU * config.rollout.tensor_parallel, config.max_sequence_tokens + num_sequences)
+
+
+def keep_prompts_whole(llm: Any) -> None:
+    """Have an engine on a CPU compute each prompt in one step, or wait for a step that has room for it.
+
+    Where it cuts a prompt of a request with a seed, vLLM turns back the request's generator, and torch's generators on a
+    CPU cannot be turned back: the step fails. Set here and not among the arguments, because a model with a recurrent
+    state must not start so, and all others would start with a warning.
+    """
+    llm.llm_engine.engine_core.engine_core.scheduler.scheduler_config.enable_chunked_prefill = False
+
+
 def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = False) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`. shares_devices: whether its GPUs are a learner's too."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
     on_gpu, rollout = torch.cuda.is_available(), config.rollout
+    # Probes of a sync go beside what an engine is at.
+    num_sequences = rollout.max_concurrent_sequences + config.sync.num_probes
     return {
         "model": model_dir,
         # Prompts come and completions leave as token ids, so vLLM needs no tokenizer, and the one that it would load
@@ -73,8 +94,8 @@ def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = F
         "skip_tokenizer_init": True,
         "dtype": dtype_name(config.model.dtype),
         "max_model_len": config.max_sequence_tokens,
-        # Probes of a sync go beside what an engine is at.
-        "max_num_seqs": rollout.max_concurrent_sequences + config.sync.num_probes,
+        "max_num_seqs": num_sequences,
+        "max_num_batched_tokens": None if on_gpu else step_tokens_on_cpu(config, num_sequences),
         # A step must be over when it returns, because weights may change before the next.
         "async_scheduling": False if rollout.max_staleness else None,
         "tensor_parallel_size": rollout.tensor_parallel,

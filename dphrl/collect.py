@@ -161,15 +161,16 @@ class StepRollouts:
 class StepCollector:
     """Collects the groups of one step after another.
 
-    With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With k, the rollouts of the
-    next k steps begin when a step is collected: the engines work on them while the learner updates, and take new
-    weights on the way. So at its use a token is at most k updates old, and at most k steps wait for the learner.
+    With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With k, those of the next k
+    steps begin as well: the engines work on them behind those of the step, while its last completions end and while the
+    learner updates, and take new weights on the way. So at its use a token is at most k updates old, and at most k steps
+    wait for the learner.
     """
 
     def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
         """prompts: those to explore, in the order of the training data."""
         self._config, self._prompts, self._parts = config, prompts, parts
-        self._ahead: deque[asyncio.Task[StepRollouts]] = deque()
+        self._begun: deque[asyncio.Task[StepRollouts]] = deque()
         self._watch = RewardWatch(config.reward.name)
         self._num_told = self._num_failed_steps = 0
 
@@ -179,21 +180,21 @@ class StepCollector:
         Raises RewardFailedError when the reward fails everywhere: from the start, or in MAX_FAILED_STEPS steps in a
         row.
         """
-        num_ready = sum(task.done() for task in self._ahead)
-        rollouts = await (self._ahead.popleft() if self._ahead else self._start(step))
+        num_ready = sum(task.done() for task in self._begun)
+        last = min(step + self._config.rollout.max_staleness, self._config.learner.num_steps - 1)
+        while (following := step + len(self._begun)) <= last:
+            self._begun.append(self._begin(following))
+        rollouts = await self._begun.popleft()
         rollouts.metrics["queue/steps_ready"] = float(num_ready)
         self._tell_failures(step, rollouts)
-        last = min(step + self._config.rollout.max_staleness, self._config.learner.num_steps - 1)
-        while (following := step + 1 + len(self._ahead)) <= last:
-            self._ahead.append(self._start(following))
         return rollouts
 
     def close(self) -> None:
         """Give up the steps that nobody will collect, because the run ends."""
-        for task in self._ahead:
+        for task in self._begun:
             task.cancel()
 
-    def _start(self, step: int) -> asyncio.Task[StepRollouts]:
+    def _begin(self, step: int) -> asyncio.Task[StepRollouts]:
         return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step, self._watch))
 
     def _tell_failures(self, step: int, rollouts: StepRollouts) -> None:

@@ -35,7 +35,7 @@ class RolloutConfig(Section):
     loss, but not out of its group's mean score."""
     max_staleness: NonNegativeInt = 0
     """Weight updates that may lie between a token and its use. 0 is strictly on-policy: engines and learner take
-    turns. k has engines work on the next k steps meanwhile, which is faster, and trains on tokens of slightly older
+    turns. k has engines work on the next k steps as well, which is faster, and trains on tokens of slightly older
     weights; the first few bring nearly all of the speed."""
     on_update: Literal["recompute", "keep", "finish"] = "recompute"
     """What engines do with the completions they are at when new weights come (max_staleness above 0). recompute goes on

@@ -10,12 +10,17 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
 
 from dphrl.types import TrainRow
 
 # What one pair of positions costs in attention, in units of what one position costs everywhere else, for a model of
 # width 576 (SmolLM2). `pair_cost` of dphrl.learner.prefixes has it for others.
 PAIR_COST = 1 / 1728
+# What a micro-batch costs besides its positions, where there should be as few of them as possible.
+PROHIBITIVE = 1e12
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,15 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How rows share their prompts. prefixes: `learner.share_prefix`, resolved. pair_cost: see `Bundle.cost`."""
+    """How rows share their prompts, and micro-batches.
+
+    prefixes: `learner.share_prefix`, resolved. pair_cost: see `Bundle.cost`. micro_batch_cost: of one more micro-batch,
+    in the same unit.
+    """
 
     prefixes: str = "never"
     pair_cost: float = PAIR_COST
+    micro_batch_cost: float = PROHIBITIVE
 
 
 APART = Sharing()
@@ -123,7 +133,7 @@ def share_out(rows: Sequence[TrainRow], num_ranks: int, max_tokens: int, sharing
 
 
 def cut_micro_batches(
-    bundles: Sequence[Bundle], max_tokens: int, *, packed: bool, one_sequence: bool = False
+    bundles: Sequence[Bundle], max_tokens: int, *, packed: bool, one_sequence: bool = False, sharing: Sharing = APART
 ) -> list[list[Bundle]]:
     """Groups of bundles that each fit `max_tokens` positions (padding counted when padded), shortest bundles first.
 
@@ -131,20 +141,50 @@ def cut_micro_batches(
 
     Raises ValueError for a bundle that fits no micro-batch.
     """
-    groups: list[list[Bundle]] = []
-    num_positions = 0
-    for bundle in sorted(bundles, key=lambda bundle: bundle.num_tokens):
-        length = bundle.num_tokens
-        if length > max_tokens:
-            raise ValueError(f"a row of {length} tokens exceeds learner.micro_batch_tokens={max_tokens}; raise it")
-        # They come in ascending length, so this one is the longest of its group and sets the padded width.
-        grown = num_positions + length if packed else (len(groups[-1]) + 1 if groups else 1) * length
-        if not groups or grown > max_tokens or (one_sequence and not packed):
-            groups.append([])
-            grown = length
-        groups[-1].append(bundle)
-        num_positions = grown
-    return groups
+    ordered = sorted(bundles, key=lambda bundle: bundle.num_tokens)
+    lengths = [bundle.num_tokens for bundle in ordered]
+    if lengths and lengths[-1] > max_tokens:
+        raise ValueError(f"a row of {lengths[-1]} tokens exceeds learner.micro_batch_tokens={max_tokens}; raise it")
+    if packed:
+        starts = _pack(lengths, max_tokens)
+    elif one_sequence:
+        starts = list(range(len(ordered)))
+    else:
+        starts = _cut_where_padding_costs_least(lengths, max_tokens, sharing)
+    return [ordered[start:end] for start, end in pairwise([*starts, len(ordered)])]
+
+
+def _pack(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Where micro-batches begin that take as many rows as fit."""
+    starts: list[int] = []
+    num_positions = max_tokens
+    for i, length in enumerate(lengths):
+        if num_positions + length > max_tokens:
+            starts.append(i)
+            num_positions = 0
+        num_positions += length
+    return starts
+
+
+def _cut_where_padding_costs_least(lengths: Sequence[int], max_tokens: int, sharing: Sharing) -> list[int]:
+    """Where micro-batches begin of rows in ascending length, each row padded to the longest of its micro-batch.
+
+    Of all ways to cut them the cheapest: with the best one of every shorter list at hand, the last micro-batch decides.
+    """
+    least = np.zeros(len(lengths) + 1)  # cost of the first n rows
+    start_of_last = [0] * (len(lengths) + 1)
+    for num_rows, width in enumerate(lengths, start=1):
+        row_cost = width + width**2 * sharing.pair_cost
+        starts = np.arange(max(0, num_rows - max_tokens // width), num_rows)
+        costs = least[starts] + (num_rows - starts) * row_cost
+        best = int(costs.argmin())
+        least[num_rows] = costs[best] + sharing.micro_batch_cost
+        start_of_last[num_rows] = int(starts[best])
+    found, end = [], len(lengths)
+    while end:
+        end = start_of_last[end]
+        found.append(end)
+    return found[::-1]
 
 
 def plan_micro_batches(
@@ -162,11 +202,15 @@ def plan_micro_batches(
     Every rank gets the same number of micro-batches: collectives in forward (ZeRO-3) and backward (ZeRO-2) would hang
     on unequal numbers. A rank with fewer gets extra ones, which hold the shortest row with weight 0: it adds nothing
     to any sum. ranks_per_row: this many ranks next to each other share each row, and so get the same micro-batches,
-    each of one sequence. sharing: how completions share prompts. Raises ValueError for a row that fits no micro-batch.
+    each of one sequence. sharing: how completions share prompts, and rows micro-batches. Raises ValueError for a row
+    that fits no micro-batch.
     """
     assert rows, "a mini-batch has at least one row"
     dealt = share_out(rows, num_ranks // ranks_per_row, max_tokens, sharing)
-    plans = [cut_micro_batches(part, max_tokens, packed=packed, one_sequence=ranks_per_row > 1) for part in dealt]
+    plans = [
+        cut_micro_batches(part, max_tokens, packed=packed, one_sequence=ranks_per_row > 1, sharing=sharing)
+        for part in dealt
+    ]
     shortest = min(rows, key=lambda row: row.num_tokens)
     filler = Bundle((replace(shortest, weight=0.0),))
     num_turns = max(len(plan) for plan in plans)

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from dphrl.config.loading import InputError
 from dphrl.learner.attention import needs_padding_mask, window_kinds
 from dphrl.learner.batching import MicroBatch, collate, collate_bundles
-from dphrl.learner.bundles import PAIR_COST, Bundle, Sharing
+from dphrl.learner.bundles import PAIR_COST, PROHIBITIVE, Bundle, Sharing
+from dphrl.learner.utilization import full_size
 from dphrl.types import RowKind, TrainRow
 
 # How many times longer attention takes for one operation than matrix products do: scores, softmax and their gradients
 # go through memory. A guess; it only decides how many completions share one prompt.
 ATTENTION_FACTOR = 2.0
+# What a micro-batch costs besides its positions on a CPU: adding its gradients to those of the others, as positions,
+# and calls from Python, as positions of a model with one weight.
+GRADIENTS_COST, CALLS_COST = 40.0, 2e8
 
 
 def shared_prefix_mask(batch: MicroBatch, kernel: str) -> Any:
@@ -64,15 +68,28 @@ def pair_cost(lm: nn.Module) -> float:
     return float(ATTENTION_FACTOR * 4 * queries / (24 * width**2))
 
 
+def micro_batch_cost(lm: nn.Module, device: torch.device, num_ranks: int) -> float:
+    """See `Sharing`. On a GPU small micro-batches leave it idle, and ranks exchange gradients after each one, so there
+    should be as few as possible. On a CPU a position takes so long that padding costs more."""
+    if device.type != "cpu" or num_ranks > 1:
+        return PROHIBITIVE
+    return GRADIENTS_COST + CALLS_COST / sum(map(full_size, lm.parameters()))
+
+
 def fit_to_model(
-    sharing: Sharing, lm: nn.Module, forward: Callable[[MicroBatch], tuple[Tensor, Tensor]], device: torch.device
+    sharing: Sharing,
+    lm: nn.Module,
+    forward: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    device: torch.device,
+    num_ranks: int = 1,
 ) -> Sharing:
-    """`sharing` as this model can have it, and with the model's own cost of attention.
+    """`sharing` as this model can have it, and with the model's own costs.
 
     Before prompts are shared a few tokens are tried: two tiny forward passes, under ZeRO-3 a collective. Raises
     InputError where `always` cannot be.
     """
-    sharing = replace(sharing, pair_cost=pair_cost(lm))
+    costs = {"pair_cost": pair_cost(lm), "micro_batch_cost": micro_batch_cost(lm, device, num_ranks)}
+    sharing = replace(sharing, **costs)
     if sharing.prefixes == "never":
         return sharing
     why = model_obstacle(lm)

@@ -80,8 +80,8 @@ def compute_of(lm: nn.Module, device_name: str, dtype: str, num_devices: int) ->
     if peak is None or not layers or not heads or any(getattr(config, name, None) for name in EXPERTS):
         return None
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    trained = sum(_size(p) for p in lm.parameters() if p.requires_grad)
-    frozen = sum(_size(p) for p in lm.parameters() if not p.requires_grad)
+    trained = sum(full_size(p) for p in lm.parameters() if p.requires_grad)
+    frozen = sum(full_size(p) for p in lm.parameters() if not p.requires_grad)
     per_token = 6.0 * trained + 4.0 * frozen - _looked_up(lm)
     return Compute(per_token, 12.0 * layers * heads * head_size, peak * num_devices)
 
@@ -111,8 +111,9 @@ def _looked_up(lm: Any) -> float:
     embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:
         return 0.0
-    return (6.0 if embedding.weight.requires_grad else 4.0) * _size(embedding.weight)
+    return (6.0 if embedding.weight.requires_grad else 4.0) * full_size(embedding.weight)
 
 
-def _size(parameter: nn.Parameter) -> int:
+def full_size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also in one that ZeRO-3 has sharded."""
     return int(getattr(parameter, "ds_numel", None) or math.prod(parameter.shape))

@@ -22,17 +22,24 @@ def items(*texts: str) -> list[tuple[Prompt, Completion]]:
 
 
 class Worker:
-    """Grades as the real one does, but dies by SIGKILL once, at its first batch."""
+    """Grades as the real one does, but the first of them that gets a batch dies by SIGKILL."""
 
     def __init__(self, marker: str) -> None:
         self.marker = Path(marker)
+
+    def is_first(self) -> bool:
+        """True for one call of all workers, also where two get their batches at the same moment."""
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def ready(self) -> bool:
         return True
 
     def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
-        if not self.marker.exists():
-            self.marker.touch()
+        if self.is_first():
             os.kill(os.getpid(), signal.SIGKILL)
         return [RewardResult(RewardStatus.CORRECT) for _ in pairs]
 
@@ -77,11 +84,10 @@ def test_a_killed_worker_is_retried_then_typed(
 
 
 class StuckWorker(Worker):
-    """Never comes back from its first batch."""
+    """The first of them that gets a batch never comes back from it."""
 
     def grade(self, pairs: list[tuple[str, str]]) -> list[RewardResult]:
-        if not self.marker.exists():
-            self.marker.touch()
+        if self.is_first():
             time.sleep(3600)
         return [RewardResult(RewardStatus.CORRECT) for _ in pairs]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,3 +151,19 @@ def test_completions_are_repeatable_by_seed_and_complete(
         assert completion.truncated == (
             len(completion.token_ids) == config.rollout.max_tokens and completion.token_ids[-1] != 2
         )
+
+
+def test_more_prompt_tokens_than_a_step_takes(refit: Any, make_config: Any, tiny_dir: str, prompts: list[Any]) -> None:
+    """A vLLM step on a CPU takes 4096 tokens, and this is more: a prompt must not be cut where they end."""
+    config = make_config()
+    refit.run(LocalLearner(perturbed_policy(tiny_dir, config, 0.01), config, 5))
+    generator = torch.Generator().manual_seed(0)
+    length = config.max_sequence_tokens - 2
+    long = [
+        replace(prompts[0], prompt_id=f"long-{i}", token_ids=tuple(ids))
+        for i, ids in enumerate(torch.randint(5, 30, (150, length), generator=generator).tolist())
+    ]
+    together = {c.prompt_id: c.token_ids for c in generate(refit.pool, long, 1, seed=3)}
+    assert len(together) == len(long)
+    alone = generate(refit.pool, long[-5:], 1, seed=3)
+    assert {c.prompt_id: c.token_ids for c in alone} == {p.prompt_id: together[p.prompt_id] for p in long[-5:]}

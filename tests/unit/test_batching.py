@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from dphrl.data.schedule import step_indices
 from dphrl.learner.batching import collate
-from dphrl.learner.bundles import Bundle, cut_micro_batches, plan_micro_batches
+from dphrl.learner.bundles import PROHIBITIVE, Bundle, Sharing, cut_micro_batches, plan_micro_batches
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -145,6 +146,59 @@ def test_a_row_beyond_the_budget_is_refused() -> None:
     row = TrainRow(RowKind.POLICY, (1,) * 50, 1, (0.0,) * 49, 1.0)
     with pytest.raises(ValueError, match=r"50 tokens exceeds learner\.micro_batch_tokens=40; raise it"):
         cut_micro_batches([Bundle((row,))], 40, packed=True)
+
+
+def alone(*lengths: int) -> list[Bundle]:
+    return [Bundle((TrainRow(RowKind.POLICY, (1,) * n, n - 1, (0.0,), 1.0),)) for n in lengths]
+
+
+def widths(plan: list[list[Bundle]]) -> list[list[int]]:
+    return [[bundle.num_tokens for bundle in group] for group in plan]
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (PROHIBITIVE, [[10, 12, 30, 31, 32]]),
+        (30.0, [[10, 12], [30, 31, 32]]),
+        (0.5, [[10], [12], [30], [31], [32]]),
+    ],
+)
+def test_padded_micro_batches_are_cut_where_padding_costs_least(cost: float, expected: list[list[int]]) -> None:
+    sharing = Sharing(pair_cost=0.0, micro_batch_cost=cost)
+    rows = alone(31, 10, 32, 12, 30)
+    assert widths(cut_micro_batches(rows, 200, packed=False, sharing=sharing)) == expected
+
+
+def test_of_two_micro_batches_the_padding_decides() -> None:
+    plan = cut_micro_batches(alone(31, 10, 32, 12, 30), 100, packed=False, sharing=Sharing(pair_cost=0.0))
+    assert widths(plan) == [[10, 12], [30, 31, 32]], "and not [10, 12, 30], which would fit as well"
+
+
+def test_packed_micro_batches_are_as_few_as_fit() -> None:
+    plan = cut_micro_batches(alone(31, 10, 32, 12, 30), 60, packed=True, sharing=Sharing(micro_batch_cost=0.0))
+    assert widths(plan) == [[10, 12, 30], [31], [32]]
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=7), st.sampled_from([0.0, 3.0, 20.0, PROHIBITIVE]))
+def test_no_other_cut_costs_less(lengths: list[int], cost: float) -> None:
+    sharing = Sharing(pair_cost=1 / 50, micro_batch_cost=cost)
+    ordered = sorted(lengths)
+
+    def total(groups: list[list[int]]) -> float:
+        return sum(len(group) * (max(group) + max(group) ** 2 / 50) + cost for group in groups)
+
+    def cuts(start: int) -> Iterator[list[list[int]]]:
+        if start == len(ordered):
+            yield []
+        for end in range(start + 1, len(ordered) + 1):
+            if (end - start) * ordered[end - 1] <= 80:
+                yield from ([ordered[start:end], *rest] for rest in cuts(end))
+
+    plan = widths(cut_micro_batches(alone(*lengths), 80, packed=False, sharing=sharing))
+    assert [length for group in plan for length in group] == ordered
+    assert all(len(group) * max(group) <= 80 for group in plan)
+    assert total(plan) == pytest.approx(min(map(total, cuts(0))))
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))

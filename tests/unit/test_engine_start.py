@@ -70,6 +70,27 @@ def test_deterministic_engines_have_a_fixed_workspace_and_invariant_kernels_on_a
     assert variables.get("VLLM_BATCH_INVARIANT") == ("1" if deterministic and on_gpu else None)
 
 
+@pytest.mark.parametrize(
+    ("rollout", "expected"),
+    [
+        ({"max_tokens": 24}, 4096),
+        ({"max_tokens": 24, "tensor_parallel": 2}, 8192),
+        # A prompt of 8192 tokens has room beside the one token of each of 256 + 8 other sequences.
+        ({"max_tokens": 8192}, 16 + 8192 + 256 + 8),
+    ],
+)
+def test_tokens_of_a_step_on_a_cpu(make_config: Any, rollout: dict[str, Any], expected: int) -> None:
+    config = make_config(rollout=rollout, sync={"num_probes": 8}, learner={"micro_batch_tokens": 8208})
+    arguments = vllm_settings.engine_arguments(config, "model")
+    assert arguments["max_num_seqs"] == 256 + 8
+    assert arguments["max_num_batched_tokens"] == expected
+
+
+def test_tokens_of_a_step_on_a_gpu_are_for_vllm_to_say(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_settings.torch.cuda, "is_available", lambda: True)
+    assert vllm_settings.engine_arguments(make_config(), "model")["max_num_batched_tokens"] is None
+
+
 def test_a_deterministic_learner_has_a_fixed_workspace_and_deterministic_kernels(variables: Any) -> None:
     try:
         use_repeatable_kernels(True)

@@ -17,6 +17,7 @@ from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner
 from dphrl.learner.batching import collate, collate_bundles
 from dphrl.learner.bundles import (
+    PROHIBITIVE,
     Bundle,
     Sharing,
     deal,
@@ -26,7 +27,14 @@ from dphrl.learner.bundles import (
     work,
 )
 from dphrl.learner.policy import PolicyModel
-from dphrl.learner.prefixes import fit_to_model, pair_cost, shared_prefix_mask
+from dphrl.learner.prefixes import (
+    CALLS_COST,
+    GRADIENTS_COST,
+    fit_to_model,
+    micro_batch_cost,
+    pair_cost,
+    shared_prefix_mask,
+)
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
 from tests.unit.test_attention import CONFIGS, SHAPE, make_lm
@@ -304,8 +312,18 @@ def test_models_whose_completions_can_share() -> None:
     policy = PolicyModel(lm, temperature=1.0)
     for prefixes in ("auto", "always", "never"):
         fitted = fit_to_model(Sharing(prefixes), lm, policy, CPU)
-        assert fitted == Sharing(prefixes, pair_cost(lm))
+        assert fitted == Sharing(prefixes, pair_cost(lm), micro_batch_cost(lm, CPU, 1))
     assert pair_cost(lm) == pytest.approx(2 * 4 * 32 / (24 * 32**2))
+
+
+def test_more_micro_batches_than_needed_are_for_a_rank_alone_on_a_cpu() -> None:
+    lm = make_lm(LlamaConfig(**SHAPE))
+    num_weights = sum(weights.numel() for weights in lm.parameters())
+    assert micro_batch_cost(lm, CPU, 1) == pytest.approx(GRADIENTS_COST + CALLS_COST / num_weights)
+    assert micro_batch_cost(lm, CPU, 2) == PROHIBITIVE
+    assert micro_batch_cost(lm, torch.device("cuda"), 1) == PROHIBITIVE
+    policy = PolicyModel(lm, temperature=1.0)
+    assert fit_to_model(Sharing(), lm, policy, CPU, num_ranks=2).micro_batch_cost == PROHIBITIVE
 
 
 def test_a_model_is_tried_before_it_shares() -> None:
