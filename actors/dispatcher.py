@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,11 +28,13 @@ MAX_UNREAD = 4096
 
 @dataclass
 class Call:
-    """One call of the pool's `generate`. num_missing: completions that have not come back. delivered: what has, or the
-    error that ended the call. num_unread: completions in it."""
+    """One call of the pool's `generate`. num_missing: completions that have not come back. turn: those of a lower turn
+    are handed out first. delivered: what has come back, or the error that ended the call. num_unread: completions in
+    it."""
 
     number: int
     num_missing: int
+    turn: int = 0
     num_unread: int = 0
     delivered: deque[list[Completion] | Exception] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,8 +65,9 @@ class Lengths:
 class Dispatcher:
     """Hands work to the engines a little ahead of what they decode, and completions to the calls that they belong to.
 
-    Calls are served in the order in which they came, and within a call those prompts first whose completions may be
-    expected to be long. engines: the pool's own list, in which a replaced engine changes; loads: of the same engines.
+    Calls are served by their turns, those of one turn in the order in which they came, and within a call those prompts
+    first whose completions may be expected to be long. engines: the pool's own list, in which a replaced engine
+    changes; loads: of the same engines.
     One that fails ends all calls, but for one that fails while it is being replaced.
     """
 
@@ -84,7 +87,7 @@ class Dispatcher:
         self._owner = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._lengths = Lengths()
-        self._queue: deque[Ask] = deque()
+        self._queues: defaultdict[int, deque[Ask]] = defaultdict(deque)  # by turn
         self._calls: dict[int, Call] = {}
         self._at: list[dict[tuple[int, str, int], Ask]] = [{} for _ in engines]
         self._num_seen = [0] * len(engines)
@@ -98,19 +101,19 @@ class Dispatcher:
     @property
     def num_waiting(self) -> int:
         """Prompts, or parts of them, that no engine has been handed yet."""
-        return len(self._queue)
+        return sum(map(len, self._queues.values()))
 
     # ---------------------------------------------------------------------------------- calls
 
-    def open(self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool) -> Call:
+    def open(self, prompts: Sequence[Prompt], num_samples: int, seed: int, *, greedy: bool, turn: int = 0) -> Call:
         """Queue a call's work. Close the call in the end, also when all has come back."""
-        call = Call(next(self._numbers), len(prompts) * num_samples)
+        call = Call(next(self._numbers), len(prompts) * num_samples, turn)
         if not self._calls:
             self._last_news = time.monotonic()
         self._calls[call.number] = call
         size = self._part_size(len(prompts) * num_samples, num_samples)
         longest_first = sorted(prompts, key=lambda prompt: -self._lengths.of(prompt.prompt_id))
-        self._queue += [
+        self._queues[turn] += [
             Ask(call.number, prompt, tuple(range(start, min(start + size, num_samples))), seed, greedy)
             for prompt in longest_first
             for start in range(0, num_samples, size)
@@ -148,7 +151,7 @@ class Dispatcher:
         self._hand_out()
 
     def _take_from_engines(self, call: Call) -> None:
-        self._queue = deque(ask for ask in self._queue if ask.call != call.number)
+        self._queues[call.turn] = deque(ask for ask in self._queues[call.turn] if ask.call != call.number)
         for index, at in enumerate(self._at):
             gone = [key for key in at if key[0] == call.number]
             for key in gone:
@@ -184,13 +187,13 @@ class Dispatcher:
             await self._idle.wait()
 
     def replaced(self, index: int) -> None:
-        """Another engine is in this place: what the one before was at is handed out again, before all else."""
+        """Another engine is in this place: what the one before was at is handed out again, before all of its turn."""
         self._lost.pop(index, None)
         if (listening := self._listening[index]) is not None:
             listening.cancel()
         self._listening[index], self._num_seen[index] = None, 0
-        again = self._take_back(index)
-        self._queue.extendleft(reversed(again))
+        for ask in reversed(self._take_back(index)):
+            self._queues[self._calls[ask.call].turn].appendleft(ask)
 
     def _take_back(self, index: int) -> list[Ask]:
         at, self._at[index] = self._at[index], {}
@@ -204,11 +207,11 @@ class Dispatcher:
         batches: dict[int, list[Ask]] = {}
         if self._paused or sum(call.num_unread for call in self._calls.values()) >= MAX_UNREAD:
             return
-        while self._queue:
+        while queue := self._first_queue():
             index = min(range(len(self._engines)), key=lambda i: self._loads[i].num_pending)
             if self._loads[index].num_pending >= self._limit:
                 break
-            ask = self._queue.popleft()
+            ask = queue.popleft()
             batches.setdefault(index, []).append(ask)
             self._loads[index].take(ask.num_completions)
             self._at[index].update({(ask.call, ask.prompt.prompt_id, i): ask for i in ask.sample_indices})
@@ -216,6 +219,14 @@ class Dispatcher:
             sending = asyncio.create_task(self._send(index, asks))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
+
+    def _first_queue(self) -> deque[Ask] | None:
+        """That of the lowest turn; None when nothing waits."""
+        for turn in sorted(self._queues):
+            if self._queues[turn]:
+                return self._queues[turn]
+            del self._queues[turn]
+        return None
 
     async def _send(self, index: int, asks: list[Ask]) -> None:
         engine = self._engines[index]

@@ -73,8 +73,8 @@ def step_tokens_on_cpu(config: Config, num_sequences: int) -> int:
 def keep_prompts_whole(llm: Any) -> None:
     """Have an engine on a CPU compute each prompt in one step, or wait for a step that has room for it.
 
-    Where it cuts a prompt of a request with a seed, vLLM turns back the request's generator, and torch's generators on a
-    CPU cannot be turned back: the step fails. Set here and not among the arguments, because a model with a recurrent
+    Where it cuts a prompt of a request with a seed, vLLM turns back the request's generator, and torch's generators on
+    a CPU cannot be turned back: the step fails. Set here and not among the arguments, because a model with a recurrent
     state must not start so, and all others would start with a warning.
     """
     llm.llm_engine.engine_core.engine_core.scheduler.scheduler_config.enable_chunked_prefill = False

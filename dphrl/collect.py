@@ -59,6 +59,7 @@ async def collect_groups(
     *,
     seed: int,
     greedy: bool = False,
+    turn: int = 0,
     on_graded: Callable[[int], None] = lambda num_completions: None,
     on_group: Callable[[RolloutGroup], None] = lambda group: None,
     watch: RewardWatch | None = None,
@@ -94,7 +95,7 @@ async def collect_groups(
     with one_failure():
         async with asyncio.TaskGroup() as grading:
             # Closed at once when grading fails, so that engines stop working for it.
-            async with aclosing(rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy)) as stream:
+            async with aclosing(rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy, turn=turn)) as stream:
                 async for completions in stream:
                     await waiting.acquire()
                     grading.create_task(grade(completions))
@@ -163,8 +164,8 @@ class StepCollector:
 
     With rollout.max_staleness = 0, a step's rollouts begin when `collect` is called for it. With k, those of the next k
     steps begin as well: the engines work on them behind those of the step, while its last completions end and while the
-    learner updates, and take new weights on the way. So at its use a token is at most k updates old, and at most k steps
-    wait for the learner.
+    learner updates, and take new weights on the way. So at its use a token is at most k updates old, and at most k
+    steps wait for the learner.
     """
 
     def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
@@ -242,6 +243,7 @@ async def collect_step(
             [prompts[i] for i in indices],
             config.rollout.num_samples,
             seed=seed,
+            turn=step,
             on_group=replace_flat,
             watch=watch,
         )

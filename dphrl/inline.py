@@ -158,7 +158,7 @@ class InlineRollouts:
         return {"sync/logprob_gap_mean": 0.0, "sync/logprob_gap_max": 0.0}
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
     ) -> AsyncGenerator[Sequence[Completion], None]:
         assert self._version is not None, "an engine serves nothing before it is refit"
         # Calls wait for each other, because batches of several in turn would end them all late.

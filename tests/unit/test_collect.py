@@ -32,7 +32,7 @@ class SlowEngine:
     def __init__(self, missing: int = 0) -> None:
         self.missing, self.num_yielded = missing, 0
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
         jobs = [(p, i) for p in reversed(prompts) for i in reversed(range(num_samples))]
         for p, i in jobs[self.missing :]:
             self.num_yielded += 1
@@ -137,7 +137,7 @@ class EndlessEngine:
 
     num_yielded = 0
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
         for i in range(num_samples):
             self.num_yielded += 1
             yield [Completion(prompts[0].prompt_id, i, (1,), "x", (0.0,), "stop", 0)]

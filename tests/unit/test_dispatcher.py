@@ -139,6 +139,31 @@ def test_calls_come_in_turn_and_prompts_with_long_completions_first() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lower_turn_comes_before_what_waits(replaced: bool) -> None:
+    async def run() -> None:
+        engines = engines_of(1)
+        work, _ = over(engines)
+        ahead = work.open(prompts_of(40, "a"), 1, 0, greedy=False, turn=4)
+        own = work.open(prompts_of(6, "b"), 1, 0, greedy=False, turn=3)
+        assert work.num_waiting == 40 - LIMIT + 6
+        at_once = LIMIT
+        await asyncio.sleep(0)  # now the engine has them
+        if replaced:
+            engines[0] = FakeWork(complete)
+            work.replaced(0)
+            work.resume()
+            at_once = 0
+        found = await asyncio.gather(read(work, ahead), read(work, own))
+        assert [sampled(each) for each in found] == [expected(prompts_of(40, "a"), 1), expected(prompts_of(6, "b"), 1)]
+        order = [ask.prompt.prompt_id for ask in engines[0].asked]
+        names = [f"a{i}" for i in range(40)]
+        assert order == [*names[:at_once], *(f"b{i}" for i in range(6)), *names[at_once:]]
+        assert work.num_waiting == 0
+
+    asyncio.run(run())
+
+
 def test_a_call_that_is_given_up_costs_nothing_more() -> None:
     async def run() -> None:
         engines = engines_of(2)

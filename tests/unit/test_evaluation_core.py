@@ -27,7 +27,9 @@ class Scripted:
     def __init__(self) -> None:
         self.asked: list[tuple[int, bool, int]] = []
 
-    async def generate(self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+    async def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+    ) -> Any:
         self.asked.append((num_samples, greedy, seed))
         for prompt in prompts:
             letters = prompt.text[-1:] if greedy else prompt.text[:num_samples]

@@ -39,6 +39,7 @@ class World:
     engine_version: int = 0
     events: list[tuple[Any, ...]] = field(default_factory=list)
     batches: list[TrainBatch] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     near_perfect: frozenset[str] = NEAR_PERFECT
     exploration: frozenset[str] = EXPLORATION
 
@@ -57,8 +58,11 @@ class World:
             self.engine_version = learner.policy_version
         return {"sync/logprob_gap_max": 0.0}
 
-    async def generate(self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False) -> Any:
+    async def generate(
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+    ) -> Any:
         version = self.engine_version
+        self.turns.append(turn)
         self.events.append(("generate", tuple(p.prompt_id for p in prompts), num_samples, seed, greedy, version))
         for prompt in prompts:
             await asyncio.sleep(0)
@@ -192,7 +196,7 @@ def test_with_staleness_the_next_step_is_asked_for_beside_this_one(make_config: 
     assert world.place("generate", 1) < world.place("update", 0), "engines need work while the last completions end"
     for step in (1, 2):
         assert world.place("generate", step + 1) < world.place("updated", step)
-        assert world.place("refit", step - 1) < world.place("generate", step + 1), "else tokens were older than it may be"
+        assert world.place("refit", step - 1) < world.place("generate", step + 1), "or tokens were too old"
     assert [event[-1] for event in world.of("generate")] == [0, 0, 1, 2], "with the weights of the step before"
     assert [event[1] for event in world.of("refit")] == [1, 2, 3, 4], "a refit follows every update all the same"
     staleness = [metrics["rollout/staleness_max"] for _, _, metrics, _ in world.of("observe")]
@@ -208,6 +212,7 @@ def test_engines_are_up_to_so_many_steps_ahead_and_no_token_is_older(make_config
     assert [metrics["rollout/staleness_mean"] for _, _, metrics, _ in world.of("observe")] == staleness
     assert all(metrics["queue/steps_ready"] <= bound for _, _, metrics, _ in world.of("observe"))
     assert [event[1] for event in world.of("generate")] == [event[1] for event in run_of_steps(make_config)]
+    assert world.turns == list(range(6)), "engines work on an earlier step first"
 
 
 def run_of_steps(make_config: Any) -> list[tuple[Any, ...]]:
