@@ -22,8 +22,8 @@ from dphrl.types import Prompt
 class ReferenceSampler:
     """Runs the reference stage with the actors that it is given; it is not needed afterwards.
 
-    Its methods are async, so that `num_graded` answers while `fill` runs. Meanwhile the learner ranks and engines must
-    have no other work. The engines must be refit to the initial policy before.
+    Its methods are async, so that `newly_graded` answers while `fill` runs. Meanwhile the learner ranks and engines
+    must have no other work. The engines must be refit to the initial policy before.
     """
 
     def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
@@ -33,11 +33,13 @@ class ReferenceSampler:
         self._rollouts = RayRolloutPool(engines, config, probes=())
         self._rewards = RayRewardPool(workers, config)
         self._learner = RayLearner(ranks)
-        self._num_graded = 0
+        self._num_graded = self._num_tokens = 0
 
-    async def num_graded(self) -> int:
-        """Number of completions that this actor has graded so far, without those of a stage that it continues."""
-        return self._num_graded
+    async def newly_graded(self) -> tuple[int, int]:
+        """Completions, and their tokens, that this actor has graded since it was asked before."""
+        new = self._num_graded, self._num_tokens
+        self._num_graded = self._num_tokens = 0
+        return new
 
     async def fill(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], buffer_actor: Any, folder: str
@@ -55,5 +57,6 @@ class ReferenceSampler:
         await buffer_actor.put.remote(buffer)
         return buffer.near_perfect, buffer.exploration, buffer.counts()
 
-    def _count(self, num_completions: int) -> None:
+    def _count(self, num_completions: int, num_tokens: int) -> None:
         self._num_graded += num_completions
+        self._num_tokens += num_tokens

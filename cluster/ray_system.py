@@ -38,7 +38,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.own_code import is_hidden_from_workers, worker_hook
 from dphrl.processors import be_a_neighbour, waiting_variables, whole_cpus
-from dphrl.protocols import Parts, WholeReference
+from dphrl.protocols import OnGraded, Parts, WholeReference
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
@@ -212,7 +212,7 @@ class RaySystem:
         return Parts(learning, rollouts, rewards)
 
     async def fill_reference(
-        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
     ) -> tuple[RayReferenceStore, dict[str, float]]:
         """Run the reference stage in its own actor, which ends when the buffer is filled."""
         # The stage samples and scores, and for both the devices are ready then.
@@ -222,15 +222,12 @@ class RaySystem:
         options = {"num_cpus": 0} | self._without_gpu
         sampler = self._spawn(ReferenceSampler, "reference", 0, options)(self.config, *actors)
         filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
-        seen = 0
         while not filling.done():
             await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
             if not filling.done():
-                graded = await sampler.num_graded.remote()
-                on_graded(graded - seen)
-                seen = graded
+                on_graded(*await sampler.newly_graded.remote())
         near_perfect, exploration, counts = filling.result()
-        on_graded(await sampler.num_graded.remote() - seen)
+        on_graded(*await sampler.newly_graded.remote())
         ray.kill(sampler)
         return RayReferenceStore(self._buffer, near_perfect, exploration), counts
 

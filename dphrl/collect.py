@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
-from dphrl.protocols import Parts, RewardPool, RolloutPool
+from dphrl.protocols import OnGraded, Parts, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardFailedError, RewardWatch
 from dphrl.tracking.log import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
@@ -60,13 +60,13 @@ async def collect_groups(
     seed: int,
     greedy: bool = False,
     turn: int = 0,
-    on_graded: Callable[[int], None] = lambda num_completions: None,
+    on_graded: OnGraded = lambda num_completions, num_tokens: None,
     on_group: Callable[[RolloutGroup], None] = lambda group: None,
     watch: RewardWatch | None = None,
 ) -> Collected:
     """`num_samples` graded completions for each of `prompts` (distinct prompt_ids).
 
-    on_graded is called with the number of completions newly graded, and on_group with each group as soon as it is
+    on_graded is called with every few completions that are graded, and on_group with each group as soon as it is
     whole. Raises RuntimeError when the pool returns more or fewer completions than were asked for: training on a
     partial group would bias its baseline. `watch` sees every verdict as it comes, and may stop the collection with a
     RewardFailedError. Several collections at a time share the engines, and none waits for the end of another.
@@ -89,7 +89,7 @@ async def collect_groups(
                 watch.see(prompt, completion, result)
             if len(pairs) == num_samples:
                 on_group(_group(prompt, pairs, num_samples))
-        on_graded(len(completions))
+        on_graded(len(completions), sum(len(completion.token_ids) for completion in completions))
 
     start = time.perf_counter()
     with one_failure():

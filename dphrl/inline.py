@@ -38,7 +38,7 @@ from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.learner.utilization import compute_of, device_name, utilization
 from dphrl.processors import whole_cpus
-from dphrl.protocols import Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
+from dphrl.protocols import OnGraded, Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
 from dphrl.rewards.thinking import decoder
@@ -322,7 +322,7 @@ class InlineSystem:
         return self.parts
 
     async def fill_reference(
-        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
     ) -> tuple[ReferenceStore, Mapping[str, float]]:
         rollouts, rewards = self.parts.rollouts, self.parts.rewards
         buffer = await fill_reference(

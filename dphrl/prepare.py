@@ -167,7 +167,7 @@ def _label(dataset: DatasetConfig) -> str:
 def _task(console: Console, description: str, total: int, wanted: bool) -> Iterator[Advance]:
     """A progress bar where the work is long."""
     if not wanted:
-        yield lambda count=1, /: None
+        yield lambda count=1, num_tokens=0, /: None
         return
     with console.task(description, total) as advance:
         yield advance

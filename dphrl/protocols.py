@@ -35,6 +35,12 @@ class LastUpdate:
         return math.isfinite(self.grad_norm) and self.grad_norm > 0 and self.learning_rate > 0
 
 
+class OnGraded(Protocol):
+    """Called with the number of completions that were graded, and of their tokens."""
+
+    def __call__(self, num_completions: int, num_tokens: int, /) -> None: ...
+
+
 class WeightPublisher(Protocol):
     """What a refit needs from a learner: its weights, their version, and its log-probs of what the engines sample."""
 
@@ -181,12 +187,12 @@ class System(Protocol):
         ...
 
     async def fill_reference(
-        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: Callable[[int], None]
+        self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
     ) -> tuple[ReferenceStore, Mapping[str, float]]:
         """Run the reference stage, or what is left of it, into `folder`; returns the store and the split's counts.
 
-        The engines must hold the initial policy. on_graded is called with the number of completions newly graded; with
-        reference.confirm, a confirming answer that is not needed counts as one.
+        The engines must hold the initial policy. on_graded: of completions newly graded; with reference.confirm, a
+        confirming answer that is not needed counts as one, of no tokens.
         """
         ...
 

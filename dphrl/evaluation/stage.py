@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dphrl.evaluation.estimators import count_groups, describe_samples, summariz
 from dphrl.fingerprint import SAMPLED_AND_GRADED, Fingerprint, fingerprint
 from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import EvaluationSet
-from dphrl.protocols import Parts
+from dphrl.protocols import OnGraded, Parts
 from dphrl.rewards.watch import RewardWatch
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import write_samples
@@ -184,7 +184,7 @@ async def _grade_chunk(
     chunk: Sequence[Prompt],
     parts: Parts,
     watch: RewardWatch,
-    advance: Callable[[int], None],
+    advance: OnGraded,
 ) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
     # One seed for all chunks: engines make of it one for each completion, by prompt, so a continued evaluation samples
     # what an unbroken one would.

@@ -7,7 +7,7 @@ split was decided by, whether prompts are confirmed or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.fingerprint import Fingerprint
 from dphrl.fingerprint.files import hash_value
-from dphrl.protocols import RewardPool, RolloutPool
+from dphrl.protocols import OnGraded, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardWatch
 from dphrl.types import Prompt, RolloutGroup
 
@@ -34,7 +34,7 @@ async def unconfirmed_prompts(
     watch: RewardWatch,
     identity: Fingerprint,
     folder: Path,
-    on_graded: Callable[[int], None],
+    on_graded: OnGraded,
 ) -> frozenset[str]:
     """prompt_ids of the candidates whose one further answer is not correct and complete, or has no verdict.
 
@@ -48,7 +48,7 @@ async def unconfirmed_prompts(
     size = config.reference.prompts_per_chunk * config.reference.num_samples
     stored = ChunkFolder(folder.with_name(folder.name + ".confirmed"), candidates, identity, size, _SCHEMA)
     done = stored.claim()
-    on_graded(stored.num_prompts(done))
+    on_graded(stored.num_prompts(done), 0)
     seed = derive_seed(config.seed, "confirmation")
 
     async def confirm(start: int, chunk: Sequence[Prompt]) -> None:

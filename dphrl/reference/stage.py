@@ -9,7 +9,7 @@ only the learner's part, and the confirmation, are done again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from dphrl.collect import collect_chunks, collect_groups
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.fingerprint import SELECTION, Fingerprint
-from dphrl.protocols import Learner, RewardPool, RolloutPool
+from dphrl.protocols import Learner, OnGraded, RewardPool, RolloutPool
 from dphrl.reference.buffer import ReferenceBuffer, check_size, sample_bytes
 from dphrl.reference.confirm import unconfirmed_prompts
 from dphrl.reference.split import PromptCounts, is_near_perfect, split_prompts
@@ -93,7 +93,7 @@ async def fill_reference(
     learner: Learner,
     identity: Fingerprint,
     folder: Path,
-    on_graded: Callable[[int], None] = lambda num_completions: None,
+    on_graded: OnGraded = lambda num_completions, num_tokens: None,
 ) -> ReferenceBuffer:
     """Fill the buffer and save it in `folder`: sample, grade, split, and store the correct responses of D_pef prompts.
 
@@ -138,7 +138,7 @@ async def fill_reference(
     unconfirmed: frozenset[str] = frozenset()
     if reference.confirm:
         candidates = [prompt for prompt in prompts if is_near_perfect(counts[prompt.prompt_id], reference)]
-        on_graded(len(prompts) - len(candidates))
+        on_graded(len(prompts) - len(candidates), 0)
         unconfirmed = await unconfirmed_prompts(
             config, candidates, rollouts, rewards, watch, _of_sampling(identity), folder, on_graded
         )
@@ -156,7 +156,7 @@ async def _sample_chunk(
     rollouts: RolloutPool,
     rewards: RewardPool,
     watch: RewardWatch,
-    on_graded: Callable[[int], None],
+    on_graded: OnGraded,
 ) -> list[PromptOutcome]:
     # One seed for all chunks: engines make of it one for each completion, by prompt. So a continued stage samples what
     # an unbroken one would have, and chunks of another size would have the same completions.

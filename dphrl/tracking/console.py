@@ -26,9 +26,9 @@ PLAIN_HEARTBEAT_S = 60.0
 
 
 class Advance(Protocol):
-    """Call with the number of units newly done."""
+    """Call with the number of units newly done, and of the tokens that were sampled for them, if any."""
 
-    def __call__(self, count: int = 1, /) -> None: ...
+    def __call__(self, count: int = 1, num_tokens: int = 0, /) -> None: ...
 
 
 class Console:
@@ -80,13 +80,19 @@ class Console:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[speed]}"),
             )
             self._progress = Progress(*columns, console=self._rich, transient=False)
             self._progress.start()
         progress = self._progress
-        task_id = progress.add_task(description, total=total)
+        task_id = progress.add_task(description, total=total, speed="")
+        speed = _Speed()
+
+        def advance(count: int = 1, num_tokens: int = 0, /) -> None:
+            progress.update(task_id, advance=count, speed=speed.told(num_tokens))
+
         try:
-            yield lambda count=1, /: progress.advance(task_id, count)
+            yield advance
         finally:
             progress.stop_task(task_id)
             # rich allows only one live display at a time, so the last task that ends closes it.
@@ -105,6 +111,19 @@ class Console:
         progress.say()
 
 
+class _Speed:
+    """Tokens a second since it was made."""
+
+    def __init__(self) -> None:
+        self._started, self._num_tokens = time.monotonic(), 0
+
+    def told(self, num_new: int = 0) -> str:
+        """As text, with so many tokens more; "" as long as there are none."""
+        self._num_tokens += num_new
+        took_s = max(time.monotonic() - self._started, 1e-3)
+        return f"{self._num_tokens / took_s:.0f} tok/s" if self._num_tokens else ""
+
+
 class _PlainProgress:
     """Decides when a task prints a line."""
 
@@ -112,9 +131,11 @@ class _PlainProgress:
         self._console, self._description, self._total = console, description, total
         self._done = self._said_done = 0
         self._started = self._said_at = time.monotonic()
+        self._speed = _Speed()
 
-    def advance(self, count: int = 1, /) -> None:
+    def advance(self, count: int = 1, num_tokens: int = 0, /) -> None:
         self._done += count
+        self._speed.told(num_tokens)
         pause = time.monotonic() - self._said_at
         enough = self._total is not None and self._done - self._said_done >= PLAIN_SHARE * self._total
         # The last line is printed when the task is closed.
@@ -130,7 +151,8 @@ class _PlainProgress:
             of = f"/{self._total} ({100 * self._done / self._total:.0f} %)"
             if 0 < self._done < self._total and not suffix:
                 left = f", about {took / self._done * (self._total - self._done):.0f} s left"
-        self._console.info(f"{self._description}  {self._done}{of}  {took:.1f} s{left}{suffix}")
+        speed = f"  {told}" if (told := self._speed.told()) else ""
+        self._console.info(f"{self._description}  {self._done}{of}  {took:.1f} s{left}{speed}{suffix}")
 
 
 class WarningHandler(logging.Handler):

@@ -56,13 +56,18 @@ class WatchingGrader:
 def test_grading_starts_while_others_still_decode_and_order_is_restored() -> None:
     engine = SlowEngine()
     grader = WatchingGrader(engine)
-    prompts, counted = [prompt("a"), prompt("b")], []
-    collected = asyncio.run(collect_groups(engine, grader, prompts, 3, seed=0, on_graded=counted.append))
+    prompts, counted = [prompt("a"), prompt("b")], [0, 0]
+
+    def count(num_completions: int, num_tokens: int) -> None:
+        counted[0] += num_completions
+        counted[1] += num_tokens
+
+    collected = asyncio.run(collect_groups(engine, grader, prompts, 3, seed=0, on_graded=count))
     assert grader.yielded_at_first_grade < 6
     assert [g.prompt.prompt_id for g in collected.groups] == ["a", "b"]
     assert all([c.sample_index for c in g.completions] == [0, 1, 2] for g in collected.groups)
     assert all(g.results == (WRONG, CORRECT, CORRECT) for g in collected.groups)
-    assert (sum(counted), collected.num_tokens) == (6, 12)
+    assert (*counted, collected.num_tokens) == (6, 12, 12)
 
 
 def test_a_lost_completion_stops_the_step() -> None:

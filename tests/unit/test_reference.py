@@ -77,7 +77,7 @@ def fill(
     seed: int = 0,
     rollouts: Rollouts | None = None,
     rewards: Any = None,
-    on_graded: Any = lambda count: None,
+    on_graded: Any = lambda count, num_tokens: None,
     **reference: Any,
 ) -> ReferenceBuffer:
     settings = {"num_samples": len(next(iter(answers.values()))), "threshold": 2, "stored_per_prompt": 2} | reference
@@ -217,7 +217,9 @@ CONFIRM = {"threshold": 3, "confirm": True, "prompts_per_chunk": 2}
 
 def test_a_near_perfect_prompt_needs_one_more_correct_and_complete_answer(make_config: Any, tmp_path: Path) -> None:
     rollouts, counted = Rollouts(SAMPLED, CONFIRMING), []
-    buffer = fill(make_config, SAMPLED, tmp_path / "r", rollouts=rollouts, on_graded=counted.append, **CONFIRM)
+    buffer = fill(
+        make_config, SAMPLED, tmp_path / "r", rollouts=rollouts, on_graded=lambda n, _: counted.append(n), **CONFIRM
+    )
     assert buffer.split == Split(("a", "f"), ("b", "c", "d", "e"), (), (), ("b", "c", "d"))
     assert rollouts.confirmed == [["a", "b", "c", "d", "f"]], "those alone, and as many at once as a chunk has samples"
     assert sum(counted) == len(SAMPLED) * 5, "progress is of all K + 1, needed or not"
@@ -246,7 +248,9 @@ def test_a_killed_confirmation_continues_and_another_threshold_confirms_anew(mak
     with pytest.raises(BaseExceptionGroup):
         fill(make_config, answers, tmp_path / "r", rollouts=killed, rewards=DyingRewards(), **settings)
     rest, counted = Rollouts(answers, CONFIRMING), []
-    continued = fill(make_config, answers, tmp_path / "r", rollouts=rest, on_graded=counted.append, **settings)
+    continued = fill(
+        make_config, answers, tmp_path / "r", rollouts=rest, on_graded=lambda n, _: counted.append(n), **settings
+    )
     assert rest.confirmed == [list("abcd")]
     assert rest.seeds == [derive_seed(0, "confirmation")]
     assert sum(counted) == len(answers), "one for each prompt, as the others were counted by the first process"

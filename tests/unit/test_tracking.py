@@ -289,6 +289,20 @@ def test_a_long_task_has_a_line_each_tenth_and_the_last(clock: Clock) -> None:
     assert len(lines) == 10
 
 
+def test_a_task_that_samples_says_how_fast(clock: Clock) -> None:
+    console, stream = plain()
+    with console.task("sampling", 100) as advance:
+        for _ in range(4):
+            clock.now += 5.0
+            advance(25, 500)
+    assert stream.getvalue().splitlines() == [
+        "sampling  25/100 (25 %)  5.0 s, about 15 s left  100 tok/s",
+        "sampling  50/100 (50 %)  10.0 s, about 10 s left  100 tok/s",
+        "sampling  75/100 (75 %)  15.0 s, about 5 s left  100 tok/s",
+        "sampling  100/100 (100 %)  20.0 s  100 tok/s",
+    ]
+
+
 def test_lines_keep_their_distance(clock: Clock) -> None:
     console, stream = plain()
     with console.task("sampling", 10) as advance:
@@ -327,11 +341,12 @@ def test_bars_may_overlap_on_a_terminal() -> None:
     console = Console(stream, interactive=True)
     with console.task("first", 2) as first, console.task("second", 3) as second:
         first(2)
+        first(0, 7)
         console.info("[in between]")
         second(3)
     with console.task("third", 1) as third:
         third()
-    for word in ("first", "second", "2/2", "3/3", "[in between]", "third", "1/1"):
+    for word in ("first", "second", "2/2", "3/3", "[in between]", "third", "1/1", "tok/s"):
         assert word in stream.getvalue()
 
 
