@@ -88,9 +88,7 @@ def fit_to_model(
     Before prompts are shared a few tokens are tried: two tiny forward passes, under ZeRO-3 a collective. Raises
     InputError where `always` cannot be.
     """
-    sharing = replace(
-        sharing, pair_cost=pair_cost(lm), micro_batch_cost=micro_batch_cost(lm, device, num_ranks)
-    )
+    sharing = replace(sharing, pair_cost=pair_cost(lm), micro_batch_cost=micro_batch_cost(lm, device, num_ranks))
     if sharing.prefixes == "never":
         return sharing
     why = model_obstacle(lm)

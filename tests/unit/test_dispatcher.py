@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from actors import dispatcher
@@ -16,6 +15,7 @@ from actors.dispatcher import FILL, Dispatcher
 from actors.engine_load import EngineLoad
 from actors.rollout_pool import RayRolloutPool
 from dphrl.types import Completion, Prompt
+from tests.benchmarks.idle_share import simulate
 from tests.unit.fake_engine import FakeWork
 
 CONCURRENCY = 8
@@ -318,74 +318,12 @@ def test_a_later_event_loop_goes_on_with_the_same_engines() -> None:
 # ------------------------------------------------------------------------------------- a simulation
 
 
-def idle_share(num_engines: int, num_prompts: int, num_samples: int, num_steps: int) -> float:
-    """Of the time of all engines, the share in which they decode less than they could, with one step ahead.
-
-    Engines that decode by a clock of their own: a step of decoding makes a token of each of up to CONCURRENCY
-    completions, whose lengths are log-normal.
-    """
-    rng = np.random.default_rng(0)
-    lengths: dict[tuple[int, str, int], int] = {}
-    works: list[Any] = []
-    slots = busy = 0
-
-    class Engine:
-        def __init__(self) -> None:
-            self.waiting: list[tuple[Ask, int]] = []
-            self.running: dict[tuple[int, str, int], tuple[Ask, int]] = {}
-
-        def step(self) -> list[tuple[int, Completion]]:
-            nonlocal slots, busy
-            while self.waiting and len(self.running) < CONCURRENCY:
-                ask, i = self.waiting.pop(0)
-                key = ask.call, ask.prompt.prompt_id, i
-                lengths[key] = max(1, int(rng.lognormal(3.0, 0.8)))
-                self.running[key] = ask, i
-            slots += CONCURRENCY
-            busy += len(self.running)
-            done = []
-            for key in list(self.running):
-                lengths[key] -= 1
-                if not lengths[key]:
-                    ask, i = self.running.pop(key)
-                    done.append((ask.call, complete(ask, i)))
-            return done
-
-    async def run() -> None:
-        nonlocal slots, busy
-        engines = [Engine() for _ in range(num_engines)]
-        work, _ = over(engines)
-        works.append(work)
-
-        def hand_over(index: int, asks: list[Ask]) -> None:
-            engines[index].waiting += [(ask, i) for ask in asks for i in ask.sample_indices]
-
-        async def send(index: int, asks: list[Ask]) -> None:
-            hand_over(index, asks)
-
-        work._send = send  # type: ignore[method-assign]
-        calls = [work.open(prompts_of(num_prompts, f"s{step}-"), num_samples, 0, greedy=False) for step in range(2)]
-        opened = 2
-        while calls:
-            await asyncio.sleep(0)
-            for index, engine in enumerate(engines):
-                work._take(index, engine.step())
-            if not calls[0].num_missing:
-                work.close(calls.pop(0))
-                if opened < num_steps:
-                    name = f"s{opened}-"
-                    calls.append(work.open(prompts_of(num_prompts, name), num_samples, 0, greedy=False))
-                    opened += 1
-                elif slots:
-                    return  # the last step's tail is nobody's fault
-
-    asyncio.run(run())
-    return 1 - busy / slots
-
-
 @pytest.mark.parametrize("num_engines", [2, 8])
 def test_with_a_step_ahead_engines_are_seldom_idle(num_engines: int) -> None:
-    assert idle_share(num_engines, 8 * num_engines, 8, 6) <= 0.1
+    idle, _ = simulate(num_engines, staleness=1, num_steps=6)
+    assert idle <= 0.1
+    on_policy, _ = simulate(num_engines, staleness=0, num_steps=6)
+    assert on_policy >= 0.3, "the simulation sees what idle engines are"
 
 
 def test_the_mean_of_what_is_known_stands_for_what_is_not() -> None:
