@@ -38,6 +38,8 @@ SHARING = {
     "never": "one for each completion",
 }
 
+PROXIMAL = {"learner": "the learner at the start of the step", "behavior": "the policy that sampled"}
+
 
 @dataclass(frozen=True)
 class SimulatedCluster:
@@ -131,7 +133,7 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
         ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
         ("prompts in the learner", SHARING[config.share_prefix]),
-        ("staleness", f"at most {rollout.max_staleness}"),
+        ("staleness", f"at most {rollout.max_staleness}, trust region around {PROXIMAL[config.proximal_policy]}"),
         ("run folder", str(config.folder)),
     ]
 

@@ -34,8 +34,9 @@ class PolicyTokens:
     """The exploration tokens of one micro-batch along the axis N; there may be none.
 
     logprobs_N: log-probabilities by the policy in training, the only input with a gradient. old_logprobs_N: by the
-    learner at the start of the step. rollout_logprobs_N: by the engine that sampled. advantages_N: the advantage of the
-    completion that each token belongs to. weights_N: each token's share of the loss, already divided by the
+    proximal policy, around which the trust region lies: the learner at the start of the step, or the policy that
+    sampled (algorithm.proximal_policy). rollout_logprobs_N: by the engine that sampled. advantages_N: the advantage of
+    the completion that each token belongs to. weights_N: each token's share of the loss, already divided by the
     denominator of the whole mini-batch. row_index_N: int64, the same number for all tokens of a completion.
     """
 
@@ -141,9 +142,10 @@ _POLICY_LOSSES.accept = _checked
 
 
 def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
-    """Importance weight [N] from the engine that sampled to the learner at the start of the step, without a gradient.
+    """Importance weight [N] from the engine that sampled to the proximal policy, without a gradient.
 
-    It corrects for differences in numerics and for staleness, token by token, with each token's own version. With rho
+    Where that is the learner at the start of the step (decoupled PPO, arXiv 2110.00641), it corrects for differences in
+    numerics and for staleness, token by token, with each token's own version. With rho
     the ratio of a token, or of a completion the product over its tokens, and C = importance_cap:
 
     - truncate: min(rho, C). mask: rho within [1/C, C], else 0 (IcePop, arXiv 2510.18855).
@@ -173,7 +175,7 @@ def _log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
 def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
     """Clipped surrogate with separate bounds (DAPO, arXiv 2503.14476, eq. 8) and dual clip (arXiv 1912.09729, eq. 5).
 
-    The ratio is pi_theta / pi_old, where pi_old is the learner at the start of the step.
+    The ratio is pi_theta / pi_old, where pi_old is the proximal policy.
     """
     log_ratio_N = tokens.logprobs_N - tokens.old_logprobs_N
     if settings.ratio == "sequence":

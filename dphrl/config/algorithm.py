@@ -156,11 +156,16 @@ class AlgorithmConfig(Section):
     """Largest ratio at which a bad completion is still pushed down: above it the loss of a token with a negative
     advantage is constant. Without unit. Smaller bounds rare large gradients more tightly; the default is that of the
     paper on dual-clip PPO."""
+    proximal_policy: Literal["auto", "learner", "behavior"] = "auto"
+    """The policy around which the trust region lies. learner is the one at the start of the step, and an importance
+    weight leads to it from the policy that sampled (decoupled PPO). behavior is the one that sampled each token, as in
+    PPO: what has moved far since then is moved no further. auto is behavior where rollout.max_staleness is above 0, the
+    loss is clipped, its ratio is of each token and importance is the default; else learner."""
     importance: Literal["truncate", "mask", "sequence_truncate", "sequence_mask"] = "truncate"
-    """How the importance weight between the engine that sampled and the learner is bounded. truncate cuts that of each
-    token at importance_cap; mask leaves out tokens whose weight is beyond importance_cap or below its inverse (IcePop).
-    sequence_truncate and sequence_mask do so with one weight for the whole completion, the product over its tokens:
-    without bias, but long completions reach the bound soon."""
+    """How the importance weight between the engine that sampled and the learner is bounded, where the trust region lies
+    around the learner. truncate cuts that of each token at importance_cap; mask leaves out tokens whose weight is
+    beyond importance_cap or below its inverse (IcePop). sequence_truncate and sequence_mask do so with one weight for
+    the whole completion, the product over its tokens: without bias, but long completions reach the bound soon."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
     """Upper bound of the importance weight between the engine that sampled and the learner, which corrects their
     numeric differences and staleness. Without unit. Larger has less bias and more variance; 1 never raises the
@@ -168,6 +173,15 @@ class AlgorithmConfig(Section):
     num_minibatches: PositiveInt = 1
     """Optimizer steps that a step's rollouts are divided into; it must divide rollout.num_prompts. Larger learns more
     from each batch, further off-policy; above the default 1 the old log-probs cost a forward pass more."""
+
+    @model_validator(mode="after")
+    def _importance_is_used(self) -> Self:
+        if self.proximal_policy == "behavior" and self.importance != "truncate":
+            raise ValueError(
+                f"proximal_policy=behavior has no importance weight, so importance={self.importance} would do nothing; "
+                "set algorithm.proximal_policy: learner, or leave importance out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _estimator_fits_the_divergence(self) -> Self:

@@ -93,6 +93,18 @@ class Config(Section):
         return self.learner.share_prefix if possible else "never"
 
     @property
+    def proximal_policy(self) -> str:
+        """algorithm.proximal_policy: learner or behavior."""
+        algorithm = self.algorithm
+        if algorithm.proximal_policy != "auto":
+            return algorithm.proximal_policy
+        # Bounds for whole completions are far narrower than what staleness makes of them. Nobody knows what a plugin's
+        # loss does with old log-probs. And who chose how importance weights are bounded wants to have them.
+        fits = algorithm.policy_loss.name == "clipped" and algorithm.ratio == "token"
+        fits = fits and algorithm.importance == "truncate"
+        return "behavior" if fits and self.rollout.max_staleness else "learner"
+
+    @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + self.rollout.max_tokens
 

@@ -52,9 +52,13 @@ class TrainEngine(Protocol):
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What an update needs from the config, resolved once. max_tokens: positions in a micro-batch. ranks_per_row: those
-    that share each row, learner.sequence_parallel. sharing: how completions share prompts, as far as the configuration
-    decides it; `dphrl.learner.prefixes.fit_to_model` knows the model too."""
+    """What an update needs from the config, resolved once.
+
+    max_tokens: positions in a micro-batch. ranks_per_row: those that share each row, learner.sequence_parallel.
+    sharing: how completions share prompts, as far as the configuration decides it;
+    `dphrl.learner.prefixes.fit_to_model` knows the model too. around_behavior: the trust region lies around the policy
+    that sampled each token, and not around the learner at the start of the step.
+    """
 
     policy: PolicyLossSettings
     policy_loss: PolicyLoss
@@ -64,6 +68,7 @@ class UpdateSettings:
     packed: bool
     ranks_per_row: int = 1
     sharing: Sharing = APART
+    around_behavior: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> UpdateSettings:
@@ -91,6 +96,7 @@ class UpdateSettings:
             packed=use_packing(config.learner.packing, config.model.attention),
             ranks_per_row=config.learner.sequence_parallel,
             sharing=Sharing(config.share_prefix),
+            around_behavior=config.proximal_policy == "behavior",
         )
 
 
@@ -100,13 +106,17 @@ def run_update(
     """All optimizer steps of `batch`. Returns this rank's share of the metrics: see `combine_rank_metrics`."""
     planned = [_plan(rows, settings, rank, num_ranks) for rows in batch.minibatches]
     # The first mini-batch is trained with the same weights that define pi_old, so it needs no separate pass.
-    old_logprobs = [[None for _ in planned[0]]] + [_forward_only(groups, engine, settings) for groups in planned[1:]]
+    old_logprobs: list[Sequence[Tensor | None]] = [[None] * len(groups) for groups in planned]
+    if not settings.around_behavior:
+        old_logprobs[1:] = [_forward_only(groups, engine, settings) for groups in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
     own_share = 1 / len(planned) / (num_ranks // settings.ranks_per_row)
-    for groups, old in zip(planned, old_logprobs, strict=True):
+    for number, (groups, old) in enumerate(zip(planned, old_logprobs, strict=True)):
         for i, group in enumerate(groups):
-            metrics = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
+            metrics, gap = _train_micro_batch(group, old[i], engine, settings, num_ranks, last=i == len(groups) - 1)
             _accumulate(totals, metrics, 1 / len(planned))
+            if number == 0:  # later the weights are others than at the start of the step
+                _accumulate(totals, gap)
         totals["learner/grad_norm"] += engine.step(batch.learning_rate) * own_share
     # A plain sum counts rows that were left out as zeros.
     if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
@@ -145,11 +155,13 @@ def _train_micro_batch(
     num_ranks: int,
     *,
     last: bool,
-) -> Metrics:
+) -> tuple[Metrics, Metrics]:
+    """Metrics of the loss, and the largest gap in log-probs between learner and engine."""
     batch = _collate(bundles, engine, settings)
     logprobs_N, entropy_N = engine.forward(batch)
-    first_pass = old_logprobs_N is None
     old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
+    if settings.around_behavior:
+        old_N = torch.where(batch.is_policy_N, batch.stored_logprobs_N, old_N)
     loss, metrics = hybrid_loss(
         logprobs_N,
         old_N,
@@ -169,11 +181,8 @@ def _train_micro_batch(
         loss = loss - settings.entropy_bonus * entropy
     # Engines average gradients over ranks, but the loss is already this rank's share of a global sum.
     engine.backward(loss * num_ranks, last=last)
-    policy_N = batch.is_policy_N & (batch.weights_N > 0)
-    if first_pass and bool(policy_N.any()):
-        gap_N = (old_N - batch.stored_logprobs_N)[policy_N].abs()
-        metrics["rollout/logprob_gap_max"] = gap_N.max()
-    return metrics
+    gap_N = (logprobs_N.detach() - batch.stored_logprobs_N)[batch.is_policy_N & (batch.weights_N > 0)].abs()
+    return metrics, {"rollout/logprob_gap_max": gap_N.max()} if len(gap_N) else {}
 
 
 def _reference_logprobs(batch: MicroBatch, engine: TrainEngine, settings: UpdateSettings) -> Tensor | None:

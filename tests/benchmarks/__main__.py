@@ -31,11 +31,12 @@ def main() -> None:
             "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
             "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N; "
             "controller: --engines N, --completions N, --steps N; "
+            "idle_share: --engines N ..., --staleness K ..., --concurrency N, --waves X, --learn X, --steps N; "
             "overlap: --rounds N, --steps N, --prompts N, --staleness N, --on-update NAME; "
             "neighbours: --old REVISION, --rounds N, --steps N, --busy-steps N, --busy N, --spin COUNT, --seconds N; "
             "zero_advantage: --old REVISION, --rounds N, --layers N, --groups N; "
             "shared_prefix: --old REVISION, --rounds N, --layers N, --groups N, --only NAME; "
-            "divergence_cost: --rounds N, --layers N; cpu_packing: --rows N, --layers N, --rounds N."
+            "divergence_cost: --rounds N, --layers N; micro_batches: --rows N, --layers N, --rounds N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")

@@ -76,6 +76,76 @@ def test_the_gap_is_the_largest_of_any_micro_batch_and_rank(make_config: Any) ->
         assert together["policy/entropy"] == pytest.approx(3 * 30 * 0.01)
 
 
+@pytest.mark.parametrize("proximal_policy", ["learner", "behavior"])
+def test_the_gap_to_the_engine_is_that_at_the_start_of_the_step(make_config: Any, proximal_policy: str) -> None:
+    class Moving(RecordingEngine):
+        def step(self, learning_rate: float) -> float:
+            self.weight = torch.tensor(-7.0, requires_grad=True)
+            return super().step(learning_rate)
+
+    settings = UpdateSettings.from_config(make_config(algorithm={"proximal_policy": proximal_policy}))
+    rows = tuple(TrainRow(RowKind.POLICY, (1, 2, 5), 2, (-2.5,), 0.05, 1.0) for _ in range(2))
+    metrics = run_update(TrainBatch(0, 0, ((rows[0],), (rows[1],)), 1e-3), Moving(), settings)
+    assert metrics["rollout/logprob_gap_max"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "advantage", "loss", "gradient"),
+    [
+        (-2.1, 1.0, -math.exp(0.1), -math.exp(0.1)),
+        (-3.0, 1.0, -1.28, 0.0),  # it is likelier by far than when it was sampled: no further
+        (-3.0, -1.0, math.exp(1.0), math.exp(1.0)),  # but it may be taken back
+        (-1.0, -1.0, 0.8, 0.0),
+    ],
+)
+def test_a_trust_region_around_the_policy_that_sampled(
+    make_config: Any, stored: float, advantage: float, loss: float, gradient: float
+) -> None:
+    config = make_config(algorithm={"proximal_policy": "behavior", "num_minibatches": 1})
+    settings = UpdateSettings.from_config(config)
+    rows = [TrainRow(RowKind.POLICY, (1, 2, *[5] * 10), 2, (stored,) * 10, 0.05, advantage) for _ in range(2)]
+
+    class Engine(RecordingEngine):
+        gradients: tuple[float, ...] = ()
+
+        def step(self, learning_rate: float) -> float:
+            assert self.weight.grad is not None
+            self.gradients += (float(self.weight.grad),)
+            return super().step(learning_rate)
+
+    engine = Engine()
+    # The second mini-batch too is compared with the policy that sampled it, and no log-probs of before are needed.
+    metrics = run_update(TrainBatch(0, 0, ((rows[0],), (rows[1],)), 1e-3), engine, settings)
+    assert "old" not in engine.calls
+    assert metrics["policy/loss"] == pytest.approx(loss * 0.5, rel=1e-6)
+    assert engine.gradients[0] == pytest.approx(gradient * 0.5, rel=1e-6)
+    assert metrics["policy/importance_mean"] == pytest.approx(0.5), "there is no weight but the tokens' shares"
+    assert metrics["rollout/logprob_gap_max"] == pytest.approx(abs(-2.0 - stored))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "learner"),
+        ({"rollout": {"max_staleness": 1}}, "behavior"),
+        ({"algorithm": {"proximal_policy": "behavior"}}, "behavior"),
+        ({"rollout": {"max_staleness": 1}, "algorithm": {"proximal_policy": "learner"}}, "learner"),
+        ({"rollout": {"max_staleness": 1}, "algorithm": {"importance": "mask"}}, "learner"),
+        ({"rollout": {"max_staleness": 1}, "algorithm": {"ratio": "sequence"}}, "learner"),
+        ({"rollout": {"max_staleness": 1}, "algorithm": {"policy_loss": "gspo"}}, "learner"),
+    ],
+)
+def test_the_proximal_policy(make_config: Any, changes: dict[str, Any], expected: str) -> None:
+    config = make_config(**changes)
+    assert config.proximal_policy == expected
+    assert UpdateSettings.from_config(config).around_behavior == (expected == "behavior")
+
+
+def test_an_importance_weight_that_nobody_would_use_is_refused(make_config: Any) -> None:
+    with pytest.raises(ValueError, match=r"importance=mask would do nothing; set algorithm\.proximal_policy: learner"):
+        make_config(algorithm={"proximal_policy": "behavior", "importance": "mask"})
+
+
 def test_metrics_of_the_policy_are_means_over_the_rows_that_are_computed(make_config: Any) -> None:
     """Half of the first mini-batch was left out, and three quarters of the second."""
     settings = UpdateSettings.from_config(make_config())
