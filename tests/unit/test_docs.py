@@ -231,6 +231,31 @@ def test_the_threshold_s_table_is_the_committed_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shown", "arm"),
+    [
+        ("base", "base"),
+        *((f"k = {k}", f"k{k}") for k in (0, 1, 2, 4)),
+        *((f"k = {k}, around the learner", f"k{k}-learner") for k in (2, 4)),
+    ],
+)
+def test_the_table_of_staleness_is_the_committed_one(shown: str, arm: str) -> None:
+    domains = committed_results("tune-staleness")["arms"][arm]
+    rates = [domains[domain][key]["mean"] for domain in ("in_domain", "out_of_domain") for key in ("pass@1", "pass@16")]
+    table = RESULTS.read_text().partition("| Staleness |")[2].partition("\n\n")[0]
+    assert f"| {shown} | {' | '.join(f'{rate:.3f}'.removeprefix('0') for rate in rates)} |" in table
+
+
+def test_staleness_stays_in_the_predicted_intervals() -> None:
+    arms = committed_results("tune-staleness")["arms"]
+    wanted = committed_results("passk-math")["arms"]["dph-f"]
+    for arm in ("k0", "k1", "k2", "k4"):
+        for domain, cells in wanted.items():
+            for key in ("pass@1", "pass@8", "pass@16"):
+                assert cells[key]["predict_low"] <= arms[arm][domain][key]["mean"] <= cells[key]["predict_high"], arm
+    assert arms["k4-learner"]["in_domain"]["pass@1"]["mean"] < wanted["in_domain"]["pass@1"]["predict_low"]
+
+
+@pytest.mark.parametrize(
     ("shown", "suite", "arm"),
     [
         ("base", "tune-long", "base"),
