@@ -28,13 +28,13 @@ MAX_UNREAD = 4096
 
 @dataclass
 class Call:
-    """One call of the pool's `generate`. num_missing: completions that have not come back. turn: those of a lower turn
-    are handed out first. delivered: what has come back, or the error that ended the call. num_unread: completions in
-    it."""
+    """One call of the pool's `generate`. num_missing: completions that have not come back. priority: work of a lower
+    number is handed out first. delivered: what has come back, or the error that ended the call. num_unread: completions
+    in it."""
 
     number: int
     num_missing: int
-    turn: int = 0
+    priority: int = 0
     num_unread: int = 0
     delivered: deque[list[Completion] | Exception] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,10 +65,10 @@ class Lengths:
 class Dispatcher:
     """Hands work to the engines a little ahead of what they decode, and completions to the calls that they belong to.
 
-    Calls are served by their turns, those of one turn in the order in which they came, and within a call those prompts
-    first whose completions may be expected to be long. engines: the pool's own list, in which a replaced engine
-    changes; loads: of the same engines.
-    One that fails ends all calls, but for one that fails while it is being replaced.
+    Calls of a lower priority number come first, those of one number in the order in which they came, and within a call
+    those prompts whose completions may be expected to be long. engines: the pool's own list, in which a replaced engine
+    changes; loads: of the same engines. One that fails ends all calls, but for one that fails while it is being
+    replaced.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Dispatcher:
         all_at_once: bool = False,
     ) -> None:
         """concurrency: completions that an engine decodes at once. all_at_once: hand over all of a call when it comes,
-        so that no engine's speed decides which completions it decodes side by side."""
+        whatever its priority, so that no engine's speed decides which completions it decodes side by side."""
         self._engines, self._loads = engines, loads
         self._concurrency = concurrency
         self._limit = math.inf if all_at_once else max(concurrency + 1, int(FILL * concurrency))
         self._owner = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._lengths = Lengths()
-        self._queues: defaultdict[int, deque[Ask]] = defaultdict(deque)  # by turn
+        self._queues: defaultdict[int, deque[Ask]] = defaultdict(deque)  # by priority
         self._calls: dict[int, Call] = {}
         self._at: list[dict[tuple[int, str, int], Ask]] = [{} for _ in engines]
         self._num_seen = [0] * len(engines)
@@ -105,15 +105,15 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------------------- calls
 
-    def open(self, prompts: Sequence[Prompt], num_samples: int, seed: int, *, greedy: bool, turn: int = 0) -> Call:
+    def open(self, prompts: Sequence[Prompt], num_samples: int, seed: int, *, greedy: bool, priority: int = 0) -> Call:
         """Queue a call's work. Close the call in the end, also when all has come back."""
-        call = Call(next(self._numbers), len(prompts) * num_samples, turn)
+        call = Call(next(self._numbers), len(prompts) * num_samples, priority)
         if not self._calls:
             self._last_news = time.monotonic()
         self._calls[call.number] = call
         size = self._part_size(len(prompts) * num_samples, num_samples)
         longest_first = sorted(prompts, key=lambda prompt: -self._lengths.of(prompt.prompt_id))
-        self._queues[turn] += [
+        self._queues[priority] += [
             Ask(call.number, prompt, tuple(range(start, min(start + size, num_samples))), seed, greedy)
             for prompt in longest_first
             for start in range(0, num_samples, size)
@@ -151,7 +151,7 @@ class Dispatcher:
         self._hand_out()
 
     def _take_from_engines(self, call: Call) -> None:
-        self._queues[call.turn] = deque(ask for ask in self._queues[call.turn] if ask.call != call.number)
+        self._queues[call.priority] = deque(ask for ask in self._queues[call.priority] if ask.call != call.number)
         for index, at in enumerate(self._at):
             gone = [key for key in at if key[0] == call.number]
             for key in gone:
@@ -187,13 +187,13 @@ class Dispatcher:
             await self._idle.wait()
 
     def replaced(self, index: int) -> None:
-        """Another engine is in this place: what the one before was at is handed out again, before all of its turn."""
+        """Another engine is in this place: what the one before was at is handed out again, first of its priority."""
         self._lost.pop(index, None)
         if (listening := self._listening[index]) is not None:
             listening.cancel()
         self._listening[index], self._num_seen[index] = None, 0
         for ask in reversed(self._take_back(index)):
-            self._queues[self._calls[ask.call].turn].appendleft(ask)
+            self._queues[self._calls[ask.call].priority].appendleft(ask)
 
     def _take_back(self, index: int) -> list[Ask]:
         at, self._at[index] = self._at[index], {}
@@ -221,11 +221,11 @@ class Dispatcher:
             sending.add_done_callback(self._sending.discard)
 
     def _first_queue(self) -> deque[Ask] | None:
-        """That of the lowest turn; None when nothing waits."""
-        for turn in sorted(self._queues):
-            if self._queues[turn]:
-                return self._queues[turn]
-            del self._queues[turn]
+        """That of the lowest priority number; None when nothing waits."""
+        for priority in sorted(self._queues):
+            if self._queues[priority]:
+                return self._queues[priority]
+            del self._queues[priority]
         return None
 
     async def _send(self, index: int, asks: list[Ask]) -> None:

@@ -89,10 +89,10 @@ class RayRolloutPool:
         return await self._proof.check(records, sent, learner)
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncGenerator[Sequence[Completion], None]:
         await self._turns.decode()
-        call = self._work.open(prompts, num_samples, seed, greedy=greedy, turn=turn)
+        call = self._work.open(prompts, num_samples, seed, greedy=greedy, priority=priority)
         try:
             while call.num_missing or call.num_unread:
                 yield await self._work.read(call, self.config.rollout.timeout_s)

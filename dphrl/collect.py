@@ -1,13 +1,14 @@
 """Sampling and grading in one stream: completions are graded while others still decode.
 
 Training steps, the reference stage and evaluation all collect their groups here. A training step collects its groups
-through `StepCollector`, which may run one step ahead of the learner.
+through `StepCollector`, which may run rollout.max_staleness steps ahead of the learner.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ async def collect_groups(
     *,
     seed: int,
     greedy: bool = False,
-    turn: int = 0,
+    priority: int = 0,
     on_graded: OnGraded = lambda num_completions, num_tokens: None,
     on_group: Callable[[RolloutGroup], None] = lambda group: None,
     watch: RewardWatch | None = None,
@@ -95,7 +96,8 @@ async def collect_groups(
     with one_failure():
         async with asyncio.TaskGroup() as grading:
             # Closed at once when grading fails, so that engines stop working for it.
-            async with aclosing(rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy, turn=turn)) as stream:
+            sampling = rollouts.generate(prompts, num_samples, seed=seed, greedy=greedy, priority=priority)
+            async with aclosing(sampling) as stream:
                 async for completions in stream:
                     await waiting.acquire()
                     grading.create_task(grade(completions))
@@ -151,11 +153,14 @@ class StepRollouts:
     """What a step sampled, and what of it is trained on.
 
     sampled: every group of the step. groups: those to train on, the same ones unless dynamic sampling leaves some out.
-    metrics: the number of rounds, and where the time went, in seconds.
+    began_s, sampled_s: when the step began, and when its last completion came, by time.perf_counter. metrics: the
+    number of rounds, and where the time went, in seconds.
     """
 
     groups: Sequence[RolloutGroup]
     sampled: Sequence[RolloutGroup]
+    began_s: float
+    sampled_s: float
     metrics: dict[str, float]
 
 
@@ -174,6 +179,7 @@ class StepCollector:
         self._begun: deque[asyncio.Task[StepRollouts]] = deque()
         self._watch = RewardWatch(config.reward.name)
         self._num_told = self._num_failed_steps = 0
+        self._sampled_s = -math.inf  # when the last completion of the step before came
 
     async def collect(self, step: int) -> StepRollouts:
         """The groups of `step` (from 0); call it for each step in turn.
@@ -187,6 +193,9 @@ class StepCollector:
             self._begun.append(self._begin(following))
         rollouts = await self._begun.popleft()
         rollouts.metrics["queue/steps_ready"] = float(num_ready)
+        # While the step before was being sampled, the engines worked on that one.
+        rollouts.metrics["time/rollout_s"] = max(0.0, rollouts.sampled_s - max(rollouts.began_s, self._sampled_s))
+        self._sampled_s = max(rollouts.sampled_s, self._sampled_s)
         self._tell_failures(step, rollouts)
         return rollouts
 
@@ -243,7 +252,7 @@ async def collect_step(
             [prompts[i] for i in indices],
             config.rollout.num_samples,
             seed=seed,
-            turn=step,
+            priority=step,
             on_group=replace_flat,
             watch=watch,
         )
@@ -266,15 +275,13 @@ async def collect_step(
             ask(own)
     sampled = [group for groups in found for group in groups]
     groups = sampled if max_rounds == 1 else [group for group in sampled if group.has_signal]
-    total_s = time.perf_counter() - began
     reward_s = min(collected.reward_s for collected in times)
+    sampled_s = time.perf_counter() - reward_s
     return StepRollouts(
         # When no group has a signal, the step takes those it sampled: they train nothing, but the step is defined.
         groups[:num_prompts] or sampled[:num_prompts],
         sampled,
-        {
-            "rollout/num_rounds": len(sampled) / max(1, len(own)),
-            "time/rollout_s": total_s - reward_s,
-            "time/reward_s": reward_s,
-        },
+        began,
+        sampled_s,
+        {"rollout/num_rounds": len(sampled) / max(1, len(own)), "time/reward_s": reward_s},
     )

@@ -7,9 +7,11 @@ anywhere, and the gap between engine and learner is zero by construction.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -149,7 +151,11 @@ class InlineRollouts:
         # transformers fills what a given generation configuration leaves open from the model's own, such as a penalty
         # on repetitions. Samples would then not follow the distribution that is trained, nor those of the engines.
         lm.generation_config = GenerationConfig()
-        self._turn = asyncio.Lock()
+        # Calls by priority and number: those that wait or run, and the one that runs.
+        self._numbers = itertools.count()
+        self._waiting: set[tuple[int, int]] = set()
+        self._running: tuple[int, int] | None = None
+        self._changed = asyncio.Condition()
         self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
@@ -158,13 +164,29 @@ class InlineRollouts:
         return {"sync/logprob_gap_mean": 0.0, "sync/logprob_gap_max": 0.0}
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncGenerator[Sequence[Completion], None]:
         assert self._version is not None, "an engine serves nothing before it is refit"
         # Calls wait for each other, because batches of several in turn would end them all late.
-        async with self._turn:
+        async with self._its_turn(priority):
             async for completions in self._generate_batches(prompts, num_samples, seed, greedy):
                 yield completions
+
+    @asynccontextmanager
+    async def _its_turn(self, priority: int) -> AsyncIterator[None]:
+        call = priority, next(self._numbers)
+        self._waiting.add(call)
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._running is None and call == min(self._waiting))
+                self._running = call
+            yield
+        finally:
+            self._waiting.remove(call)
+            if self._running == call:
+                self._running = None
+            async with self._changed:
+                self._changed.notify_all()
 
     async def _generate_batches(
         self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool

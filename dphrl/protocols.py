@@ -107,11 +107,11 @@ class RolloutPool(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncGenerator[Sequence[Completion], None]:
         """Yield completions as they finish, in any order; calls may overlap. Closing it gives up what is not finished.
 
-        Of calls that wait for engines, those of a lower `turn` come first. Each completion is a function of the
+        Of calls that wait for engines, those of a lower `priority` come first. Each completion is a function of the
         weights, its prompt, its sample_index and `seed`, up to rounding, whatever else is asked for with it.
         """
         ...

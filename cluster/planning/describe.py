@@ -120,6 +120,7 @@ def _batch(config: Config) -> list[tuple[str, str]]:
     rows = rollout.num_prompts * rollout.num_samples
     rehearsal = reference.rows_per_step if config.uses_reference_samples else 0
     divergence = config.algorithm.divergence
+    has_ratio = config.algorithm.policy_loss.name in ("clipped", "gspo")
     named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}, on {config.algorithm.estimator}"
     if config.uses_reference_model:
         named += ", with a resident reference model in each learner rank"
@@ -133,7 +134,8 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
         ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
         ("prompts in the learner", SHARING[config.share_prefix]),
-        ("staleness", f"at most {rollout.max_staleness}, trust region around {PROXIMAL[config.proximal_policy]}"),
+        ("staleness", f"at most {rollout.max_staleness}"),
+        *([("trust region", f"around {PROXIMAL[config.proximal_policy]}")] if has_ratio else []),
         ("run folder", str(config.folder)),
     ]
 

@@ -35,7 +35,7 @@ class StepTime:
 
 
 def step_time(config: Config, speed: Speed) -> StepTime:
-    """Engines share the rollout and ranks share the update; with max_staleness 1 both of these run at the same time."""
+    """Engines share the rollout and ranks share the update; with staleness both of these run at the same time."""
     rollout = config.rollout
     rows = rollout.num_prompts * rollout.num_samples
     rehearsal = config.reference.rows_per_step if config.uses_reference_samples else 0

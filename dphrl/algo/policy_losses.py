@@ -145,8 +145,8 @@ def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     """Importance weight [N] from the engine that sampled to the proximal policy, without a gradient.
 
     Where that is the learner at the start of the step (decoupled PPO, arXiv 2110.00641), it corrects for differences in
-    numerics and for staleness, token by token, with each token's own version. With rho
-    the ratio of a token, or of a completion the product over its tokens, and C = importance_cap:
+    numerics and for staleness, token by token, with each token's own version. With rho the ratio of a token, or of a
+    completion the product over its tokens, and C = importance_cap:
 
     - truncate: min(rho, C). mask: rho within [1/C, C], else 0 (IcePop, arXiv 2510.18855).
     - sequence_truncate: min(rho of the completion, C). sequence_mask: rho of the completion up to C, else 0 (Liu et al.

@@ -159,8 +159,9 @@ class AlgorithmConfig(Section):
     proximal_policy: Literal["auto", "learner", "behavior"] = "auto"
     """The policy around which the trust region lies. learner is the one at the start of the step, and an importance
     weight leads to it from the policy that sampled (decoupled PPO). behavior is the one that sampled each token, as in
-    PPO: what has moved far since then is moved no further. auto is behavior where rollout.max_staleness is above 0, the
-    loss is clipped, its ratio is of each token and importance is the default; else learner."""
+    PPO: what has moved far since then is moved no further, and a loss without a ratio has no correction at all. auto is
+    behavior where rollout.max_staleness is above 0, the loss is clipped, its ratio is of each token, and importance and
+    importance_cap are the defaults; else learner."""
     importance: Literal["truncate", "mask", "sequence_truncate", "sequence_mask"] = "truncate"
     """How the importance weight between the engine that sampled and the learner is bounded, where the trust region lies
     around the learner. truncate cuts that of each token at importance_cap; mask leaves out tokens whose weight is
@@ -172,7 +173,8 @@ class AlgorithmConfig(Section):
     weight of a token."""
     num_minibatches: PositiveInt = 1
     """Optimizer steps that a step's rollouts are divided into; it must divide rollout.num_prompts. Larger learns more
-    from each batch, further off-policy; above the default 1 the old log-probs cost a forward pass more."""
+    from each batch, further off-policy; above the default 1 a forward pass more is needed for the log-probs of a
+    proximal policy that is the learner."""
 
     @model_validator(mode="after")
     def _importance_is_used(self) -> Self:

@@ -59,7 +59,12 @@ def compare_settings(stored: Mapping[str, Any], config: Config) -> SettingChange
     """
     changed: list[str] = []
     unknown: list[str] = []
-    for loc, old, new in _differences(stored, config.model_dump(mode="json"), ()):
+    present = config.model_dump(mode="json")
+    if "proximal_policy" not in (algorithm := stored.get("algorithm", {})):
+        # Runs from before this setting had the trust region around the learner, whatever `auto` makes of it today.
+        stored = {**stored, "algorithm": {**algorithm, "proximal_policy": "learner"}}
+        present["algorithm"]["proximal_policy"] = config.proximal_policy
+    for loc, old, new in _differences(stored, present, ()):
         key = dotted(loc)
         if new is _ABSENT and not _is_free_mapping(loc):
             unknown.append(key)

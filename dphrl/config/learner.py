@@ -28,9 +28,9 @@ class LearnerConfig(Section):
     grad_clip: PositiveFloat = 1.0
     """The largest norm of the gradient; a larger gradient is scaled down to it."""
     micro_batch_tokens: PositiveInt = 16384
-    """Token positions of one micro-batch, padding counted; rows are gathered up to this. It must hold one sequence of
-    data.max_prompt_tokens + rollout.max_tokens. More are faster and take more memory for activations; the gradient is
-    the same."""
+    """Token positions of one micro-batch, padding counted; rows are gathered up to this, and on a CPU only those of
+    like length. It must hold one sequence of data.max_prompt_tokens + rollout.max_tokens. More are faster and take more
+    memory for activations; the gradient is the same."""
     packing: Literal["auto", "packed", "padded"] = "auto"
     """How rows share a micro-batch. packed puts them end to end in one sequence, without padding, which is faster with
     model.attention: flash_attention_2 or flex_attention and slower with others; padded puts rows of like length side by

@@ -101,7 +101,8 @@ class Config(Section):
         # Bounds for whole completions are far narrower than what staleness makes of them. Nobody knows what a plugin's
         # loss does with old log-probs. And who chose how importance weights are bounded wants to have them.
         fits = algorithm.policy_loss.name == "clipped" and algorithm.ratio == "token"
-        fits = fits and algorithm.importance == "truncate"
+        default = AlgorithmConfig()
+        fits &= (algorithm.importance, algorithm.importance_cap) == (default.importance, default.importance_cap)
         return "behavior" if fits and self.rollout.max_staleness else "learner"
 
     @property

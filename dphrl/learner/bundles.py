@@ -20,7 +20,7 @@ from dphrl.types import TrainRow
 # width 576 (SmolLM2). `pair_cost` of dphrl.learner.prefixes has it for others.
 PAIR_COST = 1 / 1728
 # What a micro-batch costs besides its positions, where there should be as few of them as possible.
-PROHIBITIVE = 1e12
+FEWEST_MICRO_BATCHES = 1e12
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sharing:
 
     prefixes: str = "never"
     pair_cost: float = PAIR_COST
-    micro_batch_cost: float = PROHIBITIVE
+    micro_batch_cost: float = FEWEST_MICRO_BATCHES
 
 
 APART = Sharing()

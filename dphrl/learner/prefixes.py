@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from dphrl.config.loading import InputError
 from dphrl.learner.attention import needs_padding_mask, window_kinds
 from dphrl.learner.batching import MicroBatch, collate, collate_bundles
-from dphrl.learner.bundles import PAIR_COST, PROHIBITIVE, Bundle, Sharing
+from dphrl.learner.bundles import FEWEST_MICRO_BATCHES, PAIR_COST, Bundle, Sharing
 from dphrl.learner.utilization import full_size
 from dphrl.types import RowKind, TrainRow
 
 # How many times longer attention takes for one operation than matrix products do: scores, softmax and their gradients
-# go through memory. A guess; it only decides how many completions share one prompt.
+# go through memory. A guess; it only decides how many completions share one prompt, and which rows a micro-batch.
 ATTENTION_FACTOR = 2.0
-# What a micro-batch costs besides its positions on a CPU: adding its gradients to those of the others, as positions,
-# and calls from Python, as positions of a model with one weight.
+# What a micro-batch costs on a CPU besides its positions, in positions: adding its gradients to those of the others,
+# and CALLS_COST / number of weights, for the calls from Python. Guesses, within a factor of two of what was measured.
 GRADIENTS_COST, CALLS_COST = 40.0, 2e8
 
 
@@ -72,7 +72,7 @@ def micro_batch_cost(lm: nn.Module, device: torch.device, num_ranks: int) -> flo
     """See `Sharing`. On a GPU small micro-batches leave it idle, and ranks exchange gradients after each one, so there
     should be as few as possible. On a CPU a position takes so long that padding costs more."""
     if device.type != "cpu" or num_ranks > 1:
-        return PROHIBITIVE
+        return FEWEST_MICRO_BATCHES
     return GRADIENTS_COST + CALLS_COST / sum(map(full_size, lm.parameters()))
 
 

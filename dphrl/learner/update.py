@@ -181,8 +181,14 @@ def _train_micro_batch(
         loss = loss - settings.entropy_bonus * entropy
     # Engines average gradients over ranks, but the loss is already this rank's share of a global sum.
     engine.backward(loss * num_ranks, last=last)
-    gap_N = (logprobs_N.detach() - batch.stored_logprobs_N)[batch.is_policy_N & (batch.weights_N > 0)].abs()
-    return metrics, {"rollout/logprob_gap_max": gap_N.max()} if len(gap_N) else {}
+    log_rho_N = logprobs_N.detach() - batch.stored_logprobs_N
+    if settings.around_behavior and metrics.pop("policy/importance_affected", None) is not None:
+        # Nothing is weighted, but what the weight would be still tells how far the engine's policy is from the learner.
+        rho_N = log_rho_N.exp().clamp(max=settings.policy.importance_cap)
+        metrics["policy/importance_mean"] = (batch.weights_N * rho_N)[batch.is_policy_N].sum()
+    gap_N = log_rho_N[batch.is_policy_N & (batch.weights_N > 0)].abs()
+    gap = {"rollout/logprob_gap_max": gap_N.max()} if len(gap_N) else {}
+    return metrics, gap
 
 
 def _reference_logprobs(batch: MicroBatch, engine: TrainEngine, settings: UpdateSettings) -> Tensor | None:

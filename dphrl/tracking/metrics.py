@@ -56,7 +56,7 @@ METRICS: tuple[Metric, ...] = (
     _optional(
         "policy/importance_mean",
         "ratio",
-        "Mean bounded engine-to-learner importance weight, over the same tokens; near 1.",
+        "Mean ratio of learner to engine, bounded by importance_cap, over the same tokens; near 1.",
     ),
     _optional(
         "policy/importance_affected", "share", "The same tokens' share whose importance weight was cut or masked."
@@ -112,7 +112,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "time/rollout_s",
         "s",
-        "Until the last completion arrived; with overlap it ran beside the last update.",
+        "In which engines worked on the step, until its last completion; with staleness, beside updates.",
     ),
     Metric("time/reward_s", "s", "What grading added after the last completion."),
     Metric("time/learn_s", "s", "The learner's update."),

@@ -29,7 +29,7 @@ def main() -> None:
             "weight_sync: --old REVISION, --rounds N, --engines N, --width N, --chunk-mib N, --model DIR; "
             "e2e_vs_trl: --dtype NAME, --small, --rounds N, --peer-rows N, --peer-weights NAME, --peer-keeps-memory; "
             "rollout_overhead: --model NAME, --dtype NAME, --rounds N; "
-            "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N; "
+            "tail: --old REVISION, --rounds N, --stages N, --prompts N, --chunk N, --answers NAME; "
             "controller: --engines N, --completions N, --steps N; "
             "idle_share: --engines N ..., --staleness K ..., --concurrency N, --waves X, --learn X, --steps N; "
             "overlap: --rounds N, --steps N, --prompts N, --staleness N, --on-update NAME; "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from actors.vllm_settings import engine_arguments, set_variables, worker_threads
+from actors.vllm_settings import engine_arguments, keep_prompts_whole, set_variables, worker_threads
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
 from dphrl.prepare import Prepared, prepare
@@ -27,7 +27,9 @@ def start(config: Config, model_dir: str) -> Any:
 
     plugin.register()
     torch.set_num_threads(worker_threads(config))
-    return LLM(**engine_arguments(config, model_dir))
+    llm = LLM(**engine_arguments(config, model_dir))
+    keep_prompts_whole(llm)  # or plain vLLM fails with these prompts
+    return llm
 
 
 def generate(llm: Any, config: Config, prepared: Prepared, order: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ completions. `share` is the same system in which each engine is a pool of its ow
 once. Of `old`, a pool of one engine hands over everything at once whatever its length, so with --old `share` is taken
 there too.
 
-The stage: `fill_reference` on the embedded tiny model, with the same two engines.
+The stage: `fill_reference` with two such engines, and answers of that kind, but shorter. With --answers short, those of
+the embedded tiny model, which are all of about one length.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from tests.benchmarks._lengths import make_talker
 from tests.benchmarks._sides import ROOT, Side, checked_out, side
 
 CHILD = Path(__file__).with_name("_collect_child.py")
-NUM_ENGINES, NUM_PROMPTS, NUM_SAMPLES, CONCURRENCY = 2, 16, 8, 32
+NUM_ENGINES, NUM_PROMPTS, NUM_SAMPLES, CONCURRENCY, STAGE_CONCURRENCY = 2, 16, 8, 32, 64
 MEAN_TOKENS, MAX_TOKENS, SIGMA = 64, 384, 1.0
+STAGE_MEAN_TOKENS, STAGE_MAX_TOKENS = 16, 96
 BARS = {"step_vs_share": 1.05, "step_vs_old": 0.75, "stage_vs_old": 0.7}
 Answers = dict[str, list[dict[str, Any]]]
 
@@ -38,6 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="steps of each side; 0 leaves them out (default: 9)")
     parser.add_argument("--stages", type=int, default=2, help="reference stages of each; 0 for none (default: 2)")
     parser.add_argument("--prompts", type=int, default=512, help="prompts of the reference stage (default: 512)")
+    parser.add_argument("--answers", choices=["long", "short"], default="long", help="of the stage (default: long)")
     parser.add_argument("--chunk", type=int, default=64, help="reference.prompts_per_chunk of both sides (default: 64)")
     return parser.parse_args(arguments)
 
@@ -52,12 +56,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.old:
             checkouts["old"] = stack.enter_context(checked_out(arguments.old))
         if arguments.rounds:
-            with tempfile.TemporaryDirectory(prefix="dphrl-tail-") as folder:
-                model = make_talker(Path(folder), mean=MEAN_TOKENS, sigma=SIGMA, cap=MAX_TOKENS)
-                result |= step_summary(compare(checkouts, step_settings(str(model)), step_plans, arguments.rounds))
+            model = stack.enter_context(talker(MEAN_TOKENS, MAX_TOKENS))
+            result |= step_summary(compare(checkouts, step_settings(model), step_plans, arguments.rounds))
         if arguments.stages:
-            settings = stage_settings(arguments.prompts, arguments.chunk)
-            result |= stage_summary(compare(checkouts, settings, stage_plans, arguments.stages))
+            settings = stage_settings("tiny-factor", 24, arguments)
+            if arguments.answers == "long":
+                model = stack.enter_context(talker(STAGE_MEAN_TOKENS, STAGE_MAX_TOKENS))
+                settings = stage_settings(model, STAGE_MAX_TOKENS, arguments)
+            stages = stage_summary(compare(checkouts, settings, stage_plans, arguments.stages))
+            result |= {"stage_answers": arguments.answers, **stages}
     bars = {name: bar for name, bar in BARS.items() if name in result}
     result |= {f"{name}_bar": bar for name, bar in bars.items()}
     return {**result, "within_bars": all(result[name] <= bar for name, bar in bars.items())}
@@ -69,9 +76,17 @@ def step_settings(model: str) -> dict[str, Any]:
     return engines("tail-step", model, 256, {**rollout, "max_concurrent_sequences": CONCURRENCY})
 
 
-def stage_settings(num_prompts: int, chunk: int) -> dict[str, Any]:
-    settings = engines("tail-stage", "tiny-factor", num_prompts, {"max_tokens": 24, "max_concurrent_sequences": 64})
-    return settings | {"reference": {"num_samples": 8, "prompts_per_chunk": chunk}, "algorithm": {"divergence": "js"}}
+def stage_settings(model: str, max_tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    rollout = {"max_tokens": max_tokens, "max_concurrent_sequences": STAGE_CONCURRENCY}
+    settings = engines("tail-stage", model, arguments.prompts, rollout)
+    reference = {"num_samples": 8, "prompts_per_chunk": arguments.chunk}
+    return settings | {"reference": reference, "algorithm": {"divergence": "js"}}
+
+
+@contextlib.contextmanager
+def talker(mean: int, cap: int) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="dphrl-tail-") as folder:
+        yield str(make_talker(Path(folder), mean=mean, sigma=SIGMA, cap=cap))
 
 
 def engines(name: str, model: str, num_prompts: int, rollout: dict[str, int]) -> dict[str, Any]:

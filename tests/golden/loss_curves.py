@@ -115,7 +115,7 @@ class WrittenRollouts:
         return {}
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncIterator[Sequence[Completion]]:
         jobs = []
         for prompt in prompts:

@@ -42,11 +42,11 @@ class Recording:
         return self.pool.drain_metrics()
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncIterator[Sequence[Completion]]:
         heard: list[Completion] = []
         self.tape.setdefault((seed, greedy, num_samples, *(p.prompt_id for p in prompts)), []).append(heard)
-        async for completions in self.pool.generate(prompts, num_samples, seed=seed, greedy=greedy, turn=turn):
+        async for completions in self.pool.generate(prompts, num_samples, seed=seed, greedy=greedy, priority=priority):
             heard.extend(completions)
             yield completions
 
@@ -55,7 +55,7 @@ class Replaying(Recording):
     """The same completions again; a request that was never recorded is a KeyError."""
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncIterator[Sequence[Completion]]:
         yield self.tape[(seed, greedy, num_samples, *(p.prompt_id for p in prompts))].pop(0)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dphrl.data.schedule import step_indices
 from dphrl.learner.batching import collate
-from dphrl.learner.bundles import PROHIBITIVE, Bundle, Sharing, cut_micro_batches, plan_micro_batches
+from dphrl.learner.bundles import FEWEST_MICRO_BATCHES, Bundle, Sharing, cut_micro_batches, plan_micro_batches
 from dphrl.learner.policy import PolicyModel
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -159,7 +159,7 @@ def widths(plan: list[list[Bundle]]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("cost", "expected"),
     [
-        (PROHIBITIVE, [[10, 12, 30, 31, 32]]),
+        (FEWEST_MICRO_BATCHES, [[10, 12, 30, 31, 32]]),
         (30.0, [[10, 12], [30, 31, 32]]),
         (0.5, [[10], [12], [30], [31], [32]]),
     ],
@@ -180,7 +180,7 @@ def test_packed_micro_batches_are_as_few_as_fit() -> None:
     assert widths(plan) == [[10, 12, 30], [31], [32]]
 
 
-@given(st.lists(st.integers(2, 40), min_size=1, max_size=7), st.sampled_from([0.0, 3.0, 20.0, PROHIBITIVE]))
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=7), st.sampled_from([0.0, 3.0, 20.0, FEWEST_MICRO_BATCHES]))
 def test_no_other_cut_costs_less(lengths: list[int], cost: float) -> None:
     sharing = Sharing(pair_cost=1 / 50, micro_batch_cost=cost)
     ordered = sorted(lengths)

@@ -49,7 +49,9 @@ class ScriptedRollouts:
         self.dies_at = dies_at
         self.requests: list[tuple[int, list[str]]] = []
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
+    async def generate(
+        self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
+    ) -> Any:
         self.requests.append((seed, [p.prompt_id for p in prompts]))
         for p in prompts:
             if p.prompt_id == self.dies_at:

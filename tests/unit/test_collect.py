@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ class SlowEngine:
     def __init__(self, missing: int = 0) -> None:
         self.missing, self.num_yielded = missing, 0
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
+    async def generate(
+        self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
+    ) -> Any:
         jobs = [(p, i) for p in reversed(prompts) for i in reversed(range(num_samples))]
         for p, i in jobs[self.missing :]:
             self.num_yielded += 1
@@ -142,7 +145,9 @@ class EndlessEngine:
 
     num_yielded = 0
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
+    async def generate(
+        self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
+    ) -> Any:
         for i in range(num_samples):
             self.num_yielded += 1
             yield [Completion(prompts[0].prompt_id, i, (1,), "x", (0.0,), "stop", 0)]
@@ -165,6 +170,36 @@ def test_a_slow_reward_holds_up_the_stream(monkeypatch: pytest.MonkeyPatch) -> N
     collected = asyncio.run(collect_groups(engine, SlowGrader(), [prompt("p")], 50, seed=0))
     assert len(collected.groups[0].completions) == 50
     assert max(ahead) <= 4
+
+
+def test_the_time_of_a_step_ahead_is_that_in_which_engines_worked_on_it(make_config: Any) -> None:
+    class Engine(SlowEngine):
+        """0.05 s for each call, one after the other."""
+
+        lock = asyncio.Lock()
+
+        async def generate(self, *arguments: Any, **options: Any) -> Any:
+            async with self.lock:
+                await asyncio.sleep(0.05)
+                async for completions in super().generate(*arguments, **options):
+                    yield completions
+
+    class Grader(WatchingGrader):
+        async def grade(self, items: Any) -> list[RewardResult]:
+            return [WRONG] * len(items)
+
+    config = make_config(rollout={"num_prompts": 2, "num_samples": 2, "max_staleness": 3}, learner={"num_steps": 6})
+    engine = Engine()
+    parts = Parts(None, engine, Grader(engine))  # type: ignore[arg-type]
+
+    async def take() -> list[float]:
+        collector = StepCollector(config, [prompt(f"p{i}") for i in range(12)], parts)
+        return [(await collector.collect(step)).metrics["time/rollout_s"] for step in range(6)]
+
+    began = time.perf_counter()
+    times = asyncio.run(take())
+    assert min(times) >= 0.04
+    assert sum(times) <= time.perf_counter() - began, "and not the time in which they worked on those before"
 
 
 class BrokenGrader:

@@ -37,7 +37,9 @@ class OneEngine:
         self._num_left = 0
         self._turn = asyncio.Lock()
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
+    async def generate(
+        self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
+    ) -> Any:
         jobs = [(prompt, i) for prompt in prompts for i in range(num_samples)]
         self.calls.append((seed, greedy, len(jobs)))
         self._num_left += len(jobs)

@@ -144,8 +144,8 @@ def test_a_lower_turn_comes_before_what_waits(replaced: bool) -> None:
     async def run() -> None:
         engines = engines_of(1)
         work, _ = over(engines)
-        ahead = work.open(prompts_of(40, "a"), 1, 0, greedy=False, turn=4)
-        own = work.open(prompts_of(6, "b"), 1, 0, greedy=False, turn=3)
+        ahead = work.open(prompts_of(40, "a"), 1, 0, greedy=False, priority=4)
+        own = work.open(prompts_of(6, "b"), 1, 0, greedy=False, priority=3)
         assert work.num_waiting == 40 - LIMIT + 6
         at_once = LIMIT
         await asyncio.sleep(0)  # now the engine has them

@@ -28,7 +28,7 @@ class Scripted:
         self.asked: list[tuple[int, bool, int]] = []
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> Any:
         self.asked.append((num_samples, greedy, seed))
         for prompt in prompts:

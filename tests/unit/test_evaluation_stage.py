@@ -58,7 +58,7 @@ class FakeRollouts:
         return {}
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> AsyncIterator[list[Completion]]:
         self.requests.append((seed, greedy, [prompt.prompt_id for prompt in prompts]))
         for prompt in prompts:

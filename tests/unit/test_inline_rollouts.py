@@ -151,9 +151,9 @@ def test_calls_are_served_in_their_order_and_to_their_end(tiny_dir: str, prompts
     rollouts = InlineRollouts(learner, load_tokenizer(tiny_dir), config)
     batches: list[int] = []
 
-    async def call(number: int) -> list[tuple[Any, ...]]:
+    async def call(number: int, priority: int = 0) -> list[tuple[Any, ...]]:
         found = []
-        async for batch in rollouts.generate(prompts[number : number + 2], 2, seed=number):
+        async for batch in rollouts.generate(prompts[number : number + 2], 2, seed=number, priority=priority):
             batches.append(number)
             found += [(c.prompt_id, c.sample_index, c.token_ids) for c in batch]
             await asyncio.sleep(0)
@@ -164,6 +164,9 @@ def test_calls_are_served_in_their_order_and_to_their_end(tiny_dir: str, prompts
         together = await asyncio.gather(*map(call, range(3)))
         assert batches == [0, 0, 1, 1, 2, 2]
         assert together == [await call(number) for number in range(3)], "and as if it were alone"
+        batches.clear()
+        await asyncio.gather(*[call(number, priority=-number) for number in range(3)])
+        assert batches == [0, 0, 2, 2, 1, 1], "the first runs already; of those that wait, the lowest number"
         left = rollouts.generate(prompts[:2], 2, seed=0)
         await anext(left)
         await left.aclose()

@@ -119,7 +119,9 @@ def test_a_trust_region_around_the_policy_that_sampled(
     assert "old" not in engine.calls
     assert metrics["policy/loss"] == pytest.approx(loss * 0.5, rel=1e-6)
     assert engine.gradients[0] == pytest.approx(gradient * 0.5, rel=1e-6)
-    assert metrics["policy/importance_mean"] == pytest.approx(0.5), "there is no weight but the tokens' shares"
+    weight = 0.5 * min(2.0, math.exp(-2.0 - stored))
+    assert metrics["policy/importance_mean"] == pytest.approx(weight), "what it would be, though nothing is weighted"
+    assert "policy/importance_affected" not in metrics
     assert metrics["rollout/logprob_gap_max"] == pytest.approx(abs(-2.0 - stored))
 
 
@@ -131,6 +133,7 @@ def test_a_trust_region_around_the_policy_that_sampled(
         ({"algorithm": {"proximal_policy": "behavior"}}, "behavior"),
         ({"rollout": {"max_staleness": 1}, "algorithm": {"proximal_policy": "learner"}}, "learner"),
         ({"rollout": {"max_staleness": 1}, "algorithm": {"importance": "mask"}}, "learner"),
+        ({"rollout": {"max_staleness": 1}, "algorithm": {"importance_cap": 5.0}}, "learner"),
         ({"rollout": {"max_staleness": 1}, "algorithm": {"ratio": "sequence"}}, "learner"),
         ({"rollout": {"max_staleness": 1}, "algorithm": {"policy_loss": "gspo"}}, "learner"),
     ],

@@ -39,7 +39,7 @@ class World:
     engine_version: int = 0
     events: list[tuple[Any, ...]] = field(default_factory=list)
     batches: list[TrainBatch] = field(default_factory=list)
-    turns: list[int] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
     near_perfect: frozenset[str] = NEAR_PERFECT
     exploration: frozenset[str] = EXPLORATION
 
@@ -59,10 +59,10 @@ class World:
         return {"sync/logprob_gap_max": 0.0}
 
     async def generate(
-        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+        self, prompts: Sequence[Prompt], num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
     ) -> Any:
         version = self.engine_version
-        self.turns.append(turn)
+        self.priorities.append(priority)
         self.events.append(("generate", tuple(p.prompt_id for p in prompts), num_samples, seed, greedy, version))
         for prompt in prompts:
             await asyncio.sleep(0)
@@ -212,7 +212,7 @@ def test_engines_are_up_to_so_many_steps_ahead_and_no_token_is_older(make_config
     assert [metrics["rollout/staleness_mean"] for _, _, metrics, _ in world.of("observe")] == staleness
     assert all(metrics["queue/steps_ready"] <= bound for _, _, metrics, _ in world.of("observe"))
     assert [event[1] for event in world.of("generate")] == [event[1] for event in run_of_steps(make_config)]
-    assert world.turns == list(range(6)), "engines work on an earlier step first"
+    assert world.priorities == list(range(6)), "engines work on an earlier step first"
 
 
 def run_of_steps(make_config: Any) -> list[tuple[Any, ...]]:

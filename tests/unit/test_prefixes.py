@@ -17,7 +17,7 @@ from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner
 from dphrl.learner.batching import collate, collate_bundles
 from dphrl.learner.bundles import (
-    PROHIBITIVE,
+    FEWEST_MICRO_BATCHES,
     Bundle,
     Sharing,
     deal,
@@ -320,10 +320,10 @@ def test_more_micro_batches_than_needed_are_for_a_rank_alone_on_a_cpu() -> None:
     lm = make_lm(LlamaConfig(**SHAPE))
     num_weights = sum(weights.numel() for weights in lm.parameters())
     assert micro_batch_cost(lm, CPU, 1) == pytest.approx(GRADIENTS_COST + CALLS_COST / num_weights)
-    assert micro_batch_cost(lm, CPU, 2) == PROHIBITIVE
-    assert micro_batch_cost(lm, torch.device("cuda"), 1) == PROHIBITIVE
+    assert micro_batch_cost(lm, CPU, 2) == FEWEST_MICRO_BATCHES
+    assert micro_batch_cost(lm, torch.device("cuda"), 1) == FEWEST_MICRO_BATCHES
     policy = PolicyModel(lm, temperature=1.0)
-    assert fit_to_model(Sharing(), lm, policy, CPU, num_ranks=2).micro_batch_cost == PROHIBITIVE
+    assert fit_to_model(Sharing(), lm, policy, CPU, num_ranks=2).micro_batch_cost == FEWEST_MICRO_BATCHES
 
 
 def test_a_model_is_tried_before_it_shares() -> None:

@@ -40,7 +40,9 @@ class Rollouts:
         self.seeds: list[int] = []
         self.confirmed: list[list[str]] = []
 
-    async def generate(self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0) -> Any:
+    async def generate(
+        self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
+    ) -> Any:
         assert not greedy, "the reference is sampled as training samples"
         self.seeds.append(seed)
         answers = self.answers if num_samples > 1 else self.confirming
@@ -306,7 +308,7 @@ def test_a_reward_that_fails_everywhere_stops_the_stage_with_its_own_words(make_
 def test_a_long_chunk_is_not_sampled_to_its_end(make_config: Any, tmp_path: Path) -> None:
     class Decoding(Rollouts):
         async def generate(
-            self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, turn: int = 0
+            self, prompts: Any, num_samples: int, *, seed: int, greedy: bool = False, priority: int = 0
         ) -> Any:
             async for completions in super().generate(prompts, num_samples, seed=seed, greedy=greedy):
                 yield completions

@@ -39,6 +39,18 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[dict[str, A
 # ------------------------------------------------------------ settings
 
 
+def test_the_trust_region_of_a_run_from_before_it_could_be_chosen(make_config: Any) -> None:
+    for max_staleness, proximal, named in (
+        (0, "auto", ()),
+        (1, "auto", ('algorithm.proximal_policy: "learner" -> "behavior"',)),
+        (1, "learner", ()),
+    ):
+        config = make_config(rollout={"max_staleness": max_staleness}, algorithm={"proximal_policy": proximal})
+        stored = as_json(config)
+        del stored["algorithm"]["proximal_policy"]
+        assert compare_settings(stored, config).changed == named
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
