@@ -20,8 +20,9 @@ from dphrl.types import RowKind, TrainRow
 # go through memory. A guess; it only decides how many completions share one prompt, and which rows a micro-batch.
 ATTENTION_FACTOR = 2.0
 # What a micro-batch costs on a CPU besides its positions, in positions: adding its gradients to those of the others,
-# and CALLS_COST / number of weights, for the calls from Python. Guesses, within a factor of two of what was measured.
-GRADIENTS_COST, CALLS_COST = 40.0, 2e8
+# and CALLS_COST / number of weights, for the calls from Python. Within a factor of two of what
+# `python -m tests.benchmarks micro_batches` measures.
+GRADIENTS_COST, CALLS_COST = 80.0, 5e7
 
 
 def shared_prefix_mask(batch: MicroBatch, kernel: str) -> Any:
