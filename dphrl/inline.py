@@ -7,11 +7,9 @@ anywhere, and the gap between engine and learner is zero by construction.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -39,6 +37,7 @@ from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.learner.utilization import compute_of, device_name, utilization
+from dphrl.priority import PriorityLock
 from dphrl.processors import whole_cpus
 from dphrl.protocols import OnGraded, Parts, ReferenceStore, WeightChunk, WeightPublisher, WholeReference
 from dphrl.reference.stage import fill_reference
@@ -151,11 +150,7 @@ class InlineRollouts:
         # transformers fills what a given generation configuration leaves open from the model's own, such as a penalty
         # on repetitions. Samples would then not follow the distribution that is trained, nor those of the engines.
         lm.generation_config = GenerationConfig()
-        # Calls by priority and number: those that wait or run, and the one that runs.
-        self._numbers = itertools.count()
-        self._waiting: set[tuple[int, int]] = set()
-        self._running: tuple[int, int] | None = None
-        self._changed = asyncio.Condition()
+        self._turns = PriorityLock()
         self._version: int | None = None  # like any engine, it serves nothing before its first refit
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
@@ -168,25 +163,9 @@ class InlineRollouts:
     ) -> AsyncGenerator[Sequence[Completion], None]:
         assert self._version is not None, "an engine serves nothing before it is refit"
         # Calls wait for each other, because batches of several in turn would end them all late.
-        async with self._its_turn(priority):
+        async with self._turns.taken(priority):
             async for completions in self._generate_batches(prompts, num_samples, seed, greedy):
                 yield completions
-
-    @asynccontextmanager
-    async def _its_turn(self, priority: int) -> AsyncIterator[None]:
-        call = priority, next(self._numbers)
-        self._waiting.add(call)
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._running is None and call == min(self._waiting))
-                self._running = call
-            yield
-        finally:
-            self._waiting.remove(call)
-            if self._running == call:
-                self._running = None
-            async with self._changed:
-                self._changed.notify_all()
 
     async def _generate_batches(
         self, prompts: Sequence[Prompt], num_samples: int, seed: int, greedy: bool

@@ -259,7 +259,8 @@ def test_rollouts_are_compared_by_their_rates() -> None:
 
 
 def test_engines_of_the_tail_have_a_thread_each_and_room_on_a_small_machine() -> None:
-    for settings in (tail.step_settings("a-model"), tail.stage_settings(512, 64)):
+    stage = tail.stage_settings("a-model", 96, tail.parse([]))
+    for settings in (tail.step_settings("a-model"), stage):
         config = Config.model_validate(settings)
         assert (config.rollout.num_engines, config.rollout.threads_per_engine) == (2, 1)
         needed = config.learner.cpus_per_rank + 2 * config.rollout.cpus_per_engine + config.reward.cpus_per_worker
