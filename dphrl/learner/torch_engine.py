@@ -21,7 +21,9 @@ class TorchEngine:
         self.policy, self.reference = policy, reference
         self.device = next(policy.parameters()).device
         self.trained = trained_parameters(policy)
-        self.optimizer = torch.optim.AdamW(self.trained, lr=config.learner.lr, weight_decay=config.learner.weight_decay)
+        learner = config.learner
+        # One kernel for all, as under DeepSpeed.
+        self.optimizer = torch.optim.AdamW(self.trained, lr=learner.lr, weight_decay=learner.weight_decay, fused=True)
         self.grad_clip = config.learner.grad_clip
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
