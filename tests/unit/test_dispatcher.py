@@ -221,6 +221,26 @@ def test_what_a_replaced_engine_was_at_is_handed_out_again() -> None:
     asyncio.run(run())
 
 
+def test_of_an_ask_half_done_only_the_rest_is_asked_of_the_next_engine() -> None:
+    async def run() -> None:
+        engines = engines_of(1)
+        work, loads = over(engines)
+        call = work.open(prompts_of(6), 4, 0, greedy=False)
+        reading = asyncio.create_task(read(work, call))
+        while call.num_missing == 24 or call.num_missing % 4 == 0:
+            await asyncio.sleep(0)
+        num_missing = call.num_missing
+        work.pause()
+        engines[0] = FakeWork(complete)
+        work.replaced(0)
+        work.resume()
+        assert sampled(await reading) == expected(prompts_of(6), 4), "each once"
+        assert sum(ask.num_completions for ask in engines[0].asked) == num_missing
+        assert loads[0].num_pending == 0
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_an_engine_that_is_not_replaced_ends_all_calls(paused: bool) -> None:
     async def run() -> None:
