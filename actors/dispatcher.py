@@ -216,7 +216,7 @@ class Dispatcher:
             self._loads[index].take(ask.num_completions)
             self._at[index].update({(ask.call, ask.prompt.prompt_id, i): ask for i in ask.sample_indices})
         for index, asks in batches.items():
-            sending = asyncio.create_task(self._send(index, asks))
+            sending = asyncio.create_task(self._send(index, self._engines[index], asks))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
 
@@ -228,8 +228,7 @@ class Dispatcher:
             del self._queues[priority]
         return None
 
-    async def _send(self, index: int, asks: list[Ask]) -> None:
-        engine = self._engines[index]
+    async def _send(self, index: int, engine: Actor, asks: list[Ask]) -> None:
         try:
             await engine.submit.remote(self._owner, asks)
         except Exception as error:
