@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-import torch
 
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
-from actors.vllm_settings import engine_arguments, keep_prompts_whole, set_variables, worker_threads
+from actors.vllm_settings import set_variables, start_vllm
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
@@ -57,18 +56,8 @@ class RolloutEngine:
             self._thread.open(lambda: self._open(model_dir, devices is not None))
 
     def _open(self, model_dir: str, shares_devices: bool) -> Decoding:
-        from vllm import LLM
-
-        from actors.weight_transfer import plugin
-
         config = self._config
-        plugin.register()
-        if not torch.cuda.is_available():
-            # vLLM lets nobody change the number later.
-            torch.set_num_threads(worker_threads(config))
-        self._llm = LLM(**engine_arguments(config, model_dir, shares_devices=shares_devices))
-        if not torch.cuda.is_available():
-            keep_prompts_whole(self._llm)
+        self._llm = start_vllm(config, model_dir, shares_devices=shares_devices)
         self._llm.collective_rpc("watch_weight_updates")
         self._tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         decode = decoder(self._tokenizer, config.reward.thinking_marks)

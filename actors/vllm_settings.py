@@ -116,3 +116,21 @@ def engine_arguments(config: Config, model_dir: str, *, shares_devices: bool = F
         "worker_extension_cls": "actors.weight_transfer.worker.RecordingWorker",
         "disable_log_stats": True,
     }
+
+
+def start_vllm(config: Config, model_dir: str, *, shares_devices: bool = False) -> Any:
+    """A `vllm.LLM` for rollouts, without current weights. Call `set_variables` before. Its arguments are those of
+    `engine_arguments`."""
+    from vllm import LLM
+
+    from actors.weight_transfer import plugin
+
+    plugin.register()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        # vLLM lets nobody change the number later.
+        torch.set_num_threads(worker_threads(config))
+    llm = LLM(**engine_arguments(config, model_dir, shares_devices=shares_devices))
+    if not on_gpu:
+        keep_prompts_whole(llm)
+    return llm

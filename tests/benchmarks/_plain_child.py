@@ -10,26 +10,11 @@ import sys
 import time
 from typing import Any
 
-import torch
-
-from actors.vllm_settings import engine_arguments, keep_prompts_whole, set_variables, worker_threads
+from actors.vllm_settings import set_variables, start_vllm
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
 from dphrl.prepare import Prepared, prepare
 from dphrl.tracking.console import Console
-
-
-def start(config: Config, model_dir: str) -> Any:
-    set_variables(config, None)
-    from vllm import LLM
-
-    from actors.weight_transfer import plugin
-
-    plugin.register()
-    torch.set_num_threads(worker_threads(config))
-    llm = LLM(**engine_arguments(config, model_dir))
-    keep_prompts_whole(llm)  # or plain vLLM fails with these prompts
-    return llm
 
 
 def generate(llm: Any, config: Config, prepared: Prepared, order: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +47,8 @@ def generate(llm: Any, config: Config, prepared: Prepared, order: dict[str, Any]
 def main() -> None:
     config = Config.model_validate(json.loads(sys.argv[1]))
     prepared = prepare(config, Console(sys.stderr))
-    llm = start(config, prepared.model_dir)
+    set_variables(config, None)
+    llm = start_vllm(config, prepared.model_dir)
     print("answer {}", flush=True)
     for line in sys.stdin:
         print("answer " + json.dumps(generate(llm, config, prepared, json.loads(line))), flush=True)
