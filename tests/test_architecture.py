@@ -46,6 +46,7 @@ ROOMS = {
     "own_code": "",
     "processors": "",
     "priority": "",
+    "durable": "",
     "model_files": "",
     "config": "algo own_code",
     "cluster.doctor": "processors",

@@ -1,0 +1,132 @@
+"""Files that are whole or absent, on disk before they have their name, and checked when they are read.
+
+What is written goes to a place aside, is handed to the disk (fsync), and gets its name by one rename. A kill or a loss
+of power at any moment leaves the old or the new, never a part. A sealed folder also holds the size and the SHA-256 of
+each of its files, so that a bit that flips later is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SEAL = "checksums.json"
+# Some files are large, and a disk serves several at once.
+NUM_HASHING_THREADS = 4
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a place aside to write to; what is there at the end becomes `path`. After an error nothing is left.
+
+    The place is this process's own: an actor may live seconds longer than its killed driver and still write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8. A lone surrogate becomes \\udXXX, which JSON reads back as the same surrogate."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write what the user asked for with -o. Only a regular file is replaced; a device or a pipe is written to."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    else:
+        write_whole(path.resolve(), text)  # a link stays one
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Make the folder `staging` the folder `target`; what was there moves aside in one rename before it is deleted."""
+    sync_tree(staging)
+    retired = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, retired)
+    os.replace(staging, target)
+    sync(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Return when the disk has the file's content, or the folder's list of names."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for a folder and everything in it."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
+
+
+def seal(folder: Path, facts: Mapping[str, Any] = {}) -> None:
+    """Write size and SHA-256 of every file below `folder` to its `checksums.json`. facts: kept beside them."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    with ThreadPoolExecutor(NUM_HASHING_THREADS) as pool:
+        digests = list(pool.map(file_digest, found))
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(found, digests, strict=True)
+    }
+    content = {"files": files, **facts}
+    write_whole(folder / SEAL, json.dumps({**content, "sha256": _digest_of(content)}, indent=2) + "\n")
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What `seal` wrote. Raises FileNotFoundError where there is no seal, and ValueError for a damaged one."""
+    content = json.loads((folder / SEAL).read_bytes())
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest_of(content):
+        raise ValueError(f"{SEAL} is not as it was written")
+    return content
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, by its first bad file; None when every file is as it was sealed."""
+    try:
+        files = read_seal(folder)["files"]
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except (ValueError, KeyError):
+        return f"{SEAL} is not as it was written"
+    for name, told in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (num_bytes := (folder / name).stat().st_size) != told["bytes"]:
+            return f"{name} has {num_bytes} bytes, {told['bytes']} were written"
+    with ThreadPoolExecutor(NUM_HASHING_THREADS) as pool:
+        for name, digest in zip(files, pool.map(file_digest, [folder / name for name in files]), strict=True):
+            if digest != files[name]["sha256"]:
+                return f"{name} has another content than was written"
+    return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
