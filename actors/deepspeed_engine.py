@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from actors.sharded_state import held_pieces, restore_pieces
 from actors.sharding import shard_model
 from dphrl.config.schema import Config
 from dphrl.learner.batching import MicroBatch
 from dphrl.learner.loading import load_policy, load_reference
 from dphrl.learner.lora import adapters_off, trained_parameters
 from dphrl.learner.policy import PolicyModel, dtype_name
+from dphrl.learner.state import Piece, StoredState
 
 
 class DeepSpeedEngine:
@@ -26,7 +29,7 @@ class DeepSpeedEngine:
     def __init__(self, policy: PolicyModel, config: Config, model_dir: str) -> None:
         import deepspeed
 
-        learner = config.learner
+        self.policy, learner = policy, config.learner
         settings = deepspeed_settings(config)
         dtype = getattr(torch, dtype_name(config.model.dtype))
         if learner.zero_stage == 3:
@@ -56,6 +59,14 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.module.set_gradient_accumulation_boundary(last)
         self.module.backward(loss)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank holds of the learner's state."""
+        return held_pieces(self.module, self.policy)
+
+    def restore(self, stored: StoredState, *, weights_only: bool) -> None:
+        """Take this rank's part of a stored state: see `restore_pieces`."""
+        restore_pieces(self.module, self.policy, stored, weights_only=weights_only)
 
     def step(self, learning_rate: float) -> float:
         for group in self.module.optimizer.param_groups:

@@ -111,13 +111,20 @@ class RayLearner:
             raise TimeoutError(f"learner rank {silent} did not end a weight sync within {limit:g} s (sync.timeout_s)")
         return cast(SendOutcome, ranks[0].result())
 
-    async def save(self, folder: Path) -> None:
+    async def copy_state(self) -> int:
         async with self._turns.restore():
-            await asyncio.gather(*[rank.save.remote(str(folder)) for rank in self.ranks])
+            return sum(await asyncio.gather(*[rank.copy_state.remote() for rank in self.ranks]))
 
-    async def load(self, folder: Path, policy_version: int) -> None:
+    async def write_state(self, folder: Path) -> dict[str, str]:
+        parts = await asyncio.gather(*[rank.write_state.remote(str(folder)) for rank in self.ranks])
+        return {name: digest for part in parts for name, digest in part.items()}
+
+    async def write_export(self, folder: Path) -> None:
+        await self.ranks[0].write_export.remote(str(folder))
+
+    async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
         async with self._turns.restore():
-            await asyncio.gather(*[rank.load.remote(str(folder)) for rank in self.ranks])
+            await asyncio.gather(*[rank.load.remote(str(folder), weights_only) for rank in self.ranks])
         self._policy_version, self._last_update = policy_version, None
 
 

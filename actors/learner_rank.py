@@ -24,11 +24,13 @@ from actors.weight_transfer.packing import PackedTensor, packed_chunks, unpack_t
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.attention import check_rows_apart
-from dphrl.learner.export import check_exportable, export_model
-from dphrl.learner.lora import add_adapters, has_adapters, save_adapter
+from dphrl.learner.export import check_exportable
+from dphrl.learner.lora import add_adapters
 from dphrl.learner.policy import dtype_name
 from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
+from dphrl.learner.snapshot import Snapshot
+from dphrl.learner.state import STATE_FOLDER, StoredState
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.learner.utilization import compute_of, device_name, full_size
 from dphrl.own_code import pin
@@ -39,12 +41,13 @@ from dphrl.types import TrainBatch
 CHUNKS_AHEAD = 2
 
 
-@ray.remote
+# A checkpoint is written beside the training.
+@ray.remote(concurrency_groups={"disk": 1})
 class LearnerRank:
     """Holds one shard of the policy and its optimizer.
 
     Lifecycle: ranks are made one by one; then `connect`, called on all ranks at once (a collective), loads the model.
-    Every later call is a collective too: call it on all ranks with the same arguments.
+    Every later call that does not say otherwise is a collective too: call it on all ranks with the same arguments.
     """
 
     def __init__(self, config: Config, rank: int) -> None:
@@ -187,37 +190,33 @@ class LearnerRank:
         sync, seconds = self._config.sync, self._config.learner.timeout_s
         return seconds if engine_backend(sync) == "object_store" else seconds + 3 * sync.timeout_s
 
-    def save(self, folder: str) -> None:
-        """Write the DeepSpeed state of all ranks below `folder`; rank 0 writes a model directory, `folder/hf`, too.
-
-        Of a policy with adapters the state holds these alone, and `folder/adapter` has them as peft reads them.
-        """
-        lm = self._policy.lm
-        self._engine.module.save_checkpoint(folder, tag="deepspeed", exclude_frozen_parameters=has_adapters(lm))
+    def copy_state(self) -> int:
+        """Copy this rank's part of a checkpoint to host memory; rank 0 copies the model too. Returns their bytes."""
+        pieces = [piece.copied() for piece in self._engine.pieces()]
         if self._rank != 0:
             self._weights.join()
             self._weights.join_adapters()
-            return
-        # All is gathered before the first file is written: the other ranks wait in a gather, which has a deadline.
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self._weights}
-        adapters = {name: tensor.detach().cpu().clone() for name, tensor in self._weights.adapters()}
-        export_model(lm, self._model_dir, Path(folder) / "hf", state)
-        if adapters:
-            save_adapter(lm, self._model_dir, Path(folder) / "adapter", adapters)
+            self._snapshot = Snapshot(pieces)
+        else:
+            weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._weights}
+            adapters = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._weights.adapters()}
+            self._snapshot = Snapshot(pieces, weights, adapters)
+        return self._snapshot.num_bytes
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote. Raises RuntimeError when there is no such checkpoint."""
-        # The frozen weights of a policy with adapters are not in it.
-        whole = not has_adapters(self._policy.lm)
-        path, _ = self._engine.module.load_checkpoint(folder, tag="deepspeed", load_module_strict=whole)
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint for {self._num_ranks} ranks there")
-        # The state brings the weight decay that it was saved with, and below stage 3 the clipping; the configuration's
-        # count.
-        optimizer = self._engine.module.optimizer
-        optimizer.clip_grad = self._config.learner.grad_clip
-        for group in optimizer.param_groups:
-            group["weight_decay"] = self._config.learner.weight_decay
+    @ray.method(concurrency_group="disk")
+    def write_state(self, folder: str) -> dict[str, str]:
+        """Write what `copy_state` copied of masters and moments; no collective. See `Snapshot.write_state`."""
+        return self._snapshot.write_state(Path(folder), self._rank)
+
+    @ray.method(concurrency_group="disk")
+    def write_export(self, folder: str) -> None:
+        """Write the model that `copy_state` copied, on rank 0; no collective. See `Snapshot.write_export`."""
+        self._snapshot.write_export(Path(folder), self._policy.lm, self._model_dir)
+
+    def load(self, folder: str, weights_only: bool) -> None:
+        """Restore this rank's part of what `write_state` of all ranks wrote, of these or of others."""
+        with StoredState(Path(folder) / STATE_FOLDER) as stored:
+            self._engine.restore(stored, weights_only=weights_only)
 
 
 def _skip_shared_memory_op() -> None:

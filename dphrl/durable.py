@@ -81,15 +81,19 @@ def sync_tree(folder: Path) -> None:
             sync(path)
 
 
-def seal(folder: Path, facts: Mapping[str, Any] = {}) -> None:
-    """Write size and SHA-256 of every file below `folder` to its `checksums.json`. facts: kept beside them."""
+def seal(folder: Path, facts: Mapping[str, Any] = {}, *, known: Mapping[str, str] = {}) -> None:
+    """Write size and SHA-256 of every file below `folder` to its `checksums.json`.
+
+    facts: kept beside them. known: SHA-256 of files by their path in the folder, which are not read for it again.
+    """
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    names = [path.relative_to(folder).as_posix() for path in found]
     with ThreadPoolExecutor(NUM_HASHING_THREADS) as pool:
-        digests = list(pool.map(file_digest, found))
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(found, digests, strict=True)
-    }
+        digests = pool.map(lambda name: known.get(name) or file_digest(folder / name), names)
+        files = {
+            name: {"bytes": path.stat().st_size, "sha256": digest}
+            for name, path, digest in zip(names, found, digests, strict=True)
+        }
     content = {"files": files, **facts}
     write_whole(folder / SEAL, json.dumps({**content, "sha256": _digest_of(content)}, indent=2) + "\n")
 

@@ -22,18 +22,17 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
 from dphrl.learner.attention import check_rows_apart
-from dphrl.learner.checkpoint import refusing_damage
-from dphrl.learner.export import check_exportable, export_model
+from dphrl.learner.export import check_exportable
 from dphrl.learner.loading import load_policy, load_reference
 from dphrl.learner.lora import (
     adapter_weights,
     add_adapters,
     has_adapters,
-    load_adapters,
     plain_weights,
-    save_adapter,
 )
 from dphrl.learner.prefixes import fit_to_model
+from dphrl.learner.snapshot import Snapshot
+from dphrl.learner.state import MASTER, STATE_FOLDER, StoredState
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, run_update, score_sequences
 from dphrl.learner.utilization import compute_of, device_name, utilization
@@ -75,7 +74,6 @@ class InlineLearner:
         self.settings = replace(settings, sharing=sharing)
         if self.settings.packed:
             check_rows_apart(self.engine.forward, self.engine.device)
-        self.weight_decay = config.learner.weight_decay
         self._compute = compute_of(self.policy.lm, device_name(), self.dtype, 1)
         self.config, self.model_dir = config, model_dir
         check_exportable(self.policy.lm, model_dir)
@@ -109,29 +107,27 @@ class InlineLearner:
     async def sent(self) -> None:
         return None
 
-    async def save(self, folder: Path) -> None:
-        lm, optimizer = self.policy.lm, self.engine.optimizer.state_dict()
-        if not has_adapters(lm):
-            export_model(lm, self.model_dir, folder / "hf")
-            torch.save({"model": self.policy.state_dict(), "optimizer": optimizer}, folder / "learner.pt")
-            return
-        export_model(lm, self.model_dir, folder / "hf", {weight.name: weight.value() for weight in plain_weights(lm)})
-        adapters = {name: parameter.detach() for name, parameter in adapter_weights(lm)}
-        save_adapter(lm, self.model_dir, folder / "adapter", adapters)
-        torch.save({"adapters": adapters, "optimizer": optimizer}, folder / "learner.pt")
-
-    async def load(self, folder: Path, policy_version: int) -> None:
-        # torch says that a file is damaged in as many ways as it reads it.
-        with refusing_damage(folder, Exception):
-            state = torch.load(folder / "learner.pt", weights_only=True, map_location=self.engine.device)
-        if has_adapters(self.policy.lm):
-            load_adapters(self.policy.lm, state["adapters"])
+    async def copy_state(self) -> int:
+        pieces, lm = [piece.copied() for piece in self.engine.pieces()], self.policy.lm
+        if has_adapters(lm):
+            weights = {weight.name: weight.value().detach().to("cpu", copy=True) for weight in plain_weights(lm)}
+            adapters = {name: parameter.detach().to("cpu", copy=True) for name, parameter in adapter_weights(lm)}
+            self._snapshot = Snapshot(pieces, weights, adapters)
         else:
-            self.policy.load_state_dict(state["model"])
-        self.engine.optimizer.load_state_dict(state["optimizer"])
-        # The state brings the weight decay that it was saved with; the configuration's counts.
-        for group in self.engine.optimizer.param_groups:
-            group["weight_decay"] = self.weight_decay
+            masters = {piece.name: piece.tensors[MASTER] for piece in pieces}
+            weights = {weight.name: masters[weight.name].view_as(weight.base) for weight in plain_weights(lm)}
+            self._snapshot = Snapshot(pieces, weights)
+        return self._snapshot.num_bytes
+
+    async def write_state(self, folder: Path) -> dict[str, str]:
+        return await asyncio.to_thread(self._snapshot.write_state, folder)
+
+    async def write_export(self, folder: Path) -> None:
+        await asyncio.to_thread(self._snapshot.write_export, folder, self.policy.lm, self.model_dir)
+
+    async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
+        with StoredState(folder / STATE_FOLDER) as stored:
+            self.engine.restore(stored, weights_only=weights_only)
         self._policy_version = policy_version
 
 

@@ -80,19 +80,37 @@ class Learner(WeightPublisher, Protocol):
 
     @property
     def layout(self) -> str:
-        """What a checkpoint must be restored into: kind, ranks, sharding."""
+        """Kind, ranks, sharding. A learner of another layout goes on from a checkpoint up to rounding, of the same one
+        to the bit."""
         ...
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step per mini-batch; returns metrics and increases policy_version by one."""
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write model and optimizer state below `folder`, and a Hugging Face export in `folder/hf`."""
+    async def copy_state(self) -> int:
+        """Copy what a checkpoint holds, so that it can be written while the training goes on.
+
+        Returns its bytes on disk. A copy is let go of as it is written; the next one takes its place.
+        """
         ...
 
-    async def load(self, folder: Path, policy_version: int) -> None:
-        """Restore what `save` wrote. policy_version: the version of the saved weights."""
+    async def write_state(self, folder: Path) -> dict[str, str]:
+        """Write the copied masters and moments below `folder`, through to the disk.
+
+        Returns the SHA-256 of each file by its path in `folder`. It and `write_export` may run beside all other calls.
+        """
+        ...
+
+    async def write_export(self, folder: Path) -> None:
+        """Write the copied weights as a Hugging Face directory, `folder/hf`; call it after `write_state`."""
+        ...
+
+    async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
+        """Restore what `write_state` wrote, by this learner or one of another layout. policy_version: of the weights.
+
+        weights_only: the optimizer starts anew. Raises InputError when the state is another model's.
+        """
         ...
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dphrl.config.changes import compare_settings
-from dphrl.config.loading import InputError, parse_yaml
+from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.fingerprint import input_hashes
 from dphrl.fingerprint.code import hash_code
 from dphrl.fingerprint.model import MODEL_PARTS
-from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest
+from dphrl.learner.checkpoint import CheckpointManifest, newest_whole, read_manifest
 from dphrl.prepare import Prepared
 
 REMEDY = "--insist goes on all the same, --overwrite starts anew"
@@ -36,16 +34,17 @@ class ResumeCheck:
     """Compares a run that is to go on with what its newest checkpoint was trained with.
 
     Without a checkpoint nothing was trained, so that nothing is compared; reference stage and evaluation look after
-    their own files. A checkpoint of a version that kept no settings is compared with the run's config.yaml, and what it
-    does not tell is taken on trust. insist: changes are noted instead of refused. remedy: what the user may do.
+    their own files. insist: changes are noted instead of refused. remedy: what the user may do.
+
+    Raises InputError when there are checkpoints and none is whole.
     """
 
     def __init__(self, config: Config, *, insist: bool = False, remedy: str = REMEDY) -> None:
         self._config, self._insist, self._remedy = config, insist, remedy
-        found = list_checkpoints(config.folder / "checkpoints")
-        self._checkpoint: Path | None = found[-1] if found else None
-        self._manifest: CheckpointManifest | None = read_manifest(found[-1]) if found else None
         self.notes: list[str] = []
+        found = newest_whole(config.folder / "checkpoints", lambda line: None)  # said when the run restores it
+        self._checkpoint: Path | None = found
+        self._manifest: CheckpointManifest | None = None if found is None else read_manifest(found)
 
     def check_settings(self) -> None:
         """Raises InputError, a line that names every changed key with its old and its new value."""
@@ -56,10 +55,7 @@ class ResumeCheck:
             raise InputError(
                 f"learner.num_steps={wanted}: {self._checkpoint} has {done} steps behind it; set it to {done} or more"
             )
-        stored = self._manifest.settings or self._settings_on_disk()
-        if not stored:
-            self.notes.append(f"resume: {self._checkpoint} does not tell its settings; they are taken on trust")
-            return
+        stored = self._manifest.settings
         changes = compare_settings(stored, self._config)
         if changes.unknown:
             gone = ", ".join(changes.unknown)
@@ -82,11 +78,6 @@ class ResumeCheck:
         if changed := [part for part in given if stored.get(part, given[part]) != given[part]]:
             named = ", ".join(f"{part} ({NAMED_BY[part]})" for part in changed)
             self._judge(f"{self._checkpoint} was trained with another content of {named}")
-
-    def _settings_on_disk(self) -> Mapping[str, Any]:
-        path = self._config.folder / "config.yaml"
-        found = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
-        return found if isinstance(found, dict) else {}
 
     def _judge(self, said: str) -> None:
         if not self._insist:

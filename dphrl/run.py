@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.evaluation.base import base_evaluation, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
-from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
+from dphrl.learner.checkpoint import MANIFEST, checkpoint_path, newest_whole, read_manifest, set_aside_after
 from dphrl.loop import train
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, System
 from dphrl.reference.reuse import prepare_reference
 from dphrl.resume import training_inputs
+from dphrl.saving import CheckpointSaver
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
 from dphrl.types import RolloutGroup
@@ -29,21 +29,25 @@ async def training_run(
 ) -> None:
     """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
 
-    Raises InputError when that checkpoint is of another learner layout. Whether it was trained with what is given now
-    is checked before: `ResumeCheck`.
+    Raises InputError when no checkpoint is whole, and CheckpointError when one cannot be written. Whether the newest
+    was trained with what is given now is checked before: `ResumeCheck`.
     """
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
     base = await base_evaluation(config, prepared, parts, tracker.folder, console)
     tracker.log_evaluation(0, "base", base)
-    start_step = await _restore(parts, tracker, console) if resume else 0
-    observer = _Observer(config, prepared, parts, tracker, console, base)
-    await observer.catch_up(start_step)
-    await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
-    trained = await observer.finish()
+    start_step = await _restore(config, parts, tracker, console) if resume else 0
+    saver = CheckpointSaver(config, parts.learner, tracker.folder, training_inputs(config, prepared))
+    observer = _Observer(config, prepared, parts, tracker, console, base, saver)
+    try:
+        await observer.catch_up(start_step)
+        await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
+        trained = await observer.finish()
+    finally:
+        await saver.settle()
     report_evaluations(console, {"base": base, "trained": trained})
-    console.info(f"model      {list_checkpoints(tracker.folder / 'checkpoints')[-1] / 'hf'}")
+    console.info(f"model      {checkpoint_path(tracker.folder / 'checkpoints', config.learner.num_steps) / 'hf'}")
     console.info(f"run folder {tracker.folder}  (metrics.jsonl, samples/, reference/, eval/, tensorboard/, run.log)")
 
 
@@ -51,24 +55,37 @@ def _gap(synced: Mapping[str, float]) -> str:
     return f"engine and learner log-probs agree within {synced['sync/logprob_gap_max']:.2g}"
 
 
-async def _restore(parts: Parts, tracker: Tracker, console: Console) -> int:
+async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console) -> int:
     """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done."""
-    found = list_checkpoints(tracker.folder / "checkpoints")
-    if not found:
+    found = newest_whole(tracker.folder / "checkpoints", console.info)
+    if found is None:
         console.info("resume: no checkpoint yet, starting at step 1")
         tracker.truncate_after(0)
         return 0
-    manifest = read_manifest(found[-1])
-    if manifest.layout != parts.learner.layout:
-        raise InputError(
-            f"{found[-1]} was written by a learner of another layout ({manifest.layout}; now {parts.learner.layout}); "
-            "resume with the same learner.num_ranks, learner.zero_stage, model.lora and --inline"
-        )
-    await parts.learner.load(found[-1], manifest.policy_version)
+    manifest = read_manifest(found)
+    weights_only = config.checkpoint.restore == "weights"
+    await parts.learner.load(found, manifest.policy_version, weights_only=weights_only)
     await parts.rollouts.refit(parts.learner)
     tracker.truncate_after(manifest.step)
-    console.info(f"resume: {manifest.step} steps done, continuing from {found[-1]}")
+    console.info(f"resume: {manifest.step} steps done, continuing from {found}")
+    for damaged in set_aside_after(found.parent, manifest.step):
+        console.info(f"resume: the damaged checkpoint is now {damaged}; delete it when nobody needs it")
+    for note in _restored(config, manifest.layout, parts.learner.layout):
+        console.info(f"resume: {note}")
     return manifest.step
+
+
+def _restored(config: Config, before: str, now: str) -> Iterator[str]:
+    """What the user should know of a run that goes on: a line each."""
+    if before != now:
+        yield f"the learner was {before} and is {now}; sums have another order, so losses agree up to rounding"
+    if config.checkpoint.restore == "weights":
+        yield "checkpoint.restore=weights: the optimizer begins anew"
+    if (steps := config.rollout.max_staleness) > 0:
+        yield (
+            f"completions of up to {steps} steps that were sampled ahead (rollout.max_staleness) are not in a "
+            "checkpoint; they are sampled again, from the weights of now"
+        )
 
 
 class _Observer:
@@ -82,19 +99,19 @@ class _Observer:
         tracker: Tracker,
         console: Console,
         base: Sequence[Summary],
+        saver: CheckpointSaver,
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
-        self.tracker, self.console = tracker, console
-        self.settings, self.inputs = config.model_dump(mode="json"), training_inputs(config, prepared)
+        self.tracker, self.console, self.saver = tracker, console, saver
 
     async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         self.tracker.log_samples(step, groups, self.config.tracking.samples_per_step)
         self.tracker.log_step(metrics)
         self.console.step_line(metrics, self.config.learner.num_steps)
-        last = step == self.config.learner.num_steps
-        if last or _is_due(step, self.config.checkpoint.every_steps):
-            await self._save(step)
-        if not last and _is_due(step, self.config.evaluation.every_steps):
+        self.saver.check()
+        if self.saver.is_due(step):
+            await self.saver.save(step)
+        if step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps):
             await self._evaluate(step)
 
     async def catch_up(self, step: int) -> None:
@@ -104,18 +121,13 @@ class _Observer:
             await self._evaluate(step)
 
     async def finish(self) -> list[Summary]:
-        """The final evaluation, of the weights that the engines hold now."""
-        return await self._evaluate(self.config.learner.num_steps)
-
-    async def _save(self, step: int) -> None:
-        learner = self.parts.learner
-        told = (learner.policy_version, learner.layout, self.settings, self.inputs)
-        manifest = CheckpointManifest(step, *told)
-        folder = self.tracker.folder.absolute() / "checkpoints"
-        path = await save_checkpoint(folder, manifest, self.parts.learner.save, keep=self.config.checkpoint.keep)
-        log.info("checkpoint %s", path)
+        """The final evaluation, of the weights that the engines hold now; all that was saved is on the disk then."""
+        summaries = await self._evaluate(self.config.learner.num_steps)
+        await self.saver.finish()
+        return summaries
 
     async def _evaluate(self, step: int) -> list[Summary]:
+        await self.saver.whole()  # what fails from here on must not cost the training
         if not self.config.evaluation.num_samples:
             return []
         path, partial = self._result(step), self._partial(step)

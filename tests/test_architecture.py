@@ -55,7 +55,7 @@ ROOMS = {
     "sandbox": "types own_code",
     "cluster.jobs": "config own_code",
     "batch": "algo types config",
-    "learner": "algo types config model_files",
+    "learner": "algo durable types config model_files",
     "tracking": "types config",
     "protocols": "types config tracking",
     "rewards": "tiny types config own_code sandbox tracking",
@@ -71,7 +71,9 @@ ROOMS = {
     "experiments": "config tracking evaluation",
     "inline": "types config processors priority learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",
-    "run": "types config learner tracking protocols prepare evaluation loop reference resume",
+    "saving": "durable config learner protocols",
+    "exporting": "durable config models learner tracking",
+    "run": "types config learner tracking protocols prepare evaluation loop reference resume saving",
     "cluster.dashboards": "actors",
     "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
@@ -87,7 +89,7 @@ ROOMS = {
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.experiments"
+        "cluster.render cluster.launch cluster.experiments exporting"
     ),
     "__main__": "own_code processors cluster.cli",
 }

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.export import add_export_command
 from cluster.cli.remote import add_cluster_commands
 from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
@@ -217,6 +218,9 @@ def report(
 
         write_report(run_dirs, output)
         typer.echo(f"written to {output}")
+
+
+add_export_command(app)
 
 
 # Added here, because --help lists the commands in this order.

@@ -173,6 +173,10 @@ def host_memory(config: Config, shape: ModelShape, dtype: str, on_node: Sequence
     # one tensor at least, so no more than the model.
     if uses_store and (num_engines or any(rank.index == 0 for rank in ranks)):
         running["object store"] = model
+    # A checkpoint is written from a copy: each rank's part of masters and moments, and on the first the model.
+    if ranks:
+        part = shape.num_trained(config.model.lora) * STATE_BYTES / config.learner.num_ranks
+        running["checkpoint"] = len(ranks) * part + (model if any(rank.index == 0 for rank in ranks) else 0.0)
     phases = {"while loading": loading, "while training": running}
     return {
         phase: Memory({k: v for k, v in parts.items() if v}) for phase, parts in phases.items() if any(parts.values())

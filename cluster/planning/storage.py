@@ -33,17 +33,16 @@ class DiskNeed:
 
 
 def disk_need(config: Config, shape: ModelShape, dtype: str) -> DiskNeed:
-    """Masters and moments of what is trained, and below ZeRO-3 the trained weights once more; a new checkpoint is
-    complete before the oldest goes."""
-    width, trained = BYTES_PER_PARAMETER[dtype], shape.num_trained(config.model.lora)
-    again = width if config.learner.zero_stage < 3 else 0
-    steps, every = config.learner.num_steps, config.checkpoint.every_steps
-    # Without a period there is only the last one.
+    """Masters and moments of what is trained; a new checkpoint is complete before the oldest goes."""
+    settings, steps = config.checkpoint, config.learner.num_steps
+    # Nobody knows how long a step takes, so by the clock there may be one after each.
+    every = 1 if settings.every_minutes else settings.every_steps
     written = -(-steps // every) if every else 1
+    best = settings.keep_best if config.evaluation.num_samples and config.evaluation.every_steps else 0
     return DiskNeed(
-        checkpoint=trained * (STATE_BYTES + again),
-        export=shape.num_parameters * width,
-        number=min(written, config.checkpoint.keep + 1),
+        checkpoint=shape.num_trained(config.model.lora) * STATE_BYTES,
+        export=shape.num_parameters * BYTES_PER_PARAMETER[dtype],
+        number=min(written, settings.keep + best + 1),
         buffer=float(config.reference.max_bytes) if config.uses_reference_samples else 0.0,
     )
 

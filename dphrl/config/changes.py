@@ -28,13 +28,11 @@ FREE = frozenset(
         *("learner.sequence_parallel", "learner.offload", "learner.share_prefix"),
         *("sync.on_failure",),
         *("sync.backend", "sync.num_probes", "sync.timeout_s", "sync.max_mean_logprob_gap"),
-        *("checkpoint.every_steps", "checkpoint.keep"),
+        *("learner.num_ranks", "learner.zero_stage", "checkpoint"),
     ]
 )
 # What was free and is no more.
 REMOVED = frozenset(["sync.max_logprob_gap"])
-# The learner's layout. No insisting helps here: a checkpoint of another one cannot be loaded, and loading says so.
-LAYOUT = frozenset(["learner.num_ranks", "learner.zero_stage"])
 # A run may become longer. Shorter, it would have had another schedule of learning rates all along.
 MAY_GROW = frozenset(["learner.num_steps"])
 
@@ -76,7 +74,7 @@ def compare_settings(stored: Mapping[str, Any], config: Config) -> SettingChange
 def _differences(old: Any, new: Any, loc: Loc) -> Iterator[tuple[Loc, Any, Any]]:
     """(place, old value, new value) of every setting that differs; a method with its parameters is one setting."""
     key = dotted(loc)
-    if key in FREE | LAYOUT | REMOVED:
+    if key in FREE | REMOVED:
         return
     if old is _ABSENT or (key in EARLIER_DEFAULTS and old == EARLIER_DEFAULTS[key] != new):
         default = _default(loc)

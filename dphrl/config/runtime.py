@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -45,10 +45,21 @@ class SyncConfig(Section):
 
 class CheckpointConfig(Section):
     every_steps: NonNegativeInt = 0
-    """Steps between checkpoints. 0 writes only the last one. Each takes time, and the disk space of weights and
-    optimizer state."""
+    """Steps between checkpoints; 0 counts no steps. The last step always has one. A step waits until the state is
+    copied to host memory (12 bytes for each trained parameter over all ranks, and the model on rank 0's node); it is
+    written while the training goes on."""
+    every_minutes: Annotated[float, Field(ge=0)] = 30.0
+    """Minutes between checkpoints, beside every_steps: what a failure may cost at most. A step that ends later than
+    that after the last checkpoint has one. 0 looks at no clock."""
     keep: PositiveInt = 2
-    """Checkpoints that stay. Older ones are removed once a newer one is complete."""
+    """Newest checkpoints that stay. Older ones are removed once a newer one is complete."""
+    keep_best: NonNegativeInt = 1
+    """Checkpoints that stay besides because their evaluation was best: by Pass@k with the smallest of evaluation.k, on
+    average over data.evaluation. Only steps that were evaluated (evaluation.every_steps) and have a checkpoint
+    count."""
+    restore: Literal["all", "weights"] = "all"
+    """What --resume takes from a checkpoint. weights leaves the optimizer's moments there and begins with new ones, for
+    a run whose moments are spoilt."""
 
 
 class EvaluationConfig(Section):

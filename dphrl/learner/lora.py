@@ -93,6 +93,11 @@ def trained_parameters(policy: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
+def trained_by_name(policy: Any) -> list[tuple[str, nn.Parameter]]:
+    """The same with their names in the transformers model, by which a checkpoint knows them."""
+    return [(name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad]
+
+
 @contextmanager
 def adapters_off(policy: nn.Module) -> Iterator[None]:
     """Within it, the policy is the model without its adapters, to the bit: the initial policy.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.checkpoints import save
 from tests.integration.test_learner import inline_results, make_batches
 
 pytestmark = pytest.mark.integration
@@ -46,7 +47,7 @@ def test_deepspeed_ranks_train_adapters_as_plain_torch(
         learner = RayLearner(ranks)
         found["start"] = await learner.score(SEQUENCES)
         first = await learner.update(batches[0])
-        await learner.save(tmp_path / "checkpoint")
+        await save(learner, tmp_path / "checkpoint")
         second = await learner.update(batches[1])
         found["metrics"] = [first, second]
         (found["weights"], found["parts"]), _ = await on_all(_weights_and_parts)

@@ -17,7 +17,6 @@ import pytest
 
 from dphrl.config.loading import InputError
 from dphrl.fingerprint import changed_parts, fingerprint
-from dphrl.learner.checkpoint import CheckpointManifest, list_checkpoints, read_manifest, save_checkpoint
 from dphrl.reference import stage as reference_stage
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.reference.reuse import prepare_reference
@@ -445,42 +444,3 @@ def test_fingerprint_sees_weights_prompts_and_dtype(make_config: Any, tiny_dir: 
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert changed_parts(before, fingerprint(config, str(copy), prompts, "torch.float32")) == ["model weights"]
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
-def test_a_damaged_manifest_of_a_checkpoint_is_named(content: str, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "step_2"
-    checkpoint.mkdir()
-    (checkpoint / "manifest.json").write_text(content)
-    with pytest.raises(InputError, match=r"step_2: the checkpoint is damaged \(.*delete the folder") as caught:
-        read_manifest(checkpoint)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_copy_of_a_checkpoint_under_another_name_is_left_alone(tmp_path: Path) -> None:
-    for name in ("step_9", "step_10", "step_10 (copy)", "step_best", "step_"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_9", "step_10"]
-
-
-def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
-    async def write(folder: Path) -> None:
-        (folder / "state").write_text("weights")
-
-    async def fail(folder: Path) -> None:
-        (folder / "state").write_text("half")
-        raise OSError("disk full")
-
-    for step in (2, 4, 10):
-        asyncio.run(
-            save_checkpoint(
-                tmp_path, CheckpointManifest(step, step, "inline", {"seed": 1}, {"prompts": "a"}), write, keep=2
-            )
-        )
-    with pytest.raises(OSError, match="disk full"):
-        asyncio.run(save_checkpoint(tmp_path, CheckpointManifest(12, 12, "inline"), fail, keep=2))
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_10"]
-    assert read_manifest(list_checkpoints(tmp_path)[-1]) == CheckpointManifest(
-        10, 10, "inline", {"seed": 1}, {"prompts": "a"}
-    )

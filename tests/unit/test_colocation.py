@@ -199,13 +199,13 @@ def test_a_checkpoint_takes_the_whole_state_and_leaves_engines_their_weights(mak
         await world.turns.make_room()
         await parts.rollouts.refit(parts.learner)
         world.events.clear()
-        await parts.learner.save(Path("there"))
+        await parts.learner.copy_state()
         async for _ in parts.rollouts.generate(PROMPTS, 1, seed=0):
             pass
 
     asyncio.run(run())
     assert world.of_one_engine() == [
-        *("engine 0: sleep 1", "learner: reload", "learner: save"),
+        *("engine 0: sleep 1", "learner: reload", "learner: copy_state"),
         *("learner: offload", "engine 0: wake_up weights+kv_cache", "engine 0: submit"),
     ]
 

@@ -95,10 +95,16 @@ class FakeLearner:
         self.policy_version += 1
         return {}
 
-    async def save(self, folder: Path) -> None:
-        (folder / "hf").mkdir()
+    async def copy_state(self) -> int:
+        return 0
 
-    async def load(self, folder: Path, policy_version: int) -> None:
+    async def write_state(self, folder: Path) -> dict[str, str]:
+        return {}
+
+    async def write_export(self, folder: Path) -> None:
+        (folder / "hf").mkdir(parents=True)
+
+    async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
         self.policy_version = policy_version
 
 

@@ -16,6 +16,7 @@ from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner
 from dphrl.learner.export import check_exportable, export_model
 from dphrl.learner.loading import load_policy
+from tests.checkpoints import save
 from tests.model_folders import EMBEDDING, HEAD, write_head, write_tokenizer
 
 # A model is shipped with these: transformers reads it, and refuses to save it.
@@ -45,7 +46,7 @@ def test_all_but_weights_and_configuration_is_copied_byte_for_byte(source: Path,
     learner = InlineLearner(make_config(), str(source))
     with torch.no_grad():
         learner.policy.lm.get_input_embeddings().weight.add_(1.0)  # type: ignore[operator]
-    asyncio.run(learner.save(source.parent))
+    asyncio.run(save(learner, source.parent))
     exported = source.parent / "hf"
     copied = {
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "helper.py"),

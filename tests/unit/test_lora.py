@@ -24,9 +24,12 @@ from dphrl.learner.lora import (
     check_lora,
     plain_weights,
     target_layers,
+    trained_by_name,
     trained_parameters,
 )
+from dphrl.learner.state import StoredState
 from dphrl.types import RowKind, TrainBatch, TrainRow
+from tests.checkpoints import save
 
 SEQUENCE = [((1, 2, 5, 6, 7, 8), 2)]
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -216,10 +219,12 @@ def test_a_checkpoint_holds_adapters_and_whole_models_beside(
     from transformers import AutoModelForCausalLM
 
     asyncio.run(learner.update(batch_of(learner)))
-    asyncio.run(learner.save(tmp_path))
-    state = torch.load(tmp_path / "learner.pt", weights_only=True)
-    assert state["adapters"].keys() == dict(adapter_weights(learner.policy.lm)).keys()
-    assert (tmp_path / "learner.pt").stat().st_size < 0.6 * (tmp_path / "hf" / "model.safetensors").stat().st_size
+    asyncio.run(save(learner, tmp_path))
+    with StoredState(tmp_path / "state") as stored:
+        stored.check({name: parameter.numel() for name, parameter in trained_by_name(learner.policy)})
+    assert len(trained_by_name(learner.policy)) == len(dict(adapter_weights(learner.policy.lm)))
+    (state,) = (tmp_path / "state").iterdir()
+    assert state.stat().st_size < 0.6 * (tmp_path / "hf" / "model.safetensors").stat().st_size
     ids = torch.tensor([SEQUENCE[0][0]])
     with torch.no_grad():
         ours = learner.policy.lm(ids).logits
@@ -234,7 +239,7 @@ def test_a_checkpoint_holds_adapters_and_whole_models_beside(
 
 def test_a_resumed_learner_repeats_a_step_to_the_bit(learner: InlineLearner, tiny_dir: str, tmp_path: Path) -> None:
     asyncio.run(learner.update(batch_of(learner)))
-    asyncio.run(learner.save(tmp_path))
+    asyncio.run(save(learner, tmp_path))
     other = InlineLearner(learner.config, tiny_dir)
     asyncio.run(other.load(tmp_path, 1))
     metrics = [asyncio.run(one.update(batch_of(one))) for one in (learner, other)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,7 +180,9 @@ def test_ranks_are_one_learner(monkeypatch: pytest.MonkeyPatch) -> None:
             update=lambda batch: answer({"learner/grad_norm": 1.0 + place, "rollout/logprob_gap_max": 0.5 * place}),
             publish=lambda: stream(["chunk 0", "chunk 1"] if place == 0 else []),
             sent=lambda: answer(f"what rank {place} sent"),
-            load=lambda folder: answer(loaded.append(folder)),
+            load=lambda folder, weights_only: answer(loaded.append((folder, weights_only))),
+            copy_state=lambda: answer(10 + place),
+            write_state=lambda folder: answer({f"state/rank_{place}": folder}),
         )
 
     async def run() -> None:
@@ -195,7 +198,9 @@ def test_ranks_are_one_learner(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [chunk async for chunk in learner.publish()] == ["chunk 0", "chunk 1"]
         assert await learner.sent() == "what rank 0 sent"
         await learner.load("folder", 9)  # type: ignore[arg-type]
-        assert (learner.policy_version, loaded) == (9, ["folder", "folder"])
+        assert (learner.policy_version, loaded) == (9, [("folder", False)] * 2)
+        assert await learner.copy_state() == 21, "bytes of all ranks"
+        assert await learner.write_state(Path("a")) == {"state/rank_0": "a", "state/rank_1": "a"}
         assert learner.last_update is None, "no update made the weights of a checkpoint"
 
     asyncio.run(run())

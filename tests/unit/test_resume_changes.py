@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from dphrl.config.changes import EARLIER_DEFAULTS, FREE, LAYOUT, MAY_GROW, SettingChanges, compare_settings
+from dphrl.config.changes import EARLIER_DEFAULTS, FREE, MAY_GROW, SettingChanges, compare_settings
 from dphrl.config.errors import ConfigSchema
 from dphrl.config.loading import InputError
-from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, save_checkpoint
+from dphrl.durable import seal
+from dphrl.learner.checkpoint import MANIFEST, CheckpointManifest, begin_checkpoint, complete_checkpoint
 from dphrl.resume import ResumeCheck, training_inputs
 from dphrl.types import Prompt
 
@@ -83,7 +83,7 @@ def test_the_trust_region_of_a_run_from_before_it_could_be_chosen(make_config: A
             },
             [],
         ),
-        ({"learner": {"num_ranks": 2, "zero_stage": 1}}, []),  # refused by the layout of the checkpoint itself
+        ({"learner": {"num_ranks": 2, "zero_stage": 1}}, []),
     ],
 )
 def test_what_changed_is_named_and_what_is_free_is_not(
@@ -106,7 +106,7 @@ def test_every_setting_that_is_not_on_the_list_is_named(make_config: Any) -> Non
         section[key], value = "another value", section[key]
         named = [line.partition(":")[0] for line in compare_settings(stored, config).changed]
         section[key] = value
-        is_free = any(f"{path}.".startswith(f"{place}.") for place in FREE | LAYOUT)
+        is_free = any(f"{path}.".startswith(f"{place}.") for place in FREE)
         assert named == ([] if is_free else [path])
         seen.add(path)
     assert {"learner.lr", "algorithm.divergence", "data.train.path", "reward.timeout_s", "tracking.wandb"} <= seen
@@ -114,11 +114,11 @@ def test_every_setting_that_is_not_on_the_list_is_named(make_config: Any) -> Non
 
 def test_the_list_holds_settings_that_exist_and_the_page_shows_it() -> None:
     places = set(ConfigSchema().places())
-    assert places >= FREE | LAYOUT | MAY_GROW
+    assert places >= FREE | MAY_GROW
     page = OPERATIONS.read_text()
     start = page.index("## Checkpoints")
     section = page[start : page.index("\n## ", start + 1)]
-    assert [place for place in sorted(FREE | LAYOUT | MAY_GROW) if f"`{place}`" not in section] == []
+    assert [place for place in sorted(FREE | MAY_GROW) if f"`{place}`" not in section] == []
 
 
 def test_settings_that_one_version_lacks(make_config: Any) -> None:
@@ -171,12 +171,11 @@ class Run:
         return SimpleNamespace(**{"model_dir": self.model_dir, "prompts": self.prompts, **changes})
 
     def save(self, step: int = 2) -> Path:
-        async def write(folder: Path) -> None:
-            (folder / "state").write_text("weights")
-
         inputs = training_inputs(self.config, self.prepared())
-        manifest = CheckpointManifest(step, step, "inline", as_json(self.config), inputs)
-        return asyncio.run(save_checkpoint(self.folder / "run" / "checkpoints", manifest, write, keep=2))
+        manifest = CheckpointManifest(step, step, "inline", "float32", as_json(self.config), inputs)
+        staging = begin_checkpoint(self.folder / "run" / "checkpoints", step)
+        (staging / "state").write_text("weights")
+        return complete_checkpoint(staging, manifest, {})
 
 
 @pytest.fixture
@@ -268,23 +267,13 @@ def test_a_longer_run_with_a_falling_rate_is_told_what_becomes_of_it(
     assert check.notes == ["resume: the learning rate of lr_schedule: linear now falls until step 6"]
 
 
-@pytest.mark.parametrize("has_config", [True, False])
-def test_a_checkpoint_of_an_older_version_goes_on_with_a_word(saved: Run, has_config: bool) -> None:
-    path = saved.folder / "run" / "checkpoints" / "step_2" / MANIFEST
-    path.write_text(json.dumps({"step": 2, "policy_version": 2, "layout": "inline", "model": "0123456789abcdef"}))
-    if has_config:
-        older = as_json(saved.config) | {"gone": 1}
-        (saved.folder / "run" / "config.yaml").write_text(yaml.safe_dump(older))
-        with pytest.raises(InputError, match=r"other settings: learner\.lr: 0\.001 -> 0\.5"):
-            ResumeCheck(saved.make(learner={"lr": 0.5})).check_settings()
-    check = ResumeCheck(saved.config)
-    check.check_settings()
-    check.check_inputs(saved.prepared(prompts=[]))
-    settings, inputs = check.notes
-    assert ("settings that this version lacks: gone" if has_config else "does not tell its settings") in settings
-    assert (
-        "is of an older version and does not tell of model weights, tokenizer, generation settings, prompts" in inputs
-    )
+def test_the_newest_whole_checkpoint_is_what_a_run_goes_on_from(saved: Run) -> None:
+    saved.save(step=5)
+    (saved.folder / "run" / "checkpoints" / "step_5" / "state").write_text("weight5")
+    ResumeCheck(saved.make(learner={"num_steps": 4})).check_settings()
+    (saved.folder / "run" / "checkpoints" / "step_2" / "state").unlink()
+    with pytest.raises(InputError, match=r"no whole checkpoint is left in .*checkpoints: --overwrite starts anew"):
+        ResumeCheck(saved.config)
 
 
 def test_what_a_newer_version_looks_at_besides_is_taken_on_trust(saved: Run) -> None:
@@ -292,6 +281,7 @@ def test_what_a_newer_version_looks_at_besides_is_taken_on_trust(saved: Run) -> 
     told = json.loads(path.read_text())
     del told["inputs"]["tokenizer"]
     path.write_text(json.dumps(told))
+    seal(path.parent)
     check = ResumeCheck(saved.config)
     check.check_inputs(saved.prepared())
     (note,) = check.notes
