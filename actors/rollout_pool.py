@@ -49,7 +49,7 @@ class RayRolloutPool:
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)
-        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype), self._steps)
+        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype), self._steps, seed=config.seed)
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure.

@@ -7,7 +7,6 @@ sees the whole path, but in bfloat16 not weights that are one update old.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from actors.waiting import Actor, within
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.session import EngineSteps
 from dphrl.config.runtime import SyncConfig
+from dphrl.data.schedule import derive_seed
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
@@ -63,12 +63,15 @@ class WeightProof:
         probes: Sequence[Prompt],
         max_mean_gap: float,
         steps: EngineSteps | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         """probes: prompts of which every engine samples one completion each. max_mean_gap: in nats. steps: of the same
-        engines, with the limit for each answer; None sets no limit."""
+        engines, with the limit for each answer; None sets no limit. seed: the run's, so that a resumed run has the
+        probes of an uninterrupted one."""
         self._steps = steps or EngineSteps(engines, math.inf)
         self.engines, self.probes, self.max_mean_gap = engines, probes, max_mean_gap
-        self._seeds = itertools.count()
+        self._seed = seed
         self._before: tuple[int, WeightSummary] | None = None  # version and content of the sync before
 
     async def check(
@@ -83,10 +86,10 @@ class WeightProof:
         if found := [*record_problems(records, sent)]:
             raise RuntimeError(f"after the sync to policy version {learner.policy_version}, {'; '.join(found)}")
         self._check_changed(sent, learner)
-        gaps = await self._gaps(learner)
+        gaps = await self._gaps(learner, attempt=0)
         if not _worst(gaps).mean <= self.max_mean_gap:
             log.warning("%s; sampling other probes", self._beyond(gaps, learner))
-            gaps = await self._gaps(learner)
+            gaps = await self._gaps(learner, attempt=1)
         if not _worst(gaps).mean <= self.max_mean_gap:
             raise RuntimeError(
                 f"{self._beyond(gaps, learner)}, and so they were for other probes: it samples from another policy "
@@ -121,9 +124,9 @@ class WeightProof:
             f"(sync.max_mean_logprob_gap={self.max_mean_gap:g}) and by {worst.largest:.3g} at most"
         )
 
-    async def _gaps(self, learner: WeightPublisher) -> list[Gap]:
+    async def _gaps(self, learner: WeightPublisher, attempt: int) -> list[Gap]:
         """Each engine's gap on probe completions that it samples now; one call of `score` scores them all."""
-        seed = next(self._seeds)
+        seed = derive_seed(self._seed, "probes", learner.policy_version, attempt)
         step, limit = self._steps.step, self._steps.limit_s
         sampled: list[list[Completion]] = await self._steps.all(
             [

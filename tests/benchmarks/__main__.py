@@ -36,7 +36,8 @@ def main() -> None:
             "neighbours: --old REVISION, --rounds N, --steps N, --busy-steps N, --busy N, --spin COUNT, --seconds N; "
             "zero_advantage: --old REVISION, --rounds N, --layers N, --groups N; "
             "shared_prefix: --old REVISION, --rounds N, --layers N, --groups N, --only NAME; "
-            "divergence_cost: --rounds N, --layers N; micro_batches: --rows N, --layers N, --rounds N."
+            "divergence_cost: --rounds N, --layers N; micro_batches: --rows N, --layers N, --rounds N; "
+            "checkpoint_cost: --rounds N, --layers N, --groups N."
         ),
     )
     parser.add_argument("name", choices=modules, help="which benchmark")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +66,3 @@ def test_a_run_goes_on_with_something_else_only_if_the_user_insists(config_file:
     refused = train(config_file, "--resume", "learner.num_steps=4", "learner.lr=0.01")
     assert refused.exit_code == 2
     assert "step_3 was trained with another content of reward code (reward.name); --insist goes on" in refused.stderr
-
-
-def test_a_run_of_an_older_version_goes_on_with_a_word(config_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(config_file).exit_code == 0
-    manifest = folder / "checkpoints" / "step_2" / "manifest.json"
-    told = json.loads(manifest.read_text())
-    older = {name: told[name] for name in ("step", "policy_version", "layout")} | {"model": "0123456789abcdef"}
-    manifest.write_text(json.dumps(older))
-    done = train(config_file, "--resume", "learner.num_steps=3")
-    assert done.exit_code == 0, done.output
-    assert "is of an older version and does not tell of model weights" in done.output
-    assert [step for step, _ in steps_and_rates(folder)] == [1, 2, 3]

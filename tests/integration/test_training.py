@@ -175,22 +175,6 @@ def test_divergence_is_zero_before_the_first_update(make_config: Any, tmp_path: 
     assert abs(first["divergence/loss"]) < 1e-6 < second["divergence/loss"]
 
 
-def test_resume_continues_where_the_checkpoint_is(make_config: Any, tmp_path: Path) -> None:
-    every_step = {"checkpoint": {"every_steps": 1}}
-    whole = inline_config(make_config, tmp_path / "whole", learner={"num_steps": 4}, **every_step)
-    run_training(whole, inline=True)
-    part = inline_config(make_config, tmp_path / "part", learner={"num_steps": 2}, **every_step)
-    run_training(part, inline=True)
-    longer = inline_config(make_config, tmp_path / "part", learner={"num_steps": 4}, **every_step)
-    run_training(longer, inline=True, resume=True)
-    expected, resumed = (read_metrics(tmp_path / name / "inline") for name in ("whole", "part"))
-    assert [record["step"] for record in resumed] == [1, 2, 3, 4]
-    assert [record["policy_version"] for record in resumed] == [1, 2, 3, 4]
-    for ours, theirs in zip(resumed, expected, strict=True):
-        for name in SAME:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-7), (name, ours["step"])
-
-
 def test_a_run_is_never_mixed_with_another(make_config: Any, tmp_path: Path) -> None:
     config = inline_config(make_config, tmp_path, learner={"num_steps": 1})
     run_training(config, inline=True)

@@ -178,14 +178,20 @@ def test_beyond_the_bound_other_probes_decide(caplog: Any) -> None:
     assert len(engine.calls) == 2, "twice is enough"
 
 
-def test_each_proof_samples_with_a_seed_of_its_own() -> None:
-    engine, other = Engine(), Engine()
-    proof = WeightProof([engine, other], PROBES, 1e-3)
-    for _ in range(3):
-        check(proof, Learner())
-    seeds = [call[2] for call in engine.calls]
-    assert len(set(seeds)) == 3
-    assert seeds == [call[2] for call in other.calls]
+def test_probes_are_a_function_of_seed_version_and_attempt() -> None:
+    def seeds(seed: int) -> list[int]:
+        """Of two proofs of versions 0 and 1, each with a second attempt after a gap."""
+        engine, other = Engine(), Engine()
+        for version in (0, 1):  # a proof of its own, as after a resume
+            learner = Learner()
+            learner.policy_version = version
+            with pytest.raises(RuntimeError, match="and so they were for other probes"):
+                check(WeightProof([engine, other], PROBES, -1.0, seed=seed), learner)
+        assert [call[2] for call in engine.calls] == [call[2] for call in other.calls]
+        return [call[2] for call in engine.calls]
+
+    assert len(set(seeds(3) + seeds(4))) == 8
+    assert seeds(3) == seeds(3)
 
 
 def test_a_gap_is_of_all_tokens() -> None:
