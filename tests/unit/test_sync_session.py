@@ -32,6 +32,7 @@ from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
+from dphrl.protocols import LearnerLostError
 from dphrl.types import Completion, Prompt
 
 LIMIT_S = 0.3
@@ -460,12 +461,18 @@ def test_the_ranks_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("rank 1 ran out of memory")
 
     def learner(*methods: Any) -> RayLearner:
-        return RayLearner([SimpleNamespace(send_weights=SimpleNamespace(remote=method)) for method in methods])
+        return RayLearner([handle(send_weights=method, idle_s=alive, stack=alive) for method in methods])
+
+    def handle(**methods: Any) -> Any:
+        return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
+
+    async def alive() -> float:
+        return 0.0
 
     with pytest.raises(RuntimeError, match="rank 1 ran out of memory"):
         asyncio.run(learner(silent, fails).send_weights([], 1, 60))
     monkeypatch.setattr("actors.learner_group.SESSION_GRACE_S", 0.1)
-    with pytest.raises(TimeoutError, match=r"learner rank 0, 1 did not end a weight sync within 0\.15 s"):
+    with pytest.raises(LearnerLostError, match=r"learner rank 0, 1 did not end a weight sync within 0\.15 s"):
         asyncio.run(learner(silent, silent).send_weights([], 1, 0.01))
 
 
