@@ -67,7 +67,8 @@ def last_words(who: str, error: BaseException) -> str:
     if is_death(error):
         failed_start = isinstance(error, RayActorError) and error.actor_init_failed
         end = _last_line(str(error)) if failed_start else how_it_ended(error)
-        return f"{who}{place_in(error)} {'did not start' if failed_start else 'died'}: {end}"
+        away = "cannot be reached" if isinstance(error, ActorUnavailableError) else "died"
+        return f"{who}{place_in(error)} {'did not start' if failed_start else away}: {end}"
     cause = _cause(error)
     if isinstance(cause, TimeoutError):
         return _last_line(str(cause)) or f"{who} did not answer in time"
@@ -90,7 +91,7 @@ def how_it_ended(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         return _ENDS[0][1]
     if isinstance(error, ActorUnavailableError):
-        return "it cannot be reached: its process restarts, or the network to its node is down"
+        return "its process restarts, or the network to its node is down"
     text = str(error)
     return next((end for pattern, end in _ENDS if re.search(pattern, text)), _last_line(text))
 

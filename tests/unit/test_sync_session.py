@@ -535,6 +535,36 @@ def test_an_engine_that_failed_in_a_session_is_stale(make_config: Any, broken: s
     asyncio.run(run())
 
 
+def test_an_update_that_broke_off_is_ended_before_the_next(make_config: Any) -> None:
+    """The learner was lost between start and finish; vLLM refuses to start, or to meet another, before."""
+    active, ended = [False], [0]
+
+    def rpc(method: str, **options: Any) -> list[Any]:
+        if method == "finish_weight_update":
+            ended[0] += 1
+            active[0] = False
+        elif method != "update_weights":
+            assert not active[0], f"{method} in the midst of an update"
+            active[0] = method == "start_weight_update"
+        return []
+
+    async def run() -> None:
+        engine = engine_over(make_config, llm_of(rpc))
+        await engine.start_weight_update()
+        await engine.receive_weights({})
+        await engine.start_weight_update()
+        assert ended == [1]
+        await engine.init_weight_transfer_engine({})
+        assert ended == [2]
+        await engine.start_weight_update()
+        await engine.receive_weights({})
+        assert (await engine.finish_weight_update(5)).policy_version == 5
+        await engine.start_weight_update()
+        assert ended == [3]
+
+    asyncio.run(run())
+
+
 # ------------------------------------------------------------------------------------- the backend
 
 
