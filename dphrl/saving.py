@@ -139,6 +139,7 @@ class CheckpointSaver:
                 return
         target = checkpoint_path(self._folder, step)
         staging = target / ".export.partial"
+        shutil.rmtree(staging, ignore_errors=True)
         try:
             await self._learner.write_export(staging)
             for part in sorted(staging.iterdir()):

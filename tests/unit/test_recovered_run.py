@@ -44,11 +44,11 @@ class World:
 
     _version = 0
 
-    def _meet(self, method: str) -> None:
-        assert not self.is_lost, f"{method} of a learner that is lost"
-        if (here := (method, self._version)) in self.losses:
+    def _meet(self, method: str, version: int | None = None) -> None:
+        if (here := (method, self._version if version is None else version)) in self.losses:
             self.losses.remove(here)
             self.is_lost = True
+        if self.is_lost:
             raise LearnerLostError(f"learner rank 0 died in {method}")
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
@@ -58,12 +58,22 @@ class World:
         self._version += 1
         return {"learner/grad_norm": 1.0}
 
-    async def save(self, folder: Path) -> None:
-        self._meet("save")
-        (folder / "hf").mkdir(exist_ok=True)
-        (folder / "state.json").write_text(json.dumps(self.learned))
+    async def copy_state(self) -> int:
+        self._meet("copy_state")
+        self._copy = json.dumps(self.learned)
+        return 0
 
-    async def load(self, folder: Path, policy_version: int) -> None:
+    async def write_state(self, folder: Path) -> dict[str, str]:
+        self._meet("write_state", len(json.loads(self._copy)))
+        (folder / "state.json").write_text(self._copy)
+        return {}
+
+    async def write_export(self, folder: Path) -> None:
+        self._meet("write_export", len(json.loads(self._copy)))
+        (folder / "hf").mkdir(parents=True)
+        (folder / "hf" / "model").write_text(self._copy)
+
+    async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
         self._meet("load")
         self.learned, self._version = json.loads((folder / "state.json").read_text()), policy_version
 
@@ -120,10 +130,14 @@ MOMENTS = [
     [("refit", 0)],  # the first sync
     [("update", 0)],  # nothing is trained
     [("refit", 1)],  # before there is a checkpoint
-    [("save", 2)],  # in the first checkpoint
+    [("copy_state", 2)],  # in the first checkpoint
+    [("write_state", 2)],
+    [("write_export", 2)],
     [("update", 3)],
     [("refit", 4)],
-    [("save", NUM_STEPS)],  # in the last
+    [("copy_state", NUM_STEPS)],  # in the last
+    [("write_state", NUM_STEPS)],
+    [("write_export", NUM_STEPS)],
     [("update", 3), ("load", 0)],  # again, while it is being restored
     [("update", 1), ("update", 3), ("refit", NUM_STEPS)],
 ]
@@ -143,7 +157,8 @@ def test_a_run_that_lost_its_learner_ends_as_any_other(
     metrics, expected = read_metrics(tmp_path / "lost"), read_metrics(tmp_path / "whole")
     assert [record["step"] for record in metrics] == [record["step"] for record in expected]
     assert [record["policy_version"] for record in metrics] == list(range(1, NUM_STEPS + 1))
-    assert (tmp_path / "lost" / "checkpoints" / f"step_{NUM_STEPS}").is_dir()
+    exported = tmp_path / "lost" / "checkpoints" / f"step_{NUM_STEPS}" / "hf" / "model"
+    assert len(json.loads(exported.read_text())) == NUM_STEPS
     assert len(list((tmp_path / "lost" / "samples").iterdir())) == NUM_STEPS
     if max_staleness == 0:  # else it decides how far ahead of the learner a sample was made
         assert lost.learned == whole.learned, "every completion, once, in its place"
