@@ -56,6 +56,7 @@ class _Engines(Enum):
     AWAKE = "awake"
     ASLEEP = "asleep, with their weights in host memory"
     EMPTY = "asleep, without weights"
+    HALF = "awake but for their cache"
 
 
 class DeviceTurns:
@@ -76,6 +77,9 @@ class DeviceTurns:
         """Engines sleep, and the learner is about to load its model, with all of its state on its devices."""
         self._moving = asyncio.Lock()  # a lock belongs to an event loop, and every run has its own
         async with self._moving:
+            if self._engines is _Engines.HALF:  # the learner before this one was lost in the midst of a sync
+                await self._wake([CACHE])
+                self._engines = _Engines.AWAKE
             await self._sleep(2)
             self._state_is_here = True
 
@@ -96,6 +100,7 @@ class DeviceTurns:
             asleep = self._engines is not _Engines.AWAKE
             if asleep:
                 await self._wake([WEIGHTS])
+                self._engines = _Engines.HALF
             yield
             # The cache comes last, because weights may take more memory while they change.
             if asleep:

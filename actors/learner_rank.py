@@ -17,6 +17,7 @@ from actors.deepspeed_engine import DeepSpeedEngine, build_policy
 from actors.sequence_parallel import share_rows
 from actors.training_state import check_movable, offload_training_state, reload_training_state
 from actors.waiting import Actor
+from actors.watched import WATCH, Watched
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import Ledger, WeightSummary
@@ -42,8 +43,8 @@ CHUNKS_AHEAD = 2
 
 
 # A checkpoint is written beside the training.
-@ray.remote(concurrency_groups={"disk": 1})
-class LearnerRank:
+@ray.remote(concurrency_groups=WATCH | {"disk": 1})
+class LearnerRank(Watched):
     """Holds one shard of the policy and its optimizer.
 
     Lifecycle: ranks are made one by one; then `connect`, called on all ranks at once (a collective), loads the model.
@@ -107,6 +108,7 @@ class LearnerRank:
         self._policy = policy
         self._weights = LearnerWeights(policy, self._config.learner.zero_stage)
         self._engine = DeepSpeedEngine(policy, self._config, model_dir)
+        policy.register_forward_pre_hook(lambda *_: self.moved())
         if self._config.cluster.colocate and on_gpu:
             check_movable(self._engine.module)
         if (backend := engine_backend(self._config.sync)) != "object_store":
@@ -133,10 +135,12 @@ class LearnerRank:
 
     def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, tuple[float, ...]]:
         """This rank's part of the log-probs, by index: see `score_sequences`."""
+        self.moved()
         return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """All optimizer steps of `batch`; returns this rank's share of the metrics: see `run_update`."""
+        self.moved()
         return run_update(batch, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def offload(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import ray
 
+from actors.watched import WATCH, Watched
 from dphrl.config.data import RewardConfig
 from dphrl.own_code import pin
 from dphrl.rewards.base import build_grader
@@ -13,8 +14,8 @@ from dphrl.tracking.log import install_json_log
 from dphrl.types import RewardResult
 
 
-@ray.remote
-class RewardWorker:
+@ray.remote(concurrency_groups=WATCH)
+class RewardWorker(Watched):
     """Grades batches of (completion text, answer), one result per item in order.
 
     It is synchronous on purpose: the pool relies on one batch at a time, and a grader's child process can only do one.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import ray
 
+from actors.last_words import keep, last_words
 from actors.waiting import Actor, within
+from actors.watched import log_stack
 from dphrl.config.schema import Config
 from dphrl.rewards.base import graded_pair
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
+
+log = logging.getLogger(__name__)
 
 # Time for a reward worker to start again, or to notice by itself that an item is over time.
 WORKER_GRACE_S = 60.0
@@ -28,14 +33,15 @@ class RayRewardPool:
     Lifecycle: workers live as long as their placement group. Ray restarts a worker that dies, and the pool kills a
     worker that gives no verdict in time. Capacity: each worker has one batch at a time. Batches wait here, so that a
     deadline covers the work and not the queue. An item with an infrastructure error is graded again alone, on another
-    worker if there is one.
+    worker if there is one. A worker that is down gets work again once it answers.
     """
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
         self.workers, self.config = workers, config.reward
         self.num_retries, self.timeout_s = config.reward.num_retries, config.reward.timeout_s
         self._everyone = frozenset(range(len(workers)))
-        self._idle = set(self._everyone)
+        self._idle, self._down = set(self._everyone), set[int]()
+        self._returning: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Condition()
         self._latencies_s: list[float] = []
         self._num_retried = self._num_restarts = 0
@@ -85,29 +91,27 @@ class RayRewardPool:
         # The factor of 2: a SQL completion takes its own time and, the first time, also that of its gold query.
         limit = 2 * self.timeout_s * len(pairs) + WORKER_GRACE_S
         async with self._borrowed(avoid, len(pairs)) as index:
-            worker = self.workers[index]
+            worker, who = self.workers[index], f"reward worker {index}"
             try:
-                if avoid is not None:
-                    await self._until_restarted(worker)
+                if index in self._down:
+                    await self._until_restarted(worker, who)
+                    self._down.discard(index)
                 grading = worker.grade.remote(pairs)
                 return index, await within(grading, limit, "reward.timeout_s", f"{len(pairs)} gradings")
             except (ray.exceptions.RayError, TimeoutError) as error:
-                if isinstance(error, TimeoutError):
-                    # The worker may hang forever, so it is killed, and Ray starts it again.
-                    ray.kill(worker, no_restart=False)
-                    self._num_restarts += 1
-                detail = f"reward worker: {' '.join(str(error).split())[:200]}"
+                if index not in self._down and not isinstance(error, ray.exceptions.RayTaskError):
+                    await self._lose(index, who, error)
+                detail = last_words(who, error)
                 return index, [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)] * len(pairs)
 
     @asynccontextmanager
     async def _borrowed(self, avoid: int | None, num_completions: int) -> AsyncIterator[int]:
-        """Wait for an idle worker, and yield its index. It is not `avoid` unless there is no other worker."""
-        suitable = frozenset(i for i in self._everyone if i != avoid) or self._everyone
+        """Wait for an idle worker, and yield its index. See `_suitable`."""
         self._num_waiting += num_completions
         try:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._idle & suitable)
-                index = min(self._idle & suitable)
+                await self._changed.wait_for(lambda: self._idle & self._suitable(avoid))
+                index = min(self._idle & self._suitable(avoid))
                 self._idle.remove(index)
         finally:
             self._num_waiting -= num_completions
@@ -119,17 +123,48 @@ class RayRewardPool:
                 self._idle.add(index)
                 self._changed.notify_all()
 
-    async def _until_restarted(self, worker: Actor) -> None:
+    def _suitable(self, avoid: int | None) -> frozenset[int]:
+        """Workers for a batch: not `avoid`, and none that is down, unless there is no other."""
+        others = frozenset(i for i in self._everyone if i != avoid) or self._everyone
+        return others - self._down or others
+
+    async def _lose(self, index: int, who: str, error: Exception) -> None:
+        """The worker died, or gave no verdict in time: say so once, and see that it starts again."""
+        self._down.add(index)
+        self._num_restarts += 1
+        if isinstance(error, TimeoutError):
+            # The worker may hang forever, so it is killed, and Ray starts it again.
+            await log_stack(self.workers[index], who)
+            ray.kill(self.workers[index], no_restart=False)
+        keep(who, error)
+        told = last_words(who, error)
+        log.warning(
+            "%s; Ray starts it again, and what it was at is graded anew",
+            told,
+            extra={"event": "reward_worker_restarted", "facts": {"worker": index, "reason": told}},
+        )
+        self._returning[index] = asyncio.create_task(self._bring_back(index, who))
+
+    async def _bring_back(self, index: int, who: str) -> None:
+        try:
+            await self._until_restarted(self.workers[index], who)
+        except TimeoutError as error:
+            log.warning("%s; others do its work", error)
+            return
+        async with self._changed:
+            self._down.discard(index)
+            self._changed.notify_all()
+
+    async def _until_restarted(self, worker: Actor, who: str) -> None:
         """Ask until the worker answers, because calls to an actor that Ray is restarting fail at once.
 
-        Gives up after WORKER_GRACE_S: it returns if calls still fail, and raises TimeoutError if a call hangs.
+        Raises TimeoutError when it does not answer within WORKER_GRACE_S.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + WORKER_GRACE_S
         while (left := deadline - clock()) > 0:
-            try:
-                await within(worker.ready.remote(), left, "reward.timeout_s", "a reward worker to start again")
-            except ray.exceptions.RayActorError:
-                await asyncio.sleep(0.2)
-            else:
+            with suppress(ray.exceptions.RayActorError, TimeoutError):
+                await asyncio.wait_for(worker.ready.remote(), left)
                 return
+            await asyncio.sleep(0.2)
+        raise TimeoutError(f"{who} did not start again within {WORKER_GRACE_S:g} s")

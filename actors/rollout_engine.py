@@ -38,6 +38,8 @@ class RolloutEngine:
     work and weights while it decodes: everything of vLLM runs in one thread, between two of its steps.
     """
 
+    _in_update = False
+
     def __init__(self, config: Config, model_dir: str, index: int, devices: Sequence[str] | None = None) -> None:
         """devices: the GPUs of the node to use if Ray assigned none, because they belong to a colocated learner."""
         pin()
@@ -145,6 +147,7 @@ class RolloutEngine:
         """Meet the learner in a new group, as vLLM's trainer side asks; a group of before is left."""
 
         def meet() -> None:
+            self._end_broken_update()
             self._llm.collective_rpc("shutdown_weight_transfer_engine")
             self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
 
@@ -155,7 +158,9 @@ class RolloutEngine:
 
         def start() -> None:
             self._decoding.hold()
+            self._end_broken_update()
             self._llm.collective_rpc("start_weight_update")
+            self._in_update = True
 
         await self._with_weights_at_stake(start)
 
@@ -179,6 +184,7 @@ class RolloutEngine:
 
         def finish() -> EngineRecord:
             self._llm.collective_rpc("finish_weight_update")
+            self._in_update = False
             self._decoding.serve(policy_version)
             return EngineRecord.of(policy_version, self._llm.collective_rpc("weight_update_record"))
 
@@ -191,10 +197,18 @@ class RolloutEngine:
             try:
                 return call()
             except BaseException:
+                self._in_update = False  # vLLM has ended it too
                 self._decoding.lose_weights()
                 raise
 
         return await self._thread.do(staked)
+
+    def _end_broken_update(self) -> None:
+        """End an update in whose midst the learner was lost: vLLM begins no other before. Some layers then hold a part
+        of its weights, and the next update brings those of all."""
+        if self._in_update:
+            self._llm.collective_rpc("finish_weight_update")
+            self._in_update = False
 
     def _receive(self, update_info: dict[str, Any]) -> None:
         self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -11,8 +12,9 @@ Actor = Any  # Ray's handles have no static types for their methods.
 
 
 async def within(waiting: Awaitable[T], seconds: float, setting: str, what: str) -> T:
-    """The result of `waiting`. Raises TimeoutError, which says what was waited for and which setting is the limit."""
+    """The result of `waiting`. Raises TimeoutError: what was waited for, since when, and which setting is the limit."""
+    began = datetime.now(UTC)
     try:
         return await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
-        raise TimeoutError(f"waited {seconds:g} s ({setting}) for {what}") from None
+        raise TimeoutError(f"waited {seconds:g} s ({setting}) for {what}, since {began:%H:%M:%S} UTC") from None

@@ -6,32 +6,30 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError
-from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
 
 from actors.buffer import BufferActor, RayReferenceStore
 from actors.device_turns import DeviceTurns
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink
-from actors.reference import ReferenceSampler
+from actors.reference import ReferenceSampler, run_stage
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
 from actors.vllm_settings import process_variables
-from actors.waiting import within
+from actors.waiting import Actor, within
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
 from cluster.planning.placement import Bundle
-from cluster.planning.ray_placement import place_on_cluster
+from cluster.planning.ray_placement import Places, place_on_cluster
 from cluster.planning.shapes import model_shape
 from cluster.start import Start
 from dphrl.config.loading import InputError
@@ -43,7 +41,6 @@ from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
-PROGRESS_INTERVAL_S = 0.5
 NAME_POLL_INTERVAL_S = 0.2
 NAME_TIMEOUT_S = 60.0
 HIDDEN_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
@@ -61,7 +58,8 @@ class RaySystem:
     def __enter__(self) -> RaySystem:
         connect(self.config)
         try:
-            bundles, self._group = place_on_cluster(self.config)
+            bundles, group = place_on_cluster(self.config)
+            self._places = Places(bundles, group)
             self._with_gpus = any(bundle.num_gpus for bundle in bundles)
             self.config = with_backend(self.config, with_gpus=self._with_gpus)
             self._spawn_all(bundles)
@@ -72,11 +70,7 @@ class RaySystem:
         return self
 
     def _spawn_all(self, bundles: Sequence[Bundle]) -> None:
-        place: dict[str, list[Any]] = {}
-        for i, bundle in enumerate(bundles):
-            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
-            options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, "scheduling_strategy": strategy}
-            place.setdefault(bundle.role, []).append(options)
+        place = self._places.options
         # Ray would show all GPUs of the node to an actor that has none.
         self._without_gpu = HIDDEN_GPUS if any(bundle.num_gpus for bundle in bundles) else {}
         self._learner_options = place["learner"]
@@ -94,29 +88,50 @@ class RaySystem:
             for i, o in enumerate(place["reward"])
             for hidden in [{} if o["num_gpus"] else self._without_gpu]
         ]
-        self._buffer = self._spawn(BufferActor, "buffer", 0, {"num_cpus": 0} | self._without_gpu)()
+        self._buffer = self._spawn_buffer()
+
+    def _spawn_buffer(self) -> Any:
+        return self._spawn_anew(BufferActor, "buffer", 0, {"num_cpus": 0} | self._without_gpu)()
 
     def __exit__(self, *exc_info: object) -> None:
-        remove_placement_group(self._group)
+        self._places.release()
         ray.shutdown()
 
     def _spawn_ranks(self) -> list[Any]:
         return [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
-        deadline = time.monotonic() + NAME_TIMEOUT_S
-        while True:
-            try:
-                return self._spawn(LearnerRank, "learner", index, options | _rank_env())(self.config, index)
-            except ActorAlreadyExistsError:  # the rank of before, until Ray has seen its end
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(NAME_POLL_INTERVAL_S)
+        return self._spawn_anew(LearnerRank, "learner", index, options | _rank_env())(self.config, index)
+
+    def _spawn_anew(self, *of_actor: Any) -> Callable[..., Any]:
+        """As `_spawn`, where an actor of before may have the name until Ray has seen its end."""
+
+        def start(*arguments: Any) -> Any:
+            deadline = time.monotonic() + NAME_TIMEOUT_S
+            while True:
+                try:
+                    return self._spawn(*of_actor)(*arguments)
+                except ActorAlreadyExistsError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(NAME_POLL_INTERVAL_S)
+
+        return start
 
     def _renew_ranks(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks[:] = self._spawn_ranks()
+
+    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
+        """See `protocols.System`. Raises RuntimeError or TimeoutError, which say what was waited for."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        # These wait for Ray, and engines and graders go on meanwhile.
+        await asyncio.to_thread(self._places.find_room, "learner", self.config, on_ready)
+        await asyncio.to_thread(self._renew_ranks)
+        await self._start_of(on_ready, engines=(), workers=()).run()
+        self._learning.begin_anew()
 
     def _spawn_engine(self, index: int) -> Any:
         options = self._engine_options[index] | _engine_env(self.config)
@@ -153,14 +168,23 @@ class RaySystem:
         """GPUs of the learner ranks beside which a colocated engine runs; None for one that has its own."""
         if not engine.shares_gpus_of:
             return None
-        return [
-            str(gpu) for ids in ray.get([self._ranks[i].gpu_ids.remote() for i in engine.shares_gpus_of]) for gpu in ids
-        ]
+        found = self._ask_ranks(engine.shares_gpus_of, lambda rank: rank.gpu_ids.remote())
+        return [str(gpu) for ids in found for gpu in ids]
+
+    def _ask_ranks(self, places: Iterable[int], call: Callable[[Actor], Any]) -> list[Any]:
+        """What these ranks answer as soon as they are there. Raises RuntimeError when one is not within
+        learner.timeout_s."""
+        limit, places = self.config.learner.timeout_s, sorted(places)
+        try:
+            return cast(list[Any], ray.get([call(self._ranks[i]) for i in places], timeout=limit))
+        except GetTimeoutError:
+            who = ", ".join(map(str, places))
+            raise RuntimeError(f"waited {limit:g} s (learner.timeout_s) for learner ranks {who} to start") from None
 
     def _check_shared_memory(self) -> None:
         """Raises InputError, before anything is loaded, when an engine does not fit beside its learner rank."""
         shared = {rank for bundle in self._bundles for rank in bundle.shares_gpus_of}
-        sizes = [size for size in ray.get([self._ranks[rank].gpu_bytes.remote() for rank in shared]) if size]
+        sizes = [size for size in self._ask_ranks(shared, lambda rank: rank.gpu_bytes.remote()) if size]
         shape = model_shape(self.model_dir, trust_remote_code=self.config.model.trust_remote_code) if sizes else None
         if shape and (obstacle := colocation_obstacle(self.config, shape, dtype_on_gpu(self.config), min(sizes))):
             raise InputError(obstacle)
@@ -188,17 +212,7 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
-        start = Start(
-            self._engines,
-            self._ranks,
-            self._workers,
-            self._renew_ranks,
-            self.model_dir,
-            self.config.learner.timeout_s,
-            self._turns,
-            on_ready,
-        )
-        facts = await start.run()
+        facts = await self._start_of(on_ready, self._engines, self._workers).run()
         learner, dtype = self.config.learner, str(facts["dtype"])
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         if self.config.model.lora is not None:
@@ -208,8 +222,13 @@ class RaySystem:
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"))
-        return Parts(learning, rollouts, rewards)
+        timeout_s = self.config.learner.timeout_s
+        self._learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"), timeout_s)
+        return Parts(self._learning, rollouts, rewards)
+
+    def _start_of(self, on_ready: Callable[[str], None], engines: Sequence[Actor], workers: Sequence[Actor]) -> Start:
+        timeout_s = self.config.learner.timeout_s
+        return Start(engines, self._ranks, workers, self._renew_ranks, self.model_dir, timeout_s, self._turns, on_ready)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
@@ -218,23 +237,44 @@ class RaySystem:
         # The stage samples and scores, and for both the devices are ready then.
         if self._turns is not None:
             await self._turns.decode()
-        actors = (self._engines, self._workers, self._ranks)
         options = {"num_cpus": 0} | self._without_gpu
-        sampler = self._spawn(ReferenceSampler, "reference", 0, options)(self.config, *actors)
-        filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
-        while not filling.done():
-            await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
-            if not filling.done():
-                on_graded(*await sampler.newly_graded.remote())
-        near_perfect, exploration, counts = filling.result()
-        on_graded(*await sampler.newly_graded.remote())
-        ray.kill(sampler)
-        return RayReferenceStore(self._buffer, near_perfect, exploration), counts
+        near_perfect, exploration, counts = await run_stage(
+            lambda: self._spawn_anew(ReferenceSampler, "reference", 0, options)(
+                self.config, self._engines, self._workers, self._ranks
+            ),
+            lambda sampler: sampler.fill.remote(prompts, identity, str(folder.absolute())),
+            on_graded,
+            self.config.rollout.timeout_s + self.config.learner.timeout_s,
+        )
+        try:
+            await self._load_buffer(folder)
+        except RayActorError:  # it held nothing yet
+            await self._revive_buffer(folder)
+        return self._store(near_perfect, exploration, folder), counts
 
-    async def adopt_reference(self, buffer: WholeReference) -> RayReferenceStore:
+    async def adopt_reference(self, buffer: WholeReference, folder: Path) -> RayReferenceStore:
         """Put a buffer read from disk into the buffer actor."""
-        await self._buffer.put.remote(buffer)
-        return RayReferenceStore(self._buffer, buffer.near_perfect, buffer.exploration)
+        what = "the buffer actor to take over the reference buffer"
+        limit = self.config.learner.timeout_s
+        await within(self._buffer.put.remote(buffer), limit, "learner.timeout_s", what)
+        return self._store(buffer.near_perfect, buffer.exploration, folder)
+
+    def _store(self, near_perfect: frozenset[str], exploration: frozenset[str], folder: Path) -> RayReferenceStore:
+        timeout_s = self.config.learner.timeout_s
+        return RayReferenceStore(
+            self._buffer, near_perfect, exploration, lambda: self._revive_buffer(folder), timeout_s
+        )
+
+    async def _revive_buffer(self, folder: Path) -> Any:
+        """A new buffer actor in place of the present one, with the buffer that is in `folder`."""
+        ray.kill(self._buffer)
+        self._buffer = await asyncio.to_thread(self._spawn_buffer)
+        await self._load_buffer(folder)
+        return self._buffer
+
+    async def _load_buffer(self, folder: Path) -> None:
+        loading = self._buffer.load.remote(str(folder.absolute()))
+        await within(loading, self.config.learner.timeout_s, "learner.timeout_s", f"the buffer actor to read {folder}")
 
 
 def _metrics_url() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError
 
+from actors import last_words
 from actors.device_turns import DeviceTurns
 from actors.waiting import Actor, within
 from dphrl.config.loading import InputError
@@ -58,7 +59,8 @@ class Start:
     async def _learner(self, engines: Sequence[asyncio.Task[None]]) -> dict[str, Any]:
         if self.turns is not None:
             # If one of them fails, the group cancels this too.
-            await asyncio.wait(engines)
+            if engines:
+                await asyncio.wait(engines)
             await self.turns.make_room()
         facts = await self._connect(MAX_LEARNER_STARTS)
         size, device, dtype = (facts[key] for key in ("num_parameters", "device", "dtype"))
@@ -88,6 +90,7 @@ class Start:
         except RayError as error:
             if _says_enough(error) or (can_die and isinstance(error, ActorDiedError)):
                 raise
+            last_words.keep(what, error)
             raise RuntimeError(f"{what} did not start: {_reason(error)}") from error
 
 
@@ -99,5 +102,7 @@ def _says_enough(error: RayError) -> bool:
 
 def _reason(error: RayError) -> str:
     """One line: Ray puts an actor's whole traceback into the error's text, and what was raised at its end."""
+    if isinstance(error, ActorDiedError) and not error.actor_init_failed:
+        return last_words.how_it_ended(error) + last_words.place_in(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -327,8 +327,11 @@ class InlineSystem:
         )
         return buffer, buffer.counts()
 
-    async def adopt_reference(self, buffer: WholeReference) -> ReferenceStore:
+    async def adopt_reference(self, buffer: WholeReference, folder: Path) -> ReferenceStore:
         return buffer
+
+    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
+        raise AssertionError("a learner of this process is never lost alone")
 
     def renew_learner(self, config: Config) -> bool:
         return False  # there is no engine to keep

@@ -35,6 +35,13 @@ class LastUpdate:
         return math.isfinite(self.grad_norm) and self.grad_norm > 0 and self.learning_rate > 0
 
 
+class LearnerLostError(RuntimeError):
+    """The learner cannot go on as it is: a part of it died, hangs or lost the others. One line: which, where, why.
+
+    `System.restart_learner` brings up another in its place.
+    """
+
+
 class OnGraded(Protocol):
     """Called with the number of completions that were graded, and of their tokens."""
 
@@ -71,7 +78,7 @@ class WeightPublisher(Protocol):
 
 
 class Learner(WeightPublisher, Protocol):
-    """Owns the trainable policy. Every call is a collective over its ranks."""
+    """Owns the trainable policy. Every call is a collective over its ranks, and may raise LearnerLostError."""
 
     @property
     def dtype(self) -> str:
@@ -214,12 +221,20 @@ class System(Protocol):
         """
         ...
 
-    async def adopt_reference(self, buffer: WholeReference) -> ReferenceStore:
-        """Make a store of a buffer that an earlier reference stage filled."""
+    async def adopt_reference(self, buffer: WholeReference, folder: Path) -> ReferenceStore:
+        """Make a store of a buffer that an earlier reference stage filled. folder: where it is on disk."""
         ...
 
     def sinks(self) -> list[Sink]:
         """Sinks that this place of running adds, such as Prometheus on a Ray cluster."""
+        ...
+
+    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
+        """End what is left of the learner and bring up another, which holds the initial policy at version 0.
+
+        The parts that `start` returned go on with it; the engines are not refit yet. on_ready: as in `start`, and for
+        what is waited for. Raises when no other comes up.
+        """
         ...
 
     def renew_learner(self, config: Config) -> bool:

@@ -13,7 +13,8 @@ from dphrl.evaluation.table import report_evaluations
 from dphrl.learner.checkpoint import MANIFEST, checkpoint_path, newest_whole, read_manifest, set_aside_after
 from dphrl.loop import train
 from dphrl.prepare import Prepared
-from dphrl.protocols import Parts, System
+from dphrl.protocols import Parts, ReferenceStore, System
+from dphrl.recovery import Recovery
 from dphrl.reference.reuse import prepare_reference
 from dphrl.resume import training_inputs
 from dphrl.saving import CheckpointSaver
@@ -29,23 +30,37 @@ async def training_run(
 ) -> None:
     """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
 
-    Raises InputError when no checkpoint is whole, and CheckpointError when one cannot be written. Whether the newest
-    was trained with what is given now is checked before: `ResumeCheck`.
+    A learner that is lost on the way is replaced: see `Recovery`. Raises InputError when no checkpoint is whole, and
+    CheckpointError when one cannot be written. Whether the newest was trained with what is given now is checked before:
+    `ResumeCheck`.
     """
     parts = await system.start(console.info)
-    console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
-    reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
-    base = await base_evaluation(config, prepared, parts, tracker.folder, console)
+    recovery = Recovery(config, system, tracker.folder, console)
+
+    async def of_initial_policy() -> tuple[ReferenceStore | None, list[Summary]]:
+        console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
+        reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
+        return reference, await base_evaluation(config, prepared, parts, tracker.folder, console)
+
+    reference, base = await recovery.repeat(of_initial_policy)
     tracker.log_evaluation(0, "base", base)
-    start_step = await _restore(config, parts, tracker, console) if resume else 0
-    saver = CheckpointSaver(config, parts.learner, tracker.folder, training_inputs(config, prepared))
-    observer = _Observer(config, prepared, parts, tracker, console, base, saver)
-    try:
-        await observer.catch_up(start_step)
-        await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
-        trained = await observer.finish()
-    finally:
-        await saver.settle()
+    inputs, begun = training_inputs(config, prepared), resume
+
+    async def of_trained_policies() -> list[Summary]:
+        nonlocal begun
+        start_step = await _restore(config, parts, tracker, console) if begun else 0
+        begun = True
+        saver = CheckpointSaver(config, parts.learner, tracker.folder, inputs)
+        observer = _Observer(config, prepared, parts, tracker, console, base, saver)
+        try:
+            await saver.catch_up(start_step)
+            await observer.catch_up(start_step)
+            await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
+            return await observer.finish()
+        finally:
+            await saver.settle()
+
+    trained = await recovery.repeat(of_trained_policies)
     report_evaluations(console, {"base": base, "trained": trained})
     console.info(f"model      {checkpoint_path(tracker.folder / 'checkpoints', config.learner.num_steps) / 'hf'}")
     console.info(f"run folder {tracker.folder}  (metrics.jsonl, samples/, reference/, eval/, tensorboard/, run.log)")
@@ -56,10 +71,14 @@ def _gap(synced: Mapping[str, float]) -> str:
 
 
 async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console) -> int:
-    """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done."""
+    """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done.
+
+    Without a checkpoint that is the start: the learner then holds the initial policy.
+    """
     found = newest_whole(tracker.folder / "checkpoints", console.info)
     if found is None:
         console.info("resume: no checkpoint yet, starting at step 1")
+        await parts.rollouts.refit(parts.learner)
         tracker.truncate_after(0)
         return 0
     manifest = read_manifest(found)

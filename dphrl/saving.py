@@ -28,7 +28,7 @@ from dphrl.learner.checkpoint import (
     prune_checkpoints,
     step_of,
 )
-from dphrl.protocols import Learner
+from dphrl.protocols import Learner, LearnerLostError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,12 @@ class CheckpointSaver:
         self._state = asyncio.create_task(self._write_state(manifest))
         self._export = asyncio.create_task(self._write_export(step, self._state))
 
+    async def catch_up(self, step: int) -> None:
+        """Export the model of `step`, from whose checkpoint the run goes on, if a death came between the two."""
+        if step and not (checkpoint_path(self._folder, step) / "hf").is_dir():
+            await self._learner.copy_state()
+            self._export = asyncio.create_task(self._write_export(step))
+
     def check(self) -> None:
         """Raises CheckpointError when what is being written has failed meanwhile."""
         if self._state is not None and self._state.done():
@@ -95,7 +101,7 @@ class CheckpointSaver:
         """As `finish`, for a run that ends with another error: what fails now is not raised."""
         for task in (self._state, self._export):
             if task is not None:
-                with contextlib.suppress(CheckpointError):
+                with contextlib.suppress(CheckpointError, LearnerLostError):
                     await task
 
     async def _exported(self) -> None:
@@ -116,6 +122,8 @@ class CheckpointSaver:
         except Exception as error:
             if staging is not None:  # its room may be what is missing
                 shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, LearnerLostError):
+                raise
             raise CheckpointError(
                 f"the checkpoint of step {manifest.step} could not be written to {self._folder} "
                 f"({_in_a_line(error)}); {self._left()}"
@@ -124,17 +132,21 @@ class CheckpointSaver:
         prune_checkpoints(self._folder, self._config.checkpoint.keep, self._best())
         return path
 
-    async def _write_export(self, step: int, state: asyncio.Task[Path]) -> None:
-        await asyncio.wait([state])
-        if state.exception() is not None:
-            return
+    async def _write_export(self, step: int, state: asyncio.Task[Path] | None = None) -> None:
+        if state is not None:
+            await asyncio.wait([state])
+            if state.exception() is not None:
+                return
         target = checkpoint_path(self._folder, step)
         staging = target / ".export.partial"
+        shutil.rmtree(staging, ignore_errors=True)
         try:
             await self._learner.write_export(staging)
             for part in sorted(staging.iterdir()):
                 await asyncio.to_thread(seal, part)
                 put_in_place(part, target / part.name)
+        except LearnerLostError:
+            raise
         except Exception as error:
             raise CheckpointError(
                 f"the model of step {step} could not be exported ({_in_a_line(error)}); its checkpoint is whole, and "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.planning.placement import (
     ACCELERATOR_PREFIX,
@@ -114,12 +116,68 @@ def _wait_for_nodes(config: Config, deadline: float) -> list[Bundle]:
         time.sleep(POLL_INTERVAL_S)
 
 
+class Places:
+    """The reserved places of a run's actors.
+
+    options: by role and index, what an actor is started with to be in its place; `find_room` changes them there.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], group: Any) -> None:
+        """group: the placement group of the bundles, in their order."""
+        self._bundles, self._groups = list(bundles), [group]
+        self.options: dict[str, list[dict[str, Any]]] = {}
+        for place, bundle in enumerate(bundles):
+            own = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus, **_in(group, place)}
+            self.options.setdefault(bundle.role, []).append(own)
+
+    def find_room(self, role: str, config: Config, say: Callable[[str], None]) -> None:
+        """Other places for the actors of this role whose nodes are gone; Ray finds none, because each had its own node.
+
+        say: gets a line about what is waited for. Raises RuntimeError when there is no room within
+        cluster.placement_timeout_s, and with cluster.colocate, which ties engines to the GPUs of the lost ranks.
+        """
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        lost = [bundle for bundle in self._bundles if bundle.role == role and bundle.node not in alive]
+        if not lost:
+            return
+        nodes = ", ".join(sorted({bundle.node[:8] for bundle in lost}))
+        if config.cluster.colocate and any(bundle.num_gpus for bundle in lost):
+            raise RuntimeError(f"node {nodes} is gone, and cluster.colocate ties engines to the learner's GPUs there")
+        limit = config.cluster.placement_timeout_s
+        waits = f"waiting up to {limit:g} s (cluster.placement_timeout_s) for {_sizes(lost)} elsewhere"
+        say(f"node {nodes} is gone: {waits}")
+        where = [{ACCELERATOR_LABEL: bundle.accelerator} if bundle.accelerator else {} for bundle in lost]
+        group = _reserve_where(lost, where, config, time.monotonic() + limit)
+        self._groups.append(group)
+        found = ray.util.placement_group_table(group)["bundles_to_node_id"]
+        for place, bundle in enumerate(lost):
+            self.options[role][bundle.index] |= _in(group, place)
+            self._bundles[self._bundles.index(bundle)] = replace(bundle, node=found[place])
+
+    def release(self) -> None:
+        """Give everything back."""
+        for group in self._groups:
+            remove_placement_group(group)
+
+
+def _in(group: Any, place: int) -> dict[str, Any]:
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place)}
+
+
+def _sizes(bundles: Sequence[Bundle]) -> str:
+    cpus = f"{sum_of(bundles, 'CPU')} CPUs"
+    return cpus + (f" and {sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
+
+
 def _reserve(bundles: Sequence[Bundle], config: Config, deadline: float) -> Any:
     """A ready placement group of the bundles, each on its node.
 
     Raises RuntimeError that says what is missing, when others hold the resources until the deadline.
     """
-    where = [{NODE_ID_LABEL: bundle.node} for bundle in bundles]
+    return _reserve_where(bundles, [{NODE_ID_LABEL: bundle.node} for bundle in bundles], config, deadline)
+
+
+def _reserve_where(bundles: Sequence[Bundle], where: list[dict[str, str]], config: Config, deadline: float) -> Any:
     group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK", bundle_label_selector=where)
     # Wait at least one interval, so that nodes that came at the last moment can still be reserved.
     if not group.wait(max(deadline - time.monotonic(), POLL_INTERVAL_S)):
@@ -127,8 +185,6 @@ def _reserve(bundles: Sequence[Bundle], config: Config, deadline: float) -> Any:
         free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
         raise RuntimeError(
             f"waited cluster.placement_timeout_s={config.cluster.placement_timeout_s:g} for "
-            f"{sum_of(bundles, 'CPU')} CPUs"
-            + (f" and {sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
-            + f"; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
+            f"{_sizes(bundles)}; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
         )
     return group

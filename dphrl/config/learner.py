@@ -65,6 +65,10 @@ class LearnerConfig(Section):
     """Ray's CPU share for a learner rank. Ray packs by this number and does not enforce it."""
     threads_per_rank: PositiveInt = 2
     """Computing threads of a learner rank on a CPU. More than the machine's free cores make it slower."""
+    max_restarts: NonNegativeInt = 3
+    """How often a learner that died or hangs is started again, from the newest checkpoint, before another checkpoint
+    is made. After that the run stops; 0 stops at once."""
     timeout_s: PositiveFloat = 1800.0
     """Seconds that the actors have to start, in which kernels are compiled on first use. Collective operations of the
-    ranks have the same deadline, and with sync.backend nccl or ipc also the time in which rank 0 asks the engines."""
+    ranks have the same deadline, and with sync.backend nccl or ipc also the time in which rank 0 asks the engines. Of
+    an update it is the longest time without a micro-batch."""

@@ -41,7 +41,7 @@ async def prepare_reference(
         else:
             buffer = ReferenceBuffer.load(folder)
             check_size(buffer.num_bytes, config.reference)
-            store, counts = await system.adopt_reference(buffer), buffer.counts()
+            store, counts = await system.adopt_reference(buffer, folder), buffer.counts()
             console.info(f"reference buffer reused from {folder}")
     if store is None:
         num_done = _say_sampled(config, prepared.prompts, identity, folder, console)

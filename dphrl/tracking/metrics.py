@@ -40,7 +40,7 @@ METRICS: tuple[Metric, ...] = (
     _optional("reward/latency_mean_s", "s", "From a completion's hand-over to its verdict, waiting included."),
     _optional("reward/latency_max_s", "s", "The longest of those."),
     _optional("reward/num_retried", "completions", "Gradings repeated after an infrastructure error."),
-    _optional("reward/num_restarts", "workers", "Reward workers started again because they gave no verdict."),
+    _optional("reward/num_restarts", "workers", "Reward workers started again because they died or gave no verdict."),
     _optional("reward/zero_variance_fraction", "share", "Groups whose scores are all equal: they teach nothing."),
     Metric("policy/loss", "nats", "Clipped policy loss, mean over the step's exploration tokens or sequences."),
     Metric(
@@ -96,6 +96,7 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
     _optional("learner/lr", "", "Learning rate of the step."),
+    _optional("learner/restarts", "restarts", "Times that this process started the learner anew; absent if none."),
     _optional(
         "learner/num_rows_left_out",
         "rows",

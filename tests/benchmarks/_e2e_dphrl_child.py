@@ -67,7 +67,7 @@ async def make_reference(
             )
             samples.append(ReferenceSample(prompt.prompt_id, prompt.token_ids, completion.token_ids, logprobs))
     split = Split(tuple(p.prompt_id for p in near_perfect), tuple(p.prompt_id for p in explored), ())
-    return await system.adopt_reference(ReferenceBuffer(split, {}, samples, {}, config.seed))
+    return await system.adopt_reference(ReferenceBuffer(split, {}, samples, {}, config.seed), config.folder)
 
 
 async def serve(config: Config, prepared: Prepared, system: System) -> None:

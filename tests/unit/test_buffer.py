@@ -350,7 +350,7 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
                 buffer = await fill_reference(config, prompts, *scripted, identity, folder, on_graded)
                 return buffer, buffer.counts()
 
-            async def adopt_reference(self, buffer: Any) -> Any:
+            async def adopt_reference(self, buffer: Any, folder: Path) -> Any:
                 return buffer
 
         system: Any = System()

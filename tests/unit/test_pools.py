@@ -214,7 +214,7 @@ def test_the_buffer_actor_chooses_as_the_buffer_does(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(buffer_module, "SAMPLES_PER_OBJECT", samples_per_object)
     fetched: list[int] = []
 
-    def get(shards: list[Any]) -> list[Any]:
+    def get(shards: list[Any], timeout: float) -> list[Any]:
         fetched.append(len(shards))
         return shards
 
@@ -225,7 +225,11 @@ def test_the_buffer_actor_chooses_as_the_buffer_does(monkeypatch: pytest.MonkeyP
     actor = BufferActor.__ray_metadata__.modified_class()
     actor.put(whole)
     store = RayReferenceStore(
-        Handle(sample=lambda step, num_rows: answer(actor.sample(step, num_rows))), frozenset("a"), frozenset("b")
+        Handle(sample=lambda step, num_rows: answer(actor.sample(step, num_rows))),
+        frozenset("a"),
+        frozenset("b"),
+        revive=lambda: answer(pytest.fail("it is there")),
+        timeout_s=5.0,
     )
     for step in range(7):
         rows = asyncio.run(store.sample(step, 4))
@@ -315,7 +319,7 @@ def test_one_that_kills_workers_costs_its_neighbours_nothing(make_config: Any) -
     results, _, metrics = grade(make_config, ["a", "deadly"], {}, num_workers=1)
     assert [result.status for result in results] == ["correct", "infrastructure_error"]
     assert results[1].score is None
-    assert results[1].detail.startswith("reward worker: ")
+    assert results[1].detail.startswith("reward worker 0 died: ")
     # Both lost the first batch; the neighbour came back at its first retry.
     assert metrics["reward/num_retried"] == 3
 

@@ -32,6 +32,7 @@ from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
+from dphrl.protocols import LearnerLostError
 from dphrl.types import Completion, Prompt
 
 LIMIT_S = 0.3
@@ -460,12 +461,18 @@ def test_the_ranks_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("rank 1 ran out of memory")
 
     def learner(*methods: Any) -> RayLearner:
-        return RayLearner([SimpleNamespace(send_weights=SimpleNamespace(remote=method)) for method in methods])
+        return RayLearner([handle(send_weights=method, idle_s=alive, stack=alive) for method in methods])
+
+    def handle(**methods: Any) -> Any:
+        return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
+
+    async def alive() -> float:
+        return 0.0
 
     with pytest.raises(RuntimeError, match="rank 1 ran out of memory"):
         asyncio.run(learner(silent, fails).send_weights([], 1, 60))
     monkeypatch.setattr("actors.learner_group.SESSION_GRACE_S", 0.1)
-    with pytest.raises(TimeoutError, match=r"learner rank 0, 1 did not end a weight sync within 0\.15 s"):
+    with pytest.raises(LearnerLostError, match=r"learner rank 0, 1 did not end a weight sync within 0\.15 s"):
         asyncio.run(learner(silent, silent).send_weights([], 1, 0.01))
 
 
@@ -524,6 +531,36 @@ def test_an_engine_that_failed_in_a_session_is_stale(make_config: Any, broken: s
         with pytest.raises(RuntimeError, match=r"^no$"):
             await steps[POINTS_OF_AN_ENGINE.index(broken)]()
         assert engine._decoding.policy_version is None
+
+    asyncio.run(run())
+
+
+def test_an_update_that_broke_off_is_ended_before_the_next(make_config: Any) -> None:
+    """The learner was lost between start and finish; vLLM refuses to start, or to meet another, before."""
+    active, ended = [False], [0]
+
+    def rpc(method: str, **options: Any) -> list[Any]:
+        if method == "finish_weight_update":
+            ended[0] += 1
+            active[0] = False
+        elif method != "update_weights":
+            assert not active[0], f"{method} in the midst of an update"
+            active[0] = method == "start_weight_update"
+        return []
+
+    async def run() -> None:
+        engine = engine_over(make_config, llm_of(rpc))
+        await engine.start_weight_update()
+        await engine.receive_weights({})
+        await engine.start_weight_update()
+        assert ended == [1]
+        await engine.init_weight_transfer_engine({})
+        assert ended == [2]
+        await engine.start_weight_update()
+        await engine.receive_weights({})
+        assert (await engine.finish_weight_update(5)).policy_version == 5
+        await engine.start_weight_update()
+        assert ended == [3]
 
     asyncio.run(run())
 
