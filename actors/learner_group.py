@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
@@ -126,6 +127,10 @@ class RayLearner:
         async with self._turns.restore():
             await asyncio.gather(*[rank.load.remote(str(folder), weights_only) for rank in self.ranks])
         self._policy_version, self._last_update = policy_version, None
+
+    async def digest(self) -> str:
+        parts = await asyncio.gather(*[rank.digest.remote() for rank in self.ranks])
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 async def _next_of(stream: Any) -> WeightChunk | None:

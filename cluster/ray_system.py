@@ -107,7 +107,7 @@ class RaySystem:
         deadline = time.monotonic() + NAME_TIMEOUT_S
         while True:
             try:
-                return self._spawn(LearnerRank, "learner", index, options | _rank_env())(self.config, index)
+                return self._spawn(LearnerRank, "learner", index, options | rank_variables())(self.config, index)
             except ActorAlreadyExistsError:  # the rank of before, until Ray has seen its end
                 if time.monotonic() > deadline:
                     raise
@@ -199,10 +199,7 @@ class RaySystem:
             on_ready,
         )
         facts = await start.run()
-        learner, dtype = self.config.learner, str(facts["dtype"])
-        layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
-        if self.config.model.lora is not None:
-            layout += f", {self.config.model.lora.layout}"
+        dtype, layout = str(facts["dtype"]), learner_layout(self.config)
         rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine, self._turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
@@ -292,5 +289,12 @@ def _engine_env(config: Config) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": process_variables(config)}}
 
 
-def _rank_env() -> dict[str, Any]:
+def learner_layout(config: Config) -> str:
+    """What a checkpoint of the learner on Ray must be restored into."""
+    layout = f"deepspeed, {config.learner.num_ranks} ranks, ZeRO-{config.learner.zero_stage}"
+    return layout if config.model.lora is None else f"{layout}, {config.model.lora.layout}"
+
+
+def rank_variables() -> dict[str, Any]:
+    """Options of a learner rank's actor: the variables of its process."""
     return {"runtime_env": {"env_vars": waiting_variables()}}

@@ -17,7 +17,7 @@ from dphrl.config.schema import Config
 # something is stored or measured. Anything else is told when it changes, and so is every new setting until it is here.
 FREE = frozenset(
     [
-        *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster"),
+        *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster", "health"),
         *("reward.num_workers", "reward.cpus_per_worker", "reward.gpus_per_worker", "reward.num_retries"),
         *("rollout.num_engines", "rollout.tensor_parallel", "rollout.cpus_per_engine", "rollout.threads_per_engine"),
         *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.max_concurrent_sequences"),
@@ -25,7 +25,7 @@ FREE = frozenset(
         *("reference.prompts_per_chunk", "reference.max_bytes"),
         *("learner.micro_batch_tokens", "learner.gradient_checkpointing", "learner.cpus_per_rank"),
         *("learner.threads_per_rank", "learner.timeout_s", "learner.accelerator", "rollout.accelerator"),
-        *("learner.sequence_parallel", "learner.offload", "learner.share_prefix"),
+        *("learner.sequence_parallel", "learner.offload", "learner.share_prefix", "learner.max_skipped_steps"),
         *("sync.on_failure",),
         *("sync.backend", "sync.num_probes", "sync.timeout_s", "sync.max_mean_logprob_gap"),
         *("learner.num_ranks", "learner.zero_stage", "checkpoint"),
