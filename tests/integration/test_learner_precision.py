@@ -63,6 +63,11 @@ class Pair:
 
         return asyncio.run(RayLearner(self.ranks).update(batch))
 
+    def digest(self) -> str:
+        from actors.learner_group import RayLearner
+
+        return asyncio.run(RayLearner(self.ranks).digest())
+
 
 @pytest.fixture(scope="module")
 def pair(ray_cluster: None, tiny_dir: str, make_config: Callable[..., Any]) -> Iterator[Pair]:
@@ -168,10 +173,12 @@ def test_small_steps_are_kept_clipped_and_repeated(
 
     ray.get([rank.save.remote(str(tmp_path)) for rank in pair.ranks])
     second = pair.update(make_batch(1))
-    then = pair.all(_state)[0]
+    then, digest = pair.all(_state)[0], pair.digest()
     ray.get([rank.load.remote(str(tmp_path)) for rank in pair.ranks])
+    assert pair.digest() != digest
     again = pair.update(make_batch(1))
     restored = pair.all(_state)[0]
+    assert pair.digest() == digest, "one number for weights and optimizer of all ranks"
     assert again == second
     assert same(restored["masters"], then["masters"])
     assert same(restored["weights"], then["weights"])

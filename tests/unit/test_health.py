@@ -95,11 +95,17 @@ def test_a_check_that_stops_says_why_and_how_to_go_on(make_config: Any, name: st
 def test_it_is_told_again_only_after_it_has_healed(make_config: Any, caplog: pytest.LogCaptureFixture) -> None:
     def on_and_off(step: int) -> Record:
         bad = (20 <= step < 60 and step % 4 != 0) or step >= 90
-        return {"policy/clip_fraction": 0.9 if bad else 0.01}
+        return {"reward/zero_variance_fraction": 1.0} if bad else {}
 
     # Within the first stretch a good step now and then does not heal; the second comes after more than ten good ones.
-    assert told(make_config, curve(120, on_and_off), caplog) == [(23, "clipping"), (92, "clipping")]
+    records = curve(120, on_and_off)
+    assert told(make_config, records, caplog, health={"flat_steps": 1}) == [(21, "no_signal"), (90, "no_signal")]
     assert HEALED_AFTER == 10
+
+
+def test_one_step_far_off_is_no_explosion(make_config: Any, caplog: pytest.LogCaptureFixture) -> None:
+    far = {"learner/grad_norm": 500.0, "divergence/loss": 9.0}
+    assert told(make_config, curve(80, lambda step: far if step % 20 == 0 else {}), caplog) == []
 
 
 def test_a_resumed_run_does_not_tell_again_what_it_told(make_config: Any, caplog: pytest.LogCaptureFixture) -> None:
