@@ -19,7 +19,7 @@ import numpy as np
 
 from dphrl.config.loading import InputError
 from dphrl.durable import damage, put_in_place, read_seal, seal
-from dphrl.learner.checkpoint import list_checkpoints, read_manifest
+from dphrl.learner.checkpoint import list_checkpoints, read_manifest, step_of
 from dphrl.protocols import Learner
 from dphrl.tracking.tracker import REPLAY_FOLDER
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -195,12 +195,17 @@ def find_route(run: Path, step: int) -> Route:
 
 def _starts(run: Path) -> dict[int, Path | None]:
     """Where a replay may start, by the steps that are done there."""
-    return {0: None} | {read_manifest(path).step: path for path in list_checkpoints(run / "checkpoints")}
+    return {0: None} | {step_of(path): path for path in list_checkpoints(run / "checkpoints")}
 
 
 async def replay(learner: Learner, run: Path, route: Route) -> list[Replayed]:
-    """Bring a fresh learner to the start of the route and take its steps again, up to the first that differs."""
+    """Bring a fresh learner to the start of the route and take its steps again, up to the first that differs.
+
+    Raises InputError when a file on the way is not as it was written.
+    """
     if route.checkpoint is not None:
+        if wrong := damage(route.checkpoint):
+            raise InputError(f"{route.checkpoint}: {wrong}; move it away to start from the one before it")
         await learner.load(route.checkpoint, read_manifest(route.checkpoint).policy_version)
     done: list[Replayed] = []
     for step in route.steps:

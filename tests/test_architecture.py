@@ -75,9 +75,7 @@ ROOMS = {
     "replay": "types durable config learner tracking protocols",
     "saving": "durable config learner protocols",
     "exporting": "durable config models learner tracking",
-    "run": (
-        "types config learner tracking health protocols prepare evaluation loop reference resume replay saving"
-    ),
+    "run": ("types config learner tracking health protocols prepare evaluation loop reference resume replay saving"),
     "cluster.dashboards": "actors",
     "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from dphrl.config.loading import InputError, dump_config
 from dphrl.inline import InlineLearner
-from dphrl.learner.checkpoint import CheckpointManifest, save_checkpoint
+from dphrl.learner.checkpoint import CheckpointManifest, begin_checkpoint, complete_checkpoint
 from dphrl.learner.digest import digest_of
 from dphrl.replay import (
     BATCH_FILE,
@@ -111,11 +111,9 @@ def test_a_damaged_batch_is_named(tmp_path: Path) -> None:
 
 
 def make_checkpoint(run: Path, step: int) -> Path:
-    async def write(folder: Path) -> None:
-        (folder / "state").touch()
-
-    manifest = CheckpointManifest(step, step, "stand-in")
-    return asyncio.run(save_checkpoint(run / "checkpoints", manifest, write, keep=9))
+    staging = begin_checkpoint(run / "checkpoints", step)
+    (staging / "state").touch()
+    return complete_checkpoint(staging, CheckpointManifest(step, step, "stand-in"), {})
 
 
 def test_the_way_begins_at_the_nearest_start_from_which_all_is_kept(tmp_path: Path) -> None:
@@ -156,8 +154,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_config: Any, tiny_dir: st
             record = {"step": step + 1, **metrics, "time/step_s": 1.0, "learner/mfu": 0.5}
             await keep_for_replay(folder, make_batch(step), record, learner, 9)
             if step == 1:
-                manifest = CheckpointManifest(2, learner.policy_version, learner.layout)
-                await save_checkpoint(folder / "checkpoints", manifest, learner.save, keep=1)
+                staging = begin_checkpoint(folder / "checkpoints", 2)
+                await learner.copy_state()
+                digests = await learner.write_state(staging)
+                complete_checkpoint(staging, CheckpointManifest(2, learner.policy_version, learner.layout), digests)
 
     asyncio.run(train())
     return folder
@@ -253,6 +253,18 @@ def test_the_command_ends_with_2_where_it_cannot(run: Path, tmp_path: Path, step
     result = invoke(str(tmp_path), "--step", "1")
     assert result.exit_code == 2
     assert "holds no run" in result.output
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (state,) = (copy / "checkpoints" / "step_2" / "state").iterdir()
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    result = invoke(str(copy), "--step", "4")
+    assert result.exit_code == 2
+    assert f"checkpoints/step_2: state/{state.name} has another content than was written; move it away" in result.output
 
 
 def test_a_step_of_another_layout_is_refused(run: Path, tmp_path: Path) -> None:
