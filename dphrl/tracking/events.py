@@ -1,6 +1,6 @@
 """Named events: what a person should know of a run, in its events.jsonl, one JSON object a line.
 
-Any part makes one through its logger, and needs nothing else for it:
+Any part makes one through its logger, in the process that has the run's tracker, and needs nothing else for it:
 
     log.warning("engine 2 was started anew", extra={"event": "engine_replaced", "facts": {"engine": 2}})
 """
