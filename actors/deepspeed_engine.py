@@ -77,6 +77,9 @@ class DeepSpeedEngine:
             # DeepSpeed has skipped the step. It would skip every one that follows: it goes on adding to the same sums.
             sums = self.module.optimizer.averaged_gradients
             sums.update(dict.fromkeys(sums))
+        if math.isfinite(norm) != self.module.was_step_applied():
+            did = "took" if self.module.was_step_applied() else "skipped"
+            raise RuntimeError(f"DeepSpeed {did} a step whose gradient norm is {norm}; its weights cannot be trusted")
         return norm
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -149,6 +150,11 @@ class RayLearner:
         async with self._or_lost(), self._turns.restore():
             await self._all("load", lambda rank: rank.load.remote(str(folder), weights_only))
         self._policy_version, self._last_update = policy_version, None
+
+    async def digest(self) -> str:
+        async with self._or_lost():
+            parts = await self._all("tell its digest", lambda rank: rank.digest.remote())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     async def _next_of(self, stream: Any) -> WeightChunk | None:
         return await self._answer(0, self.ranks[0], "give the next chunk of its weights", _next_of(stream))

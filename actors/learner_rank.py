@@ -25,6 +25,7 @@ from actors.weight_transfer.packing import PackedTensor, packed_chunks, unpack_t
 from actors.weight_transfer.source import LearnerWeights
 from dphrl.config.schema import Config
 from dphrl.learner.attention import check_rows_apart
+from dphrl.learner.digest import digest_of, optimizer_tensors
 from dphrl.learner.export import check_exportable
 from dphrl.learner.lora import add_adapters
 from dphrl.learner.policy import dtype_name
@@ -221,6 +222,13 @@ class LearnerRank(Watched):
         """Restore this rank's part of what `write_state` of all ranks wrote, of these or of others."""
         with StoredState(Path(folder) / STATE_FOLDER) as stored:
             self._engine.restore(stored, weights_only=weights_only)
+
+    def digest(self) -> str:
+        """A hash of this rank's part of the weights and of the optimizer's state."""
+        # Under ZeRO-3 a rank holds its shard of a weight beside an empty parameter.
+        weights = ((name, getattr(p, "ds_tensor", p)) for name, p in self._policy.named_parameters())
+        states = self._engine.module.optimizer.optimizer.state.values()
+        return digest_of([*weights, *optimizer_tensors(states)])
 
 
 def _skip_shared_memory_op() -> None:

@@ -156,6 +156,9 @@ FAMILIES: tuple[Family, ...] = (
     _step("sync/logprob_gap_mean", "dphrl_mean_logprob_gap"),
     _step("rollout/logprob_gap_max", "dphrl_rollout_logprob_gap"),
     _step("policy/importance_mean", "dphrl_importance_mean"),
+    _step("policy/ratio_bounded_fraction", "dphrl_ratio_bounded_fraction"),
+    _step("learner/skipped_steps", "dphrl_skipped_steps_total", "counter"),
+    Family("events/{event}", "dphrl_events_total", "counter", "events", "What a person should know, by its name."),
 )
 
 

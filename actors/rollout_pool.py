@@ -10,7 +10,7 @@ from actors.dispatcher import Dispatcher
 from actors.engine_load import EngineLoad
 from actors.engine_repair import EngineRepair
 from actors.waiting import Actor, within
-from actors.weight_proof import WeightProof, max_mean_gap
+from actors.weight_proof import WeightProof
 from actors.weight_transfer.failures import SyncFailedError
 from actors.weight_transfer.ledger import WeightSummary
 from actors.weight_transfer.session import EngineSteps, open_transfer
@@ -49,7 +49,8 @@ class RayRolloutPool:
         self._steps = EngineSteps(self.engines, config.sync.timeout_s)
         self._transfer = open_transfer(self._steps, config)
         self._repair = EngineRepair(self.engines, config, start_engine)
-        self._proof = WeightProof(self.engines, probes, max_mean_gap(config.sync, dtype), self._steps, seed=config.seed)
+        bound = config.sync.mean_gap_bound(dtype)
+        self._proof = WeightProof(self.engines, probes, bound, self._steps, seed=config.seed)
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
         """See `protocols.RolloutPool`. An engine that fails is replaced, or the run stops, by sync.on_failure.

@@ -15,27 +15,16 @@ from dataclasses import dataclass
 from actors.waiting import Actor, within
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.session import EngineSteps
-from dphrl.config.runtime import SyncConfig
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import WeightPublisher
 from dphrl.types import Completion, Prompt
 
 log = logging.getLogger(__name__)
 
-# Largest mean |engine - learner| log-prob over an engine's probes, by the learner's dtype, if the config gives none. In
-# float32, rounding makes 1e-6 of it in the embedded model and 6e-6 in SmolLM2-135M; one old layer after one update at
-# lr 1e-6 makes 2e-5 to 2e-4 and 3e-4, so that the other checks must find it. In bfloat16 rounding alone makes 3e-2 in
-# SmolLM2-135M, and no bound sees an old layer.
-DEFAULT_MAX_MEAN_GAP = {"float32": 5e-5, "bfloat16": 0.1}
 # Enough to use prefill, cache and decode, but not more, because the whole cluster waits for the probes.
 PROBE_TOKENS = 32
 # Names that an error lists in full.
 MAX_NAMES = 6
-
-
-def max_mean_gap(sync: SyncConfig, dtype: str) -> float:
-    """The bound on an engine's mean gap in nats: the config's, or the default for the learner's dtype."""
-    return DEFAULT_MAX_MEAN_GAP[dtype] if sync.max_mean_logprob_gap is None else sync.max_mean_logprob_gap
 
 
 @dataclass(frozen=True)

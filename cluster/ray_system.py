@@ -101,7 +101,7 @@ class RaySystem:
         return [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
-        return self._spawn_anew(LearnerRank, "learner", index, options | _rank_env())(self.config, index)
+        return self._spawn_anew(LearnerRank, "learner", index, options | rank_variables())(self.config, index)
 
     def _spawn_anew(self, *of_actor: Any) -> Callable[..., Any]:
         """As `_spawn`, where an actor of before may have the name until Ray has seen its end."""
@@ -213,10 +213,7 @@ class RaySystem:
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
         facts = await self._start_of(on_ready, self._engines, self._workers).run()
-        learner, dtype = self.config.learner, str(facts["dtype"])
-        layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
-        if self.config.model.lora is not None:
-            layout += f", {self.config.model.lora.layout}"
+        dtype, layout = str(facts["dtype"]), learner_layout(self.config)
         rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine, self._turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
@@ -332,5 +329,12 @@ def _engine_env(config: Config) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": process_variables(config)}}
 
 
-def _rank_env() -> dict[str, Any]:
+def learner_layout(config: Config) -> str:
+    """What a checkpoint of the learner on Ray must be restored into."""
+    layout = f"deepspeed, {config.learner.num_ranks} ranks, ZeRO-{config.learner.zero_stage}"
+    return layout if config.model.lora is None else f"{layout}, {config.model.lora.layout}"
+
+
+def rank_variables() -> dict[str, Any]:
+    """Options of a learner rank's actor: the variables of its process."""
     return {"runtime_env": {"env_vars": waiting_variables()}}

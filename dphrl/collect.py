@@ -20,7 +20,7 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
 from dphrl.protocols import OnGraded, Parts, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardFailedError, RewardWatch
-from dphrl.tracking.log import current_step
+from dphrl.tracking.events import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
 from dphrl.learner.attention import check_rows_apart
+from dphrl.learner.digest import digest_of, optimizer_tensors
 from dphrl.learner.export import check_exportable
 from dphrl.learner.loading import load_policy, load_reference
 from dphrl.learner.lora import (
@@ -129,6 +130,9 @@ class InlineLearner:
         with StoredState(folder / STATE_FOLDER) as stored:
             self.engine.restore(stored, weights_only=weights_only)
         self._policy_version = policy_version
+
+    async def digest(self) -> str:
+        return digest_of([*self.policy.named_parameters(), *optimizer_tensors(self.engine.optimizer.state.values())])
 
 
 class InlineRollouts:

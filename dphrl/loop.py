@@ -13,7 +13,7 @@ from dphrl.batch import make_batch
 from dphrl.collect import StepCollector
 from dphrl.config.schema import Config
 from dphrl.protocols import Parts, ReferenceStore, StepObserver
-from dphrl.tracking.log import current_step
+from dphrl.tracking.events import current_step
 from dphrl.tracking.step_metrics import StepClock, step_metrics
 from dphrl.types import Prompt, ReferenceSample
 
@@ -41,7 +41,7 @@ async def train(
             with clock.lap("sync"):
                 synced = await parts.rollouts.refit(parts.learner)
             told = (rollouts.metrics, learned, synced, clock.stop(), parts.drain_metrics())
-            await observer.after_step(step + 1, step_metrics(batch, rollouts.sampled, *told), rollouts.sampled)
+            await observer.after_step(step + 1, step_metrics(batch, rollouts.sampled, *told), rollouts.sampled, batch)
 
 
 async def rehearse(config: Config, reference: ReferenceStore | None, step: int) -> Sequence[ReferenceSample]:

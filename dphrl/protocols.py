@@ -120,6 +120,10 @@ class Learner(WeightPublisher, Protocol):
         """
         ...
 
+    async def digest(self) -> str:
+        """A hash of weights and optimizer state as the ranks hold them; learners of one layout can be compared."""
+        ...
+
 
 class RolloutPool(Protocol):
     """Engines that sample. A new or restarted engine serves nothing until it is refit."""
@@ -249,6 +253,9 @@ class System(Protocol):
 class StepObserver(Protocol):
     """What happens around the steps: tracking, checkpoints, evaluation."""
 
-    async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
-        """step: from 1. metrics: the step's record. groups: every group that the step sampled."""
+    async def after_step(
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup], batch: TrainBatch
+    ) -> None:
+        """step: from 1. metrics: the step's record. groups: every group that the step sampled. batch: what the learner
+        was given, and has made its present weights of."""
         ...

@@ -10,17 +10,19 @@ from dphrl.config.schema import Config
 from dphrl.evaluation.base import base_evaluation, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
+from dphrl.health import HealthChecks
 from dphrl.learner.checkpoint import MANIFEST, checkpoint_path, newest_whole, read_manifest, set_aside_after
 from dphrl.loop import train
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, ReferenceStore, System
 from dphrl.recovery import Recovery
 from dphrl.reference.reuse import prepare_reference
+from dphrl.replay import keep_for_replay
 from dphrl.resume import training_inputs
 from dphrl.saving import CheckpointSaver
 from dphrl.tracking.console import Console
-from dphrl.tracking.tracker import Tracker
-from dphrl.types import RolloutGroup
+from dphrl.tracking.tracker import Tracker, read_metrics
+from dphrl.types import RolloutGroup, TrainBatch
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Cons
         console.info(f"resume: the damaged checkpoint is now {damaged}; delete it when nobody needs it")
     for note in _restored(config, manifest.layout, parts.learner.layout):
         console.info(f"resume: {note}")
+    told = {"event": "resumed", "step": manifest.step, "facts": {"checkpoint": str(found)}}
+    log.info("the run goes on after step %d", manifest.step, extra=told)
     return manifest.step
 
 
@@ -122,11 +126,20 @@ class _Observer:
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
         self.tracker, self.console, self.saver = tracker, console, saver
+        gap_bound = config.sync.mean_gap_bound(parts.learner.dtype)
+        self.health = HealthChecks(config, gap_bound, read_metrics(tracker.folder))
 
-    async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
+    async def after_step(
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup], batch: TrainBatch
+    ) -> None:
         self.tracker.log_samples(step, groups, self.config.tracking.samples_per_step)
+        why_stop = self.health.check(metrics)  # first, so that its events are counted in the step's record
         self.tracker.log_step(metrics)
         self.console.step_line(metrics, self.config.learner.num_steps)
+        kept = self.config.tracking.replay_steps
+        await keep_for_replay(self.tracker.folder, batch, metrics, self.parts.learner, kept)
+        if why_stop:
+            raise RuntimeError(why_stop)
         self.saver.check()
         if self.saver.is_due(step):
             await self.saver.save(step)

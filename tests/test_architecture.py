@@ -57,6 +57,7 @@ ROOMS = {
     "batch": "algo types config",
     "learner": "algo durable types config model_files",
     "tracking": "types config",
+    "health": "config",
     "protocols": "types config tracking",
     "rewards": "tiny types config own_code sandbox tracking",
     "fingerprint": "types config model_files rewards",
@@ -71,10 +72,13 @@ ROOMS = {
     "experiments": "config tracking evaluation",
     "inline": "types config processors priority learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",
+    "replay": "types durable config learner tracking protocols",
     "saving": "durable config learner protocols",
     "exporting": "durable config models learner tracking",
     "recovery": "config learner tracking protocols",
-    "run": "types config learner tracking protocols prepare evaluation loop reference resume saving recovery",
+    "run": (
+        "types config learner tracking health protocols prepare evaluation loop reference resume replay saving recovery"
+    ),
     "cluster.dashboards": "actors",
     "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
@@ -87,10 +91,13 @@ ROOMS = {
         "config fingerprint learner tracking protocols prepare evaluation reference inline resume run cluster.planning "
         "cluster.ray_system"
     ),
+    "cluster.replay": (
+        "config models tracking protocols inline replay actors cluster.planning cluster.start cluster.ray_system"
+    ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.experiments exporting"
+        "cluster.render cluster.launch cluster.replay cluster.experiments exporting"
     ),
     "__main__": "own_code processors cluster.cli",
 }

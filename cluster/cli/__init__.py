@@ -13,6 +13,7 @@ import typer
 
 from cluster.cli.export import add_export_command
 from cluster.cli.remote import add_cluster_commands
+from cluster.cli.replay import add_replay_command
 from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status
@@ -224,6 +225,7 @@ add_export_command(app)
 
 
 # Added here, because --help lists the commands in this order.
+add_replay_command(app)
 add_cluster_commands(app)
 
 

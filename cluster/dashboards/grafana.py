@@ -91,6 +91,9 @@ ROWS = (
     ),
     _row(
         "Health",
+        Panel("Events in $window, by name", ["dphrl_events_total"], width=12),
+        Panel("Optimizer steps skipped in $window", ["dphrl_skipped_steps_total"], width=6),
+        Panel("Tokens whose ratio is held at its bound", ["dphrl_ratio_bounded_fraction"], width=6),
         Panel("Verdicts in $window, by status", ["dphrl_reward_status_total"], width=12),
         Panel(
             "Log-prob gap: largest, mean, largest in rollouts",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dphrl.algo.divergences import LINEAR_BEYOND, Divergence
 from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, PolicyTokens, clipped_surrogate
+from dphrl.algo.ratios import bounded_ratio, is_beyond
 from dphrl.algo.rollout_estimators import (
     KL_ESTIMATORS,
     js_definition_on_reference,
@@ -85,7 +86,12 @@ def hybrid_loss(
     )
     loss, own_metrics = policy_loss(tokens, policy)
     # Every step's record has these two metrics; a loss without a trust region cuts no gradient.
-    metrics = {"policy/loss": loss.detach(), "policy/clip_fraction": torch.zeros_like(loss.detach()), **own_metrics}
+    metrics = {
+        "policy/loss": loss.detach(),
+        "policy/clip_fraction": torch.zeros_like(loss.detach()),
+        "policy/ratio_bounded_fraction": _bounded_share(tokens),
+        **own_metrics,
+    }
     if term is None:
         return loss, metrics
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # log u, its per-token values, their weights
@@ -97,7 +103,8 @@ def hybrid_loss(
         assert reference_logprobs_N is not None, "this estimator needs a resident reference model"
         log_u = _at_least_float(logprobs_N[chosen] - reference_logprobs_N[chosen])
         # The rollout engine drew the samples, but the expectation is over pi_theta: this weight corrects for that.
-        importance = (logprobs_N[chosen] - stored_logprobs_N[chosen]).detach().exp().clamp(max=policy.importance_cap)
+        log_rho = (logprobs_N[chosen] - stored_logprobs_N[chosen]).detach()
+        importance = bounded_ratio(log_rho).clamp(max=policy.importance_cap)
         parts.append((log_u, term.on_rollouts(log_u), weights_N[chosen] * importance))
     divergence = torch.stack([(weights * values).sum() for _, values, weights in parts]).sum()
     with torch.no_grad():
@@ -106,6 +113,13 @@ def hybrid_loss(
         far = [(w * (x.abs() > LINEAR_BEYOND)).sum() for x, _, w in parts]
         metrics["divergence/continued_fraction"] = torch.stack(far).sum() / len(parts)
     return loss + term.eta * divergence, metrics
+
+
+@torch.no_grad()
+def _bounded_share(tokens: PolicyTokens) -> Tensor:
+    """Share of the tokens with a ratio, to the proximal policy or from the engine to it, that is held at its bound."""
+    to_proximal = is_beyond(tokens.logprobs_N - tokens.old_logprobs_N)
+    return (tokens.weights_N * (to_proximal | is_beyond(tokens.old_logprobs_N - tokens.rollout_logprobs_N))).sum()
 
 
 def _at_least_float(log_u: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dphrl.algo.ratios import bounded_ratio
 from dphrl.algo.registry import METHODS, Registry
 
 Metrics = dict[str, Tensor]
@@ -155,7 +156,7 @@ def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     What is masked stays in the denominators: it counts as a token without a gradient.
     """
     cap, log_rho_N = settings.importance_cap, _log_rho(tokens, settings)
-    rho_N = log_rho_N.exp()
+    rho_N = bounded_ratio(log_rho_N)
     if settings.importance.endswith("truncate"):
         return rho_N.clamp(max=cap)
     kept_N = rho_N <= cap
@@ -168,8 +169,7 @@ def _log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     log_rho_N = (tokens.old_logprobs_N - tokens.rollout_logprobs_N).detach()
     if not settings.importance.startswith("sequence"):
         return log_rho_N
-    # Beyond e^20 any cap has cut it, and exp must not overflow.
-    return _sums(log_rho_N, tokens.row_index_N).clamp(max=20.0)
+    return _sums(log_rho_N, tokens.row_index_N)
 
 
 def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
@@ -180,7 +180,7 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
     log_ratio_N = tokens.logprobs_N - tokens.old_logprobs_N
     if settings.ratio == "sequence":
         log_ratio_N = sequence_log_ratio(log_ratio_N, tokens.row_index_N)
-    ratio_N, advantages_N, weights_N = log_ratio_N.exp(), tokens.advantages_N, tokens.weights_N
+    ratio_N, advantages_N, weights_N = bounded_ratio(log_ratio_N), tokens.advantages_N, tokens.weights_N
     unclipped_N = -advantages_N * ratio_N
     clipped_N = -advantages_N * ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate_N = torch.maximum(unclipped_N, clipped_N)
@@ -189,10 +189,11 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
     importance_N = importance(tokens, settings)
     loss = (weights_N * importance_N * surrogate_N).sum()
     with torch.no_grad():
+        whole_N = bounded_ratio(_log_rho(tokens, settings))
         metrics = {
             "policy/clip_fraction": (weights_N * (clipped_N > unclipped_N)).sum(),
             "policy/importance_mean": (weights_N * importance_N).sum(),
-            "policy/importance_affected": (weights_N * (importance_N != _log_rho(tokens, settings).exp())).sum(),
+            "policy/importance_affected": (weights_N * (importance_N != whole_N)).sum(),
         }
     return loss, metrics
 

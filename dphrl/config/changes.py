@@ -17,7 +17,7 @@ from dphrl.config.schema import Config
 # something is stored or measured. Anything else is told when it changes, and so is every new setting until it is here.
 FREE = frozenset(
     [
-        *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster"),
+        *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster", "health"),
         *("reward.num_workers", "reward.cpus_per_worker", "reward.gpus_per_worker", "reward.num_retries"),
         *("rollout.num_engines", "rollout.tensor_parallel", "rollout.cpus_per_engine", "rollout.threads_per_engine"),
         *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.max_concurrent_sequences"),
@@ -28,6 +28,7 @@ FREE = frozenset(
             "learner.threads_per_rank",
             "learner.timeout_s",
             "learner.max_restarts",
+            "learner.max_skipped_steps",
             "learner.accelerator",
             "rollout.accelerator",
         ),

@@ -27,6 +27,9 @@ class LearnerConfig(Section):
     """AdamW's weight decay. 0 is none; a larger value pulls the weights towards zero faster."""
     grad_clip: PositiveFloat = 1.0
     """The largest norm of the gradient; a larger gradient is scaled down to it."""
+    max_skipped_steps: PositiveInt = 3
+    """Steps in a row with a loss or gradient norm that is not finite after which the run stops. Such an optimizer step
+    changes nothing: it is skipped, counted as learner/skipped_steps and told in events.jsonl."""
     micro_batch_tokens: PositiveInt = 16384
     """Token positions of one micro-batch, padding counted; rows are gathered up to this, and on a CPU only those of
     like length. It must hold one sequence of data.max_prompt_tokens + rollout.max_tokens. More are faster and take more

@@ -8,6 +8,12 @@ from pydantic import Field, model_validator
 
 from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+# Largest mean |engine - learner| log-prob over an engine's probes, by the learner's dtype, if the config gives none. In
+# float32, rounding makes 1e-6 of it in the embedded model and 6e-6 in SmolLM2-135M; one old layer after one update at
+# lr 1e-6 makes 2e-5 to 2e-4 and 3e-4, so that the other checks must find it. In bfloat16 rounding alone makes 3e-2 in
+# SmolLM2-135M, and no bound sees an old layer.
+DEFAULT_MAX_MEAN_GAP = {"float32": 5e-5, "bfloat16": 0.1}
+
 
 class SyncConfig(Section):
     backend: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
@@ -28,6 +34,10 @@ class SyncConfig(Section):
     """The largest difference between an engine and the learner in the log-prob of a token, on average over the probes.
     Beyond it others are sampled once, and beyond it again the run stops. null is 5e-5 in float32 and 0.1 in bfloat16.
     Weights that an engine lacks are found by other means, whatever the bound."""
+
+    def mean_gap_bound(self, dtype: str) -> float:
+        """max_mean_logprob_gap in nats, or its default for the learner's dtype."""
+        return DEFAULT_MAX_MEAN_GAP[dtype] if self.max_mean_logprob_gap is None else self.max_mean_logprob_gap
 
     @model_validator(mode="before")
     @classmethod
@@ -97,6 +107,10 @@ class TrackingConfig(Section):
     samples_per_step: NonNegativeInt = 8
     """Graded completions of each step that are written to samples/ in the run's folder, for reading. 0 writes
     none."""
+    replay_steps: NonNegativeInt = 0
+    """Steps, the newest, whose batches are kept in replay/ in the run's folder, so that `dphrl replay` can take them
+    again from a checkpoint: give at least checkpoint.every_steps. 16 bytes a token of the batch each, and the time to
+    hash weights and optimizer once a step. 0 keeps none."""
 
 
 class ClusterConfig(Section):

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from dphrl.config.algorithm import AlgorithmConfig
 from dphrl.config.data import DataConfig, RewardConfig
+from dphrl.config.health import HealthConfig
 from dphrl.config.learner import LearnerConfig
 from dphrl.config.model import NO_PAIR_MASK, ModelConfig
 from dphrl.config.reference import ReferenceConfig
@@ -63,6 +64,8 @@ class Config(Section):
     """Pass@k on data.evaluation, before, during and after training."""
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics and samples are written."""
+    health: HealthConfig = HealthConfig()
+    """What happens when a run's numbers go bad."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster on which the run's processes are placed."""
 

@@ -38,13 +38,13 @@ class PolicyModel(nn.Module):
         if batch.prompt_index_BT is not None:
             mask = shared_prefix_mask(batch, cast(Any, self.lm).config._attn_implementation)
         hidden_PD = self._hidden_states(batch.input_ids_BT, batch.position_ids_BT, mask)
-        return self._head.logprobs(hidden_PD[batch.predictor_index_N], batch.target_ids_N, self.temperature)
+        return self._head.logprobs(rows_at(hidden_PD, batch.predictor_index_N), batch.target_ids_N, self.temperature)
 
     def _shared_forward(self, batch: MicroBatch, share: SequenceShare) -> tuple[Tensor, Tensor]:
         part, num_tokens = share.cut(batch), len(batch.target_ids_N)
         hidden_PD = self._hidden_states(part.input_ids_BT, part.position_ids_BT, None)
         targets_K = batch.target_ids_N[part.token_index_K]
-        own = self._head.logprobs(hidden_PD[part.predictor_index_K], targets_K, self.temperature)
+        own = self._head.logprobs(rows_at(hidden_PD, part.predictor_index_K), targets_K, self.temperature)
         logprobs_N, entropy_N = (share.join(values_K, part.token_index_K, num_tokens) for values_K in own)
         return logprobs_N, entropy_N
 
@@ -63,6 +63,15 @@ class PolicyModel(nn.Module):
     @property
     def _head(self) -> LogprobHead:
         return cast(LogprobHead, cast(Any, self.lm).get_output_embeddings())
+
+
+def rows_at(values_PD: Tensor, index_N: Tensor) -> Tensor:
+    """values_PD[index_N], with a gradient that is the same each time: [N, D].
+
+    Where completions share a prompt, several of them read its last position, and their gradients add up. Of the two
+    ways to write it, one adds in whatever order threads come: indexing on a CPU, index_select on a GPU.
+    """
+    return values_PD.index_select(0, index_N) if values_PD.device.type == "cpu" else values_PD[index_N]
 
 
 def dtype_name(dtype: str) -> str:

@@ -44,7 +44,7 @@ class TorchEngine:
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.grad_clip))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too, and the norm tells of it.
+        # Clipping spreads one NaN over all gradients. DeepSpeed skips such a step too.
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

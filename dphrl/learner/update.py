@@ -17,6 +17,7 @@ from torch import Tensor
 from dphrl.algo.divergences import get_divergence
 from dphrl.algo.losses import DivergenceTerm, hybrid_loss
 from dphrl.algo.policy_losses import Metrics, PolicyLoss, PolicyLossSettings, get_policy_loss
+from dphrl.algo.ratios import bounded_ratio
 from dphrl.config.algorithm import import_plugins
 from dphrl.config.schema import Config
 from dphrl.learner.attention import use_packing
@@ -46,7 +47,11 @@ class TrainEngine(Protocol):
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Average gradients over ranks, clip, update, clear; returns the gradient norm before clipping."""
+        """Average gradients over ranks, clip, update, clear; returns the gradient norm before clipping.
+
+        A norm that is not finite is that of a step which every rank skips: weights and optimizer stay as they are, and
+        the next step is the one that it would have been.
+        """
         ...
 
 
@@ -117,7 +122,9 @@ def run_update(
             _accumulate(totals, metrics, 1 / len(planned))
             if number == 0:  # later the weights are others than at the start of the step
                 _accumulate(totals, gap)
-        totals["learner/grad_norm"] += engine.step(batch.learning_rate) * own_share
+        norm = engine.step(batch.learning_rate)
+        totals["learner/grad_norm"] += norm * own_share
+        totals["learner/skipped_steps"] += (not math.isfinite(norm)) * own_share * len(planned)
     # A plain sum counts rows that were left out as zeros.
     if batch.policy_shares and (share := sum(batch.policy_shares) / len(planned)):
         totals.update({name: totals[name] / share for name in OVER_COMPUTED_ROWS if name in totals})
@@ -179,12 +186,15 @@ def _train_micro_batch(
     metrics["policy/entropy"] = entropy.detach()
     if settings.entropy_bonus:
         loss = loss - settings.entropy_bonus * entropy
+    # A loss that is not finite can have finite gradients. It spoils them here, so that their norm, which all ranks have
+    # in common, tells every engine to skip the step.
+    spoiled = torch.where(loss.detach().isfinite(), 1.0, math.nan)
     # Engines average gradients over ranks, but the loss is already this rank's share of a global sum.
-    engine.backward(loss * num_ranks, last=last)
+    engine.backward(loss * num_ranks * spoiled, last=last)
     log_rho_N = logprobs_N.detach() - batch.stored_logprobs_N
     if settings.around_behavior and metrics.pop("policy/importance_affected", None) is not None:
         # Nothing is weighted, but what the weight would be still tells how far the engine's policy is from the learner.
-        rho_N = log_rho_N.exp().clamp(max=settings.policy.importance_cap)
+        rho_N = bounded_ratio(log_rho_N).clamp(max=settings.policy.importance_cap)
         metrics["policy/importance_mean"] = (batch.weights_N * rho_N)[batch.is_policy_N].sum()
     gap_N = log_rho_N[batch.is_policy_N & (batch.weights_N > 0)].abs()
     gap = {"rollout/logprob_gap_max": gap_N.max()} if len(gap_N) else {}
@@ -202,7 +212,9 @@ def _accumulate(totals: dict[str, float], metrics: Mapping[str, float | Tensor],
     """Add `metrics` to `totals`: of names that end in _max the largest is kept, the others add up."""
     for name, value in metrics.items():
         if name.endswith("_max"):
-            totals[name] = max(totals.get(name, -math.inf), float(value))
+            # max would drop a NaN that comes second.
+            found = totals.get(name, -math.inf), float(value)
+            totals[name] = math.nan if any(map(math.isnan, found)) else max(found)
         else:
             totals[name] += float(value) * share
 

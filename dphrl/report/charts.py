@@ -44,8 +44,9 @@ def line_chart(
     size: tuple[float, float] = (420, 250),
     is_plane: bool = False,
     bound: tuple[float, str] | None = None,
+    marks: Sequence[float] = (),
 ) -> str:
-    """Curves with their names at their ends. bound: a horizontal line with its name.
+    """Curves with their names at their ends. bound: a horizontal line with its name. marks: upright lines, by their x.
 
     is_plane: x is not time. A curve may end anywhere, its name stands at its end, and the diagonal y = x is drawn.
     """
@@ -61,6 +62,8 @@ def line_chart(
         level = frame.py(bound[0])
         parts.append(straight("guide", LEFT_PX, level, frame.width - frame.right, level))
         parts.append(f'<text class="tick" x="{LEFT_PX + 4:g}" y="{level - 4:.1f}">{escape(bound[1])}</text>')
+    for mark in marks:
+        parts.append(straight("guide", frame.px(mark), TOP_PX, frame.px(mark), frame.height - BOTTOM_PX))
     # Bands are drawn first, because a band must not dim the line of another curve.
     parts += [f'<g class="{line.style.css}">{_band_path(frame, line.band)}</g>' for line in lines]
     parts += [_curve(frame, line) for line in lines]

@@ -199,13 +199,20 @@ def _series_figure(
     y = log_axis(label, values) if log else linear_axis(label, shown, floor=0.0 if is_positive else None)
     ends = "; ".join(f"{line.name} {show_number(line.band.ys[-1] or 0.0)}" for line in lines)
     svg = line_chart(
-        title, f"{meaning} At the last step: {ends}.", step_axis("training step", last), y, lines, bound=bound
+        *(title, f"{meaning} At the last step: {ends}.", step_axis("training step", last), y, lines),
+        bound=bound,
+        marks=_event_steps(arms),
     )
     return figure(title, f"{meaning}{smoothing}{extra}", svg), True
 
 
 def _sentence(title: str, meaning: str, finding: str) -> str:
     return f"<p><strong>{escape(title)}: {escape(finding)}</strong> {escape(meaning)}</p>"
+
+
+def _event_steps(arms: Sequence[Arm]) -> list[float]:
+    steps = {event.get("step") for arm in arms for run in arm.runs for event in run.events}
+    return sorted(float(step) for step in steps if isinstance(step, int))
 
 
 def _gap_bound(arms: Sequence[Arm]) -> tuple[float, str] | None:

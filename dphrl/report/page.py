@@ -20,6 +20,7 @@ from dphrl.report.svg import swatch
 from dphrl.report.tables import (
     SPLIT_COLUMNS,
     difference_table,
+    events_table,
     retention_table,
     runs_table,
     settings_table,
@@ -49,6 +50,7 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
         ("pass-at-k", "Pass@k", _per_dataset(pass_at_k_figure, [*bases, *arms])),
         ("plane", "Pass@1 against Pass@k over training", _per_dataset(plane_figure, [*bases, *arms])),
         ("training", "Training", _training(arms, series_figures)),
+        ("events", "Events", _events(arms)),
         ("time", "Where the time goes", _training(arms, time_figures)),
         ("statuses", "How completions were graded", _training(arms, status_figures)),
         ("retention", "Retention", _per_dataset(retention_table, arms, wraps=False)),
@@ -181,6 +183,12 @@ def _training(arms: Sequence[Arm], render: Any) -> str:
     if not any(run.metrics for arm in arms for run in arm.runs):
         return note("No step was recorded.")
     return str(render(arms))
+
+
+def _events(arms: Sequence[Arm]) -> str:
+    text = "What a run told of itself, most of it once until it had healed. Thin upright lines in the charts above."
+    found = events_table(arms)
+    return note(text) + found if found else note("No run has told of anything.")
 
 
 def _samples(arms: Sequence[Arm]) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dphrl.config.loading import ConfigError, InputError, parse_yaml
 from dphrl.report.summaries import find_summary_fault
+from dphrl.tracking.events import read_events
 from dphrl.tracking.tracker import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
@@ -111,6 +112,11 @@ class Run:
         except (OSError, ValueError):
             return {}
         return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """What a person should know of the run, in order: see dphrl.tracking.events."""
+        return read_events(self.folder)
 
     @cached_property
     def period(self) -> tuple[str, str] | None:

@@ -17,6 +17,8 @@ from dphrl.report.text import escape
 # Settings that are a run's own; a difference between them says nothing.
 OWN_SETTINGS = ("run_name", "run_dir", "seed")
 Cell = str  # markup
+# More rows than this would bury the page; each run's events.jsonl has them all.
+MAX_EVENTS = 200
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, css: str = "") -> str:
@@ -78,6 +80,28 @@ def _rate_cell(value: Rate | None, column: Sequence[Rate | None], key: str) -> C
 
 def _shown(value: float, key: str) -> str:
     return f"{value:.2f}" if key == "distinct_correct" else f"{100 * value:.1f}"
+
+
+def events_table(arms: Sequence[Arm]) -> str:
+    """What a person should know of each run, in order of time within a run; "" when there is nothing."""
+    rows = [
+        [
+            arm_cell(arm),
+            escape(str(run.seed)),
+            escape("-" if event.get("step") is None else str(event["step"])),
+            escape(event["event"]),
+            escape(str(event.get("message", ""))),
+            escape(str(event.get("time", "-"))),
+        ]
+        for arm in arms
+        for run in arm.runs
+        for event in run.events
+    ]
+    if not rows:
+        return ""
+    shown = f", the last {MAX_EVENTS} of {len(rows)}" if len(rows) > MAX_EVENTS else ""
+    columns = ["arm", "seed", "step", "event", "message", "time (UTC)"]
+    return table(f"Events{shown}", columns, rows[-MAX_EVENTS:])
 
 
 def retention_table(arms: Sequence[Arm], dataset: DatasetKey) -> str:

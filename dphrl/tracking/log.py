@@ -9,18 +9,14 @@ import json
 import logging
 import os
 import sys
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO
 
 from dphrl.config.loading import InputError
+from dphrl.tracking.events import current_step
 from dphrl.tracking.tracker import OWN_PACKAGES
 
 ENVIRONMENT = "DPHRL_LOG"
-
-# The step that the running task works for, from 1; None outside the loop. Each task has its own value, because the
-# rollouts of the next step run beside the update of this step.
-current_step: ContextVar[int | None] = ContextVar("current_step", default=None)
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,7 +28,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = {
+        entry: dict[str, object] = {
             "time": time,
             "level": record.levelname,
             "logger": record.name,
@@ -40,10 +36,12 @@ class JsonFormatter(logging.Formatter):
             "step": current_step.get(),
             "actor": self.actor,
         }
+        if event := getattr(record, "event", None):
+            entry |= {"event": event, "facts": getattr(record, "facts", {})}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         # The output is ASCII, so that a lone surrogate in a message cannot make writing the line fail.
-        return json.dumps(entry)
+        return json.dumps(entry, default=str)
 
 
 def install_json_log(actor: str, stream: IO[str] | None = None) -> logging.Handler | None:

@@ -48,6 +48,11 @@ METRICS: tuple[Metric, ...] = (
         "share",
         "Exploration tokens, left out ones included, at which the trust region cut the gradient.",
     ),
+    _optional(
+        "policy/ratio_bounded_fraction",
+        "share",
+        "Exploration tokens, left out ones included, whose probability ratio was held at e^20 or e^-20; 0 when well.",
+    ),
     Metric(
         "policy/entropy",
         "nats",
@@ -95,6 +100,11 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/completion_tokens_mean", "tokens", "Mean length of a completion."),
     _optional("rollout/truncated_fraction", "share", "Completions that the token limit ended."),
     Metric("learner/grad_norm", "", "Gradient norm before clipping, mean over the step's optimizer steps."),
+    _optional(
+        "learner/skipped_steps",
+        "steps",
+        "Optimizer steps that left weights and optimizer alone, as loss or gradient norm was not finite.",
+    ),
     _optional("learner/lr", "", "Learning rate of the step."),
     _optional("learner/restarts", "restarts", "Times that this process started the learner anew; absent if none."),
     _optional(

@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it runs: metrics.jsonl, TensorBoard scalars, graded samples, run.log."""
+"""What a run leaves on disk while it runs: metrics, events, TensorBoard scalars, graded samples, run.log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
+from dphrl.tracking.events import EVENTS_FILE, EventLog
 from dphrl.tracking.metrics import complete_step, step_problems
 from dphrl.tracking.sinks import Policy, Sink, SinkGroup, Status, Summaries
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 VERSIONS_FILE = "versions.json"
 SAMPLES_FOLDER = "samples"
+# Batches of the newest steps: see dphrl.replay.
+REPLAY_FOLDER = "replay"
 LOG_FILE = "run.log"
 # Packages whose INFO lines go to run.log; of every other package only warnings do.
 OWN_PACKAGES = ("dphrl", "actors", "cluster")
@@ -54,7 +58,9 @@ class Tracker:
         self._wants_tensorboard = tensorboard
         self._writer: Any = None
         self._metrics: IO[str] | None = None
-        self._handler = _attach_run_log(folder / LOG_FILE)
+        self._events = EventLog(folder / EVENTS_FILE)
+        self._handlers = [_attach_run_log(folder / LOG_FILE), self._events]
+        logging.getLogger().addHandler(self._events)
 
     def __enter__(self) -> Tracker:
         return self
@@ -71,15 +77,18 @@ class Tracker:
         if self._writer is not None:
             self._writer.close()
         self._metrics = self._writer = None
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
     def log_step(self, record: Mapping[str, Any]) -> None:
         """Append one step's metrics; when this returns, they are in the file. A number that is not finite becomes null.
 
+        `events/<name>` is added to them: how many events of that name there were since the record before.
         A record with problems (see metrics.step_problems) gives a warning but is written, because it is evidence.
         """
-        record = complete_step(record)
+        counts = {f"events/{name}": count for name, count in self._events.take_counts().items()}
+        record = complete_step({**record, **counts})
         if problems := step_problems(record):
             log.warning("metrics of step %s: %s", record.get("step", "?"), "; ".join(problems))
         if self._metrics is None:
@@ -94,10 +103,10 @@ class Tracker:
         self._sinks.log_evaluation(step, policy, summaries)
 
     def truncate_after(self, step: int) -> int:
-        """Remove the records and samples of steps after `step`, which a resumed run takes again.
+        """Remove the records, samples and stored batches of steps after `step`, which a resumed run takes again.
 
-        Returns the number of lines removed from metrics.jsonl; a last line that a kill cut off is one of them. The
-        file is replaced as a whole, so it is never half-written.
+        Events stay, because they have happened. Returns the number of lines removed from metrics.jsonl; a last line
+        that a kill cut off is one of them. The file is replaced as a whole, so it is never half-written.
         """
         if self._metrics is not None:
             self._metrics.close()
@@ -113,6 +122,9 @@ class Tracker:
         for sample_file in (self.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
             if int(sample_file.stem.removeprefix("step_")) > step:
                 sample_file.unlink()
+        for replayed in (self.folder / REPLAY_FOLDER).glob("step_*"):
+            if int(replayed.name.removeprefix("step_")) > step:
+                shutil.rmtree(replayed)
         return len(lines) - len(kept)
 
     def log_samples(self, step: int, groups: Sequence[RolloutGroup], limit: int) -> Path | None:

@@ -43,7 +43,9 @@ class InTurn:
         await self._orders.get()
         self._began = time.perf_counter()
 
-    async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
+    async def after_step(
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup], batch: object
+    ) -> None:
         self._tracker.log_samples(step, groups, self._config.tracking.samples_per_step)
         self._tracker.log_step(metrics)
         seconds = time.perf_counter() - self._began

@@ -130,7 +130,7 @@ class StandIn:
     def drain_metrics(self) -> dict[str, float]:
         return {}
 
-    async def after_step(self, step: int, metrics: Any, groups: Any) -> None:
+    async def after_step(self, step: int, metrics: Any, groups: Any, batch: Any) -> None:
         gc.collect()
         used = resource.getrusage(resource.RUSAGE_SELF)
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -205,5 +205,5 @@ class World:
     def drain_metrics(self) -> dict[str, float]:
         return {}
 
-    async def after_step(self, step: int, metrics: Any, groups: Any) -> None:
+    async def after_step(self, step: int, metrics: Any, groups: Any, batch: Any) -> None:
         self.seen.append((self._clock.time(), sum(engine.past() for engine in self._engines)))

@@ -147,7 +147,9 @@ class Recorder:
     def __init__(self) -> None:
         self.curves: dict[str, list[float]] = {}
 
-    async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
+    async def after_step(
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup], batch: object
+    ) -> None:
         for name in METRICS:
             if name in metrics:
                 self.curves.setdefault(name, []).append(float(f"{metrics[name]:.{NUM_DIGITS}g}"))

@@ -63,6 +63,11 @@ class Pair:
 
         return asyncio.run(RayLearner(self.ranks).update(batch))
 
+    def digest(self) -> str:
+        from actors.learner_group import RayLearner
+
+        return asyncio.run(RayLearner(self.ranks).digest())
+
 
 @pytest.fixture(scope="module")
 def pair(ray_cluster: None, tiny_dir: str, make_config: Callable[..., Any]) -> Iterator[Pair]:
@@ -168,13 +173,67 @@ def test_small_steps_are_kept_clipped_and_repeated(
 
     ray.get([rank.save.remote(str(tmp_path)) for rank in pair.ranks])
     second = pair.update(make_batch(1))
-    then = pair.all(_state)[0]
+    then, digest = pair.all(_state)[0], pair.digest()
     ray.get([rank.load.remote(str(tmp_path)) for rank in pair.ranks])
+    assert pair.digest() != digest
     again = pair.update(make_batch(1))
     restored = pair.all(_state)[0]
+    assert pair.digest() == digest, "one number for weights and optimizer of all ranks"
     assert again == second
     assert same(restored["masters"], then["masters"])
     assert same(restored["weights"], then["weights"])
+
+
+def _moments(rank: Any) -> list[dict[str, torch.Tensor]]:
+    """AdamW's state on this rank, its count of steps included."""
+    states = rank._engine.module.optimizer.optimizer.state.values()
+    return [{name: value.clone() for name, value in one.items()} for one in states]
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype", "offload"),
+    [
+        (1, "bfloat16", "none"),
+        (1, "float32", "optimizer"),
+        (2, "float32", "none"),
+        (2, "bfloat16", "optimizer"),
+        (3, "float32", "none"),
+        (3, "bfloat16", "optimizer"),
+    ],
+)
+def test_a_skipped_step_leaves_no_trace(pair: Pair, zero_stage: int, dtype: str, offload: str) -> None:
+    """A gradient that is not finite on one rank alone, and a loss that is not finite but has finite gradients."""
+    batch, then = make_batch(0), make_batch(1)
+    rows = batch.minibatches[0]
+    nan_gradient = (dataclasses.replace(rows[0], advantage=math.nan), *rows[1:])
+    # The divergence goes on along its tangent, whose slope is finite wherever log u is.
+    infinite_loss = (*rows[:-1], dataclasses.replace(rows[-1], logprobs=(-math.inf, *rows[-1].logprobs[1:])))
+    ends = []
+    for bad in ((), (nan_gradient, infinite_loss)):
+        pair.build(zero_stage, dtype, offload=offload)
+        assert pair.update(batch)["learner/skipped_steps"] == 0
+        for minibatch in bad:
+            before = pair.all(_state), pair.all(_moments)
+            refused = pair.update(dataclasses.replace(batch, minibatches=(minibatch,)))
+            assert refused["learner/skipped_steps"] == pytest.approx(1)
+            assert not math.isfinite(refused["learner/grad_norm"])
+            assert not math.isfinite(refused["policy/loss"] + refused["divergence/loss"])
+            assert _equal(before, (pair.all(_state), pair.all(_moments)))
+        told = pair.update(then)
+        ends.append((told, pair.all(_state), pair.all(_moments)))
+    assert _equal(*ends), "the step after is the one that it would have been"
+    assert {float(one["step"]) for one in ends[1][2][0]} == {2.0}
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    """To the bit, however deep."""
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(_equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+    return bool(ours == theirs)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

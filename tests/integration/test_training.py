@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from cluster.launch import open_system, run_training
-from dphrl.config.loading import InputError
+from dphrl.config.loading import InputError, dump_config
 from dphrl.prepare import prepare
 from dphrl.protocols import Parts
 from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.replay import stored_steps
 from dphrl.run import training_run
 from dphrl.tracking.console import Console
+from dphrl.tracking.events import read_events
 from dphrl.tracking.metrics import step_problems
 from dphrl.tracking.tracker import Tracker, read_metrics
 from dphrl.types import Completion, Prompt
@@ -98,6 +101,7 @@ def ray_run(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         reference={"threshold": 2},
         learner={"num_steps": 3},
         checkpoint={"every_steps": 2},
+        tracking={"replay_steps": 2},
         cluster={"num_cpus": 2},
     )
     metrics = run_mode(config, folder, lambda pool: Recording(pool, tape), inline=False)
@@ -117,6 +121,47 @@ def test_ray_run_leaves_what_the_contract_says(ray_run: Any) -> None:
     assert {"prompt", "completion", "score", "status", "policy_version"} <= samples[0].keys()
     evaluation = json.loads((folder / "eval" / "step_3.json").read_text())[0]
     assert {"dataset", "split", "pass@1", "pass@4", "greedy", "retention", "per_prompt"} <= evaluation.keys()
+
+
+def test_a_step_of_the_ranks_repeats_to_the_bit(ray_run: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    from cluster.replay import replay_step
+
+    config, folder, _, _ = ray_run
+    dump_config(config, folder / "config.yaml")
+    assert stored_steps(folder) == [2, 3]
+    assert replay_step(folder, 3), capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"replay of step 3: 1 step(s) from {folder}/checkpoints/step_2" in printed
+    assert "identical: 1 step(s)" in printed
+    with pytest.raises(InputError, match="step 2 cannot be replayed, as it has a gap"):
+        replay_step(folder, 2)
+
+
+def test_losses_that_are_no_numbers_are_told_and_stop_the_run(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dphrl.learner import update
+
+    healthy = update.hybrid_loss
+
+    def spoiled(*given: Any, **named: Any) -> Any:
+        loss, metrics = healthy(*given, **named)
+        return loss + math.inf, metrics | {"policy/loss": loss.detach() + math.inf}
+
+    monkeypatch.setattr(update, "hybrid_loss", spoiled)
+    settings = {"num_steps": 4, "max_skipped_steps": 2}
+    config = inline_config(make_config, tmp_path, learner=settings, checkpoint={"every_steps": 1})
+    with pytest.raises(RuntimeError, match=r"step 2: the loss was not finite, as in 2 steps in a row .* --resume"):
+        run_training(config, inline=True)
+    folder = tmp_path / "inline"
+    skipped = config.algorithm.num_minibatches
+    assert [(e["event"], e["step"], e["facts"]["skipped"]) for e in read_events(folder)] == [
+        ("skipped_step", step, skipped) for step in (1, 2)
+    ]
+    records = read_metrics(folder)
+    assert [r["learner/skipped_steps"] for r in records] == [skipped] * 2
+    assert [r["events/skipped_step"] for r in records] == [1, 1]
+    assert all(r["divergence/loss"] == pytest.approx(0, abs=1e-6) for r in records), "the policy is the initial one"
 
 
 def test_exported_model_loads_in_transformers(ray_run: Any, tokenizer: Any, prompts: list[Any]) -> None:

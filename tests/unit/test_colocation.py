@@ -100,7 +100,7 @@ class World:
     def drain_metrics(self) -> dict[str, float]:
         return {}
 
-    async def after_step(self, step: int, metrics: Any, groups: Any) -> None:
+    async def after_step(self, step: int, metrics: Any, groups: Any, batch: Any) -> None:
         self.events.append(f"step {step} done")
 
     def of_one_engine(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from dphrl.inline import InlineLearner
-from dphrl.learner.policy import PolicyModel
+from dphrl.learner.policy import PolicyModel, rows_at
 from dphrl.learner.torch_engine import TorchEngine
 from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
 from dphrl.types import RowKind, TrainBatch, TrainRow
@@ -188,6 +189,25 @@ def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config:
             assert len(logprobs) == lengths[index]
 
 
+def test_gradients_of_positions_that_several_tokens_read_repeat_to_the_bit() -> None:
+    """As the last position of a prompt that completions share. Indexing would add its gradients with atomics."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(4000, (6000,), generator=generator)
+    index[::7] = 5
+    given = torch.randn(6000, 128, generator=generator)
+    values = torch.randn(4000, 128, generator=generator, requires_grad=True)
+    assert torch.equal(rows_at(values, index), values[index])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = [torch.autograd.grad(rows_at(values, index), values, given)[0] for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    expected = torch.zeros(4000, 128, dtype=torch.float64).index_add(0, index, given.double())
+    torch.testing.assert_close(gradients[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
 # ----------------------------------------------------------------------------- the inline learner
 
 
@@ -252,6 +272,47 @@ def test_a_step_without_any_signal_is_the_one_that_all_its_rows_make(make_config
     for all_rows, one_row in zip(*[learner.policy.parameters() for learner in learners], strict=True):
         assert torch.equal(all_rows, one_row)
         assert bool(torch.isfinite(one_row).all())
+
+
+def flat(learner: InlineLearner) -> list[torch.Tensor]:
+    moments = [value for state in learner.engine.optimizer.state.values() for value in state.values()]
+    return [tensor.clone() for tensor in (*learner.policy.parameters(), *moments)]
+
+
+@pytest.mark.parametrize("what", ["advantage", "sampled", "rehearsed"])
+def test_a_skipped_step_leaves_no_trace(make_config: Any, tiny_dir: str, what: str) -> None:
+    """A NaN advantage; log-probs of a sample that are no number; and an infinite loss with finite gradients: the
+    divergence goes on along its tangent, whose slope is finite wherever log u is."""
+    policy, rehearsed = batch_rows = batch_of(InlineLearner(make_config(), tiny_dir)).minibatches[0]
+    bad = {
+        "advantage": (dataclasses.replace(policy, advantage=math.nan), rehearsed),
+        "sampled": (dataclasses.replace(policy, logprobs=(math.nan, *policy.logprobs[1:])), rehearsed),
+        "rehearsed": (policy, dataclasses.replace(rehearsed, logprobs=(-math.inf, *rehearsed.logprobs[1:]))),
+    }[what]
+    ends = []
+    for minibatches in ((batch_rows, batch_rows), (batch_rows, bad, batch_rows)):
+        learner = InlineLearner(make_config(algorithm={"proximal_policy": "behavior"}), tiny_dir)
+        metrics = asyncio.run(learner.update(TrainBatch(0, 0, minibatches, 1e-2)))
+        assert metrics["learner/skipped_steps"] == len(minibatches) - 2
+        ends.append(flat(learner))
+    assert all(map(torch.equal, *ends))
+    assert not math.isfinite(metrics["policy/loss"] + metrics["divergence/loss"] + metrics["learner/grad_norm"])
+
+
+def test_skipped_steps_and_a_gap_that_is_no_number_add_up_over_ranks(make_config: Any) -> None:
+    class Engine(RecordingEngine):
+        def step(self, learning_rate: float) -> float:
+            super().step(learning_rate)
+            return [math.nan, 1.0, math.inf][sum(isinstance(call, tuple) for call in self.calls) - 1]
+
+    settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
+    rows = (row(36), TrainRow(RowKind.POLICY, (1, 2, *[5] * 35), 2, (math.nan,) * 35, 0.01, 1.0))
+    batch = TrainBatch(0, 0, (rows, rows, rows), 1e-3)
+    for num_ranks in (1, 2):
+        parts = [run_update(batch, Engine(), settings, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+        metrics = combine_rank_metrics(parts)
+        assert metrics["learner/skipped_steps"] == pytest.approx(2)
+        assert math.isnan(metrics["rollout/logprob_gap_max"]), "whichever micro-batch or rank has it"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

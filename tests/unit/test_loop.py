@@ -83,7 +83,7 @@ class World:
         self.events.append(("rehearse", step, num_rows))
         return [ReferenceSample("p0", (1, 2, 10), (5, 6), (-0.1, -0.2)) for _ in range(num_rows)]
 
-    async def after_step(self, step: int, metrics: Any, groups: Sequence[RolloutGroup]) -> None:
+    async def after_step(self, step: int, metrics: Any, groups: Sequence[RolloutGroup], batch: Any) -> None:
         self.events.append(("observe", step, dict(metrics), tuple(group.prompt.prompt_id for group in groups)))
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:

@@ -339,6 +339,7 @@ def test_a_rank_steps_with_the_steps_rate_at_the_last_micro_batch() -> None:
         backward=lambda loss: calls.append(("backward", loss)),
         step=lambda: calls.append(("step", [group["lr"] for group in groups])),
         get_global_grad_norm=lambda: 0.75,
+        was_step_applied=lambda: True,
         optimizer=SimpleNamespace(param_groups=groups),
     )
     engine.backward(torch.tensor(2.0), last=False)
@@ -363,7 +364,26 @@ def test_sums_of_a_skipped_step_are_forgotten(norm: float, kept: bool) -> None:
     engine.module = SimpleNamespace(
         step=lambda: None,
         get_global_grad_norm=lambda: norm,
+        was_step_applied=lambda: kept,
         optimizer=SimpleNamespace(param_groups=[], averaged_gradients=sums),
     )
     assert engine.step(0.25) == norm
     assert sums == dict.fromkeys(range(2), "sums" if kept else None)
+
+
+@pytest.mark.parametrize(("norm", "taken", "did"), [(math.nan, True, "took"), (0.75, False, "skipped")])
+def test_a_step_that_deepspeed_took_or_skipped_against_its_norm_ends_the_run(
+    norm: float, taken: bool, did: str
+) -> None:
+    from actors.deepspeed_engine import DeepSpeedEngine
+
+    engine = object.__new__(DeepSpeedEngine)
+    engine._keeps_sums = False
+    engine.module = SimpleNamespace(
+        step=lambda: None,
+        get_global_grad_norm=lambda: norm,
+        was_step_applied=lambda: taken,
+        optimizer=SimpleNamespace(param_groups=[]),
+    )
+    with pytest.raises(RuntimeError, match=f"DeepSpeed {did} a step whose gradient norm is {norm}"):
+        engine.step(0.25)

@@ -151,10 +151,10 @@ def test_engines_and_ranks_are_told_how_to_wait(make_config: Any, monkeypatch: p
     for name in processors.WAITING_NAMES:
         monkeypatch.delenv(name, raising=False)
     assert process_variables(make_config()).items() >= processors.WAITING.items()
-    assert ray_system._rank_env() == {"runtime_env": {"env_vars": processors.WAITING}}
+    assert ray_system.rank_variables() == {"runtime_env": {"env_vars": processors.WAITING}}
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert "GOMP_SPINCOUNT" not in process_variables(make_config())
-    assert ray_system._rank_env() == {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "active"}}}
+    assert ray_system.rank_variables() == {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "active"}}}
 
 
 def test_ranks_start_with_them(make_config: Any) -> None:

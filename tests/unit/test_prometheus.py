@@ -17,7 +17,7 @@ from dphrl.types import RewardStatus
 
 # Entries of metrics.jsonl whose names hold a part that varies or that only a run on Ray has; queue depths and
 # evaluations are no entries of it.
-ELSEWHERE = ("evaluation/", "queue/", "rollout/engine/", "rollout/tokens_per_s", "reward/status/")
+ELSEWHERE = ("evaluation/", "queue/", "rollout/engine/", "rollout/tokens_per_s", "reward/status/", "events/")
 
 
 class Recorded:

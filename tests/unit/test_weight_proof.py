@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.weight_proof import DEFAULT_MAX_MEAN_GAP, Gap, WeightProof, _worst, max_mean_gap, record_problems
+from actors.weight_proof import Gap, WeightProof, _worst, record_problems
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.runtime import SyncConfig
@@ -204,9 +204,9 @@ def test_a_gap_is_of_all_tokens() -> None:
 
 
 def test_the_bound_is_the_settings_or_the_dtypes(make_config: Any) -> None:
-    for dtype, bound in DEFAULT_MAX_MEAN_GAP.items():
-        assert max_mean_gap(make_config().sync, dtype) == bound
-    assert max_mean_gap(make_config(sync={"max_mean_logprob_gap": 0.25}).sync, "float32") == 0.25
+    for dtype, bound in (("float32", 5e-5), ("bfloat16", 0.1)):
+        assert make_config().sync.mean_gap_bound(dtype) == bound
+    assert make_config(sync={"max_mean_logprob_gap": 0.25}).sync.mean_gap_bound("float32") == 0.25
 
 
 def test_the_bound_of_earlier_versions_is_refused_but_for_the_default_they_wrote_themselves() -> None:

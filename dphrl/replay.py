@@ -1,0 +1,222 @@
+"""One learner step again: what a step was given is kept, and may be given to a learner a second time.
+
+`RUN/replay/step_N` holds the batch of step N (arrays without pickle), and in its seal the step's metrics and a digest
+of weights and optimizer after it. Repeating the step from a checkpoint must give the same, to the bit, on the same
+machine. What differs then tells of a learner that is not repeatable, or of memory or files that are not what they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dphrl.config.loading import InputError
+from dphrl.durable import damage, put_in_place, read_seal, seal
+from dphrl.learner.checkpoint import list_checkpoints, read_manifest, step_of
+from dphrl.protocols import Learner
+from dphrl.tracking.tracker import REPLAY_FOLDER
+from dphrl.types import RowKind, TrainBatch, TrainRow
+
+BATCH_FILE = "batch.npz"
+# What depends on the time that a step took.
+TIMED = frozenset(["learner/mfu"])
+_KINDS = tuple(RowKind)
+
+
+# ---------------------------------------------------------------------------------------------------- what is kept
+
+
+@dataclass(frozen=True)
+class StoredStep:
+    """batch: what the step was given. metrics: its record. digest: of weights and optimizer after it. layout: of the
+    learner that took it."""
+
+    batch: TrainBatch
+    metrics: Mapping[str, float]
+    digest: str
+    layout: str
+
+
+async def keep_for_replay(
+    run: Path, batch: TrainBatch, metrics: Mapping[str, float], learner: Learner, num_kept: int
+) -> None:
+    """Store the step that `learner` has just taken; then delete all but the newest `num_kept`. 0 keeps none."""
+    if not num_kept:
+        return
+    stored = StoredStep(batch, metrics, await learner.digest(), learner.layout)
+    await asyncio.to_thread(_write, run / REPLAY_FOLDER, stored)
+    for step in stored_steps(run)[:-num_kept]:
+        shutil.rmtree(_place(run, step))
+
+
+def stored_steps(run: Path) -> list[int]:
+    """The steps that are kept, from 1, in order."""
+    names = (path.name.removeprefix("step_") for path in (run / REPLAY_FOLDER).glob("step_*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_step(run: Path, step: int) -> StoredStep:
+    """Raises InputError when what was kept of the step is not as it was written."""
+    folder = _place(run, step)
+    if wrong := damage(folder):
+        raise InputError(f"{folder}: {wrong}; delete the folder and replay another step")
+    facts = read_seal(folder)
+    with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
+        batch = _batch_of(facts["batch"], {name: arrays[name] for name in arrays})
+    return StoredStep(batch, _from_json(facts["metrics"]), facts["digest"], facts["layout"])
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / REPLAY_FOLDER / f"step_{step}"
+
+
+def _write(folder: Path, stored: StoredStep) -> None:
+    batch = stored.batch
+    staging, target = folder / f".step_{batch.step + 1}.partial", folder / f"step_{batch.step + 1}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    np.savez(staging / BATCH_FILE, allow_pickle=False, **_arrays_of(batch))
+    told = {"step": batch.step, "policy_version": batch.policy_version, "learning_rate": batch.learning_rate}
+    seal(
+        staging,
+        {
+            "batch": {**told, "metrics": _for_json(batch.metrics)},
+            "metrics": _for_json(stored.metrics),
+            "digest": stored.digest,
+            "layout": stored.layout,
+        },
+    )
+    put_in_place(staging, target)
+
+
+def _arrays_of(batch: TrainBatch) -> dict[str, Any]:
+    """Rows end to end. Floats are 64 bits wide, as they are in the batch: the learner must be given the same."""
+    rows = [row for minibatch in batch.minibatches for row in minibatch]
+    return {
+        "minibatch_sizes": np.array([len(minibatch) for minibatch in batch.minibatches], np.int64),
+        "policy_shares": np.array(batch.policy_shares, np.float64),
+        "kinds": np.array([_KINDS.index(row.kind) for row in rows], np.int8),
+        "num_tokens": np.array([row.num_tokens for row in rows], np.int64),
+        "num_prompt_tokens": np.array([row.num_prompt_tokens for row in rows], np.int64),
+        "token_ids": np.array([token for row in rows for token in row.token_ids], np.int64),
+        "logprobs": np.array([logprob for row in rows for logprob in row.logprobs], np.float64),
+        "weights": np.array([row.weight for row in rows], np.float64),
+        "advantages": np.array([row.advantage for row in rows], np.float64),
+        "policy_versions": np.array([row.policy_version for row in rows], np.int64),
+    }
+
+
+def _batch_of(told: Mapping[str, Any], arrays: Mapping[str, Any]) -> TrainBatch:
+    token_ids, logprobs = iter(arrays["token_ids"].tolist()), iter(arrays["logprobs"].tolist())
+    names = ("kinds", "num_tokens", "num_prompt_tokens", "weights", "advantages", "policy_versions")
+    rows = iter(
+        [
+            TrainRow(
+                _KINDS[kind],
+                tuple(next(token_ids) for _ in range(num_tokens)),
+                num_prompt,
+                tuple(next(logprobs) for _ in range(num_tokens - num_prompt)),
+                weight,
+                advantage,
+                version,
+            )
+            for kind, num_tokens, num_prompt, weight, advantage, version in zip(
+                *(arrays[name].tolist() for name in names), strict=True
+            )
+        ]
+    )
+    minibatches = tuple(tuple(next(rows) for _ in range(size)) for size in arrays["minibatch_sizes"].tolist())
+    shares = tuple(arrays["policy_shares"].tolist())
+    rate, metrics = told["learning_rate"], _from_json(told["metrics"])
+    return TrainBatch(told["step"], told["policy_version"], minibatches, rate, metrics, shares)
+
+
+def _for_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """JSON has no NaN, and a step that went bad is what one wants to see again."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+
+
+def _from_json(metrics: Mapping[str, float | str]) -> dict[str, float]:
+    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
+
+
+# ------------------------------------------------------------------------------------------------- taking it again
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to come to a step: from a checkpoint (None: from the initial policy) by the steps that are taken again."""
+
+    checkpoint: Path | None
+    steps: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One step taken again. stored, replayed: its metrics, of the same names. same_weights: whether weights and
+    optimizer are equal after it."""
+
+    step: int
+    stored: Mapping[str, float]
+    replayed: Mapping[str, float]
+    same_weights: bool
+
+    @property
+    def difference(self) -> str | None:
+        """What differs first, in words; None when nothing does."""
+        for name, value in self.replayed.items():
+            if name not in self.stored or not _same(self.stored[name], value):
+                return f"{name} was {self.stored.get(name)!r} and is {value!r}"
+        return None if self.same_weights else "the metrics are equal, but weights or optimizer are not"
+
+
+def find_route(run: Path, step: int) -> Route:
+    """The shortest way to a step. Raises InputError, which names the steps that can be replayed, when there is none."""
+    kept, starts = set(stored_steps(run)), _starts(run)
+    for start in sorted(starts, reverse=True):
+        if start < step and kept.issuperset(range(start + 1, step + 1)):
+            return Route(starts[start], range(start + 1, step + 1))
+    possible = [n for n in sorted(kept) if any(s < n and kept.issuperset(range(s + 1, n + 1)) for s in starts)]
+    if not kept:
+        raise InputError(
+            f"{run}: keeps no steps to replay; train with tracking.replay_steps=N, at least checkpoint.every_steps"
+        )
+    lacking = "is not kept" if step not in kept else "has a gap between it and every checkpoint before it"
+    which = f"steps {', '.join(map(str, possible))} can be" if possible else "no step can be"
+    raise InputError(f"{run}: step {step} cannot be replayed, as it {lacking}; {which} (tracking.replay_steps)")
+
+
+def _starts(run: Path) -> dict[int, Path | None]:
+    """Where a replay may start, by the steps that are done there."""
+    return {0: None} | {step_of(path): path for path in list_checkpoints(run / "checkpoints")}
+
+
+async def replay(learner: Learner, run: Path, route: Route) -> list[Replayed]:
+    """Bring a fresh learner to the start of the route and take its steps again, up to the first that differs.
+
+    Raises InputError when a file on the way is not as it was written.
+    """
+    if route.checkpoint is not None:
+        if wrong := damage(route.checkpoint):
+            raise InputError(f"{route.checkpoint}: {wrong}; move it away to start from the one before it")
+        await learner.load(route.checkpoint, read_manifest(route.checkpoint).policy_version)
+    done: list[Replayed] = []
+    for step in route.steps:
+        stored = read_step(run, step)
+        metrics = {name: value for name, value in (await learner.update(stored.batch)).items() if name not in TIMED}
+        told = {name: stored.metrics[name] for name in metrics if name in stored.metrics}
+        done.append(Replayed(step, told, metrics, await learner.digest() == stored.digest))
+        if done[-1].difference:
+            break
+    return done
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
