@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dphrl.config.schema import Config
-from dphrl.evaluation.base import base_evaluation, write_summaries
-from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.base import base_evaluation
+from dphrl.evaluation.results import Summary, read_summaries, say_damaged, write_summaries
+from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.learner.checkpoint import MANIFEST, checkpoint_path, newest_whole, read_manifest, set_aside_after
 from dphrl.loop import train
@@ -17,6 +18,7 @@ from dphrl.protocols import Parts, System
 from dphrl.reference.reuse import prepare_reference
 from dphrl.resume import training_inputs
 from dphrl.saving import CheckpointSaver
+from dphrl.stopping import Stopped, StopRequest
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker
 from dphrl.types import RolloutGroup
@@ -25,13 +27,23 @@ log = logging.getLogger(__name__)
 
 
 async def training_run(
-    config: Config, prepared: Prepared, system: System, tracker: Tracker, console: Console, *, resume: bool
+    config: Config,
+    prepared: Prepared,
+    system: System,
+    tracker: Tracker,
+    console: Console,
+    *,
+    resume: bool,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
 
+    stop: raises Stopped when the run shall end. Of the steps, the last whole one is saved then; all else that takes
+    long is kept on disk as it goes on.
     Raises InputError when no checkpoint is whole, and CheckpointError when one cannot be written. Whether the newest
     was trained with what is given now is checked before: `ResumeCheck`.
     """
+    stop = stop or StopRequest()
     parts = await system.start(console.info)
     console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
     reference = await prepare_reference(config, prepared, system, parts, tracker.folder, console)
@@ -39,13 +51,20 @@ async def training_run(
     tracker.log_evaluation(0, "base", base)
     start_step = await _restore(config, parts, tracker, console) if resume else 0
     saver = CheckpointSaver(config, parts.learner, tracker.folder, training_inputs(config, prepared))
-    observer = _Observer(config, prepared, parts, tracker, console, base, saver)
+    observer = _Observer(config, prepared, parts, tracker, console, base, saver, stop)
     try:
         await observer.catch_up(start_step)
-        await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
+        with stop.held():
+            try:
+                await train(config, prepared.prompts, parts, reference, observer, start_step=start_step, stop=stop)
+            except Stopped as stopped:
+                if not stopped.at_once:
+                    await observer.save_unsaved()
+                raise
         trained = await observer.finish()
     finally:
-        await saver.settle()
+        if not stop.at_once:
+            await saver.settle()
     report_evaluations(console, {"base": base, "trained": trained})
     console.info(f"model      {checkpoint_path(tracker.folder / 'checkpoints', config.learner.num_steps) / 'hf'}")
     console.info(f"run folder {tracker.folder}  (metrics.jsonl, samples/, reference/, eval/, tensorboard/, run.log)")
@@ -100,24 +119,43 @@ class _Observer:
         console: Console,
         base: Sequence[Summary],
         saver: CheckpointSaver,
+        stop: StopRequest,
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
-        self.tracker, self.console, self.saver = tracker, console, saver
+        self.tracker, self.console, self.saver, self.stop = tracker, console, saver, stop
+        self._unsaved_step = 0
 
     async def after_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         self.tracker.log_samples(step, groups, self.config.tracking.samples_per_step)
         self.tracker.log_step(metrics)
         self.console.step_line(metrics, self.config.learner.num_steps)
+        self._unsaved_step, asked = step, self.stop.take_save()
         self.saver.check()
-        if self.saver.is_due(step):
-            await self.saver.save(step)
+        if asked or self.saver.is_due(step):
+            await self._save(step)
         if step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps):
-            await self._evaluate(step)
+            await self.stop.unless_stopped(self._evaluate(step))
+
+    async def _save(self, step: int) -> None:
+        await self.saver.save(step)
+        self._unsaved_step = 0
+
+    async def save_unsaved(self) -> None:
+        """Save the last whole step, because the run stops, unless that is begun. A failure is told and not raised."""
+        try:
+            if self._unsaved_step:
+                await self._save(self._unsaved_step)
+            await self.saver.whole()
+        except Exception as error:  # the signal that stops the run may have ended the learner, too
+            self.console.info(f"the last step could not be saved: {' '.join(str(error).split())}")
 
     async def catch_up(self, step: int) -> None:
         """Evaluate `step`, from which the run resumed, if a kill came between its checkpoint and its evaluation."""
         due = 0 < step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps)
-        if due and not self._result(step).is_file():
+        path = self._result(step)
+        if due and read_summaries(path) is None:
+            if path.is_file():
+                say_damaged(path, self.console)
             await self._evaluate(step)
 
     async def finish(self) -> list[Summary]:
