@@ -121,5 +121,5 @@ class ChunkFolder:
     def _stored_identity(self) -> dict[str, str]:
         try:
             return dict(json.loads((self.folder / "identity.json").read_text())["fingerprint"])
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
