@@ -45,7 +45,8 @@ class Claim:
 
     @classmethod
     def of_this_process(cls) -> Claim:
-        command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+        program = Path(sys.argv[0]).name
+        command = shlex.join(["dphrl" if program in ("__main__.py", "-c") else program, *sys.argv[1:]])
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return cls(socket.gethostname(), os.getpid(), _boot(), _start_of(os.getpid()) or 0, since, command[:500])
 
@@ -140,15 +141,14 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
         while before is None and time.monotonic() < deadline:  # it may be about to write who it is
             time.sleep(0.05)
             before = _read(file)
-        raise _refusal(folder, before, "stop it there (Ctrl-C ends it after its step)")
+        raise _refusal(folder, before)
     if before is not None and before.boot == _boot():
         if _start_of(before.pid) == before.started:
-            raise _refusal(folder, before, f"stop it (kill -INT {before.pid})")
+            raise _refusal(folder, before)
         note = f"{folder}: taken over from {before}, which has ended"
     elif before is not None:
         if (silent_s := _silence(file)) < SILENT_S:
-            remedy = f"stop it there; if it is dead, this command works {SILENT_S - silent_s:.0f} s from now"
-            raise _refusal(folder, before, remedy)
+            raise _refusal(folder, before, f"; if it is dead, this command works in {SILENT_S - silent_s:.0f} s")
         note = f"{folder}: taken over from {before}, which was not heard of for {silent_s / 60:.0f} minutes"
     claim = Claim.of_this_process()
     content = json.dumps(asdict(claim)).encode()
@@ -159,9 +159,10 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
     return note, claim
 
 
-def _refusal(folder: Path, owner: Claim | None, remedy: str) -> InputError:
+def _refusal(folder: Path, owner: Claim | None, more: str = "") -> InputError:
     who = str(owner) if owner else "another process"
-    return InputError(f"{folder} is being written by {who}; wait for its end, {remedy}, or choose another run_name")
+    stop = f"stop it (there: kill -INT {owner.pid})" if owner else "stop it"
+    return InputError(f"{folder} is being written by {who}; wait for its end, {stop}, or choose another run_name{more}")
 
 
 def _read(file: int) -> Claim | None:
