@@ -21,7 +21,9 @@ pytestmark = pytest.mark.integration
 
 NUM_STEPS, DEADLINE_S = 16, 120.0
 # A shell may have started the tests with Ctrl-C ignored.
-PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cluster.cli import main; main()"
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cluster.cli import main; main()"
+)
 # Parts of the names of metrics that a clock decides.
 TIMED = ("time/", "reward/latency", "per_s", "busy_fraction", "utilization", "model_flops")
 

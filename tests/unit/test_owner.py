@@ -107,9 +107,9 @@ def test_an_owner_on_another_machine_is_believed_while_it_gives_signs_of_life(tm
     heard_s = file.stat().st_mtime - 100
     os.utime(file, (heard_s, heard_s))
     for _ in range(2):  # the first one that asks is no sign of life
-        with pytest.raises(InputError, match=r"process 4194999 on elsewhere since 2026-01-02 .* works in 80 s"):
-            with owned(tmp_path):
-                pass
+        refused = pytest.raises(InputError, match=r"process 4194999 on elsewhere since 2026-01-02 .* works in 80 s")
+        with refused, owned(tmp_path):
+            pass
     assert Claim(**json.loads(file.read_text())) == claim
     os.utime(file, (heard_s - 200, heard_s - 200))
     with owned(tmp_path) as mine:
@@ -170,5 +170,8 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/run: cannot be written \(Not a directory\)"), owned(tmp_path / "file/run"):
+    with (
+        pytest.raises(InputError, match=r"file/run: cannot be written \(Not a directory\)"),
+        owned(tmp_path / "file/run"),
+    ):
         pass

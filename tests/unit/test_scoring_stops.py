@@ -18,7 +18,9 @@ import pytest
 ROW = json.dumps({"completion": r"so \boxed{4}", "answer": "4"}) + "\n"
 DEADLINE_S = 60.0
 # A shell may have started the tests with Ctrl-C ignored.
-PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cluster.cli import main; main()"
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cluster.cli import main; main()"
+)
 
 
 def descendants(pid: int) -> set[int]:

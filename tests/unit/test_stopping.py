@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -16,44 +17,64 @@ def hear(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def stopped(work: Callable[[StopRequest], object]) -> Stopped:
+    """What `work` is stopped with."""
+    with pytest.raises(Stopped) as raised, StopRequest().listening() as stop:
+        work(stop)
+    return raised.value
+
+
 def test_a_signal_ends_what_runs_and_names_itself() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as stopped, StopRequest().listening():
+    def work(stop: StopRequest) -> None:
         hear(signal.SIGTERM)
         time.sleep(5)
-    assert (stopped.value.status, stopped.value.at_once, str(stopped.value)) == (143, False, "SIGTERM")
+
+    before = signal.getsignal(signal.SIGTERM)
+    error = stopped(work)
+    assert (error.status, error.at_once, str(error)) == (143, False, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_is_held_is_finished_first() -> None:
     done = []
-    with pytest.raises(Stopped) as stopped, StopRequest().listening() as stop:
+
+    def work(stop: StopRequest) -> None:
         with stop.held(), stop.held():
             hear(signal.SIGINT)
             done.append("held")
         done.append("never")
-    assert (done, stopped.value.status) == (["held"], 130)
+
+    assert stopped(work).status == 130
+    assert done == ["held"]
 
 
 def test_a_second_signal_ends_at_once_but_its_echo_does_not() -> None:
     done = []
-    with pytest.raises(Stopped) as stopped, StopRequest().listening() as stop, stop.held():
-        hear(signal.SIGINT)
-        hear(signal.SIGINT)
-        done.append("echo")
-        time.sleep(ECHO_S)
-        hear(signal.SIGINT)
-        done.append("never")
-    assert (done, stopped.value.at_once) == (["echo"], True)
+
+    def work(stop: StopRequest) -> None:
+        with stop.held():
+            hear(signal.SIGINT)
+            hear(signal.SIGINT)
+            done.append("echo")
+            time.sleep(ECHO_S)
+            hear(signal.SIGINT)
+            done.append("never")
+
+    assert stopped(work).at_once
+    assert done == ["echo"]
 
 
 def test_sigterm_after_ctrl_c_still_lets_what_is_held_finish() -> None:
     done = []
-    with pytest.raises(Stopped) as stopped, StopRequest().listening() as stop, stop.held():
-        hear(signal.SIGINT)
-        hear(signal.SIGTERM)
-        done.append("held")
-    assert (done, stopped.value.status, stopped.value.at_once) == (["held"], 143, False)
+
+    def work(stop: StopRequest) -> None:
+        with stop.held():
+            hear(signal.SIGINT)
+            hear(signal.SIGTERM)
+            done.append("held")
+
+    error = stopped(work)
+    assert (done, error.status, error.at_once) == (["held"], 143, False)
 
 
 def test_a_checkpoint_is_asked_for_once() -> None:
@@ -77,10 +98,9 @@ def test_a_signal_ends_a_wait_of_the_event_loop() -> None:
             cleaned.append(True)
 
     began = time.monotonic()
-    with pytest.raises(Stopped) as stopped, StopRequest().listening() as stop:
-        stop.run(work())
+    error = stopped(lambda stop: stop.run(work()))
     assert time.monotonic() - began < 10
-    assert (cleaned, stopped.value.status) == ([True], 130)
+    assert (cleaned, error.status) == ([True], 130)
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, "collected"), (signal.SIGTERM, "given up")])
@@ -102,8 +122,7 @@ def test_collecting_is_given_up_for_a_scheduler_and_not_for_a_person(number: int
                 done.append("saved")
                 raise
 
-    with pytest.raises(Stopped), StopRequest().listening() as stop:
-        stop.run(work(stop))
+    stopped(lambda stop: stop.run(work(stop)))
     assert done == {"collected": ["collected"], "given up": ["given up", "saved"]}[ends]
 
 
@@ -118,8 +137,7 @@ def test_what_comes_after_a_signal_is_not_begun() -> None:
             hear(signal.SIGINT)
             await stop.unless_stopped(evaluate())
 
-    with pytest.raises(Stopped), StopRequest().listening() as stop:
-        stop.run(work(stop))
+    stopped(lambda stop: stop.run(work(stop)))
     assert begun == []
 
 
@@ -131,9 +149,7 @@ def test_a_second_signal_ends_what_never_waits() -> None:
             hear(signal.SIGINT)
             time.sleep(60)
 
-    with pytest.raises(Stopped) as stopped, StopRequest().listening() as stop:
-        stop.run(work(stop))
-    assert stopped.value.at_once
+    assert stopped(lambda stop: stop.run(work(stop))).at_once
 
 
 def test_a_lost_folder_is_an_error_of_its_own() -> None:
@@ -157,11 +173,13 @@ def test_the_first_error_of_a_group_is_raised_itself() -> None:
 
 
 def test_handlers_survive_a_library_that_sets_its_own() -> None:
-    with pytest.raises(Stopped), StopRequest().listening():
+    def work(stop: StopRequest) -> None:
         with keep_handlers():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         hear(signal.SIGTERM)
         time.sleep(5)
+
+    assert stopped(work).status == 143
 
 
 def test_a_signal_that_the_process_was_to_ignore_stays_ignored() -> None:
