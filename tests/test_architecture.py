@@ -95,12 +95,8 @@ ROOMS = {
         "cluster.launch"
     ),
     "cluster.cli": (
-<<<<<<< HEAD
-        "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.experiments exporting"
-=======
         "cluster.doctor dphrl config outputs own_code cluster.jobs tracking rewards experiments cluster.planning "
-        "report cluster.render cluster.launch cluster.experiments"
+        "report cluster.render cluster.launch cluster.experiments exporting"
     ),
     "__main__": "own_code processors cluster.cli",
 }
