@@ -70,6 +70,14 @@ def test_a_second_owner_is_told_who_the_first_is(tmp_path: Path) -> None:
         assert mine.note == ""
 
 
+def test_a_lock_counts_more_than_what_the_file_says(tmp_path: Path) -> None:
+    with another_process(tmp_path):
+        left_behind(tmp_path)
+        os.utime(tmp_path / OWNER_FILE, (0, 0))
+        with pytest.raises(InputError, match="is being written by process 4194999 on elsewhere"), owned(tmp_path):
+            pass
+
+
 def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with another_process(folder) as first:

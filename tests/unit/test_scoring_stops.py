@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from dphrl.rewards.score_file import BATCH_ROWS
+
 ROW = json.dumps({"completion": r"so \boxed{4}", "answer": "4"}) + "\n"
 DEADLINE_S = 60.0
 # A shell may have started the tests with Ctrl-C ignored.
@@ -65,7 +67,7 @@ def test_a_stopped_grading_leaves_whole_lines_and_no_process(
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdin is not None
         try:
-            process.stdin.write((json.dumps(row) + "\n") * 2000)
+            process.stdin.write((json.dumps(row) + "\n") * (30 * BATCH_ROWS))
             process.stdin.flush()
             # Its input stays open, so that it waits for more.
             wait_until(lambda: output.exists() and output.stat().st_size > 0)
