@@ -39,10 +39,10 @@ class SignalledLearner(FakeLearner):
             send(*self.numbers)
         return await super().update(batch)
 
-    async def save(self, folder: Path) -> None:
+    async def write_state(self, folder: Path) -> dict[str, str]:
         if not self.saves:
             raise RuntimeError("the actor died")
-        await super().save(folder)
+        return await super().write_state(folder)
 
 
 class SignalledRollouts(FakeRollouts):
@@ -147,4 +147,5 @@ def test_a_learner_that_went_with_the_signal_is_told(run: Run) -> None:
     ended, saved, _, said = run(SignalledLearner(signal.SIGTERM, saves=False))
     assert ended is not None
     assert (ended.status, saved) == (143, [])
-    assert "step 1 could not be saved: RuntimeError: the actor died" in said
+    assert "the last step could not be saved: the checkpoint of step 1 could not be written" in said
+    assert "the actor died" in said
