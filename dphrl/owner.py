@@ -48,7 +48,7 @@ class Claim:
         program = Path(sys.argv[0]).name
         command = shlex.join(["dphrl" if program in ("__main__.py", "-c") else program, *sys.argv[1:]])
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return cls(socket.gethostname(), os.getpid(), _boot(), _start_of(os.getpid()) or 0, since, command[:500])
+        return cls(socket.gethostname(), os.getpid(), boot_id(), process_start(os.getpid()) or 0, since, command[:500])
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -142,8 +142,8 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
             time.sleep(0.05)
             before = _read(file)
         raise _refusal(folder, before)
-    if before is not None and before.boot == _boot():
-        if _start_of(before.pid) == before.started:
+    if before is not None and before.boot == boot_id():
+        if process_start(before.pid) == before.started:
             raise _refusal(folder, before)
         note = f"{folder}: taken over from {before}, which has ended"
     elif before is not None:
@@ -192,14 +192,15 @@ def _beat(folder: Path, file: int, claim: Claim, done: threading.Event, on_loss:
             os.utime(file)
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Of this machine's kernel: another one after each start of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return socket.gethostname()
 
 
-def _start_of(pid: int) -> int | None:
+def process_start(pid: int) -> int | None:
     """When a process of this machine started, in clock ticks after boot; None when it has ended."""
     try:
         # The name, in parentheses, may hold anything; the fields after it are numbers, but for the state, the third.

@@ -70,7 +70,9 @@ ROOMS = {
     "evaluation": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types stopping config batch tracking protocols collect",
     "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
-    "actors": "types config tokenizer own_code processors learner tracking protocols rewards data reference",
+    "actors": (
+        "types durable config owner tokenizer own_code processors learner tracking protocols rewards data reference"
+    ),
     "experiments": "config outputs tracking evaluation",
     "inline": "types config processors priority learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",

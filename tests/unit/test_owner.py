@@ -89,9 +89,9 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_later_process_of_the_same_number_is_not_taken_for_the_owner(tmp_path: Path) -> None:
-    started = owner._start_of(os.getpid())
+    started = owner.process_start(os.getpid())
     assert started
-    left_behind(tmp_path, boot=owner._boot(), pid=os.getpid(), started=started - 1)
+    left_behind(tmp_path, boot=owner.boot_id(), pid=os.getpid(), started=started - 1)
     with owned(tmp_path) as mine:
         assert "has ended" in mine.note
 
