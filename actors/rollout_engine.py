@@ -13,6 +13,7 @@ import ray
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
+from actors.leftovers import remembering_shared_memory
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
 from actors.vllm_settings import set_variables, start_vllm
@@ -54,7 +55,7 @@ class RolloutEngine:
         # Worker processes read weights in shared memory; this process is a sole worker itself.
         self._segment = Segment() if config.rollout.tensor_parallel > 1 else None
         self._thread = StepThread(f"rollout-{index}")
-        with engine_start(index):
+        with remembering_shared_memory(config.folder), engine_start(index):
             self._thread.open(lambda: self._open(model_dir, devices is not None))
 
     def _open(self, model_dir: str, shares_devices: bool) -> Decoding:

@@ -11,18 +11,24 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 from cluster.launch import open_system, quiet_libraries, train_on
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
+from dphrl.durable import put_in_place, write_whole
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
+from dphrl.outputs import check_output
 from dphrl.own_code import own_first
+from dphrl.owner import owned
 from dphrl.prepare import Prepared, prepare
 from dphrl.protocols import System
 from dphrl.resume import ResumeCheck
+from dphrl.sandbox.zygote import die_with_parent
+from dphrl.stopping import Stopped, StopRequest
 from dphrl.tracking.console import Console
 
 Run = tuple[str, int]  # (arm, seed)
@@ -46,10 +52,15 @@ def run_experiment(
     num_parallel: runs at a time. is_part: other runs of the suite train at the same time, and the process that started
     them writes the results. others: a results file of further runs, made elsewhere, that count too.
     A second call after an interrupt goes on where the first one stopped: finished runs stay, an unfinished one resumes.
-    Raises InputError when a run's folder holds another configuration, RuntimeError when a run in a process of its own
-    failed.
+    Raises InputError when a run's folder holds another configuration or is being written, RuntimeError when a run in a
+    process of its own failed, and Stopped when a signal ended it.
     """
+    if is_part:
+        die_with_parent(os.getppid(), SIGTERM)
     suite = load_suite(source)
+    if output is None:
+        output = Path(run_dir).expanduser() / suite.name / "results.json"
+    check_output(output)
     elsewhere = _results_of(suite, others) if others else None
     configs = {(arm, seed): suite.config(arm, seed, run_dir, overrides) for arm, seed in runs}
     console = Console()
@@ -58,22 +69,22 @@ def run_experiment(
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
+        # A signal reaches this process alone, which passes it on: see `_run_apart`.
         # The first run of a seed goes ahead of the others, so it should be one that leaves a reference buffer.
         ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_samples)
-        _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
+        with StopRequest().listening():
+            _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
     else:
         quiet_libraries()
-        with _Systems(inline=inline) as systems:
+        with StopRequest().listening() as stop, _Systems(inline=inline) as systems:
             for number, run in enumerate(missing, start=1):
                 console.info(f"--- run {number} of {len(missing)}: {run[0]}, seed {run[1]}")
-                _run_one(suite, run, configs[run], systems, console)
+                _run_one(suite, run, configs[run], systems, console, stop)
     if is_part:
         return
     results = _add_up(suite, _finished_runs(suite, configs, run_dir, overrides), run_dir, overrides)
     if elsewhere is not None:
         results = merge(results, elsewhere)
-    if output is None:
-        output = Path(run_dir).expanduser() / suite.name / "results.json"
     write_results(output, results)
     show(results, console)
     if not overrides:
@@ -148,17 +159,18 @@ def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrid
     return add_up(suite.name, rows, ks, {arm: kind_of(config) for arm, config in configs.items()})
 
 
-def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console) -> None:
+def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console, stop: StopRequest) -> None:
     folder = config.folder
-    siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
-    share(folder, siblings, with_reference=config.uses_reference_samples)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "arm.json").write_text(json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
-    check = ResumeCheck(config, remedy="remove that run's folder to train it anew")
-    check.check_settings()
-    prepared = prepare(config, console)
-    check.check_inputs(prepared)
-    train_on(systems.get(config, prepared), config, prepared, console, resume=check)
+    with owned(folder, stop.abandon) as owner:
+        owner.tell(console.info)
+        siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
+        share(folder, siblings, with_reference=config.uses_reference_samples)
+        write_whole(folder / "arm.json", json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
+        check = ResumeCheck(config, remedy="remove that run's folder to train it anew")
+        check.check_settings()
+        prepared = prepare(config, console)
+        check.check_inputs(prepared)
+        train_on(systems.get(config, prepared), config, prepared, console, resume=check, stop=stop)
 
 
 def _is_same_config(config: Config) -> bool:
@@ -189,10 +201,10 @@ def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> No
         for name, complete in shared.items():
             ours, theirs = folder / name, sibling / name
             if not ours.exists() and theirs.is_dir() and (sibling / complete).is_file():
-                staging = folder / f".{name}.partial"
+                staging = folder / f".{name}.{os.getpid()}.partial"
                 shutil.rmtree(staging, ignore_errors=True)
-                shutil.copytree(theirs, staging, ignore=shutil.ignore_patterns("step_*.json", "*.partial"))
-                os.replace(staging, ours)
+                shutil.copytree(theirs, staging, ignore=shutil.ignore_patterns("*step_*.json*", "*.partial"))
+                put_in_place(staging, ours)
 
 
 def _run_apart(
@@ -207,7 +219,10 @@ def _run_apart(
         arm, seed = run
         command = [sys.executable, "-c", OWN_PROGRAM, "experiment", source, "--arms", arm, "--seeds", str(seed)]
         command += ["--run-dir", run_dir, *(["--inline"] if inline else []), "--part", *overrides]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        # In a session of its own: Ctrl-C in a terminal reaches all processes there, and would reach this one twice.
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         children.add(child)
         said = child.communicate()[1]
         children.discard(child)
@@ -226,11 +241,23 @@ def _run_apart(
                     waiting |= {pool.submit(train, run): [] for run in waiting.pop(future)}
                     problems.append(future.result())
                     advance(1)
-        except BaseException:
+        except BaseException as error:
             # The pool waits at its exit for what still runs. So end the running processes, and let nothing new begin.
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in [*children]:
-                child.terminate()
+            _end([*children], error.number if isinstance(error, Stopped) else SIGTERM)
             raise
     if failed := [problem for problem in problems if problem]:
         raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed; the first: {failed[0]}")
+
+
+def _end(children: Sequence[subprocess.Popen[str]], number: int) -> None:
+    """Pass a signal on to runs, and wait until they have finished their step and saved it; a further one kills them."""
+    try:
+        for child in children:
+            child.send_signal(number)
+        for child in children:
+            child.wait()
+    except Stopped:
+        for child in children:
+            child.kill()
+        raise

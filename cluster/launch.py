@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Never, TypeVar
 
 from cluster.planning.shapes import model_shape
 from cluster.planning.storage import disk_warning
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
-from dphrl.evaluation.base import write_summaries
-from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.results import Summary, as_json, write_summaries
+from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.fingerprint import blind_spots
 from dphrl.learner.policy import dtype_name
+from dphrl.outputs import check_output, save_output
+from dphrl.owner import OWNER_FILE, owned
 from dphrl.prepare import Prepared, check_width, prepare
 from dphrl.protocols import System
 from dphrl.reference.reuse import prepare_reference
 from dphrl.resume import ResumeCheck
 from dphrl.run import training_run
+from dphrl.stopping import StopRequest
 from dphrl.tracking.console import Console
 from dphrl.tracking.sinks import Sink, SinkGroup, external_sinks
 from dphrl.tracking.tracker import Tracker, write_versions
-
-Result = TypeVar("Result")
 
 
 def run_training(
@@ -40,28 +38,37 @@ def run_training(
     Raises InputError for what the user can correct, other errors when the run itself failed.
     """
     folder = config.folder
-    check_run_folder(folder, resume=resume, overwrite=overwrite)
-    check = ResumeCheck(config, insist=insist) if resume else None
-    if check is not None:
-        check.check_settings()
-    _external_sinks(config)  # a missing library should be reported before anything starts
-    quiet_libraries()
-    console = Console()
-    prepared = prepare(config, console)
-    if check is not None:
-        check.check_inputs(prepared)
-    else:  # a run that resumes has most of its checkpoints already
-        _warn_of_a_small_disk(config, prepared, console)
-    with open_system(config, prepared, inline=inline) as system:
-        if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
-            shutil.rmtree(folder, ignore_errors=True)
-        train_on(system, config, prepared, console, resume=check)
+    with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
+        check = ResumeCheck(config, insist=insist) if resume else None
+        if check is not None:
+            check.check_settings()
+        _external_sinks(config)  # a missing library should be reported before anything starts
+        quiet_libraries()
+        console = Console()
+        owner.tell(console.info)
+        prepared = prepare(config, console)
+        if check is not None:
+            check.check_inputs(prepared)
+        else:  # a run that resumes has most of its checkpoints already
+            _warn_of_a_small_disk(config, prepared, console)
+        with open_system(config, prepared, inline=inline) as system:
+            if overwrite:  # only now: a mistake in the configuration must not cost the earlier run
+                owner.empty_folder()
+            train_on(system, config, prepared, console, resume=check, stop=stop)
 
 
 def train_on(
-    system: System, config: Config, prepared: Prepared, console: Console, *, resume: ResumeCheck | None
+    system: System,
+    config: Config,
+    prepared: Prepared,
+    console: Console,
+    *,
+    resume: ResumeCheck | None,
+    stop: StopRequest,
 ) -> None:
-    """Train on a system that runs already. resume: the check that the run passed, which may go on; None starts anew."""
+    """Train on a system that runs already, in a folder that this process owns. resume: the check that the run passed,
+    which may go on; None starts anew."""
     folder = config.folder
     sinks = SinkGroup([*system.sinks(), *_external_sinks(config)])
     with Tracker(folder, tensorboard=config.tracking.tensorboard, sinks=sinks) as tracker:
@@ -71,7 +78,7 @@ def train_on(
         sinks.start(config.model_dump(mode="json"), folder)
         for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
             console.info(note)
-        run_async(training_run(config, prepared, system, tracker, console, resume=resume is not None))
+        stop.run(training_run(config, prepared, system, tracker, console, resume=resume is not None, stop=stop))
 
 
 def _warn_of_a_small_disk(config: Config, prepared: Prepared, console: Console) -> None:
@@ -92,13 +99,10 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     Raises InputError when the algorithm uses no reference samples.
     """
     folder = config.folder
-    quiet_libraries()
-    console = Console()
     if not config.uses_reference_samples:
         raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
-    prepared = prepare(config, console)
 
-    async def run(system: System) -> None:
+    async def run(system: System, prepared: Prepared, console: Console) -> None:
         parts = await system.start(console.info)
         await parts.rollouts.refit(parts.learner)
         for note in blind_spots(prepared.model_dir):
@@ -106,9 +110,14 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         await prepare_reference(config, prepared, system, parts, folder, console)
         console.info(f"buffer     {folder / 'reference'}")
 
-    with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
-        prepared.log_notes()
-        run_async(run(system))
+    with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
+        quiet_libraries()
+        console = Console()
+        owner.tell(console.info)
+        prepared = prepare(config, console)
+        with Tracker(folder, tensorboard=False), open_system(config, prepared, inline=inline) as system:
+            prepared.log_notes()
+            stop.run(run(system, prepared, console))
 
 
 def run_evaluation(
@@ -129,26 +138,33 @@ def run_evaluation(
         raise InputError("data.evaluation: empty, so there is nothing to evaluate on; add a data set")
     settings = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
     config = config.model_copy(update={"evaluation": settings})
-    quiet_libraries()
-    console = Console()
-    results: dict[str, list[Summary]] = {}
-    output = output or config.folder / "eval" / f"{_slug(model)}.json"
-    if output.is_dir():  # checked now, not when the result of hours of work is to be written
-        raise InputError(f"{output} is a folder; name the file for the result, such as {output / 'result.json'}")
-    samples, partial = output.with_suffix(".samples"), output.with_name(output.name + ".partial")
-    for label, path in (("base", base), ("model", model)):
-        if path is not None:
-            prepared = prepare(config, console, model=path)
-            stored = PartialResult(partial / label, prepared.model_dir)
-            known = results.get("base", [])
-            evaluation = Evaluation(config, prepared.evaluations, label, known, stored, samples / label)
-            results[label] = _evaluate_one(evaluation, prepared, console, inline=inline)
-    report_evaluations(console, results)
-    for summary in results["model"]:
-        counts = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
-        console.info(f"{summary['dataset']}: {counts}")
-    write_summaries(output, results["model"])
-    shutil.rmtree(partial, ignore_errors=True)
+    usual = config.folder / "eval" / f"{_slug(model)}.json"
+    output = output or usual
+    check_output(output)  # now, not when the result of hours of work is to be written
+    # Beside a device or a pipe there is no place for the chunks and the completions.
+    beside = usual if output.exists() and not output.is_file() else output
+    samples, partial = beside.with_suffix(".samples"), beside.with_name(beside.name + ".partial")
+    with StopRequest().listening() as stop, owned(partial, stop.abandon) as owner:
+        quiet_libraries()
+        console = Console()
+        owner.tell(console.info)
+        results: dict[str, list[Summary]] = {}
+        for label, path in (("base", base), ("model", model)):
+            if path is not None:
+                prepared = prepare(config, console, model=path)
+                stored = PartialResult(partial / label, prepared.model_dir)
+                known = results.get("base", [])
+                evaluation = Evaluation(config, prepared.evaluations, label, known, stored, samples / label)
+                results[label] = _evaluate_one(evaluation, prepared, console, stop, inline=inline)
+        report_evaluations(console, results)
+        for summary in results["model"]:
+            counts = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
+            console.info(f"{summary['dataset']}: {counts}")
+        if output == usual:
+            write_summaries(output, results["model"])
+        else:
+            save_output(output, as_json(results["model"]))
+        owner.empty_folder()
     console.info(f"written to {output}, the graded completions to {samples}")
 
 
@@ -156,7 +172,9 @@ def _slug(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", path).strip("-")
 
 
-def _evaluate_one(evaluation: Evaluation, prepared: Prepared, console: Console, *, inline: bool) -> list[Summary]:
+def _evaluate_one(
+    evaluation: Evaluation, prepared: Prepared, console: Console, stop: StopRequest, *, inline: bool
+) -> list[Summary]:
     """Start a system for one model, evaluate it, end the system."""
 
     async def run(system: System) -> list[Summary]:
@@ -165,7 +183,7 @@ def _evaluate_one(evaluation: Evaluation, prepared: Prepared, console: Console, 
         return await evaluate_sets(evaluation, parts, console)
 
     with open_system(evaluation.config, prepared, inline=inline) as system:
-        return run_async(run(system))
+        return stop.run(run(system))
 
 
 def quiet_libraries() -> None:
@@ -201,18 +219,8 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
             "another run_name"
         )
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    holds_files = folder.is_dir() and any(path.name != OWNER_FILE for path in folder.iterdir())
+    if overwrite and holds_files and not (folder / "config.yaml").is_file():
         raise InputError(
             f"{folder} holds no run (no config.yaml), so --overwrite leaves it alone; choose another run_name"
         )
-
-
-def run_async(coroutine: Coroutine[object, Never, Result]) -> Result:
-    """asyncio.run, but the first error of a task group is raised as itself: users should read the cause."""
-    try:
-        return asyncio.run(coroutine)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group

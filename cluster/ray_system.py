@@ -37,6 +37,7 @@ from dphrl.config.schema import Config
 from dphrl.own_code import is_hidden_from_workers, worker_hook
 from dphrl.processors import be_a_neighbour, waiting_variables, whole_cpus
 from dphrl.protocols import OnGraded, Parts, WholeReference
+from dphrl.stopping import keep_handlers
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
@@ -56,7 +57,8 @@ class RaySystem:
         self._pools: tuple[RayRolloutPool, RayRewardPool] | None = None
 
     def __enter__(self) -> RaySystem:
-        connect(self.config)
+        with keep_handlers():  # Ray sets one for SIGTERM, which ends the process on the spot
+            connect(self.config)
         try:
             bundles, group = place_on_cluster(self.config)
             self._places = Places(bundles, group)

@@ -1,13 +1,12 @@
 """Long work on prompts is kept on disk in chunks, so that it can go on after its process was killed.
 
-Every chunk of prompts is one parquet file. `identity.json` beside them says which model, data and settings the chunks
-were made with. The reference stage and evaluations store their work this way.
+Every chunk of prompts is one parquet file, with its checksum beside it. `identity.json` says which model, data and
+settings the chunks were made with. The reference stage and evaluations store their work this way.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.config.loading import InputError
+from dphrl.durable import file_damage, whole_sealed_file, write_whole
 from dphrl.fingerprint import Fingerprint, changed_parts
 from dphrl.types import Prompt
 
@@ -25,7 +25,8 @@ class ChunkFolder:
     """The chunks of one piece of work. Only `claim`, which makes the folder this work's own, and `write_rows` write.
 
     One process may write at a time. A chunk is stored as a whole or not at all, so a kill at any moment costs one
-    chunk. schema: the columns of the files, which have one row per prompt.
+    chunk. A chunk whose bits have changed since is not used, and is made again. schema: the columns of the files, which
+    have one row per prompt.
     """
 
     def __init__(
@@ -47,13 +48,22 @@ class ChunkFolder:
     def changed(self) -> list[str]:
         """Names of what has changed since the stored chunks were made; empty if nothing has, or if none are stored."""
         stored = self._stored_identity()
+        if not stored and any(self._path(start).exists() for start in self._chunks):
+            return ["identity.json (damaged)"]
         return changed_parts(stored, self._identity) if stored else []
 
     def done(self) -> frozenset[int]:
         """Indices of the first prompts of complete chunks that may be continued."""
         if not self._stored_identity() or self.changed():
             return frozenset()
-        return frozenset(start for start, chunk in self.chunks() if self._is_whole(start, len(chunk)))
+        return frozenset(start for start, chunk in self.chunks() if self._damage(start, len(chunk)) is None)
+
+    def damaged(self) -> list[str]:
+        """What is wrong with each chunk that is there but not `done`, because it is not as it was written."""
+        if not self._stored_identity() or self.changed():
+            return []
+        found = [self._damage(start, len(chunk)) for start, chunk in self.chunks() if self._path(start).exists()]
+        return [damage for damage in found if damage is not None]
 
     def num_done(self) -> int:
         """The number of prompts in the chunks of `done`."""
@@ -69,23 +79,19 @@ class ChunkFolder:
         if not done:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            path = self.folder / "identity.json"
-            aside = path.with_suffix(".aside")
-            aside.write_text(json.dumps({"fingerprint": self._identity}, indent=2) + "\n")
-            os.replace(aside, path)
+            write_whole(self.folder / "identity.json", json.dumps({"fingerprint": self._identity}, indent=2) + "\n")
         return done
 
     def write_rows(self, start: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store the chunk that begins at prompt `start`: a row for each of its prompts, in order."""
-        # The name is this process's own: an actor may live seconds longer than its killed driver and still write.
-        aside = self._path(start).with_suffix(f".{os.getpid()}.aside")
-        pq.write_table(pa.Table.from_pylist(rows, self._schema), aside, write_page_checksum=True)
-        os.replace(aside, self._path(start))
+        table = pa.Table.from_pylist(rows, self._schema)
+        with whole_sealed_file(self._path(start)) as aside:
+            pq.write_table(table, aside, write_page_checksum=True)
 
     def read_rows(self, start: int) -> list[dict[str, Any]]:
         """The rows that `write_rows` stored for the chunk that begins at prompt `start`.
 
-        Raises InputError when bits of the file have changed, which the test for a whole file does not see.
+        Raises InputError when the file cannot be read as what it was; `done` leaves such chunks out.
         """
         path = self._path(start)
         try:
@@ -101,15 +107,19 @@ class ChunkFolder:
     def _path(self, start: int) -> Path:
         return self.folder / f"chunk_{start:08d}.parquet"
 
-    def _is_whole(self, start: int, num_prompts: int) -> bool:
-        # A rename survives a killed process, but not always a loss of power, so the file itself is read too.
+    def _damage(self, start: int, num_prompts: int) -> str | None:
+        path = self._path(start)
+        if (damage := file_damage(path)) is not None:
+            return damage
+        # Chunks of an older version have no checksum beside them.
         try:
-            return bool(pq.read_metadata(self._path(start)).num_rows == num_prompts)
+            num_rows = pq.read_metadata(path).num_rows
         except (OSError, ValueError):
-            return False
+            return f"{path.name} is no parquet file"
+        return None if num_rows == num_prompts else f"{path.name} has {num_rows} rows for {num_prompts} prompts"
 
     def _stored_identity(self) -> dict[str, str]:
         try:
             return dict(json.loads((self.folder / "identity.json").read_text())["fingerprint"])
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return {}

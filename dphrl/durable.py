@@ -46,12 +46,42 @@ def write_whole(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_output(path: Path, text: str) -> None:
+@contextmanager
+def whole_sealed_file(path: Path) -> Iterator[Path]:
+    """`whole_file`, whose SHA-256 is kept beside it in `.NAME.sha256`, as `sha256sum --check` reads it."""
+    with whole_file(path) as aside:
+        yield aside
+        # Before the file itself: a kill between the two leaves a file that counts as damaged, never one unchecked.
+        write_whole(_seal_of(path), f"{file_digest(aside)}  {path.name}\n")
+
+
+def file_damage(path: Path) -> str | None:
+    """What is wrong with a file that `whole_sealed_file` wrote; None for one without a seal, of an older version."""
+    try:
+        told = _seal_of(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{_seal_of(path).name} cannot be read ({error.strerror})"
+    try:
+        is_whole = told == f"{file_digest(path)}  {path.name}\n".encode()
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return None if is_whole else f"{path.name} has another content than was written"
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def write_output(path: Path, content: str | bytes) -> None:
     """Write what the user asked for with -o. Only a regular file is replaced; a device or a pipe is written to."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    else:
-        write_whole(path.resolve(), text)  # a link stays one
+        path.write_bytes(data)
+        return
+    with whole_file(path.resolve()) as aside:  # resolved: a link stays one
+        aside.write_bytes(data)
 
 
 def put_in_place(staging: Path, target: Path) -> None:
@@ -63,6 +93,23 @@ def put_in_place(staging: Path, target: Path) -> None:
     os.replace(staging, target)
     sync(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left aside below `folder`; what is of a process that lives stays.
+
+    Where a kill came between the two renames of `put_in_place`, the folder of before gets its name back.
+    """
+    for path in [*folder.rglob(".*.partial"), *folder.rglob(".*.old")]:
+        name, _, process = path.stem.removeprefix(".").rpartition(".")
+        if process.isdecimal() and Path(f"/proc/{process}").exists():
+            continue
+        if path.suffix == ".old" and name and not path.with_name(name).exists():
+            os.replace(path, path.with_name(name))
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

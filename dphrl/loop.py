@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from signal import SIGTERM
 
 from dphrl.batch import make_batch
 from dphrl.collect import StepCollector
 from dphrl.config.schema import Config
 from dphrl.protocols import Parts, ReferenceStore, StepObserver
+from dphrl.stopping import StopRequest
 from dphrl.tracking.events import current_step
 from dphrl.tracking.step_metrics import StepClock, step_metrics
 from dphrl.types import Prompt, ReferenceSample
@@ -26,14 +28,20 @@ async def train(
     observer: StepObserver,
     *,
     start_step: int = 0,
+    stop: StopRequest | None = None,
 ) -> None:
-    """Run steps start_step .. num_steps - 1. Engines must be refit before. reference: None to rehearse nothing."""
+    """Run steps start_step .. num_steps - 1. Engines must be refit before. reference: None to rehearse nothing.
+
+    stop: raises Stopped after a step, or while a step is collected, when the run shall end.
+    """
+    stop = stop or StopRequest()
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
     with closing(StepCollector(config, exploration, parts)) as collector:
         for step in range(start_step, config.learner.num_steps):
             current_step.set(step + 1)
             clock = StepClock()
-            rollouts = await collector.collect(step)
+            # Completions that are given up are sampled again by the run that goes on. An update is never cut off.
+            rollouts = await stop.unless_stopped(collector.collect(step), by=[SIGTERM])
             rehearsal = await rehearse(config, reference, step)
             batch = make_batch(config, step, parts.learner.policy_version, rollouts.groups, rehearsal)
             with clock.lap("learn"):
@@ -42,6 +50,7 @@ async def train(
                 synced = await parts.rollouts.refit(parts.learner)
             told = (rollouts.metrics, learned, synced, clock.stop(), parts.drain_metrics())
             await observer.after_step(step + 1, step_metrics(batch, rollouts.sampled, *told), rollouts.sampled, batch)
+            stop.check()
 
 
 async def rehearse(config: Config, reference: ReferenceStore | None, step: int) -> Sequence[ReferenceSample]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dphrl.config.schema import Config
-from dphrl.evaluation.base import base_evaluation, write_summaries
-from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.evaluation.base import base_evaluation
+from dphrl.evaluation.results import Summary, read_summaries, say_damaged, write_summaries
+from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.health import HealthChecks
 from dphrl.learner.checkpoint import MANIFEST, checkpoint_path, newest_whole, read_manifest, set_aside_after
@@ -20,6 +21,7 @@ from dphrl.reference.reuse import prepare_reference
 from dphrl.replay import keep_for_replay
 from dphrl.resume import training_inputs
 from dphrl.saving import CheckpointSaver
+from dphrl.stopping import Stopped, StopRequest
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker, read_metrics
 from dphrl.types import RolloutGroup, TrainBatch
@@ -28,14 +30,23 @@ log = logging.getLogger(__name__)
 
 
 async def training_run(
-    config: Config, prepared: Prepared, system: System, tracker: Tracker, console: Console, *, resume: bool
+    config: Config,
+    prepared: Prepared,
+    system: System,
+    tracker: Tracker,
+    console: Console,
+    *,
+    resume: bool,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train to the last step, evaluate and export the model. `resume`: continue from the newest checkpoint, if any.
 
-    A learner that is lost on the way is replaced: see `Recovery`. Raises InputError when no checkpoint is whole, and
-    CheckpointError when one cannot be written. Whether the newest was trained with what is given now is checked before:
-    `ResumeCheck`.
+    A learner that is lost on the way is replaced: see `Recovery`. stop: raises Stopped when the run shall end. Of the
+    steps, the last whole one is saved then; all else that takes long is kept on disk as it goes on. Raises InputError
+    when no checkpoint is whole, and CheckpointError when one cannot be written. Whether the newest was trained with
+    what is given now is checked before: `ResumeCheck`.
     """
+    stop = stop or StopRequest()
     parts = await system.start(console.info)
     recovery = Recovery(config, system, tracker.folder, console)
 
@@ -53,14 +64,21 @@ async def training_run(
         start_step = await _restore(config, parts, tracker, console) if begun else 0
         begun = True
         saver = CheckpointSaver(config, parts.learner, tracker.folder, inputs)
-        observer = _Observer(config, prepared, parts, tracker, console, base, saver)
+        observer = _Observer(config, prepared, parts, tracker, console, base, saver, stop)
         try:
             await saver.catch_up(start_step)
             await observer.catch_up(start_step)
-            await train(config, prepared.prompts, parts, reference, observer, start_step=start_step)
+            with stop.held():
+                try:
+                    await train(config, prepared.prompts, parts, reference, observer, start_step=start_step, stop=stop)
+                except Stopped as stopped:
+                    if not stopped.at_once:
+                        await observer.save_unsaved()
+                    raise
             return await observer.finish()
         finally:
-            await saver.settle()
+            if not stop.at_once:
+                await saver.settle()
 
     trained = await recovery.repeat(of_trained_policies)
     report_evaluations(console, {"base": base, "trained": trained})
@@ -123,11 +141,13 @@ class _Observer:
         console: Console,
         base: Sequence[Summary],
         saver: CheckpointSaver,
+        stop: StopRequest,
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
-        self.tracker, self.console, self.saver = tracker, console, saver
         gap_bound = config.sync.mean_gap_bound(parts.learner.dtype)
         self.health = HealthChecks(config, gap_bound, read_metrics(tracker.folder))
+        self.tracker, self.console, self.saver, self.stop = tracker, console, saver, stop
+        self._unsaved_step = 0
 
     async def after_step(
         self, step: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup], batch: TrainBatch
@@ -140,16 +160,33 @@ class _Observer:
         await keep_for_replay(self.tracker.folder, batch, metrics, self.parts.learner, kept)
         if why_stop:
             raise RuntimeError(why_stop)
+        self._unsaved_step, asked = step, self.stop.take_save()
         self.saver.check()
-        if self.saver.is_due(step):
-            await self.saver.save(step)
+        if asked or self.saver.is_due(step):
+            await self._save(step)
         if step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps):
-            await self._evaluate(step)
+            await self.stop.unless_stopped(self._evaluate(step))
+
+    async def _save(self, step: int) -> None:
+        await self.saver.save(step)
+        self._unsaved_step = 0
+
+    async def save_unsaved(self) -> None:
+        """Save the last whole step, because the run stops, unless that is begun. A failure is told and not raised."""
+        try:
+            if self._unsaved_step:
+                await self._save(self._unsaved_step)
+            await self.saver.whole()
+        except Exception as error:  # the signal that stops the run may have ended the learner, too
+            self.console.info(f"the last step could not be saved: {' '.join(str(error).split())}")
 
     async def catch_up(self, step: int) -> None:
         """Evaluate `step`, from which the run resumed, if a kill came between its checkpoint and its evaluation."""
         due = 0 < step < self.config.learner.num_steps and _is_due(step, self.config.evaluation.every_steps)
-        if due and not self._result(step).is_file():
+        path = self._result(step)
+        if due and read_summaries(path) is None:
+            if path.is_file():
+                say_damaged(path, self.console)
             await self._evaluate(step)
 
     async def finish(self) -> list[Summary]:

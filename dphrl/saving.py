@@ -89,13 +89,13 @@ class CheckpointSaver:
     async def whole(self) -> None:
         """Returns when a run could resume from the last checkpoint that was begun. Raises CheckpointError."""
         if self._state is not None:
-            await self._state
+            await asyncio.shield(self._state)  # who gives up waiting does not give up the checkpoint
 
     async def finish(self) -> None:
         """Returns when nothing is being written any more. Raises CheckpointError, also for a failed export."""
         await self.whole()
         if self._export is not None:
-            await self._export
+            await asyncio.shield(self._export)
 
     async def settle(self) -> None:
         """As `finish`, for a run that ends with another error: what fails now is not raised."""

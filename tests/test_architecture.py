@@ -47,8 +47,11 @@ ROOMS = {
     "processors": "",
     "priority": "",
     "durable": "",
+    "stopping": "",
     "model_files": "",
-    "config": "algo own_code",
+    "config": "algo own_code durable",
+    "outputs": "durable config",
+    "owner": "durable config",
     "cluster.doctor": "processors",
     "tokenizer": "model_files",
     "models": "tiny tokenizer",
@@ -56,20 +59,22 @@ ROOMS = {
     "cluster.jobs": "config own_code",
     "batch": "algo types config",
     "learner": "algo durable types config model_files",
-    "tracking": "types config",
+    "tracking": "types durable config",
     "health": "config",
     "protocols": "types config tracking",
-    "rewards": "tiny types config own_code sandbox tracking",
+    "rewards": "tiny types stopping config outputs own_code sandbox tracking",
     "fingerprint": "types config model_files rewards",
-    "chunks": "types config fingerprint",
+    "chunks": "types durable config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
     "prepare": "types config tokenizer models learner tracking rewards data",
-    "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
-    "loop": "types config batch tracking protocols collect",
-    "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
-    "actors": "types config tokenizer own_code processors learner tracking protocols rewards data reference",
-    "experiments": "config tracking evaluation",
+    "evaluation": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
+    "loop": "types stopping config batch tracking protocols collect",
+    "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
+    "actors": (
+        "types durable config owner tokenizer own_code processors learner tracking protocols rewards data reference"
+    ),
+    "experiments": "config outputs tracking evaluation",
     "inline": "types config processors priority learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",
     "replay": "types durable config learner tracking protocols",
@@ -77,24 +82,29 @@ ROOMS = {
     "exporting": "durable config models learner tracking",
     "recovery": "config learner tracking protocols",
     "run": (
-        "types config learner tracking health protocols prepare evaluation loop reference resume replay saving recovery"
+        "types stopping config learner tracking health protocols prepare evaluation loop reference resume replay "
+        "saving recovery"
     ),
     "cluster.dashboards": "actors",
     "cluster.planning": "cluster.doctor config processors tracking experiments",
-    "report": "dphrl types config tracking evaluation experiments",
+    "report": "dphrl types durable config outputs tracking evaluation experiments",
     "cluster.start": "config own_code actors",
     "cluster.ray_system": (
-        "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start"
+        "cluster.doctor types stopping config own_code processors tracking protocols actors cluster.planning "
+        "cluster.start"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
-        "config fingerprint learner tracking protocols prepare evaluation reference inline resume run cluster.planning "
-        "cluster.ray_system"
+        "stopping config outputs owner fingerprint learner tracking protocols prepare evaluation reference inline "
+        "resume run cluster.planning cluster.ray_system"
+    ),
+    "cluster.experiments": (
+        "durable stopping config outputs owner own_code sandbox tracking protocols prepare experiments resume "
+        "cluster.launch"
     ),
     "cluster.replay": (
         "config models tracking protocols inline replay actors cluster.planning cluster.start cluster.ray_system"
     ),
-    "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
         "cluster.render cluster.launch cluster.replay cluster.experiments exporting"

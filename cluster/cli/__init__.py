@@ -1,6 +1,6 @@
 """The command line. Heavy modules are imported only by the command that needs them: `dphrl --help` answers at once.
 
-Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interrupted.
+Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from cluster.cli.remote import add_cluster_commands
 from cluster.cli.replay import add_replay_command
 from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
-from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status
+from cluster.cli.support import (
+    CONFIG_HELP,
+    SAME_COMMAND,
+    ConfigArgument,
+    InsistOption,
+    OverridesArgument,
+    exit_status,
+)
 
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
@@ -81,7 +88,7 @@ Examples:
   dphrl sample demo-math reference.num_samples=16 reference.threshold=14""",
 )
 def sample(config: ConfigArgument, overrides: OverridesArgument = None, inline: InlineOption = False) -> None:
-    with exit_status() as run:
+    with exit_status(SAME_COMMAND) as run:
         loaded = run.load(config, overrides)
         from cluster.launch import run_sampling
 
@@ -119,7 +126,7 @@ def evaluate(
     ] = None,
     inline: InlineOption = False,
 ) -> None:
-    with exit_status() as run:
+    with exit_status(SAME_COMMAND) as run:
         # The options become overrides, so that they are checked like every other setting.
         settings = [*(overrides or [])]
         if samples is not None:
@@ -177,7 +184,7 @@ def experiment(
     inline: InlineOption = False,
     part: Annotated[bool, typer.Option("--part", hidden=True)] = False,
 ) -> None:
-    with exit_status() as run:
+    with exit_status(SAME_COMMAND) as run:
         if show:
             from dphrl.experiments.show import show_results
 

@@ -241,7 +241,9 @@ def render(
         if output is None:
             sys.stdout.write(text)
             return
-        output.write_text(text, encoding="utf-8")
+        from dphrl.outputs import save_output
+
+        save_output(output, text)
         say(f"written to {output}; its first lines say how to use it")
 
 

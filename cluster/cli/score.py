@@ -68,7 +68,7 @@ def score(
         ),
     ] = "",
 ) -> None:
-    with exit_status() as run:
+    with exit_status("the rows graded so far are written") as run:
         if not math.isfinite(timeout_s):
             raise run.refuse(f"--timeout-s {timeout_s}: a grading without an end is none; give seconds")
         if kind == "sql" and extraction == "boxed":

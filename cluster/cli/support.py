@@ -29,10 +29,17 @@ InsistOption = Annotated[
 ]
 
 
-class Command:
-    """A running command: it loads the configuration, and remembers the run's folder for the message of a failure."""
+SAME_COMMAND = "the same command goes on with what is done"
 
-    def __init__(self) -> None:
+
+class Command:
+    """A running command: it loads the configuration, and remembers the run's folder for the message of a failure.
+
+    goes_on: how the command goes on after it was stopped; "" for one that does not, or that trains in the folder.
+    """
+
+    def __init__(self, goes_on: str = "") -> None:
+        self.goes_on = goes_on
         self.folder: Path | None = None
 
     def load(self, source: str, overrides: list[str] | None) -> Config:
@@ -70,9 +77,9 @@ class Command:
 
 
 @contextmanager
-def exit_status() -> Iterator[Command]:
-    """Turns what a command raises into the exit status and a few lines on standard error."""
-    run = Command()
+def exit_status(goes_on: str = "") -> Iterator[Command]:
+    """Turns what a command raises into the exit status and a few lines on standard error. goes_on: as `Command` has."""
+    run = Command(goes_on)
     try:
         yield run
     except typer.Exit:
@@ -81,10 +88,9 @@ def exit_status() -> Iterator[Command]:
         # The reader of the output has closed it. The interpreter's own flush at the end must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        resumable = run.folder is not None and any(run.folder.glob("checkpoints/step_*"))
-        say(f"dphrl: interrupted{'; --resume goes on from the last checkpoint' if resumable else ''}")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        say(f"dphrl: {_stopped(error, run)}")
+        raise typer.Exit(getattr(error, "status", 130)) from None
     except Exception as error:
         from dphrl.config.loading import InputError
         from dphrl.own_code import ForeignCodeError
@@ -101,6 +107,20 @@ def exit_status() -> Iterator[Command]:
             say(f"dphrl: failed: {_in_a_line(cause)}")
         say(_where_to_look(error, run.folder))
         raise typer.Exit(1) from None
+
+
+def _stopped(error: KeyboardInterrupt, run: Command) -> str:
+    """What stopped the command, and how to go on."""
+    reason = f"stopped by {error}" if str(error) else "interrupted"
+    if run.goes_on:
+        return f"{reason}; {run.goes_on}"
+    if run.folder is None or not run.folder.is_dir():
+        return reason
+    if not (run.folder / "metrics.jsonl").is_file():
+        return f"{reason}; {SAME_COMMAND}"
+    saved = [int(path.name.removeprefix("step_")) for path in run.folder.glob("checkpoints/step_*[0-9]")]
+    place = f"after step {max(saved)}" if saved else "with what is done"
+    return f"{reason}; the same command with --resume goes on {place}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -24,6 +24,7 @@ from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS
 from dphrl.config.algorithm import one_form
 from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
 from dphrl.config.schema import Config
+from dphrl.durable import write_whole
 
 YAML_SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "command line"
@@ -325,8 +326,5 @@ def config_to_yaml(config: Config) -> str:
 
 def dump_config(config: Config, path: Path) -> None:
     """Write `config_to_yaml` to `path`, whole or not at all."""
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(
-        f"# Every setting of run {show_value(config.run_name)}, defaults included.\n{config_to_yaml(config)}"
-    )
-    os.replace(staging, path)
+    head = f"# Every setting of run {show_value(config.run_name)}, defaults included.\n"
+    write_whole(path, head + config_to_yaml(config))

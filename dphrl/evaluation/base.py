@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from dphrl.config.schema import Config
-from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
+from dphrl.durable import write_whole
+from dphrl.evaluation.results import Summary, read_summaries, say_damaged, write_summaries
+from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts
@@ -27,21 +27,15 @@ async def base_evaluation(
     partial = PartialResult.beside(path, prepared.model_dir)
     sets = [(s.name, s.split, partial.identity(config, s.prompts, parts.learner.dtype)) for s in prepared.evaluations]
     identity = hash_value([config.evaluation.k, sets])
-    if path.is_file() and stamp.is_file() and stamp.read_text() == identity:
-        partial.remove()  # chunks are left if a kill came after the stamp was written
-        return list(json.loads(path.read_text()))
+    if path.is_file() and stamp.is_file() and stamp.read_bytes() == identity.encode():
+        if (stored := read_summaries(path)) is not None:
+            partial.remove()  # chunks are left if a kill came after the stamp was written
+            return stored
+        say_damaged(path, console)
     evaluation = Evaluation(config, prepared.evaluations, "base", partial=partial)
     summaries = await evaluate_sets(evaluation, parts, console)
     stamp.unlink(missing_ok=True)
     write_summaries(path, summaries)
-    stamp.write_text(identity)
+    write_whole(stamp, identity)
     partial.remove()
     return summaries
-
-
-def write_summaries(path: Path, summaries: Sequence[Summary]) -> None:
-    """Write `summaries` as JSON: aside first, then put in place as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(json.dumps(list(summaries), indent=2) + "\n")
-    staging.replace(path)

@@ -22,6 +22,7 @@ from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.differences import compare, self_retention
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
+from dphrl.evaluation.results import Summary
 from dphrl.fingerprint import SAMPLED_AND_GRADED, Fingerprint, fingerprint
 from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import EvaluationSet
@@ -30,8 +31,6 @@ from dphrl.rewards.watch import RewardWatch
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import write_samples
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
-
-Summary = dict[str, Any]
 
 # A kill loses what engines are at, in whole chunks.
 PROMPTS_PER_CHUNK = 256
@@ -174,6 +173,8 @@ def _claim(stored: ChunkFolder, num_prompts: int, what: str, console: Console) -
         console.info(
             f"unfinished evaluation in {stored.folder} is not continued, starting over: {', '.join(changed)} changed"
         )
+    for damage in stored.damaged():
+        console.info(f"unfinished evaluation in {stored.folder}: {damage}; these prompts are evaluated again")
     if done := stored.claim():
         console.info(f"evaluating {what}: continuing, {stored.num_prompts(done)} of {num_prompts} prompts done")
     return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dphrl.evaluation.stage import Summary
+from dphrl.evaluation.results import Summary
 from dphrl.tracking.console import Console, format_table
 
 # Columns of a usual terminal, which does not wrap a table of this width.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dphrl.evaluation.estimators import bootstrap_interval, pass_at_k, retention
+from dphrl.outputs import save_output
 
 BASE_ARM = "base"
 # Kinds of algorithms, by what they do for diversity. Claims compare the last kind with the others.
@@ -101,7 +102,10 @@ def read_results(path: Path) -> Results:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write JSON with a line for each arm and row, so that the file is small and a diff is readable."""
+    """Write JSON with a line for each arm and row, so that the file is small and a diff is readable.
+
+    Raises InputError when it cannot be written.
+    """
 
     def lines(entries: Iterable[str]) -> str:
         return ",\n  ".join(entries)
@@ -110,8 +114,7 @@ def write_results(path: Path, results: Results) -> None:
     arms = lines(f"{json.dumps(arm)}: {json.dumps(_rounded(value))}" for arm, value in results["arms"].items())
     rows = lines(json.dumps(_rounded(row)) for row in results["rows"])
     parts = [*head, f'"arms": {{\n  {arms}\n }}', f'"rows": [\n  {rows}\n ]']
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{" + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
+    save_output(path, "{" + ",\n ".join(parts) + "\n}\n")
 
 
 def _rounded(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dphrl.evaluation.differences import self_retention
 from dphrl.evaluation.estimators import pass_curve
 from dphrl.experiments.results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
 from dphrl.experiments.suite import committed_results
+from dphrl.outputs import save_output
 from dphrl.tracking.console import Console
 
 Table = tuple[list[str], list[list[object]]]
@@ -182,15 +184,17 @@ def plot(results: Results, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("Pass@k")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    drawn = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # With a date in it, the file would differ at every drawing.
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata, facecolor="white")
-    except (OSError, ValueError) as error:
+        kind = path.suffix.removeprefix(".") or None
+        figure.savefig(drawn, dpi=150, format=kind, metadata=metadata, facecolor="white")
+    except ValueError as error:
         raise InputError(f"{path}: cannot be written: {error}") from None
     finally:
         plt.close(figure)
+    save_output(path, drawn.getvalue())
 
 
 def _draw(axis: Any, index: int, arm: str, curve: Sequence[Cell]) -> None:

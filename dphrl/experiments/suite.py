@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from dphrl.config.loading import ConfigError, InputError, load_config, parse_yaml
 from dphrl.config.schema import Config
 from dphrl.config.section import NonNegativeInt, Section
+from dphrl.evaluation.results import read_summaries
 from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
 
 Settings = dict[str, Any]
@@ -168,8 +169,7 @@ def read_run(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]] | 
         "base": folder / "eval" / "base.json",
         "trained": folder / "eval" / f"step_{config.learner.num_steps}.json",
     }
-    try:
-        return {name: json.loads(file.read_text()) for name, file in files.items()}
-    except (OSError, ValueError):
-        # A file that is missing or cannot be read means that the run is not finished.
-        return None
+    # A file that is missing, or not as it was written, means that the run is not finished.
+    found = {name: read_summaries(file) for name, file in files.items()}
+    evaluations = {name: summaries for name, summaries in found.items() if summaries is not None}
+    return evaluations if len(evaluations) == len(files) else None

@@ -2,7 +2,7 @@
 
 On disk: `manifest.json` (the fingerprint, the split's rule and counts, the reward's first failures), `counts.parquet`
 (of every prompt how many responses have a verdict, are correct, are complete too, and its part) and `samples.parquet`
-(the stored responses with the learner's log-probs).
+(the stored responses with the learner's log-probs). `checksums.json` has the size and checksum of each.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from dphrl.config.loading import InputError
 from dphrl.config.reference import ReferenceConfig
 from dphrl.data.schedule import derive_seed, step_indices
+from dphrl.durable import SEAL, damage, put_in_place, seal
 from dphrl.fingerprint import Fingerprint
 from dphrl.reference.split import PromptCounts, Split
 from dphrl.types import ReferenceSample
@@ -93,9 +94,8 @@ class ReferenceBuffer:
 
         reference: the settings that the split followed.
         """
-        staging, retired = (folder.with_name(folder.name + suffix) for suffix in (".new", ".old"))
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
+        staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         for name, table in (("counts", self._counts_table()), ("samples", self._samples_table())):
             pq.write_table(table, staging / f"{name}.parquet", write_page_checksum=True)
@@ -105,13 +105,11 @@ class ReferenceBuffer:
             "rule": reference.model_dump(include=_RULE),
             "split": self.counts(),
             "failures": list(self.failures),
+            "sealed": True,
         }
         (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        # The old folder moves aside in one rename: a kill during its deletion could leave a manifest without samples.
-        if folder.exists():
-            os.replace(folder, retired)
-        os.replace(staging, folder)
-        shutil.rmtree(retired, ignore_errors=True)
+        seal(staging)
+        put_in_place(staging, folder)
 
     def _counts_table(self) -> pa.Table:
         split = self.split
@@ -128,8 +126,9 @@ class ReferenceBuffer:
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceBuffer:
-        """The buffer that `save` wrote. Raises InputError, which names the file, when one is missing or not whole."""
-        manifest = read_manifest(folder)
+        """The buffer that `save` wrote. Raises DamagedBufferError, which names the file, when one is missing or not as
+        it was written."""
+        manifest = check_whole(folder)
         with _explained(folder / _MANIFEST):
             counts, seed, failures = manifest["split"], int(manifest["seed"]), list(manifest["failures"])
             num_prompts, num_samples = counts["num_prompts"], counts["num_stored_samples"]
@@ -153,6 +152,10 @@ class ReferenceBuffer:
             seed=seed,
             failures=failures,
         )
+
+
+class DamagedBufferError(InputError):
+    """A file of a stored buffer is not what was written. It names the file, and what is wrong."""
 
 
 _MANIFEST = "manifest.json"
@@ -181,12 +184,21 @@ _SCHEMA = pa.schema(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a stored buffer; an older version's may lack all but the fingerprint.
 
-    Raises InputError, which names the file, when it cannot be read.
+    Raises DamagedBufferError, which names the file, when it cannot be read.
     """
     with _explained(folder / _MANIFEST):
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
         dict(manifest["fingerprint"])
         return manifest
+
+
+def check_whole(folder: Path) -> dict[str, Any]:
+    """The manifest. Raises DamagedBufferError when any file of the buffer is not as it was written."""
+    manifest = read_manifest(folder)
+    # Older versions wrote no checksums; then those of the parquet files' pages are all there is.
+    if (manifest.get("sealed") or (folder / SEAL).exists()) and (problem := damage(folder)) is not None:
+        raise DamagedBufferError(f"{folder}: the reference buffer is damaged ({problem})")
+    return manifest
 
 
 def _read_table(path: Path, schema: pa.Schema, num_rows: int) -> list[dict[str, Any]]:
@@ -206,10 +218,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise  # it names the file, which need not be damaged
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise InputError(
-            f"{path}: the reference buffer is damaged ({reason}); a copy that broke off or a full disk does this; "
-            f"delete {path.parent}, and the buffer is made again from {path.parent}.graded"
-        ) from error
+        raise DamagedBufferError(f"{path}: the reference buffer is damaged ({reason})") from error
 
 
 def sample_bytes(num_prompt_tokens: int, num_tokens: int) -> int:

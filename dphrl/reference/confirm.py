@@ -7,6 +7,7 @@ split was decided by, whether prompts are confirmed or not.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from dphrl.fingerprint.files import hash_value
 from dphrl.protocols import OnGraded, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardWatch
 from dphrl.types import Prompt, RolloutGroup
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema([("prompt_id", pa.string()), ("confirmed", pa.bool_())])
 
@@ -47,6 +50,13 @@ async def unconfirmed_prompts(
     # A chunk holds as many completions as one of the graded responses does.
     size = config.reference.prompts_per_chunk * config.reference.num_samples
     stored = ChunkFolder(folder.with_name(folder.name + ".confirmed"), candidates, identity, size, _SCHEMA)
+    for damage in stored.damaged():
+        facts = {"folder": str(stored.folder), "damage": damage}
+        log.warning(
+            "%s: %s; these prompts are confirmed again",
+            *facts.values(),
+            extra={"event": "chunk_damaged", "facts": facts},
+        )
     done = stored.claim()
     on_graded(stored.num_prompts(done), 0)
     seed = derive_seed(config.seed, "confirmation")

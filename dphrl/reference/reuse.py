@@ -10,7 +10,7 @@ from dphrl.config.schema import Config
 from dphrl.fingerprint import changed_parts, fingerprint
 from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, ReferenceStore, System
-from dphrl.reference.buffer import ReferenceBuffer, check_size, read_manifest
+from dphrl.reference.buffer import DamagedBufferError, ReferenceBuffer, check_size, check_whole, read_manifest
 from dphrl.reference.stage import GradedResponses
 from dphrl.tracking.console import Console
 from dphrl.types import Prompt
@@ -23,8 +23,8 @@ async def prepare_reference(
 ) -> ReferenceStore | None:
     """The reference buffer: reused if its fingerprint matches, else sampled now. None if the run rehearses nothing.
 
-    Raises InputError when the buffer exceeds reference.max_bytes or is damaged, and RewardFailedError when the reward
-    gives no verdict.
+    A damaged buffer is made again. Raises InputError when the buffer exceeds reference.max_bytes, and RewardFailedError
+    when the reward gives no verdict.
     """
     if not config.uses_reference_samples:
         console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
@@ -33,16 +33,10 @@ async def prepare_reference(
     folder = run_folder / "reference"
     store: ReferenceStore | None = None
     counts: Mapping[str, float]
-    if (folder / "manifest.json").is_file():
-        # Only the manifest is read before it is known that this version wrote the other files for the same settings.
-        changed = changed_parts(read_manifest(folder)["fingerprint"], identity)
-        if changed:
-            console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
-        else:
-            buffer = ReferenceBuffer.load(folder)
-            check_size(buffer.num_bytes, config.reference)
-            store, counts = await system.adopt_reference(buffer, folder), buffer.counts()
-            console.info(f"reference buffer reused from {folder}")
+    if (buffer := _stored_buffer(folder, identity, console)) is not None:
+        check_size(buffer.num_bytes, config.reference)
+        store, counts = await system.adopt_reference(buffer, folder), buffer.counts()
+        console.info(f"reference buffer reused from {folder}")
     if store is None:
         num_done = _say_sampled(config, prepared.prompts, identity, folder, console)
         total = (len(prepared.prompts) - num_done) * config.reference.num_samples
@@ -57,6 +51,25 @@ async def prepare_reference(
     return store
 
 
+def _stored_buffer(folder: Path, identity: Mapping[str, str], console: Console) -> ReferenceBuffer | None:
+    """The buffer in `folder` if nothing that it depends on has changed and all of it is as it was written, else None;
+    says why a buffer that is there is not used."""
+    if not folder.is_dir():
+        return None
+    try:
+        # Only the manifest is read before it is known that this version wrote the other files for the same settings.
+        changed = changed_parts(read_manifest(folder)["fingerprint"], identity)
+        if not changed:
+            return ReferenceBuffer.load(folder)
+        check_whole(folder)  # a changed bit of the manifest is no changed setting
+    except DamagedBufferError as error:
+        console.info(f"{error}; it is made again from the graded responses in {folder}.graded")
+        log.warning("%s", error, extra={"event": "buffer_damaged", "facts": {"folder": str(folder)}})
+        return None
+    console.info(f"reference buffer in {folder} is not reused: {', '.join(changed)} changed")
+    return None
+
+
 def _say_sampled(
     config: Config, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, console: Console
 ) -> int:
@@ -64,6 +77,8 @@ def _say_sampled(
     graded = GradedResponses(folder, prompts, identity, config.reference.prompts_per_chunk)
     if changed := graded.changed():
         console.info(f"graded responses in {graded.folder} are not used, starting over: {', '.join(changed)} changed")
+    for damage in graded.damaged():
+        console.info(f"graded responses in {graded.folder}: {damage}; these prompts are sampled again")
     num_done = graded.num_done()
     if num_done == len(prompts):
         console.info("reference stage: every prompt is sampled already, selecting from its graded responses")

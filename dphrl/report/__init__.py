@@ -6,12 +6,11 @@ of completions. Text of models and data is escaped, and a policy in the page for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dphrl.config.loading import InputError
+from dphrl.outputs import check_output, save_output
 from dphrl.report.page import render_page
 from dphrl.report.runs import find_runs, group_arms
 
@@ -23,15 +22,7 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
     something (it was killed, it has no reference stage), the page says so. The file is replaced as a whole.
     Raises InputError for a path that is neither of the two, or an output that cannot be written.
     """
-    runs = find_runs([Path(path).expanduser() for path in run_dirs])
-    page = render_page(group_arms(runs), datetime.now(UTC))
     output = Path(output).expanduser()
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; name the HTML file to write, such as {output / 'report.html'}")
-    staging = output.with_name(f".{output.name}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(page, encoding="utf-8")
-        os.replace(staging, output)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}; name another file with -o") from None
+    check_output(output)
+    runs = find_runs([Path(path).expanduser() for path in run_dirs])
+    save_output(output, render_page(group_arms(runs), datetime.now(UTC)))

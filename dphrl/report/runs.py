@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dphrl.config.loading import ConfigError, InputError, parse_yaml
+from dphrl.durable import file_damage
 from dphrl.report.summaries import find_summary_fault
 from dphrl.tracking.events import read_events
 from dphrl.tracking.tracker import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_metrics
@@ -263,6 +264,9 @@ def _load_evaluations(folder: Path, problems: list[str]) -> dict[int, dict[Datas
             continue
         if step < 0:
             problems.append(f"eval/{path.name}: not a step's number; left out")
+            continue
+        if damage := file_damage(path):
+            problems.append(f"eval/: {damage}; left out")
             continue
         summaries = _read_json(path, problems)
         if not isinstance(summaries, list):

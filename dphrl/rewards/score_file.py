@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,10 @@ from typing import IO
 
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import InputError
+from dphrl.outputs import check_output, explained
 from dphrl.rewards.base import Grader, build_grader
+from dphrl.sandbox.zygote import die_with_parent
+from dphrl.stopping import StopRequest
 from dphrl.tracking.console import Console
 from dphrl.types import RewardResult, RewardStatus
 
@@ -63,14 +67,16 @@ def score_file(
     """Grade `source` (a .jsonl path, or "-") into `output` (None: standard output), one JSON line per good row.
 
     opening: the mark with which every prompt opened a thought, so that the completions begin inside one; "" for none.
-    Raises InputError when the input cannot be read. If rows are malformed, it raises InputError with file and line of
-    each, but only after it has graded and written all good rows.
+    Raises InputError when the input cannot be read, or the output not be written. If rows are malformed, it raises
+    InputError with file and line of each, but only after it has graded and written all good rows. Raises Stopped after
+    a signal; the rows graded until then are written, each as a whole.
     """
     problems = _Problems(source)
     statuses: Counter[str] = Counter()
-    with ExitStack() as stack:
+    with ExitStack() as stack, StopRequest().listening() as stop:
         rows, total_bytes = _open_input(source, stack)
         target = _open_output(output, source, stack)
+        stack.callback(_say_counts, statuses)
         grade = stack.enter_context(closing(_Workers(reward, num_workers))).grade
         # Progress goes to standard error, because the results may go to standard output. It is counted in bytes,
         # because the number of rows is not known.
@@ -78,15 +84,19 @@ def score_file(
         advance = stack.enter_context(console.task(f"grading {source} (bytes)", total_bytes))
         batches = _batches(_parse(rows, reward.name, opening, fields, problems))
         for batch, results in grade(batches):
-            for index, result in zip(batch.indices, results, strict=True):
-                statuses[result.status] += 1
-                target.write(json.dumps(_record(index, result)) + "\n")
+            lines = [json.dumps(_record(index, r)) + "\n" for index, r in zip(batch.indices, results, strict=True)]
+            with stop.held(), explained(output) if output is not None else nullcontext():
+                target.write("".join(lines))
+                target.flush()
+                statuses.update(result.status for result in results)
             advance(batch.num_bytes)
-        target.flush()
-    counts = ", ".join(f"{statuses[status]} {status}" for status in RewardStatus if statuses[status])
-    Console(sys.stderr).info(f"{sum(statuses.values())} graded: {counts or 'none'}")
     if problems.lines:
         raise InputError(*problems.lines)
+
+
+def _say_counts(statuses: Counter[str]) -> None:
+    counts = ", ".join(f"{statuses[status]} {status}" for status in RewardStatus if statuses[status])
+    Console(sys.stderr).info(f"{statuses.total()} graded: {counts or 'none'}")
 
 
 def _record(index: int, result: RewardResult) -> dict[str, object]:
@@ -116,11 +126,20 @@ def _open_output(output: Path | None, source: str, stack: ExitStack) -> IO[str]:
         return sys.stdout
     if source != "-" and output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input too; give another file for the results")
-    try:
+    check_output(output)
+    return stack.enter_context(_opened(output))
+
+
+@contextmanager
+def _opened(output: Path) -> Iterator[IO[str]]:
+    with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        return stack.enter_context(output.open("w", encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror}); give another file") from error
+        file = output.open("w", encoding="utf-8")
+    try:
+        yield file
+    finally:
+        with explained(output):  # some file systems tell only now that the disk is full
+            file.close()
 
 
 class _Problems:
@@ -254,6 +273,11 @@ def _start_worker(reward: RewardConfig) -> None:
     global _grader
     # Ctrl-C in a terminal reaches every process of the group; only the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker waits for work, and would for ever: it has both ends of that pipe, so a dead parent closes none.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    die_with_parent(parent.pid)
     _grader = build_grader(reward)
 
 

@@ -118,15 +118,20 @@ def _prepare(limits: JsonDict) -> str:
     try:
         zygote = os.getppid()
         os.setpgid(0, 0)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The zygote may have died before the kernel was told to end this process with it.
-        if os.getppid() != zygote:
-            os._exit(1)
+        die_with_parent(zygote)
         if limits["restricted"]:
             _give_up(limits)
     except OSError as error:
         return _describe(error)
     return ""
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread ends that started it, in the process `parent`."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+    # It may have ended before the kernel was told.
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _give_up(limits: JsonDict) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import shutil
 import sys
@@ -17,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
+from dphrl.durable import write_whole
 from dphrl.tracking.events import EVENTS_FILE, EventLog
 from dphrl.tracking.metrics import complete_step, step_problems
 from dphrl.tracking.sinks import Policy, Sink, SinkGroup, Status, Summaries
@@ -41,7 +41,7 @@ def write_versions(folder: Path) -> None:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace_text(folder / VERSIONS_FILE, json.dumps(versions, indent=2) + "\n")
+    write_whole(folder / VERSIONS_FILE, json.dumps(versions, indent=2) + "\n")
 
 
 class Tracker:
@@ -118,7 +118,7 @@ class Tracker:
         rest = "".join(f"{line}\n" for line in kept)
         # This also writes when only the last newline is missing; else the next record would go on the same line.
         if rest != text:
-            _replace_text(path, rest)
+            write_whole(path, rest)
         for sample_file in (self.folder / SAMPLES_FOLDER).glob("step_*.jsonl"):
             if int(sample_file.stem.removeprefix("step_")) > step:
                 sample_file.unlink()
@@ -193,7 +193,7 @@ def write_samples(path: Path, groups: Sequence[RolloutGroup], limit: int | None 
         }
         for prompt, completion, result in chosen
     ]
-    _replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
@@ -202,13 +202,6 @@ def _interleaved(groups: Sequence[RolloutGroup]) -> Iterator[tuple[Prompt, Compl
     columns = [[(g.prompt, c, r) for c, r in zip(g.completions, g.results, strict=True)] for g in groups]
     for row in zip_longest(*columns):
         yield from (entry for entry in row if entry is not None)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    # A lone surrogate in a completion is written as \udXXX, which JSON reads back as the same surrogate.
-    staging.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(staging, path)
 
 
 def _attach_run_log(path: Path) -> logging.Handler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ import pytest
 from dphrl.config.loading import InputError
 from dphrl.fingerprint import changed_parts, fingerprint
 from dphrl.reference import stage as reference_stage
-from dphrl.reference.buffer import ReferenceBuffer
+from dphrl.reference.buffer import DamagedBufferError, ReferenceBuffer
 from dphrl.reference.reuse import prepare_reference
 from dphrl.reference.split import Split
 from dphrl.reference.stage import GradedResponses, fill_reference
@@ -188,6 +189,14 @@ def lose_the_seed(path: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seed"}))
 
 
+def unseal(folder: Path) -> None:
+    """Make of a buffer one of the version before, which wrote no checksums."""
+    (folder / "checksums.json").unlink()
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sealed"}))
+
+
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -199,32 +208,92 @@ def lose_the_seed(path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_buffer_is_one_line_with_the_file_and_the_remedy(
-    make_config: Any, tmp_path: Path, file: str, damage: Callable[[Path], None]
+def test_a_damaged_buffer_is_one_line_with_the_file_and_made_again(
+    make_config: Any, tmp_path: Path, file: str, damage: Callable[[Path], None], sealed: bool
 ) -> None:
     config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
-    whole = fill(config, folder=folder)
+    fill(config, folder=folder)
+    whole = ReferenceBuffer.load(folder)
+    if not sealed:
+        unseal(folder)
+        assert ReferenceBuffer.load(folder) == whole, "what the version before stored is read"
     damage(folder / file)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(DamagedBufferError) as refused:
         ReferenceBuffer.load(folder)
     (line,) = str(refused.value).splitlines()
-    assert line.startswith(f"{folder / file}: the reference buffer is damaged (")
-    assert f"delete {folder}, and the buffer is made again from {folder}.graded" in line
-    shutil.rmtree(folder)
+    assert "the reference buffer is damaged (" in line
+    assert line.startswith(str(folder))
+    assert file in line
     rest = ScriptedRollouts()
-    assert fill(config, folder=folder, rollouts=rest) == whole, "the remedy works"
-    assert rest.requests == []
+    fill(config, folder=folder, rollouts=rest)
+    assert rest.requests == [], "its graded responses are there"
+    assert ReferenceBuffer.load(folder) == whole
 
 
-def test_a_chunk_with_a_flipped_bit_is_one_line_and_sampled_again(make_config: Any, tmp_path: Path) -> None:
+def broken(path: Path, choose: random.Random) -> bytes:
+    """The file with one bit flipped, or cut off."""
+    content = path.read_bytes()
+    at = choose.randrange(len(content))
+    if choose.random() < 0.5:
+        return content[:at]
+    return content[:at] + bytes([content[at] ^ 1 << choose.randrange(8)]) + content[at + 1 :]
+
+
+def test_no_flipped_bit_and_no_cut_of_a_buffer_is_loaded(make_config: Any, tmp_path: Path) -> None:
+    folder, choose = tmp_path / "reference", random.Random(0)
+    fill(make_config(reference=IN_PAIRS), folder=folder)
+    files = sorted(folder.iterdir())
+    for _ in range(300):
+        path = choose.choice(files)
+        before = path.read_bytes()
+        path.write_bytes(broken(path, choose))
+        with pytest.raises(DamagedBufferError):
+            ReferenceBuffer.load(folder)
+        path.write_bytes(before)
+    ReferenceBuffer.load(folder)
+
+
+def test_no_flipped_bit_and_no_cut_of_a_chunk_is_read(make_config: Any, tmp_path: Path) -> None:
+    config, folder, choose = make_config(reference=IN_PAIRS), tmp_path / "reference", random.Random(0)
+    fill(config, folder=folder)
+    graded = GradedResponses(folder, make_prompts(6), {"model": "1", "data": "1"}, 2)
+    assert graded.done() == {0, 2, 4}
+    files = sorted(graded.folder.iterdir())
+    for _ in range(300):
+        path = choose.choice(files)
+        before = path.read_bytes()
+        path.write_bytes(broken(path, choose))
+        if path.name == "identity.json":
+            assert (graded.done(), graded.changed()) != ({0, 2, 4}, [])
+        else:
+            assert len(graded.done()) == 2, path.name
+            (damage,) = graded.damaged()
+            assert path.name.removeprefix(".").removesuffix(".sha256") in damage
+        path.write_bytes(before)
+    assert graded.damaged() == []
+
+
+def test_a_chunk_with_a_flipped_bit_is_sampled_again(make_config: Any, tmp_path: Path) -> None:
     config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
     whole = fill(config, folder=folder)
-    chunk = tmp_path / "reference.graded" / "chunk_00000002.parquet"
-    flip_a_bit(chunk)
+    flip_a_bit(tmp_path / "reference.graded" / "chunk_00000002.parquet")
+    rest = ScriptedRollouts()
+    assert fill(config, folder=folder, rollouts=rest) == whole
+    assert [asked for _, asked in rest.requests] == [["p2", "p3"]]
+
+
+def test_a_chunk_of_the_version_before_is_used(make_config: Any, tmp_path: Path) -> None:
+    config, folder = make_config(reference=IN_PAIRS), tmp_path / "reference"
+    whole = fill(config, folder=folder)
+    for seal in (tmp_path / "reference.graded").glob(".*.sha256"):
+        seal.unlink()
+    rest = ScriptedRollouts()
+    assert fill(config, folder=folder, rollouts=rest) == whole
+    assert rest.requests == []
+    # Its parquet file has checksums of its own, which see most of what may happen to it.
+    flip_a_bit(tmp_path / "reference.graded" / "chunk_00000002.parquet")
     with pytest.raises(InputError, match=r"chunk_00000002\.parquet: the file is damaged \(.*\); delete it, and"):
         fill(config, folder=folder)
-    chunk.unlink()
-    assert fill(config, folder=folder) == whole
 
 
 def test_an_empty_buffer_gives_no_rows(make_config: Any, tmp_path: Path) -> None:
@@ -380,12 +449,22 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
     manifest = json.loads((tmp_path / "reference" / "manifest.json").read_text())
     older = {"fingerprint": manifest["fingerprint"] | {"selection": "0"}, "seed": 1, "split": {}}
     (tmp_path / "reference" / "manifest.json").write_text(json.dumps(older))
+    (tmp_path / "reference" / "checksums.json").unlink()
     lose_a_column(tmp_path / "reference" / "counts.parquet")
     out = run(seed=1, reference=IN_PAIRS | {"threshold": 4})
     assert "reference is not reused: selection changed" in out
     assert "every prompt is sampled already" in out
     assert "2 near-perfect prompts (>= 4 of 4 correct)" in out
     assert "reference is not reused: sampling, selection changed" in run(seed=2)
+    # What is damaged is named, and made again.
+    cut(tmp_path / "reference" / "samples.parquet")
+    flip_a_bit(tmp_path / "reference.graded" / "chunk_00000000.parquet")
+    out = run(seed=2)
+    assert "the reference buffer is damaged (samples.parquet has" in out
+    assert "made again from the graded responses in" in out
+    assert "chunk_00000000.parquet has another content than was written; these prompts are sampled again" in out
+    assert "continuing, 4 of 6 prompts done" in out
+    assert "reference buffer reused" in run(seed=2)
 
 
 def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from dphrl.chunks import ChunkFolder
 from dphrl.collect import collect_groups
 from dphrl.data.schedule import derive_seed
 from dphrl.evaluation import stage as evaluation_stage
+from dphrl.evaluation.results import read_summaries, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.prepare import EvaluationSet
 from dphrl.protocols import Parts
@@ -349,6 +351,47 @@ def test_a_step_whose_checkpoint_was_made_again_is_evaluated_again(training: Any
     manifest.write_text(manifest.read_text())
     said = killed.run(FakeRollouts())
     assert "step_4.json.partial/e is not continued, starting over: policy changed" in said
+
+
+def test_a_damaged_result_of_the_base_is_made_again(training: Any) -> None:
+    run = training("run")
+    run.run(FakeRollouts())
+    whole, path = run.results(), run.folder / "eval" / "base.json"
+    path.write_text(path.read_text().replace('"num_correct": ', '"num_correct": 1'))
+    said = run.run(FakeRollouts())
+    assert f"{path} is not as it was written; the evaluation is made again" in said
+    assert run.results() == whole
+
+
+def test_a_damaged_chunk_is_named_and_evaluated_again(evaluate: Evaluate, tmp_path: Path) -> None:
+    kill_at("d4", evaluate)
+    chunk = tmp_path / "out.partial" / "d" / "chunk_00000002.parquet"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    rollouts = FakeRollouts()
+    summaries, said = evaluate(rollouts)
+    assert "chunk_00000002.parquet has another content than was written; these prompts are evaluated again" in said
+    assert summaries == evaluate(FakeRollouts(), "whole")[0]
+    assert asked(rollouts)[:2] == [["d2", "d3"], ["d4"]]
+
+
+def test_no_flipped_bit_and_no_cut_of_a_result_is_read(tmp_path: Path) -> None:
+    path, choose = tmp_path / "base.json", random.Random(0)
+    write_summaries(path, [{"dataset": "d", "pass@1": 0.25, "per_prompt": list(range(50))}])
+    whole = path.read_bytes()
+    for _ in range(300):
+        at = choose.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << choose.randrange(8)]) + whole[at + 1 :])
+        assert read_summaries(path) is None
+        path.write_bytes(whole[:at])
+        assert read_summaries(path) is None
+    path.write_bytes(whole)
+    assert read_summaries(path) == json.loads(whole)
+    (tmp_path / ".base.json.sha256").write_text("")
+    assert read_summaries(path) is None
+    (tmp_path / ".base.json.sha256").unlink()
+    assert read_summaries(path) == json.loads(whole), "one of the version before"
 
 
 def test_a_reward_that_fails_everywhere_ends_the_evaluation(

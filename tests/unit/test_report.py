@@ -248,7 +248,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert error.value.lines[1].endswith("nowhere: no such folder; name a run's folder (RUN_DIR/NAME) or a suite's")
     assert not (tmp_path / "report.html").exists()
     run = write_run(tmp_path / "run")
-    with pytest.raises(InputError, match="is a folder; name the HTML file"):
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
         write_report([run], tmp_path)
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(InputError, match="not valid YAML"):
