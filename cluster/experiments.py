@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import open_system, quiet_libraries, train_on
+from cluster.launch import check_writable, open_system, quiet_libraries, train_on
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
@@ -55,6 +55,7 @@ def run_experiment(
     console = Console()
     for config in configs.values():
         _check_same_config(config)
+    check_writable(Path(run_dir).expanduser() / suite.name, "--run-dir")
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:

@@ -15,6 +15,7 @@ from cluster.planning.shapes import model_shape
 from cluster.planning.storage import disk_warning
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
+from dphrl.durable import write_obstacle
 from dphrl.evaluation.base import write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, Summary, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
@@ -40,6 +41,7 @@ def run_training(
     Raises InputError for what the user can correct, other errors when the run itself failed.
     """
     folder = config.folder
+    check_writable(folder)
     check_run_folder(folder, resume=resume, overwrite=overwrite)
     check = ResumeCheck(config, insist=insist) if resume else None
     if check is not None:
@@ -94,6 +96,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     folder = config.folder
     quiet_libraries()
     console = Console()
+    check_writable(folder)
     if not config.uses_reference_samples:
         raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
     prepared = prepare(config, console)
@@ -132,9 +135,12 @@ def run_evaluation(
     quiet_libraries()
     console = Console()
     results: dict[str, list[Summary]] = {}
+    given = output is not None
     output = output or config.folder / "eval" / f"{_slug(model)}.json"
     if output.is_dir():  # checked now, not when the result of hours of work is to be written
         raise InputError(f"{output} is a folder; name the file for the result, such as {output / 'result.json'}")
+    if not given:
+        check_writable(config.folder)
     samples, partial = output.with_suffix(".samples"), output.with_name(output.name + ".partial")
     for label, path in (("base", base), ("model", model)):
         if path is not None:
@@ -191,6 +197,12 @@ def open_system(config: Config, prepared: Prepared, *, inline: bool) -> Abstract
     from cluster.ray_system import RaySystem
 
     return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])
+
+
+def check_writable(folder: Path, setting: str = "run_dir") -> None:
+    """Raises InputError when nothing could be written to the folder. setting: what says where it is."""
+    if obstacle := write_obstacle(folder):
+        raise InputError(f"{setting}: {folder} cannot be written ({obstacle}); choose another place")
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

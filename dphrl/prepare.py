@@ -17,6 +17,7 @@ from dphrl.data.duplicates import find_repeats, num_shared
 from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
+from dphrl.durable import DISK_FAULTS
 from dphrl.learner.lora import check_lora
 from dphrl.models import resolve_model
 from dphrl.rewards.base import check_reward
@@ -83,6 +84,8 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         for prompts in (loaded.prompts, *(tested.prompts for tested in evaluations)):
             _check_vocabulary(prompts, vocab_size, model_dir)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            raise
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
     _warn_of_unasked_box(config, loaded.prompts)
     return Prepared(model_dir, tokenizer, loaded.prompts, evaluations, notes)

@@ -63,7 +63,7 @@ ROOMS = {
     "chunks": "types config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
-    "prepare": "types config tokenizer models learner tracking rewards data",
+    "prepare": "types durable config tokenizer models learner tracking rewards data",
     "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
@@ -76,20 +76,21 @@ ROOMS = {
     "run": "types config learner tracking protocols prepare evaluation loop reference resume saving",
     "cluster.dashboards": "actors",
     "cluster.planning": "cluster.doctor config processors tracking experiments",
-    "report": "dphrl types config tracking evaluation experiments",
+    "report": "dphrl types durable config tracking evaluation experiments",
     "cluster.start": "config own_code actors",
     "cluster.ray_system": (
         "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
-        "config fingerprint learner tracking protocols prepare evaluation reference inline resume run cluster.planning "
+        "durable config fingerprint learner tracking protocols prepare evaluation reference inline resume run "
+        "cluster.planning "
         "cluster.ray_system"
     ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
-        "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.experiments exporting"
+        "cluster.doctor dphrl durable config own_code cluster.jobs tracking rewards experiments cluster.planning "
+        "report cluster.render cluster.launch cluster.experiments exporting"
     ),
     "__main__": "own_code processors cluster.cli",
 }

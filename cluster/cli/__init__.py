@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 interru
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ from cluster.cli.export import add_export_command
 from cluster.cli.remote import add_cluster_commands
 from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
-from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status
+from cluster.cli.streams import OutputLostError, prepare_streams
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status, say
 
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
@@ -129,6 +131,7 @@ def evaluate(
         num_samples = loaded.evaluation.num_samples
         if num_samples == 0:
             raise run.refuse("evaluation.num_samples: 0 evaluates nothing; give --samples 1 or more")
+        run.check_output(output)
         from cluster.launch import run_evaluation
 
         run_evaluation(loaded, model, base, num_samples, loaded.evaluation.k, output, inline)
@@ -185,6 +188,8 @@ def experiment(
         if as_json or picture is not None:
             raise run.refuse(f"{'--json' if as_json else '--picture'}: goes with --show; add it")
         from dphrl.experiments.suite import choose_runs, load_suite
+
+        run.check_output(output)
 
         runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
         from cluster.experiments import run_experiment
@@ -310,4 +315,16 @@ def version() -> None:
 
 def main() -> None:
     """The `dphrl` program."""
-    app(prog_name="dphrl")
+    prepare_streams()
+    status: int | str | None = 0
+    try:
+        try:
+            app(prog_name="dphrl")
+        except SystemExit as ending:
+            status = ending.code
+        sys.stdout.flush()  # what is left in its buffer may be what cannot be written
+    except OutputLostError as lost:
+        if str(lost):
+            say(f"dphrl: failed: {lost}")
+        status = status or 1
+    sys.exit(status)

@@ -225,6 +225,7 @@ def render(
     with exit_status() as run:
         loaded = run.load(config, overrides)
         import cluster.render.nodes as rendering
+        from dphrl.durable import write_output
 
         options = rendering.RenderOptions(
             image=image,
@@ -241,7 +242,8 @@ def render(
         if output is None:
             sys.stdout.write(text)
             return
-        output.write_text(text, encoding="utf-8")
+        run.check_output(output)
+        write_output(output, text)
         say(f"written to {output}; its first lines say how to use it")
 
 

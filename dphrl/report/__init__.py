@@ -6,12 +6,12 @@ of completions. Text of models and data is escaped, and a policy in the page for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dphrl.config.loading import InputError
+from dphrl.durable import DISK_FAULTS, write_output
 from dphrl.report.page import render_page
 from dphrl.report.runs import find_runs, group_arms
 
@@ -28,10 +28,9 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
     output = Path(output).expanduser()
     if output.is_dir():
         raise InputError(f"{output}: is a folder; name the HTML file to write, such as {output / 'report.html'}")
-    staging = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(page, encoding="utf-8")
-        os.replace(staging, output)
+        write_output(output, page)
     except OSError as error:
+        if error.errno in DISK_FAULTS:
+            raise
         raise InputError(f"{output}: cannot be written: {error.strerror}; name another file with -o") from None
