@@ -63,7 +63,7 @@ ROOMS = {
     "chunks": "types config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
-    "prepare": "types durable config tokenizer models learner tracking rewards data",
+    "prepare": "types durable model_files config tokenizer models learner tracking rewards data",
     "evaluation": "types config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types config batch tracking protocols collect",
     "reference": "types config fingerprint tracking chunks protocols rewards data collect prepare",
@@ -89,6 +89,7 @@ ROOMS = {
     ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
+        "cluster.doctor dphrl durable config own_code cluster.jobs tracking rewards experiments cluster.planning "
         "cluster.doctor dphrl durable config own_code cluster.jobs tracking rewards experiments cluster.planning "
         "report cluster.render cluster.launch cluster.experiments exporting"
     ),
