@@ -25,6 +25,7 @@ from dphrl.config import yaml_text
 from dphrl.config.algorithm import one_form
 from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
 from dphrl.config.schema import Config
+from dphrl.config.secrets import secret_settings
 
 YAML_SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "command line"
@@ -263,7 +264,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         except ConfigError as error:
             lines.extend(error.lines)
 
-    found = list(truth_for_number(tree, schema))
+    found = [*truth_for_number(tree, schema), *secret_settings(tree)]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
