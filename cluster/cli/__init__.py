@@ -218,9 +218,10 @@ def report(
       dphrl report runs/demo-math runs/demo-math-grpo
       dphrl report runs/passk-math -o passk-math.html
     """
-    with exit_status():
+    with exit_status() as run:
         from dphrl.report import write_report
 
+        run.check_output(output)
         write_report(run_dirs, output)
         typer.echo(f"written to {output}")
 

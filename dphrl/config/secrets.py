@@ -20,7 +20,7 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 # scheme://user:password@host, scheme://token@host
-_URI_WITH_CREDENTIALS = re.compile(r"\w+://[^/\s@]+@")
+_URI_WITH_CREDENTIALS = re.compile(r"://[^/\s@]+@")
 
 
 def is_secret_variable(name: str, value: str) -> bool:
