@@ -26,7 +26,7 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            where = self.peek_event().start_mark
+            where = self.get_mark()
             raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", where)
         try:
             return super().compose_node(parent, index)
@@ -46,12 +46,12 @@ class Loader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+    def construct_number(self, node: yaml.ScalarNode) -> int | str:
         # Longer ones stay text, which no setting takes for a number, so that the message is about the setting.
-        return node.value if len(node.value) > _MAX_DIGITS else super().construct_yaml_int(node)
+        return str(node.value) if len(node.value) > _MAX_DIGITS else self.construct_yaml_int(node)
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_number)
 
 
 class Dumper(yaml.SafeDumper):
