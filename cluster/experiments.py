@@ -14,7 +14,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
-from cluster.launch import open_system, quiet_libraries, train_on
+from cluster.launch import check_writable, open_system, quiet_libraries, train_on
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
 from dphrl.durable import put_in_place, write_whole
@@ -66,6 +66,7 @@ def run_experiment(
     console = Console()
     for config in configs.values():
         _check_same_config(config)
+    check_writable(Path(run_dir).expanduser() / suite.name, "--run-dir")
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:

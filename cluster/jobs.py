@@ -15,15 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from dphrl.config.loading import InputError, list_presets, load_config
+from dphrl.config.secrets import is_secret_variable
 from dphrl.own_code import hides_program
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # A client of Ray Jobs obeys these variables rather than the address that it was given.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # Left out of the upload besides what .gitignore names: results, environments, history.
-NOT_UPLOADED = [".git", ".venv", "venv", "runs", "**/__pycache__", "*.sqlite-journal", ".pytest_cache", ".mypy_cache"]
+NOT_UPLOADED = [
+    ".git",
+    ".env",
+    ".netrc",
+    ".venv",
+    "venv",
+    "runs",
+    "**/__pycache__",
+    "*.sqlite-journal",
+    ".pytest_cache",
+    ".mypy_cache",
+]
 # Variables that a run needs to find the same things on the cluster. What --env names is added to them.
-PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE", "MLFLOW_TRACKING_URI")
+PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE")
+# Variables of trackers that are secrets or hold them, so that they must be in the nodes' own environment.
+LEFT_HERE = {"wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_URI"}
 # Loggers of Ray's client, which write a line for every file that is not uploaded.
 CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -91,6 +105,9 @@ def plan_submission(
         run_dir = Path.cwd() / run_dir
         arguments.append(f"run_dir={run_dir}")
         notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
+    for tracker, name in LEFT_HERE.items():
+        if getattr(config.tracking, tracker) and environ.get(name):
+            notes.append(f"{name} stays here, where others cannot read it: the nodes' own environment must hold it")
     flags = {"--resume": resume, "--insist": insist, "--overwrite": overwrite}
     words = [*PROGRAM, "train", *arguments, *(flag for flag, wanted in flags.items() if wanted)]
     runtime_env: dict[str, Any] = {"env_vars": _variables(env, environ)}
@@ -118,17 +135,25 @@ def _config_argument(source: str, working_dir: Path | None) -> str:
 
 
 def _variables(env: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The job's variables: NAME=VALUE as given, NAME with the value it has here. Ray writes them to its own job log, so
-    they must not be secrets. Raises InputError for a name that is not set here."""
+    """The job's variables: NAME=VALUE as given, NAME with the value it has here. Everybody who sees the dashboard reads
+    them, so secrets are not among them. Raises InputError for a name that is not set here, and for a secret."""
     # A job's output goes to a file, and a line should be in it as soon as it is written.
-    variables = {"PYTHONUNBUFFERED": "1"} | {name: environ[name] for name in PASSED_ON if environ.get(name)}
+    known = {name: environ[name] for name in PASSED_ON if environ.get(name)}
+    variables = {"PYTHONUNBUFFERED": "1"} | {
+        name: value for name, value in known.items() if not is_secret_variable(name, value)
+    }
     for text in env:
         name, given, value = text.partition("=")
         if not name.isidentifier():
-            raise InputError(f"--env {text}: write NAME=VALUE, or NAME for the value it has here")
+            raise InputError(f"--env {name}: write NAME=VALUE, or NAME for the value it has here")
         if not given and name not in environ:
             raise InputError(f"--env {name}: not set here; write {name}=VALUE")
         variables[name] = value if given else environ[name]
+        if is_secret_variable(name, variables[name]):
+            raise InputError(
+                f"--env {name}: looks like a secret, and everybody who sees the cluster's dashboard reads a job's "
+                "variables; set it in the environment of the cluster's nodes"
+            )
     return variables
 
 

@@ -12,6 +12,7 @@ from cluster.planning.shapes import model_shape
 from cluster.planning.storage import disk_warning
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
+from dphrl.durable import write_obstacle
 from dphrl.evaluation.results import Summary, as_json, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
@@ -38,6 +39,7 @@ def run_training(
     Raises InputError for what the user can correct, other errors when the run itself failed.
     """
     folder = config.folder
+    check_writable(folder)
     with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
         check = ResumeCheck(config, insist=insist) if resume else None
@@ -99,6 +101,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
     Raises InputError when the algorithm uses no reference samples.
     """
     folder = config.folder
+    check_writable(folder)
     if not config.uses_reference_samples:
         raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
 
@@ -139,6 +142,8 @@ def run_evaluation(
     settings = config.evaluation.model_copy(update={"num_samples": num_samples, "k": tuple(ks)})
     config = config.model_copy(update={"evaluation": settings})
     usual = config.folder / "eval" / f"{_slug(model)}.json"
+    if output is None:
+        check_writable(config.folder)
     output = output or usual
     check_output(output)  # now, not when the result of hours of work is to be written
     # Beside a device or a pipe there is no place for the chunks and the completions.
@@ -209,6 +214,12 @@ def open_system(config: Config, prepared: Prepared, *, inline: bool) -> Abstract
     from cluster.ray_system import RaySystem
 
     return RaySystem(config, prepared.model_dir, prepared.prompts[: config.sync.num_probes])
+
+
+def check_writable(folder: Path, setting: str = "run_dir") -> None:
+    """Raises InputError when nothing could be written to the folder. setting: what says where it is."""
+    if obstacle := write_obstacle(folder):
+        raise InputError(f"{setting}: {folder} cannot be written ({obstacle}); choose another place")
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

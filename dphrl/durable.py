@@ -7,20 +7,52 @@ each of its files, so that a bit that flips later is seen.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 SEAL = "checksums.json"
 # Some files are large, and a disk serves several at once.
 NUM_HASHING_THREADS = 4
+
+
+# The disk has no room left or is broken: what the machine's keeper mends, as opposed to a path that is a mistake.
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# The longest names of files below a run's folder have fewer characters.
+_ROOM_FOR_NAMES = 100
+
+
+def write_obstacle(folder: Path) -> str:
+    """Why no files can be made in `folder`, which need not exist yet, in the system's words; "" when nothing prevents
+    it. Leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for place in reversed([folder, *folder.parents]):
+            if not os.path.isdir(place):
+                if os.path.lexists(place):
+                    return f"{place} is no folder"
+                place.mkdir()
+                made.append(place)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="." + "x" * _ROOM_FOR_NAMES) as file:
+            file.write(bytes(2**12))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for place in reversed(made):
+            with suppress(OSError):
+                place.rmdir()
+    return ""
 
 
 @contextmanager

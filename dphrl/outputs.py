@@ -8,25 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dphrl.config.loading import InputError
-from dphrl.durable import write_output
+from dphrl.durable import DISK_FAULTS, write_obstacle, write_output
 
 
 def check_output(path: Path) -> None:
-    """Raises InputError when nothing can be written to `path`, as far as that can be told without writing."""
+    """Raises InputError when nothing can be written to `path`, as far as that can be told without writing to it."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file in it")
         # What is no regular file is written to. A regular file is replaced, which its folder must allow.
         is_written_to = path.exists() and not path.is_file()
-        place = path if is_written_to else path.resolve().parent
-        while not place.exists():
-            place = place.parent
+        obstacle = "" if is_written_to else write_obstacle(path.resolve().parent)
+        if is_written_to and not os.access(path, os.W_OK):
+            obstacle = "permission denied"
     except OSError as error:
-        raise _cannot_write(path, error) from None
-    if not is_written_to and not place.is_dir():
-        raise InputError(f"{path}: cannot be written ({place} is no folder); name another file")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{path}: cannot be written ({place} may not be written to); name another file")
+        raise _cannot_write(path, error.strerror or str(error)) from None
+    if obstacle:
+        raise _cannot_write(path, obstacle)
 
 
 def save_output(path: Path, content: str | bytes) -> None:
@@ -37,12 +35,15 @@ def save_output(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Within it, an OSError means that `path` cannot be written, and becomes an InputError."""
+    """Within it, an OSError means that `path` cannot be written, and becomes an InputError. That a disk is full is no
+    fault of the name, and passes."""
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        if error.errno in DISK_FAULTS:
+            raise
+        raise _cannot_write(path, error.strerror or str(error)) from None
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written ({error.strerror or error}); name another file")
+def _cannot_write(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: cannot be written ({reason}); name another file")

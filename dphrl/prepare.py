@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dphrl.config.data import DatasetConfig
@@ -17,7 +19,9 @@ from dphrl.data.duplicates import find_repeats, num_shared
 from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_golds
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
+from dphrl.durable import DISK_FAULTS
 from dphrl.learner.lora import check_lora
+from dphrl.model_files import check_files
 from dphrl.models import resolve_model
 from dphrl.rewards.base import check_reward
 from dphrl.tokenizer import load_tokenizer
@@ -69,8 +73,10 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
     try:
         check_reward(config.reward)
         model_dir = str(resolve_model(model or config.model.path))
-        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        if os.path.isdir(model_dir):  # a hub model is downloaded whole
+            check_files(Path(model_dir))
         vocab_size = _check_model(config, model_dir)
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         if config.model.lora is not None:
             check_lora(config.model, model_dir)
         loaded = load_prompts(config.data.train, config, tokenizer, console, duplicates=config.data.duplicates)
@@ -83,6 +89,8 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         for prompts in (loaded.prompts, *(tested.prompts for tested in evaluations)):
             _check_vocabulary(prompts, vocab_size, model_dir)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            raise
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from error
     _warn_of_unasked_box(config, loaded.prompts)
     return Prepared(model_dir, tokenizer, loaded.prompts, evaluations, notes)
@@ -180,7 +188,12 @@ def _check_model(config: Config, model_dir: str) -> int | None:
 
     from dphrl.learner.attention import check_kernel
 
-    model_config = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
+    try:
+        model_config = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # The first sentence says what is wrong; how to install transformers anew follows.
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise InputError(f"model.path: transformers cannot read the config.json of {model_dir}: {reason}") from error
     check_kernel(config.model, model_config)
     longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.max_sequence_tokens > longest:

@@ -67,7 +67,7 @@ ROOMS = {
     "chunks": "types durable config fingerprint",
     "data": "tiny types config rewards",
     "collect": "types config tracking protocols rewards data",
-    "prepare": "types config tokenizer models learner tracking rewards data",
+    "prepare": "types durable model_files config tokenizer models learner tracking rewards data",
     "evaluation": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types stopping config batch tracking protocols collect",
     "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
@@ -95,8 +95,8 @@ ROOMS = {
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
-        "stopping config outputs owner fingerprint learner tracking protocols prepare evaluation reference inline "
-        "resume run cluster.planning cluster.ray_system"
+        "stopping durable config outputs owner fingerprint learner tracking protocols prepare evaluation reference "
+        "inline resume run cluster.planning cluster.ray_system"
     ),
     "cluster.experiments": (
         "durable stopping config outputs owner own_code sandbox tracking protocols prepare experiments resume "
@@ -107,7 +107,7 @@ ROOMS = {
     ),
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.replay cluster.experiments exporting"
+        "cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs"
     ),
     "__main__": "own_code processors cluster.cli",
 }

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 bad input or configuration, 130 stopped
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from cluster.cli.remote import add_cluster_commands
 from cluster.cli.replay import add_replay_command
 from cluster.cli.score import add_score_command
 from cluster.cli.settings import add_settings_command
+from cluster.cli.streams import OutputLostError, prepare_streams
 from cluster.cli.support import (
     CONFIG_HELP,
     SAME_COMMAND,
@@ -23,6 +25,7 @@ from cluster.cli.support import (
     InsistOption,
     OverridesArgument,
     exit_status,
+    say,
 )
 
 InlineOption = Annotated[
@@ -319,4 +322,16 @@ def version() -> None:
 
 def main() -> None:
     """The `dphrl` program."""
-    app(prog_name="dphrl")
+    prepare_streams()
+    status: int | str | None = 0
+    try:
+        try:
+            app(prog_name="dphrl")
+        except SystemExit as ending:
+            status = ending.code
+        sys.stdout.flush()  # what is left in its buffer may be what cannot be written
+    except OutputLostError as lost:
+        if str(lost):
+            say(f"dphrl: failed: {lost}")
+        status = status or 1
+    sys.exit(status)

@@ -225,7 +225,10 @@ def render(
     with exit_status() as run:
         loaded = run.load(config, overrides)
         import cluster.render.nodes as rendering
+        from dphrl.outputs import check_output, save_output
 
+        if output is not None:
+            check_output(output)
         options = rendering.RenderOptions(
             image=image,
             gpus_per_node=gpus_per_node,
@@ -241,8 +244,6 @@ def render(
         if output is None:
             sys.stdout.write(text)
             return
-        from dphrl.outputs import save_output
-
         save_output(output, text)
         say(f"written to {output}; its first lines say how to use it")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cluster.cli.streams import OutputLostError
 
 if TYPE_CHECKING:
     from dphrl.config.schema import Config
@@ -84,10 +89,8 @@ def exit_status(goes_on: str = "") -> Iterator[Command]:
         yield run
     except typer.Exit:
         raise  # a status that the command chose itself
-    except BrokenPipeError:
-        # The reader of the output has closed it. The interpreter's own flush at the end must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+    except OutputLostError:
+        raise  # the program's end deals with it, whatever was printing
     except KeyboardInterrupt as error:
         say(f"dphrl: {_stopped(error, run)}")
         raise typer.Exit(getattr(error, "status", 130)) from None
@@ -104,7 +107,7 @@ def exit_status(goes_on: str = "") -> Iterator[Command]:
                 say(f"dphrl: error: {line}")
             raise typer.Exit(2) from None
         for cause in causes:
-            say(f"dphrl: failed: {_in_a_line(cause)}")
+            say(f"dphrl: failed: {_of_a_disk(cause, run.folder) or _in_a_line(cause)}")
         say(_where_to_look(error, run.folder))
         raise typer.Exit(1) from None
 
@@ -135,6 +138,41 @@ def _causes(error: BaseException) -> list[BaseException]:
     return [foreign_code_told_by(error) or error]
 
 
+# What the system says of a disk or a folder, in words of its own; the others are told with their type.
+_DISK_WORDS = {
+    errno.ENOSPC: "no space left on {}; make room there, or write elsewhere",
+    errno.EDQUOT: "the quota is used up on {}; make room there, or write elsewhere",
+    errno.EROFS: "{} is on a read-only file system; write elsewhere",
+    errno.EACCES: "{}: permission denied; change its rights, or write elsewhere",
+    errno.ENAMETOOLONG: "{}: the name is too long; choose a shorter one",
+}
+# With less than this, a place without a name in the error may be the one that is full.
+_FULL_BYTES = 2**24
+
+
+def _of_a_disk(error: BaseException, folder: Path | None) -> str:
+    """A fault of a disk or a folder: which one, and what to do. "" for any other error."""
+    words = _DISK_WORDS.get(error.errno or 0) if isinstance(error, OSError) else None
+    if words is None:
+        return ""
+    name = getattr(error, "filename", None)
+    # An error of writing, as opposed to opening, does not tell the file.
+    return words.format(name or " and ".join(_full_places(folder)) or "a disk or folder of this run")
+
+
+def _full_places(folder: Path | None) -> list[str]:
+    caches = [os.environ.get(name) for name in ("DPHRL_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")]
+    places = [str(folder or "."), tempfile.gettempdir(), *filter(None, caches)]
+    return [place for place in dict.fromkeys(places) if _free_bytes(place) < _FULL_BYTES]
+
+
+def _free_bytes(place: str) -> int:
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return _FULL_BYTES
+
+
 def _in_a_line(error: BaseException) -> str:
     """`Type: message`; if the message holds a whole traceback, the last line of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -151,7 +189,7 @@ _MODULE = re.compile(r"^(\w+\.)+(?=\w+(:|$))")
 
 def _where_to_look(error: BaseException, folder: Path | None) -> str:
     """Write the traceback to run.log if there is a run, and say where to find the traceback."""
-    if folder is not None and folder.is_dir():
+    if folder is not None and os.path.isdir(folder):
         try:
             with (folder / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(traceback.format_exception(error))

@@ -8,6 +8,8 @@ from typing import Any
 JsonSchema = Mapping[str, Any]
 
 _KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}
+# A larger upper bound only keeps out slips of the keyboard; it is told to whoever exceeds it.
+MAX_TOLD = 1_000
 _BOUNDS = (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
 
 
@@ -30,7 +32,8 @@ def describe(node: JsonSchema, resolve: Callable[[JsonSchema], JsonSchema] = wit
         keys = ", ".join(inner.get("properties", {}))
         text = f"a section with the keys {keys}" if keys else "a mapping of names to values"
     else:
-        bounds = " and ".join(f"{sign} {inner[name]:g}" for name, sign in _BOUNDS if name in inner)
+        told = [(sign, inner[name]) for name, sign in _BOUNDS if inner.get(name, MAX_TOLD) < MAX_TOLD]
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in told)
         pattern = f"matching {inner['pattern']}" if "pattern" in inner else ""
         text = " ".join(filter(None, [_KINDS.get(str(kind), "another value"), bounds, pattern]))
     return f"{text} or null" if optional else text

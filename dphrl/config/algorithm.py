@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show, undone_on_failure
-from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dphrl.own_code import name_taken
 
 
@@ -107,7 +107,7 @@ class AlgorithmConfig(Section):
     """The divergence from the initial policy that the loss adds to the policy loss: a name such as forward_kl, or a
     name with parameters such as {name: alpha, alpha: 0.5}. none is plain RL with verifiable rewards, without a
     reference stage. The default, forward KL, holds on to everything that the initial policy could already do."""
-    eta: Annotated[float, Field(ge=0)] = 0.05
+    eta: NonNegativeFloat = 0.05
     """Weight of the divergence in the loss, without unit. Larger keeps the policy closer to the initial one and more
     diverse, smaller lets it follow the reward; 0 switches the divergence off. At 8B parameters the DPH-RL paper
     recommends 0.01 to 0.05 for forward KL and alpha, and 0.05 to 0.2 for Jensen-Shannon."""
@@ -120,7 +120,7 @@ class AlgorithmConfig(Section):
     """How reverse KL is estimated on rollouts; null is f(u) / u as for every other divergence. k1, k2 and k3 differ in
     variance and all have the gradient of reverse KL. k3_as_loss has the gradient of forward KL, as the penalty of GRPO
     and of most trainers does; use it to repeat their figures."""
-    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
+    entropy_bonus: NonNegativeFloat = 0.0
     """Weight of the mean token entropy (nats), which the loss then maximises. Larger makes the policy more random; the
     default 0 leaves diversity to the divergence."""
     overlong_buffer_tokens: NonNegativeInt = 0

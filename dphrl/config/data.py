@@ -9,7 +9,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dphrl.config.layouts import LAYOUTS, LayoutName
 from dphrl.config.marks import THINKING_MARKS
-from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ProcessCount,
+    Section,
+    Seed,
+)
 
 # Made by a procedure, so a layout of rows cannot be meant for them.
 EMBEDDED_KINDS = ("tiny", "tiny_sql", "arithmetic")
@@ -98,7 +106,7 @@ class DatasetConfig(Section):
     fields must all agree; empty takes every row. A number also stands for a text that spells it."""
     exclude_where: RowFilter = Field(default_factory=dict)
     """Not the rows of which any field named here has this value, or one of a list of values. Empty excludes none."""
-    shuffle_seed: NonNegativeInt | None = None
+    shuffle_seed: Seed | None = None
     """The seed that decides the order of rows, because a file is often sorted. null keeps the file's order. With
     limit, a random part of the file is taken, for which all of it is read."""
     limit: PositiveInt | None = None
@@ -254,12 +262,12 @@ class RewardConfig(Section):
     Accuracy never sees it."""
     timeout_s: PositiveFloat = 10.0
     """Seconds to grade one completion; what runs longer is killed."""
-    num_workers: PositiveInt = 1
+    num_workers: ProcessCount = 1
     """Processes that grade side by side. Raise it when grading takes longer than sampling."""
     cpus_per_worker: PositiveFloat = 0.25
     """Ray's CPU share for a worker: below 1 because a worker sleeps while engines decode. Ray packs by this number
     and does not enforce it."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs of a worker, for a reward that runs a model; a part of one is shared by as many workers as fit (0.4 is half
     a GPU each). It needs a cluster with GPUs. With 0 a worker sees no GPU."""
     num_retries: NonNegativeInt = 2

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dphrl.algo.wording import describe
+from dphrl.algo.wording import MAX_TOLD, describe
 from dphrl.config.schema import Config
 
 Loc = tuple[str | int, ...]
@@ -106,6 +106,8 @@ def explain_error(error: Mapping[str, Any], schema: ConfigSchema) -> str:
         return f"{field}: {unknown_key(loc, schema)}"
     node = schema.at(loc)
     wanted = schema.describe(node) if node else str(error["msg"])
+    if error["type"].startswith("less_than") and (bound := max(error["ctx"].values())) >= MAX_TOLD:
+        wanted = f"{wanted} and <= {int(bound) - (error['type'] == 'less_than'):,}"
     if error["type"] == "missing":
         return f"{field}: missing; add it: {wanted}"
     got = error["input"]

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ProcessCount,
+    Section,
+)
 
 
 class LearnerConfig(Section):
@@ -23,7 +31,7 @@ class LearnerConfig(Section):
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises to lr in a line. 0 starts with lr: AdamW's first steps are of full
     size whatever the gradient."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay. 0 is none; a larger value pulls the weights towards zero faster."""
     grad_clip: PositiveFloat = 1.0
     """The largest norm of the gradient; a larger gradient is scaled down to it."""
@@ -48,7 +56,7 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are computed a second time in the backward pass instead of being kept. It saves most of
     their memory and costs about one more forward pass."""
-    num_ranks: PositiveInt = 1
+    num_ranks: ProcessCount = 1
     """Learner processes, each on a GPU of its own where there are GPUs. They share the rows of a step."""
     zero_stage: Annotated[int, Field(ge=1, le=3)] = 2
     """What DeepSpeed's ZeRO shards over the ranks: 1 the optimizer's state, 2 the gradients too, 3 the weights too. A

@@ -21,9 +21,11 @@ import yaml
 from pydantic import ValidationError
 
 from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS
+from dphrl.config import yaml_text
 from dphrl.config.algorithm import one_form
 from dphrl.config.errors import ConfigSchema, Loc, explain_error, show_value, truth_for_number
 from dphrl.config.schema import Config
+from dphrl.config.secrets import secret_settings
 from dphrl.durable import write_whole
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -50,65 +52,19 @@ class ConfigError(InputError):
 # ------------------------------------------------------------ reading YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: 1e-6 is a number; yes, on, 12:30, 2026-01-01 are text. Repeated keys are errors."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            # Only the text of the key: it may be of a kind that cannot be hashed.
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
-            if key_node.value in seen:
-                problem = f"key {key_node.value!r} appears twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read back as text, on top of what other YAML readers would not."""
-
-
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-for _tag, _pattern, _first in (
-    ("bool", re.compile("true|True|TRUE|false|False|FALSE"), "tTfF"),
-    ("int", re.compile("[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+"), "-+0123456789"),
-    ("float", _FLOAT, "-+0123456789."),
-    ("null", re.compile("~|null|Null|NULL|"), ["~", "n", "N", ""]),
-    ("merge", re.compile("<<"), "<"),
-):
-    # PyYAML only matches at the start.
-    _whole = re.compile(f"(?:{_pattern.pattern})$")
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, list(_first))
-    if _tag == "float":
-        _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, list(_first))
-
-
 def parse_yaml(text: str, label: str) -> Any:
     """Raises ConfigError as `label:line: what`."""
     try:
-        return _unshared(yaml.load(text, Loader=_Loader))
+        return yaml_text.load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{label}:{mark.line + 1}" if mark else label
         reason = error.problem or error.context or "cannot be parsed"
         raise ConfigError(f"{where}: not valid YAML: {reason}; correct this line or the one above") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        circular = isinstance(error, RecursionError)
-        reason = "an alias holds itself" if circular else " ".join(str(error).split())[:120]
+        merged_into_itself = isinstance(error, RecursionError)
+        reason = "an alias holds itself" if merged_into_itself else " ".join(str(error).split())[:120]
         raise ConfigError(f"{label}: not valid YAML: {reason}; correct the file") from None
-
-
-def _unshared(tree: Any) -> Any:
-    """A copy in which an alias is a copy too: an override of one place must not change the other."""
-    if isinstance(tree, dict):
-        return {key: _unshared(value) for key, value in tree.items()}
-    return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
 
 
 # ------------------------------------------------------------ presets and files
@@ -145,7 +101,8 @@ def _read_source(source: str, relative_to: Path | None = None) -> _Layer:
     elif path.is_file():
         label, key, folder = str(path), str(path.resolve()), path.parent
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(yaml_text.MAX_BYTES + 1)  # enough to see that it is too much
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{label}: cannot be read as UTF-8 text: {error}; name a YAML file") from None
     else:
@@ -308,7 +265,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         except ConfigError as error:
             lines.extend(error.lines)
 
-    found = list(truth_for_number(tree, schema))
+    found = [*truth_for_number(tree, schema), *secret_settings(tree)]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -321,7 +278,8 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
 
 def config_to_yaml(config: Config) -> str:
     """Every resolved setting as YAML that load_config reads back to an equal Config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    settings = config.model_dump(mode="json")
+    return yaml.dump(settings, Dumper=yaml_text.Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def dump_config(config: Config, path: Path) -> None:

@@ -6,11 +6,11 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from dphrl.config.section import NonNegativeInt, PositiveInt, Section
+from dphrl.config.section import ByteCount, NonNegativeInt, PositiveInt, SampleCount, Section
 
 
 class ReferenceConfig(Section):
-    num_samples: PositiveInt = 8
+    num_samples: SampleCount = 8
     """K: responses of the initial policy to each training prompt, sampled once. The time of the stage grows with
     it."""
     threshold: PositiveInt = 7
@@ -35,7 +35,7 @@ class ReferenceConfig(Section):
     prompts_per_chunk: PositiveInt = 512
     """Prompts that are stored together, once all of them are graded. The next chunk begins before, so engines do not
     wait. A killed stage loses the chunks that were not complete: those that engines were at."""
-    max_bytes: PositiveInt = 4 * 2**30
+    max_bytes: ByteCount = 4 * 2**30
     """The largest buffer, in bytes as arrays: 4 for each prompt token id, completion token id and log-prob. A larger
     one is refused. Every process that reads a whole buffer holds it as Python objects, which take several times as
     much."""

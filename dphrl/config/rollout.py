@@ -6,7 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dphrl.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import (
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ProcessCount,
+    SampleCount,
+    Section,
+)
 
 # vLLM samples at this temperature whenever it is asked for a lower one other than 0, and log-probs would be of another.
 MIN_TEMPERATURE = 0.01
@@ -16,7 +24,7 @@ class RolloutConfig(Section):
     num_prompts: PositiveInt = 32
     """Prompts of one step. It must be a multiple of algorithm.num_minibatches. More prompts steady the gradient and
     make a step longer."""
-    num_samples: PositiveInt = 8
+    num_samples: SampleCount = 8
     """Completions of each prompt: the group whose scores are compared, so at least 2. A step samples num_prompts x
     num_samples completions. Larger groups find rarer right answers and cost as much more time."""
     temperature: PositiveFloat = 1.0
@@ -42,10 +50,10 @@ class RolloutConfig(Section):
     with the new weights and reads the tokens so far anew, so that each token's log-prob is of one policy version. keep
     goes on with the keys and values of the old weights: faster with long contexts, but its log-probs are of no version.
     finish waits until all that engines have been handed is complete; a long completion makes everybody wait."""
-    num_engines: PositiveInt = 1
+    num_engines: ProcessCount = 1
     """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
     GPUs."""
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: ProcessCount = 1
     """GPUs over which one engine splits the model, on one node; without a GPU, worker processes. Above 1 is for models
     that one GPU cannot hold or serve fast enough. The model's heads and vocabulary must divide by it."""
     accelerator: str | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dphrl.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dphrl.config.section import NonNegativeInt, OptionalSampleCount, PositiveFloat, PositiveInt, Section
 
 # Largest mean |engine - learner| log-prob over an engine's probes, by the learner's dtype, if the config gives none. In
 # float32, rounding makes 1e-6 of it in the embedded model and 6e-6 in SmolLM2-135M; one old layer after one update at
@@ -73,7 +73,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    num_samples: NonNegativeInt = 16
+    num_samples: OptionalSampleCount = 16
     """Samples per prompt from which Pass@k is estimated, besides one greedy answer. 0 switches evaluation off. More
     narrow the estimate and take longer."""
     k: tuple[PositiveInt, ...] = (1, 8)

@@ -19,7 +19,10 @@ from dphrl.config.model import NO_PAIR_MASK, ModelConfig
 from dphrl.config.reference import ReferenceConfig
 from dphrl.config.rollout import RolloutConfig
 from dphrl.config.runtime import CheckpointConfig, ClusterConfig, EvaluationConfig, SyncConfig, TrackingConfig
-from dphrl.config.section import NonNegativeInt, Section
+from dphrl.config.section import Section, Seed
+
+# The driver holds a step's completions in memory, and nobody waits for the end of such a step.
+MAX_COMPLETIONS_A_STEP = 10**7
 
 
 class Config(Section):
@@ -30,7 +33,7 @@ class Config(Section):
     first."""
     run_dir: str = "runs"
     """The folder of runs. On a cluster every node must see and write it."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides the order of prompts and every random choice. Every completion has a seed of its own, made of this one,
     its purpose and its prompt: engines sample the same whatever their number, their width or what else they decode.
     Only rounding differs with these, and now and then decides between two tokens that are next to equal; see
@@ -199,6 +202,11 @@ class Config(Section):
         rollout, parts = self.rollout, self.algorithm.num_minibatches
         if rollout.num_samples < 2:
             raise ValueError("rollout.num_samples=1: a group of one has no advantage; set rollout.num_samples >= 2")
+        if (count := rollout.num_prompts * rollout.num_samples) > MAX_COMPLETIONS_A_STEP:
+            raise ValueError(
+                f"rollout.num_prompts={rollout.num_prompts} x rollout.num_samples={rollout.num_samples} are {count:,} "
+                f"completions a step, more than {MAX_COMPLETIONS_A_STEP:,}; lower one of them"
+            )
         if rollout.num_prompts % parts:
             raise ValueError(
                 f"rollout.num_prompts={rollout.num_prompts} does not divide into "

@@ -18,12 +18,15 @@ from dphrl.data.decoration import clean_gold
 from dphrl.data.problems import Fault, Problem
 from dphrl.data.source import opened
 from dphrl.rewards.base import Grader, build_grader
+from dphrl.rewards.math_answer import UNUSABLE_GOLD
 from dphrl.types import RewardStatus
 
 # Golds that people wrote. Those of the embedded tasks are made together with their questions.
 CHECKED_KINDS = ("math", "text_to_sql")
 MAX_LISTED = 5
 _MAX_SHOWN_CHARS = 60
+# A worked solution is shorter. What is longer is not looked at, because some looks take longer than others.
+_MAX_LOOKED_AT_CHARS = 20_000
 _CHUNK = 1_000
 # No answer to a problem. What is compared with it is either wrong or could not be read; numbers are compared at once.
 _UNEQUAL = "-9716305.2480169"
@@ -84,6 +87,8 @@ def visible_fault(gold: str) -> Fault | None:
     """What is wrong with a cleaned gold by its looks; None when it has to be graded to know."""
     if (absence := _absence(gold)) is not None:
         return absence
+    if len(gold) > _MAX_LOOKED_AT_CHARS:
+        return Fault(f"{len(gold):,} characters, more than any answer may have")
     if isinstance(struct := opened(gold), Mapping):
         parts = ", ".join([*map(str, struct)][:MAX_LISTED]) or "nothing"
         return Fault(f"a struct of {parts}, stored as text", "set answer_field to a part of it, as field.part")
@@ -137,7 +142,7 @@ def grading_faults(golds: Sequence[str], grader: Grader) -> dict[str, Fault]:
 
 
 def _fault_of(status: RewardStatus, detail: str) -> Fault:
-    if status is RewardStatus.INFRASTRUCTURE_ERROR:
+    if status is RewardStatus.INFRASTRUCTURE_ERROR and not detail.startswith(UNUSABLE_GOLD):
         raise ValueError(f"golds cannot be checked, because the grader fails: {detail}")
     if status is RewardStatus.WRONG:
         return Fault("graded against itself it is wrong")
@@ -234,7 +239,7 @@ def _check_mathematics(
     try:
         for start in range(0, len(problems), _CHUNK):
             answers = [problem.answer for problem in problems[start : start + _CHUNK]]
-            cleaned |= {answer: clean_gold(answer) for answer in answers if answer not in cleaned}
+            cleaned |= {answer: _cleaned(answer) for answer in answers if answer not in cleaned}
             golds = [cleaned[answer][0] for answer in answers]
             new = {gold: visible_fault(gold) for gold in golds if gold not in faults}
             faults |= new | grading_faults([gold for gold, fault in new.items() if fault is None], grader)
@@ -242,6 +247,10 @@ def _check_mathematics(
     finally:
         grader.close()
     return _sort_out(problems, [faults[cleaned[problem.answer][0]] for problem in problems], cleaned)
+
+
+def _cleaned(answer: str) -> Cleaned:
+    return clean_gold(answer) if len(answer) <= _MAX_LOOKED_AT_CHARS else (answer, [])
 
 
 def _sort_out(

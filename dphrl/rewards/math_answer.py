@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ _HANDLER = "dphrl.rewards.math_child:make"
 _CACHE_SIZE = 16_384
 _MAX_VOTE_CHARS = 200
 _TRANSIENT = frozenset([RewardStatus.TIMEOUT, RewardStatus.RESOURCE_LIMIT, RewardStatus.INFRASTRUCTURE_ERROR])
+_TOO_MUCH = frozenset([RewardStatus.TIMEOUT, RewardStatus.RESOURCE_LIMIT, RewardStatus.REFUSED])
+# An answer that costs nothing to compare.
+_PLAIN = "1"
+# How the detail begins where the gold is to blame, so that the completion has no verdict.
+UNUSABLE_GOLD = "the gold cannot be graded against"
 
 Pair = tuple[str, str]
 
@@ -51,7 +56,8 @@ class MathAnswerGrader:
     """`Grader` for answers of mathematics problems.
 
     extraction: "boxed" or "auto". thinking_marks: pairs of marks around thoughts, which are cut before the answer is
-    looked for. A verdict's detail ends with the part of the completion that was read, such as "(box)". timeout_s bounds
+    looked for. A gold that is too long or takes too much by itself is not the completion's fault: INFRASTRUCTURE_ERROR.
+    A verdict's detail ends with the part of the completion that was read, such as "(box)". timeout_s bounds
     one comparison in the child process, which is started when the first answer needs it. Verdicts are cached by answer
     and gold answer, without the part. Safe to call from several threads.
     """
@@ -79,6 +85,7 @@ class MathAnswerGrader:
                 verdicts[pair] = verdict
         undecided = [pair for pair in pairs if pair not in verdicts]
         verdicts.update(zip(undecided, self._decided_by_child(undecided), strict=True))
+        verdicts |= self._blamed_on_golds(verdicts)
         self._remember(verdicts)
         return [_told(verdicts[each.pair], each) if isinstance(each, _Answer) else each for each in answers]
 
@@ -101,9 +108,24 @@ class MathAnswerGrader:
             answer, part = found
             if len(answer) > MAX_ANSWER_CHARS:
                 return RewardResult(RewardStatus.REFUSED, f"the answer has {len(answer)} characters ({part})")
-            return _Answer((undress(answer), undress(gold) if len(gold) <= MAX_ANSWER_CHARS else gold), part)
+            if len(gold) > MAX_ANSWER_CHARS:
+                return _unusable_gold(f"it has {len(gold)} characters, more than {MAX_ANSWER_CHARS}")
+            return _Answer((undress(answer), undress(gold)), part)
         except Exception as error:
             return _failure(error)
+
+    def _blamed_on_golds(self, verdicts: Mapping[Pair, RewardResult]) -> dict[Pair, RewardResult]:
+        """New verdicts on pairs that took too much because of the gold: it does so beside a plain number too."""
+        hard = {pair: verdict for pair, verdict in verdicts.items() if verdict.status in _TOO_MUCH}
+        alone = [(_PLAIN, gold) for gold in dict.fromkeys(gold for _, gold in hard)]
+        here = {pair: verdict for pair in alone if (verdict := _decided_here(pair)) is not None}
+        undecided = [pair for pair in alone if pair not in here]
+        known = here | dict(zip(undecided, self._decided_by_child(undecided), strict=True))
+        return {
+            pair: _unusable_gold(verdict.detail)
+            for pair, verdict in hard.items()
+            if known[_PLAIN, pair[1]].status in _TOO_MUCH
+        }
 
     def _decided_by_child(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if not pairs:
@@ -143,6 +165,10 @@ def _told(verdict: RewardResult, answer: _Answer) -> RewardResult:
     votes for the same answer."""
     spelling = canonical(tidy(answer.pair[0]))[:_MAX_VOTE_CHARS]
     return replace(verdict, detail=f"{verdict.detail} ({answer.part})", answer=spelling)
+
+
+def _unusable_gold(why: str) -> RewardResult:
+    return RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, f"{UNUSABLE_GOLD}: {why}")
 
 
 def _decided_here(pair: Pair) -> RewardResult | None:

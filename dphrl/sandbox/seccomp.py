@@ -26,14 +26,18 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     # other processes
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271), "kcmp": (312, 272), "shmget": (29, 194), "msgget": (68, 186),
-    "semget": (64, 190), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "process_vm_writev": (311, 271), "kcmp": (312, 272), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189),
+    "msgrcv": (70, 188), "msgctl": (71, 187), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191),
+    "semtimedop": (220, 192), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # who runs when
+    "setpriority": (141, 140), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
     # its own limits and privileges
     "setrlimit": (160, 164), "prctl": (157, 167), "seccomp": (317, 277), "unshare": (272, 97), "setns": (308, 268),
     "personality": (135, 92), "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145),
     "setregid": (114, 143), "setresuid": (117, 147), "setresgid": (119, 149), "setgroups": (116, 159),
-    "capset": (126, 91), "setpriority": (141, 140), "sched_setscheduler": (144, 119), "setsid": (112, 157),
-    "setpgid": (109, 154), "mlockall": (151, 230),
+    "capset": (126, 91), "setsid": (112, 157), "setpgid": (109, 154), "mlockall": (151, 230),
     # the file system; opening a file for writing is handled below
     "creat": (85, None), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "unlink": (87, None),
     "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
@@ -44,7 +48,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "mount": (165, 40),
     "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_by_handle_at": (304, 265),
-    "memfd_create": (319, 279), "fanotify_init": (300, 262),
+    "memfd_create": (319, 279), "sync": (162, 81), "syncfs": (306, 267), "fanotify_init": (300, 262),
     # the kernel
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105), "finit_module": (313, 273),
@@ -62,6 +66,14 @@ _DENIED_BY_ARGUMENT: dict[str, tuple[tuple[int, int, int, int], ...]] = {
     "x86_64": ((2, 1, 0, _OPEN_TO_CHANGE), (257, 2, 0, _OPEN_TO_CHANGE), (302, 2, 0, _ANY_BIT), (302, 2, 1, _ANY_BIT)),
     "aarch64": ((56, 2, 0, _OPEN_TO_CHANGE), (261, 2, 0, _ANY_BIT), (261, 2, 1, _ANY_BIT)),
 }
+# (number of the call, index of the argument, value): denied when the low half of the argument is this value. They are
+# ways to have the kernel send a signal to another process whenever a file of one's own is ready.
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 10, 15, 0x8901, 0x8902
+_FCNTL, _IOCTL = {"x86_64": 72, "aarch64": 25}, {"x86_64": 16, "aarch64": 29}
+_DENIED_BY_VALUE = (
+    *((_FCNTL, 1, command) for command in (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)),
+    *((_IOCTL, 1, command) for command in (_FIOSETOWN, _SIOCSPGRP)),
+)
 # From here on every architecture has the same numbers: io_uring, pidfd, clone3, openat2 and all calls that will come.
 # x86_64's second calling convention (x32) lies above it too.
 _FIRST_NEW_CALL = 424
@@ -107,12 +119,14 @@ def _program(machine: str) -> bytes:
         number = numbers[column]
         if number is not None:
             code += [_instruction(_JUMP_EQUAL, number, if_false=1), deny]
-    for number, argument, half, bits in _DENIED_BY_ARGUMENT[machine]:
+    tests = [(call, argument, half, _JUMP_SET, bits) for call, argument, half, bits in _DENIED_BY_ARGUMENT[machine]]
+    tests += [(calls[machine], argument, 0, _JUMP_EQUAL, value) for calls, argument, value in _DENIED_BY_VALUE]
+    for number, argument, half, jump, operand in tests:
         offset = _ARGUMENTS_OFFSET + 8 * argument + 4 * half
         code += [
             _instruction(_JUMP_EQUAL, number, if_false=4),
             _instruction(_LOAD, offset),
-            _instruction(_JUMP_SET, bits, if_false=1),
+            _instruction(jump, operand, if_false=1),
             deny,
             load_call,
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -198,6 +199,41 @@ def _others(item: JsonDict) -> JsonDict:
     }
 
 
+def _meddling(item: JsonDict) -> dict[str, int]:
+    """The system's number for each refusal, 0 for what worked; all of it would change nothing if it did."""
+    parent = item["pid"]
+    priority, processors = item["priority"], item["processors"]
+    pipe = os.pipe()[0]
+    ioctl_owner = ctypes.byref(ctypes.c_int(parent))
+    return {
+        "kill": _number(lambda: os.kill(parent, 0)),
+        "killpg": _number(lambda: os.killpg(os.getpgid(parent), 0)),
+        "tkill": _number_of_call(200 if item["machine"] == "x86_64" else 130, parent, 0),
+        "setpriority": _number(lambda: os.setpriority(os.PRIO_PROCESS, parent, priority)),
+        "affinity": _number(lambda: os.sched_setaffinity(parent, processors)),
+        "scheduler": _number(lambda: os.sched_setscheduler(parent, os.SCHED_OTHER, os.sched_param(0))),
+        "param": _number(lambda: os.sched_setparam(parent, os.sched_param(0))),
+        "prlimit": _number(lambda: resource.prlimit(parent, resource.RLIMIT_CORE, tuple(item["core"]))),
+        "owner": _number(lambda: fcntl.fcntl(pipe, fcntl.F_SETOWN, parent)),
+        "signal": _number(lambda: fcntl.fcntl(pipe, 10, 0)),
+        "ioctl owner": _number_of_call(16 if item["machine"] == "x86_64" else 29, pipe, 0x8901, ioctl_owner),
+        "shared memory": _number_of_call(30 if item["machine"] == "x86_64" else 196, 0, 0, 0),
+    }
+
+
+def _number(attempt: Callable[[], object]) -> int:
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _number_of_call(*arguments: Any) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() if libc.syscall(*arguments) == -1 else 0
+
+
 def _limits(item: JsonDict) -> JsonDict:
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     names = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE")
@@ -252,6 +288,7 @@ _ACTIONS: dict[str, Callable[[JsonDict], Any]] = {
     "network": _network,
     "processes": _processes,
     "others": _others,
+    "meddling": _meddling,
     "limits": _limits,
     "environment": _environment,
     "free child": _free_child,

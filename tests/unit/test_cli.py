@@ -157,6 +157,14 @@ class RemoteError(Exception):
         (RemoteError(None, "10.0.0.7 has no room: none"), 1, "dphrl: failed: 10.0.0.7 has no room: none\n"),
         (RuntimeError("first\nsecond"), 1, "dphrl: failed: RuntimeError: first\n"),
         (RuntimeError(), 1, "dphrl: failed: RuntimeError\n"),
+        (OSError(28, "x", "a/b"), 1, "dphrl: failed: no space left on a/b; make room there, or write elsewhere\n"),
+        (
+            RemoteError(OSError(30, "x", "a/b")),
+            1,
+            "dphrl: failed: a/b is on a read-only file system; write elsewhere\n",
+        ),
+        (OSError(13, "x", "a/b"), 1, "dphrl: failed: a/b: permission denied; change its rights, or write elsewhere\n"),
+        (OSError(28, "x"), 1, "dphrl: failed: no space left on a disk or folder of this run; make room there"),
         (KeyboardInterrupt(), 130, "dphrl: interrupted\n"),
     ],
     ids=repr,
@@ -169,6 +177,21 @@ def test_what_a_run_raises_decides_the_status(
     assert result.exit_code == status
     assert result.stderr.startswith(wanted)
     assert "Traceback" not in result.output
+
+
+def test_a_full_disk_without_a_name_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing(monkeypatch, OSError(28, "No space left on device"))
+    free = {str(tmp_path / "demo-math"): 0, "/roomy": 2**40}
+    monkeypatch.setenv("HF_HOME", "/roomy")
+    monkeypatch.setattr("cluster.cli.support._free_bytes", lambda place: free.get(place, 2**40))
+    result = invoke("train", "demo-math", f"run_dir={tmp_path}")
+    assert result.stderr.startswith(f"dphrl: failed: no space left on {tmp_path / 'demo-math'}; make room")
+
+
+def test_a_name_that_is_too_long_does_not_hide_the_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing(monkeypatch, RuntimeError("boom"))
+    result = invoke("train", "demo-math", f"run_dir={tmp_path}", f"run_name={'x' * 300}")
+    assert result.stderr.startswith("dphrl: failed: RuntimeError: boom\n")
 
 
 def test_the_traceback_of_a_failed_run_goes_into_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

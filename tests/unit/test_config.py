@@ -39,6 +39,16 @@ OVERRIDE_MISTAKES = {
     "learner.num_steps=1.5": CL + "learner.num_steps: expected an integer >= 1 (got 1.5)",
     "learner.num_steps=true": CL + "learner.num_steps: expected an integer >= 1 (got true)",
     "learner.num_steps=null": CL + "learner.num_steps: expected an integer >= 1 (got null)",
+    "learner.num_steps=1e30": CL + "learner.num_steps: expected an integer >= 1 (got 1e+30)",
+    "rollout.num_samples=1000000000000": CL
+    + "rollout.num_samples: expected an integer >= 1 and <= 100,000 (got 1000000000000)",
+    "rollout.num_engines=1000000": CL + "rollout.num_engines: expected an integer >= 1 and <= 10,000 (got 1000000)",
+    "rollout.num_prompts=10000000": "rollout.num_prompts=10000000 x rollout.num_samples=8 are 80,000,000 completions",
+    "rollout.timeout_s=1e10": CL + "rollout.timeout_s: expected a number > 0 and <= 1,000,000,000 (got 10000000000.0)",
+    "seed=9223372036854775808": CL + "seed: expected an integer >= 0 and <= 9,223,372,036,854,775,807 (got 92233",
+    f"seed={'9' * 5000}": CL + 'seed: expected an integer >= 0 (got "99999999999999',
+    f"seed=0x{'f' * 5000}": CL + 'seed: expected an integer >= 0 (got "0xffffffffffff',
+    f"data.train.where={'[' * 1000}": CL + "data.train.where: the value is not valid YAML (got",
     "learner.lr=-1e-6": CL + "learner.lr: expected a number > 0 (got -1e-06)",
     "learner.lr=.inf": CL + "learner.lr: expected a number > 0 (got Infinity)",
     "learner.lr=.nan": CL + "learner.lr: expected a number > 0 (got NaN)",
@@ -81,7 +91,7 @@ OVERRIDE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("override", "wanted"), OVERRIDE_MISTAKES.items(), ids=OVERRIDE_MISTAKES)
+@pytest.mark.parametrize(("override", "wanted"), OVERRIDE_MISTAKES.items(), ids=lambda text: text[:60])
 def test_a_mistaken_override_is_one_line(tmp_path: Path, override: str, wanted: str) -> None:
     (line,) = lines_of(write(tmp_path, "my.yaml", MINIMAL), override)
     assert wanted in line
@@ -108,10 +118,16 @@ FILE_MISTAKES = {
     "base: [a]": 'my.yaml: base: expected a preset\'s name or a YAML path (got ["a"])',
     "base: my.yaml": "base: the files inherit in a circle (",
     "a: &a {b: *a}": "my.yaml: not valid YAML: an alias holds itself; correct the file",
+    "a:\n  " + "[" * 100_000: "my.yaml:2: not valid YAML: nested more than 50 deep; correct this line",
+    "a: [x]\n" + "x" * 2**20: "my.yaml: not valid YAML: more than 1 MiB, which no configuration has; correct the file",
+    "a0: &a0 [x]\n"
+    + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 10}]\n" for i in range(1, 10)): "my.yaml: not valid YAML: "
+    "aliases make more than 200,000 values of it; correct the file",
+    "seed: " + "9" * 100_000 + "\n" + MINIMAL: 'my.yaml: seed: expected an integer >= 0 (got "9999',
 }
 
 
-@pytest.mark.parametrize(("text", "wanted"), FILE_MISTAKES.items(), ids=FILE_MISTAKES)
+@pytest.mark.parametrize(("text", "wanted"), FILE_MISTAKES.items(), ids=lambda text: text[:60])
 def test_a_mistake_in_a_file_is_answered(tmp_path: Path, text: str, wanted: str) -> None:
     lines = lines_of(write(tmp_path, "my.yaml", text))
     assert any(wanted in line for line in lines), lines

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from pathlib import Path
 
 import pytest
 
-from dphrl.durable import SEAL, damage, put_in_place, read_seal, seal, whole_file, write_output, write_whole
+from dphrl.durable import (
+    SEAL,
+    damage,
+    put_in_place,
+    read_seal,
+    seal,
+    whole_file,
+    write_obstacle,
+    write_output,
+    write_whole,
+)
 
 
 def _sealed(folder: Path) -> Path:
@@ -105,3 +116,34 @@ def test_no_flipped_bit_and_no_cut_is_taken_for_whole(tmp_path: Path) -> None:
             assert damage(folder) is not None, (path, at)
         path.write_bytes(content)
     assert damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("file/runs", "/file is no folder"),
+        ("file", "/file is no folder"),
+        ("x" * 300, "File name too long"),
+        ("/".join(["d" * 200] * 30), "File name too long"),
+    ],
+)
+def test_an_obstacle_to_writing_is_told(tmp_path: Path, place: str, why: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert write_obstacle(tmp_path / place).endswith(why)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_nothing_prevents_writing_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    assert write_obstacle(tmp_path / "there") == write_obstacle(tmp_path / "a" / "b") == ""
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
+def test_a_place_that_only_seems_to_be_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dphrl.durable.os.fsync", full)
+    assert write_obstacle(tmp_path / "runs") == "No space left on device"
+    assert [*tmp_path.iterdir()] == []
+    assert write_obstacle(Path("/proc/no/runs")) != ""

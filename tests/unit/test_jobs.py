@@ -84,13 +84,47 @@ def test_environment_and_wheel(tmp_path: Path) -> None:
     assert plan.runtime_env["py_modules"] == [str(wheel)]
 
 
+def test_no_secret_travels_with_a_job() -> None:
+    here = {
+        "MLFLOW_TRACKING_URI": "https://me:sesame@mlflow",
+        "WANDB_API_KEY": "sesame",
+        "HF_TOKEN": "sesame",
+        "DPHRL_DATA": "s3://me:sesame@bucket/data",
+        "HF_HOME": "/shared/hf",
+    }
+    plan = plan_submission("demo-math", ["tracking.mlflow=true", "tracking.wandb=true"], environ=here)
+    assert "sesame" not in f"{plan}"
+    assert plan.runtime_env["env_vars"] == {"PYTHONUNBUFFERED": "1", "HF_HOME": "/shared/hf"}
+    said = [note for note in plan.notes if "the nodes' own environment must hold it" in note]
+    assert [note.split()[0] for note in said] == ["WANDB_API_KEY", "MLFLOW_TRACKING_URI"]
+
+
+@pytest.mark.parametrize("text", ["WANDB_API_KEY", "MY_SECRET_2", "GIT_PAT", "X_PASSWORD", "A=https://token@host/x"])
+def test_a_secret_is_told_by_its_name_or_its_text_and_not_shown(text: str) -> None:
+    with pytest.raises(InputError, match="looks like a secret") as caught:
+        plan_submission("demo-math", [], env=[text], environ={text: "sesame"})
+    assert "sesame" not in str(caught.value)
+    assert "token@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["KEYBOARD=x", "TOKENIZERS_PARALLELISM=false", "MONKEY=1", "DATA=hf://datasets/a/b@c"])
+def test_what_is_no_secret_goes_along(text: str) -> None:
+    assert plan_submission("demo-math", [], env=[text], environ={}).runtime_env["env_vars"][text.partition("=")[0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["demo-math", "learner.num_stepz=3"], "learner.num_stepz: unknown key"),
         (["demo-math", "--working-dir", "/no/such"], "--working-dir /no/such: no such folder"),
         (["demo-math", "--wheel", "/no/such.whl"], "--wheel /no/such.whl: no such wheel"),
-        (["demo-math", "--env", "A-B=1"], "--env A-B=1: write NAME=VALUE"),
+        (["demo-math", "--env", "A-B=1"], "--env A-B: write NAME=VALUE"),
+        (["demo-math", "--env", "HF_TOKEN=hf_x"], "--env HF_TOKEN: looks like a secret"),
+        (["demo-math", "--env", "DB=postgres://me:pw@host/x"], "--env DB: looks like a secret"),
+        (
+            ["demo-math", "reward.name=a:b", "reward.params={api_key: sk-x}"],
+            "command line: reward.params.api_key: looks like a secret",
+        ),
         (["demo-math", "--env", "SURELY_NOT_SET_HERE"], "--env SURELY_NOT_SET_HERE: not set here"),
         (["demo-math", "--resume", "--overwrite"], "--resume and --overwrite"),
         (["demo-math", "--insist"], "--insist: is about a run that goes on; add --resume"),

@@ -22,22 +22,17 @@ def test_an_output_is_written_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "picture.png", "report.html"]
 
 
-@pytest.mark.parametrize("place", ["", "file/out.json", "locked/out.json", "locked/deeper/out.json"])
-def test_what_cannot_be_written_is_told_before_the_work(
-    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("place", ["", "file/out.json", "file/deeper/out.json", "/proc/out.json", "/proc/new/out.json"])
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "locked").mkdir()
-    # Root may write anywhere, so that modes of folders prove nothing.
-    monkeypatch.setattr("dphrl.outputs.os.access", lambda path, mode: path != tmp_path / "locked")
-    with pytest.raises(InputError, match=r"cannot be written|is a folder; name a file in it"):
+    with pytest.raises(InputError, match=r"cannot be written \(|is a folder; name a file in it"):
         check_output(tmp_path / place)
 
 
 def test_a_device_is_written_to_and_stays_one() -> None:
     before = os.stat("/dev/full")
     check_output(Path("/dev/full"))
-    with pytest.raises(InputError, match=r"^/dev/full: cannot be written \(No space left on device\); name another"):
+    with pytest.raises(OSError, match="No space left on device"):  # no fault of the name
         save_output(Path("/dev/full"), "page")
     assert os.stat("/dev/full").st_rdev == before.st_rdev
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -233,6 +236,19 @@ def test_other_processes_are_out_of_reach(sandbox: Sandbox) -> None:
     (refusals,) = said(sandbox.run([{"do": "others", "pid": os.getpid()}], 10))
     assert refusals.pop("ptrace") == "-1"
     assert [attempt for attempt, refusal in refusals.items() if not refusal] == []
+
+
+@needs_filter
+def test_no_signal_no_schedule_and_no_limit_of_another_process(sandbox: Sandbox) -> None:
+    mine = {
+        "pid": os.getpid(),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "processors": sorted(os.sched_getaffinity(0)),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "machine": platform.machine(),
+    }
+    (found,) = said(sandbox.run([{"do": "meddling", **mine}], 10))
+    assert {what for what, number in found.items() if number != errno.EPERM} == set()
 
 
 @needs_filter

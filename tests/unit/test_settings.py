@@ -112,7 +112,7 @@ def test_without_its_source_the_package_works_and_explains_nothing(tmp_path: Pat
         "learner.lr: a number > 0; default 1e-06",
         "  timeout_s               1800.0",
         "True False",
-        "{'default': 1e-06, 'exclusiveMinimum': 0, 'type': 'number'}",
+        "{'default': 1e-06, 'exclusiveMinimum': 0, 'maximum': 1000000000, 'type': 'number'}",
     ]
 
 
