@@ -16,6 +16,7 @@ from actors.engine_errors import engine_start
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
 from actors.vllm_settings import set_variables, start_vllm
+from actors.weight_transfer.failures import Place
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
@@ -65,9 +66,9 @@ class RolloutEngine:
         self._decoding = Decoding(self._llm, config, self._index, self._deliver, self._fail, decode, ends)
         return self._decoding
 
-    async def ready(self) -> str:
-        """Returns once the engine is up. The text says where the engine runs, for the log."""
-        return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+    async def ready(self) -> Place:
+        """Returns once the engine is up."""
+        return Place(ray.util.get_node_ip_address(), os.getpid())
 
     # ---------------------------------------------------------------------------------- work
 

@@ -16,19 +16,17 @@ from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor, RayReferenceStore
-from actors.device_turns import DeviceTurns
+from actors.device_turns import DeviceTurns, OwnDevices, Turns
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink
 from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
-from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
-from actors.vllm_settings import process_variables
-from actors.waiting import within
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
+from cluster.engines import EngineActors
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
@@ -83,11 +81,11 @@ class RaySystem:
         self._ranks = self._spawn_ranks()
         self._bundles = bundles
         self._check_shared_memory()
-        self._engine_options = place["rollout"]
-        self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
-        self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
-        shared = any(self._engine_devices)
-        self._turns = DeviceTurns(self._engines, self._ranks, self.config.sync.timeout_s) if shared else None
+        mine = {place: bundle for place, bundle in enumerate(bundles) if bundle.role == "rollout"}
+        devices = {bundle.index: self._shared_devices(bundle) for bundle in mine.values()}
+        self._actors = EngineActors(self.config, self.model_dir, self._group, mine, devices)
+        shared = [*self._actors.engines.values()] if any(devices.values()) else []
+        self._turns = DeviceTurns(shared, self._ranks, self.config.sync.timeout_s) if shared else None
         # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
         self._workers = [
             self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1} | hidden)(self.config.reward)
@@ -117,31 +115,6 @@ class RaySystem:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks[:] = self._spawn_ranks()
-
-    def _spawn_engine(self, index: int) -> Any:
-        options = self._engine_options[index] | _engine_env(self.config)
-        spawn = self._spawn(RolloutEngine, "rollout", index, options)
-        return spawn(self.config, self.model_dir, index, self._engine_devices[index])
-
-    async def restart_engine(self, index: int) -> Any:
-        """Kill an engine, dead or alive, and start another in its bundle; returns the new actor once it is up.
-
-        It stands in the place of the old one in the list that the pool was given, and is stale until it is refit.
-        Raises TimeoutError after learner.timeout_s.
-        """
-        limit, what = self.config.learner.timeout_s, f"rollout engine {index} to start again"
-        ray.kill(self._engines[index])
-        self._engines[index] = await within(self._spawn_when_free(index), limit, "learner.timeout_s", what)
-        await within(self._engines[index].ready.remote(), limit, "learner.timeout_s", what)
-        return self._engines[index]
-
-    async def _spawn_when_free(self, index: int) -> Any:
-        # The name stays taken, and the bundle in use, until Ray has seen the end of the old process.
-        while True:
-            try:
-                return self._spawn_engine(index)
-            except ActorAlreadyExistsError:
-                await asyncio.sleep(NAME_POLL_INTERVAL_S)
 
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
@@ -188,8 +161,10 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
+        turns: Turns = self._turns or OwnDevices()
         start = Start(
-            self._engines,
+            self._actors.engines,
+            self._actors.start,
             self._ranks,
             self._workers,
             self._renew_ranks,
@@ -203,12 +178,12 @@ class RaySystem:
         layout = f"deepspeed, {learner.num_ranks} ranks, ZeRO-{learner.zero_stage}"
         if self.config.model.lora is not None:
             layout += f", {self.config.model.lora.layout}"
-        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine, self._turns)
+        rollouts = RayRolloutPool(self._actors.engines, self.config, self.probes, dtype, self._actors, turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"))
+        learning = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"))
         return Parts(learning, rollouts, rewards)
 
     async def fill_reference(
@@ -218,7 +193,7 @@ class RaySystem:
         # The stage samples and scores, and for both the devices are ready then.
         if self._turns is not None:
             await self._turns.decode()
-        actors = (self._engines, self._workers, self._ranks)
+        actors = (self._actors.engines, self._workers, self._ranks)
         options = {"num_cpus": 0} | self._without_gpu
         sampler = self._spawn(ReferenceSampler, "reference", 0, options)(self.config, *actors)
         filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
@@ -286,10 +261,6 @@ def connect(config: Config) -> None:
     store_gib = config.cluster.object_store_gib
     store_bytes = None if store_gib is None else round(store_gib * 2**30)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False, **options)
-
-
-def _engine_env(config: Config) -> dict[str, Any]:
-    return {"runtime_env": {"env_vars": process_variables(config)}}
 
 
 def _rank_env() -> dict[str, Any]:

@@ -70,7 +70,20 @@ class RolloutConfig(Section):
     """Whether engines do without CUDA graphs and compilation, which cost minutes to build and pay on a GPU only. null
     builds them on a GPU and not on a CPU."""
     timeout_s: PositiveFloat = 1800.0
-    """Seconds without a completion from any engine after which the run stops with an error, instead of hanging."""
+    """Seconds without a completion from any engine, and without a repair, after which the run stops with an error,
+    instead of hanging."""
+    completion_timeout_s: PositiveFloat | None = None
+    """Seconds that an engine has for a completion which it can be at. One that is late is asked for again; an engine that
+    returns nothing at all while several are late counts as failed. It must be well above the time of the longest
+    completion, since one that is only slow is sampled twice. null is half of timeout_s."""
+    on_failure: Literal["replace", "stop"] = "replace"
+    """What becomes of an engine that fails: dies, raises or hangs, at its work or in a sync. replace has others sample
+    what it was at, starts another in its place, which joins at the next sync, and goes on as long as one engine is left.
+    stop ends the run and names it. Engines that share GPUs with the learner (cluster.colocate) cannot be replaced; then
+    the run stops in any case."""
+    max_replacements: PositiveInt = 3
+    """Times that an engine is started again in a run. One that fails once more is given up, and the run goes on with the
+    others."""
 
     @model_validator(mode="after")
     def _engines_keep_the_temperature(self) -> Self:

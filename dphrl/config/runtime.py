@@ -14,10 +14,6 @@ class SyncConfig(Section):
     """How new weights reach the engines. nccl broadcasts them from the learner's first GPU to those of the engines; ipc
     hands them over within each GPU (cluster.colocate); object_store works anywhere: from the learner to Ray's object
     store, and from there to each engine. auto is object_store without GPUs, ipc with cluster.colocate, else nccl."""
-    on_failure: Literal["stop", "replace"] = "stop"
-    """What becomes of an engine that fails while it takes weights. stop ends the run and names it. replace ends that
-    engine, starts another in its place, at most 3 times each, and repeats the sync; with nccl, engines that were in the
-    same session are replaced with it. What they were at is sampled anew. replace needs engines on GPUs of their own."""
     num_probes: PositiveInt = 8
     """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
     same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""
@@ -28,6 +24,14 @@ class SyncConfig(Section):
     """The largest difference between an engine and the learner in the log-prob of a token, on average over the probes.
     Beyond it others are sampled once, and beyond it again the run stops. null is 5e-5 in float32 and 0.1 in bfloat16.
     Weights that an engine lacks are found by other means, whatever the bound."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engines_fail_at_any_time(cls, given: Any) -> Any:
+        # rollout.on_failure took its place. Earlier versions wrote it to every config.yaml by themselves.
+        if isinstance(given, dict) and given.get("on_failure") in ("stop", "replace"):
+            return {name: value for name, value in given.items() if name != "on_failure"}
+        return given
 
     @model_validator(mode="before")
     @classmethod
