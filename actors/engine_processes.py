@@ -1,13 +1,21 @@
-"""What one engine leaves to the system: the shared memory of its worker processes."""
+"""What one engine is to the system: its worker processes, and the names of what they share."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
-from collections.abc import Collection
+import threading
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+# What an engine's last words get to reach those who wait for it.
+LAST_WORDS_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
@@ -57,6 +65,32 @@ def remove_orphans(before: Collection[str]) -> list[str]:
                 path.unlink()
                 removed.append(path.name)
     return sorted(removed)
+
+
+def end_with_any_worker(tell: Callable[[Exception], None]) -> None:
+    """From now on, end this process as soon as one of its worker processes ends; `tell` gets the reason first.
+
+    vLLM's executor may wait in a collective for a worker that is dead, and say nothing for as long as that takes. The
+    other workers end with this process.
+    """
+    workers = multiprocessing.active_children()
+
+    def watch() -> None:
+        connection.wait([worker.sentinel for worker in workers])
+        time.sleep(0.05)  # until its exit code can be read
+        gone = ", ".join(f"{worker.pid} {_end_of(worker.exitcode)}" for worker in workers if not worker.is_alive())
+        error = RuntimeError(f"the engine's worker process {gone}")
+        log.error("%s; the engine ends too", error)
+        tell(error)
+        time.sleep(LAST_WORDS_S)
+        os._exit(1)
+
+    if workers:
+        threading.Thread(target=watch, name="workers", daemon=True).start()
+
+
+def _end_of(exit_code: int | None) -> str:
+    return f"was ended by signal {-exit_code}" if exit_code is not None and exit_code < 0 else "ended"
 
 
 def _mapped_files(process: int | str | None) -> set[int]:

@@ -13,6 +13,7 @@ import ray
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
+from actors.engine_processes import end_with_any_worker
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
 from actors.vllm_settings import set_variables, start_vllm
@@ -55,6 +56,7 @@ class RolloutEngine:
         self._thread = StepThread(f"rollout-{index}")
         with engine_start(index):
             self._thread.open(lambda: self._open(model_dir, devices is not None))
+        end_with_any_worker(self._fail)
 
     def _open(self, model_dir: str, shares_devices: bool) -> Decoding:
         config = self._config
@@ -117,7 +119,8 @@ class RolloutEngine:
             for outbox in self._outboxes.values():
                 outbox.fail(error)
 
-        self._soon(tell)
+        if self._events is not None:  # else nobody has asked for anything yet
+            self._soon(tell)
 
     def _soon(self, call: Callable[[], Any]) -> None:
         assert self._events is not None, "nothing is finished before it was asked for"

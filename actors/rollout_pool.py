@@ -43,8 +43,8 @@ class RayRolloutPool:
         starter: EngineStarter | None = None,
         turns: Turns | None = None,
     ) -> None:
-        """probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's, for
-        the default bound on the gap in log-probs. starter: see `EngineRepair`; without it, no engine is replaced.
+        """probes: prompts that each refit is proved on; a pool without them can only generate. dtype: the learner's,
+        for the default bound on the gap in log-probs. starter: see `EngineRepair`; without it, no engine is replaced.
         turns: whose turn it is at the learner, and on devices that engines share with it."""
         self.engines = dict(engines) if isinstance(engines, Mapping) else dict(enumerate(engines))
         self.config, self._turns = config, turns or OwnDevices()
@@ -70,7 +70,7 @@ class RayRolloutPool:
     # ---------------------------------------------------------------------------------- weights
 
     async def refit(self, learner: WeightPublisher) -> Mapping[str, float]:
-        """See `protocols.RolloutPool`. Engines that have come up join; one that fails leaves, and the others end the sync.
+        """See `protocols.RolloutPool`. Engines that have come up join; one that fails leaves, and the others end it.
 
         What engines are at when it begins, they go on with afterwards. Raises EnginesLostError when no engine is left,
         or when an engine failed and the run is to stop then.

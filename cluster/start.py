@@ -24,8 +24,9 @@ SETTING = "learner.timeout_s"
 class Start:
     """Actors whose processes exist, and how to bring them up.
 
-    engines: by number. restart_engine: starts another in the place of one, and returns it once it is up. ranks: a list that `renew_ranks` fills anew. turns: of engines and learner on the same GPUs; None where they have
-    devices of their own. timeout_s: for each actor.
+    engines: by number. restart_engine: starts another in the place of one, and returns it once it is up. ranks: a list
+    that `renew_ranks` fills anew. turns: of engines and learner on the same GPUs; None where they have devices of their
+    own. timeout_s: for each actor.
     """
 
     engines: Mapping[int, Actor]

@@ -78,8 +78,10 @@ ROOMS = {
     "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types config tracking evaluation experiments",
     "cluster.start": "config own_code actors",
+    "cluster.engines": "config actors cluster.planning",
     "cluster.ray_system": (
-        "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start"
+        "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start "
+        "cluster.engines"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (

@@ -30,7 +30,8 @@ class EngineFailure:
     """One engine's failure at one step of a sync, or at its work.
 
     doing: what it was asked for, as in "take weights". seconds: from the step's beginning, if it had one. place: where
-    it ran, if that is known. limit_s, setting: the limit of a step that took too long. words: the engine's own, of one that did not.
+    it ran, if that is known. limit_s, setting: the limit of a step that took too long. words: the engine's own, of one
+    that did not.
     """
 
     index: int

@@ -73,17 +73,17 @@ class RolloutConfig(Section):
     """Seconds without a completion from any engine, and without a repair, after which the run stops with an error,
     instead of hanging."""
     completion_timeout_s: PositiveFloat | None = None
-    """Seconds that an engine has for a completion which it can be at. One that is late is asked for again; an engine that
-    returns nothing at all while several are late counts as failed. It must be well above the time of the longest
+    """Seconds that an engine has for a completion which it can be at. One that is late is asked for again; an engine
+    that returns nothing at all while several are late counts as failed. It must be well above the time of the longest
     completion, since one that is only slow is sampled twice. null is half of timeout_s."""
     on_failure: Literal["replace", "stop"] = "replace"
-    """What becomes of an engine that fails: dies, raises or hangs, at its work or in a sync. replace has others sample
-    what it was at, starts another in its place, which joins at the next sync, and goes on as long as one engine is left.
-    stop ends the run and names it. Engines that share GPUs with the learner (cluster.colocate) cannot be replaced; then
-    the run stops in any case."""
+    """What becomes of an engine that dies, raises or hangs, at its work or in a sync. replace has others sample what it
+    was at, starts another in its place, which joins at the next sync, and goes on as long as one engine is left. stop
+    ends the run and names it. Engines that share GPUs with the learner (cluster.colocate) cannot be replaced; then the
+    run stops in any case."""
     max_replacements: PositiveInt = 3
-    """Times that an engine is started again in a run. One that fails once more is given up, and the run goes on with the
-    others."""
+    """Times that an engine is started again in a run. One that fails once more is given up, and the run goes on with
+    the others."""
 
     @model_validator(mode="after")
     def _engines_keep_the_temperature(self) -> Self:

@@ -17,8 +17,8 @@ class FakeWork:
     """Methods as a Ray handle has them: `submit`, `finished`, `abort` and `probe`.
 
     complete: makes the completion of an ask's sample. at_once: how many it decodes at a time; between two of them it
-    gives others their turn, for step_s seconds. forgets: (prompt_id, sample_index) of answers that are lost on their way, once. error: it is
-    dead, and all calls raise this. hangs: it decodes nothing.
+    gives others their turn, for step_s seconds. forgets: (prompt_id, sample_index) of answers that are lost on their
+    way, once. error: it is dead, and all calls raise this. hangs: it decodes nothing.
     """
 
     def __init__(self, complete: Complete, at_once: int = 1, step_s: float = 0.0) -> None:
