@@ -75,6 +75,11 @@ class EngineRepair:
         if self._may_start_again(failure):
             self.begin(failure.index)
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Of the engines that are up or on their way."""
+        return frozenset(self.up) | frozenset(self._starting)
+
     def begin(self, index: int) -> None:
         """Start an engine of this number in the background."""
         self._starting[index] = asyncio.create_task(self._start(index))
@@ -92,10 +97,17 @@ class EngineRepair:
         await asyncio.wait([*self._starting.values()], return_when=asyncio.FIRST_COMPLETED)
 
     def forget(self, index: int) -> None:
-        """Nobody wants an engine of this number any more."""
+        """Nobody wants an engine of this number any more; what it did is forgotten."""
         self.up.pop(index, None)
+        self._causes.pop(index, None)
+        del self._num_failures[index]
         if (starting := self._starting.pop(index, None)) is not None:
             starting.cancel()
+
+    async def end(self, index: int) -> None:
+        """End the engine of this number."""
+        if self._starter is not None:
+            await self._starter.end(index)
 
     def tell_joined(self, index: int, where: Mapping[str, object]) -> bool:
         """Say that the engine has its weights; returns whether it came in the place of one that failed."""

@@ -32,10 +32,10 @@ class RayRewardPool:
     """
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
-        self.workers, self.config = workers, config.reward
+        self.workers, self.config = dict(enumerate(workers)), config.reward
         self.num_retries, self.timeout_s = config.reward.num_retries, config.reward.timeout_s
-        self._everyone = frozenset(range(len(workers)))
-        self._idle = set(self._everyone)
+        self._num_ever = len(workers)
+        self._idle = set(self.workers)
         self._changed = asyncio.Condition()
         self._latencies_s: list[float] = []
         self._num_retried = self._num_restarts = 0
@@ -65,8 +65,22 @@ class RayRewardPool:
 
     def live_metrics(self) -> Mapping[str, float]:
         """Queue depths at this moment. Any thread may call it."""
-        num_busy = len(self._everyone) - len(self._idle)
+        num_busy = len(self.workers) - len(self._idle)
         return {"queue/completions_waiting": self._num_waiting, "queue/reward_workers_busy": num_busy}
+
+    async def add(self, worker: Actor) -> None:
+        """One more worker, which is up."""
+        async with self._changed:
+            self.workers[self._num_ever] = worker
+            self._idle.add(self._num_ever)
+            self._num_ever += 1
+            self._changed.notify_all()
+
+    async def remove(self, worker: Actor) -> None:
+        """Returns once the worker has given its verdicts and gets no more work. Others must be left."""
+        (index,) = [index for index, other in self.workers.items() if other is worker]
+        async with self._borrowed(None, 0, index):
+            del self.workers[index]
 
     async def _grade_batch(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         worker, results = await self._grade_once(pairs, avoid=None)
@@ -100,14 +114,19 @@ class RayRewardPool:
                 return index, [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)] * len(pairs)
 
     @asynccontextmanager
-    async def _borrowed(self, avoid: int | None, num_completions: int) -> AsyncIterator[int]:
-        """Wait for an idle worker, and yield its index. It is not `avoid` unless there is no other worker."""
-        suitable = frozenset(i for i in self._everyone if i != avoid) or self._everyone
+    async def _borrowed(self, avoid: int | None, num_completions: int, only: int | None = None) -> AsyncIterator[int]:
+        """Wait for an idle worker, and yield its index. It is `only`, if that is given, and else not `avoid` unless
+        there is no other worker."""
+
+        def suitable() -> set[int]:
+            others = {i for i in self.workers if i != avoid} or set(self.workers)
+            return self._idle & (others if only is None else {only})
+
         self._num_waiting += num_completions
         try:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._idle & suitable)
-                index = min(self._idle & suitable)
+                await self._changed.wait_for(suitable)
+                index = min(suitable())
                 self._idle.remove(index)
         finally:
             self._num_waiting -= num_completions
@@ -116,7 +135,8 @@ class RayRewardPool:
         finally:
             # This lock is never held for long, so a cancelled grading still gives its worker back.
             async with self._changed:
-                self._idle.add(index)
+                if index in self.workers:
+                    self._idle.add(index)
                 self._changed.notify_all()
 
     async def _until_restarted(self, worker: Actor) -> None:

@@ -163,6 +163,9 @@ class RayRolloutPool:
         except EnginesLostError as error:
             self._stop(error)
             return
+        self._rescue_work()
+
+    def _rescue_work(self) -> None:
         # A refit that is under way waits for the next engine by itself.
         if not self.engines and not self._refitting.locked() and (self._rescue is None or self._rescue.done()):
             self._rescue = asyncio.create_task(self._refit_when_one_is_up())
@@ -180,6 +183,33 @@ class RayRolloutPool:
     def _stop(self, error: Exception) -> None:
         self._stopped = self._stopped or error  # later ones are consequences
         self._work.end(self._stopped)
+
+    # ---------------------------------------------------------------------------------- more or fewer engines
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Of the engines that serve, are up, or are on their way."""
+        return frozenset(self.engines) | self._repair.numbers
+
+    def is_up(self, index: int) -> bool:
+        """Whether an engine of this number waits for the next refit."""
+        return index in self._repair.up
+
+    def add(self, index: int) -> None:
+        """Have one more engine start, of a number that none has; it joins at a refit."""
+        self._repair.begin(index)
+
+    async def remove(self, index: int) -> None:
+        """End an engine; others get what it was at. Others must be there, or on their way.
+
+        A sync ends with the engines with which it began.
+        """
+        async with self._refitting:
+            self._repair.forget(index)
+            self.engines.pop(index, None)
+            self._work.lose(index)
+        self._rescue_work()
+        await self._repair.end(index)
 
     # ---------------------------------------------------------------------------------- work
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,8 +17,8 @@ from actors.engine_repair import CannotPlaceError
 from actors.rollout_engine import RolloutEngine
 from actors.vllm_settings import process_variables
 from actors.waiting import Actor, within
-from cluster.planning.growth import plan_engine
-from cluster.planning.placement import Bundle, PlacementError
+from cluster.planning.growth import plan_more
+from cluster.planning.placement import Bundle, Node, PlacementError
 from cluster.planning.ray_placement import NODE_ID_LABEL, cluster_nodes
 from dphrl.config.schema import Config
 
@@ -57,7 +59,7 @@ class EngineActors:
         limit, what = self._config.learner.timeout_s, f"rollout engine {index} to start"
         if (before := self.engines.pop(index, None)) is not None:
             ray.kill(before)
-        if index not in self._bundles or not _is_alive(self._bundles[index].node):
+        if self._needs_room(index):
             await self._reserve(index)
         engine = await within(self._spawn_when_free(index), limit, LEARNER_SETTING, what)
         self.engines[index] = engine
@@ -71,19 +73,33 @@ class EngineActors:
             remove_placement_group(group)
             del self._bundles[index]
 
+    def check_room(self, new_engines: Sequence[int], num_new_workers: int) -> None:
+        """Raises PlacementError, with the arithmetic, where the nodes have no room for so many more."""
+        free = cluster_nodes(free=True)
+        if homeless := [index for index in new_engines if self._needs_room(index)]:
+            taken = plan_more(self._config, "rollout", homeless, free, with_gpus=self._with_gpus)
+            free = [_without(node, taken) for node in free]
+        if num_new_workers:
+            plan_more(self._config, "reward", range(num_new_workers), free, with_gpus=self._with_gpus)
+
+    def fitting_on(self, nodes: frozenset[str], indices: Sequence[int]) -> int:
+        """How many of these engines fit on what is free of these nodes."""
+        free = [node for node in cluster_nodes(free=True) if node.name in nodes]
+        for count in range(len(indices), 0, -1):
+            with suppress(PlacementError):
+                plan_more(self._config, "rollout", indices[:count], free, with_gpus=self._with_gpus)
+                return count
+        return 0
+
+    def _needs_room(self, index: int) -> bool:
+        return index not in self._bundles or not _is_alive(self._bundles[index].node)
+
     async def _reserve(self, index: int) -> None:
         """Make a placement group for this engine alone, on a node that has room."""
         if (group := self._own_groups.pop(index, None)) is not None:
             remove_placement_group(group)
-        try:
-            bundle = plan_engine(self._config, index, cluster_nodes(free=True), with_gpus=self._with_gpus)
-        except PlacementError as error:
-            raise CannotPlaceError(str(error)) from None
-        where = [{NODE_ID_LABEL: bundle.node}]
-        group = placement_group([bundle.resources()], strategy="PACK", bundle_label_selector=where)
+        bundle, group = await reserve_one(self._config, "rollout", index, with_gpus=self._with_gpus)
         self._own_groups[index], self._bundles[index], self._places[index] = group, bundle, (group, 0)
-        limit = self._config.cluster.placement_timeout_s
-        await within(group.ready(), limit, PLACEMENT_SETTING, f"room for rollout engine {index} on a node")
 
     async def _spawn_when_free(self, index: int) -> Actor:
         # The name stays taken, and the bundle in use, until Ray has seen the end of the old process.
@@ -104,6 +120,36 @@ class EngineActors:
             runtime_env={"env_vars": process_variables(self._config)},
         )
         return spawn.remote(self._config, self._model_dir, index, self._devices.get(index))
+
+
+async def reserve_one(config: Config, role: str, index: int, *, with_gpus: bool) -> tuple[Bundle, Any]:
+    """A bundle for one more actor, and the ready placement group that reserves it.
+
+    Raises CannotPlaceError when no node has room, and TimeoutError when others took it meanwhile.
+    """
+    try:
+        (bundle,) = plan_more(config, role, [index], cluster_nodes(free=True), with_gpus=with_gpus)
+    except PlacementError as error:
+        raise CannotPlaceError(str(error)) from None
+    where = [{NODE_ID_LABEL: bundle.node}]
+    group = placement_group([bundle.resources()], strategy="PACK", bundle_label_selector=where)
+    limit, what = config.cluster.placement_timeout_s, f"room for a {role} actor on node {bundle.node}"
+    try:
+        await within(group.ready(), limit, PLACEMENT_SETTING, what)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return bundle, group
+
+
+def _without(node: Node, taken: Sequence[Bundle]) -> Node:
+    """What is left of a node's free resources."""
+    mine = [bundle for bundle in taken if bundle.node == node.name]
+    return replace(
+        node,
+        num_cpus=node.num_cpus - sum(bundle.num_cpus for bundle in mine),
+        num_gpus=node.num_gpus - sum(bundle.num_gpus for bundle in mine),
+    )
 
 
 def _is_alive(node_id: str) -> bool:

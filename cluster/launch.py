@@ -71,7 +71,13 @@ def train_on(
         sinks.start(config.model_dump(mode="json"), folder)
         for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
             console.info(note)
-        run_async(training_run(config, prepared, system, tracker, console, resume=resume is not None))
+        run = training_run(config, prepared, system, tracker, console, resume=resume is not None)
+        run_async(_listening(system, folder, run))
+
+
+async def _listening(system: System, folder: Path, run: Coroutine[object, Never, None]) -> None:
+    async with system.listen(folder):
+        await run
 
 
 def _warn_of_a_small_disk(config: Config, prepared: Prepared, console: Console) -> None:

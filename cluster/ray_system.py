@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +25,15 @@ from actors.reference import ReferenceSampler
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
+from actors.waiting import within
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
-from cluster.engines import EngineActors
+from cluster.engines import EngineActors, reserve_one
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import place_on_cluster
 from cluster.planning.shapes import model_shape
+from cluster.scaling import Scaler
 from cluster.start import Start
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
@@ -55,6 +58,8 @@ class RaySystem:
     def __init__(self, config: Config, model_dir: str, probes: Sequence[Prompt]) -> None:
         self.config, self.model_dir, self.probes = config, model_dir, probes
         self._pools: tuple[RayRolloutPool, RayRewardPool] | None = None
+        self._scaler: Scaler | None = None
+        self._worker_groups: dict[Any, Any] = {}
 
     def __enter__(self) -> RaySystem:
         connect(self.config)
@@ -86,12 +91,8 @@ class RaySystem:
         self._actors = EngineActors(self.config, self.model_dir, self._group, mine, devices)
         shared = [*self._actors.engines.values()] if any(devices.values()) else []
         self._turns = DeviceTurns(shared, self._ranks, self.config.sync.timeout_s) if shared else None
-        # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
-        self._workers = [
-            self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1} | hidden)(self.config.reward)
-            for i, o in enumerate(place["reward"])
-            for hidden in [{} if o["num_gpus"] else self._without_gpu]
-        ]
+        self._workers = [self._spawn_worker(i, options) for i, options in enumerate(place["reward"])]
+        self._num_workers = len(self._workers)  # that ever were
         self._buffer = self._spawn(BufferActor, "buffer", 0, {"num_cpus": 0} | self._without_gpu)()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -181,10 +182,47 @@ class RaySystem:
         rollouts = RayRolloutPool(self._actors.engines, self.config, self.probes, dtype, self._actors, turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
+        if self._scaler is not None:
+            self._scaler.up(rollouts, rewards)
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
         learning = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"))
         return Parts(learning, rollouts, rewards)
+
+    @asynccontextmanager
+    async def listen(self, folder: Path) -> AsyncIterator[None]:
+        """See `protocols.System`."""
+        self._scaler = Scaler(folder, self.config, self._actors, self)
+        async with self._scaler.serving():
+            yield
+        self._scaler = None
+
+    async def start_worker(self) -> Any:
+        """One more reward worker, up, in a placement group of its own."""
+        index = self._num_workers
+        self._num_workers += 1
+        bundle, group = await reserve_one(self.config, "reward", index, with_gpus=self._with_gpus)
+        options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus}
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+        self._workers.append(worker)
+        self._worker_groups[worker] = group
+        limit = self.config.learner.timeout_s
+        await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
+        return worker
+
+    async def end_worker(self, worker: Any) -> None:
+        """End a reward worker, and free what it held if its placement group is its own."""
+        self._workers.remove(worker)
+        ray.kill(worker)
+        if (group := self._worker_groups.pop(worker, None)) is not None:
+            remove_placement_group(group)
+
+    def _spawn_worker(self, index: int, options: dict[str, Any]) -> Any:
+        # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
+        hidden = {} if options["num_gpus"] else self._without_gpu
+        spawn = self._spawn(RewardWorker, "reward", index, options | {"max_restarts": -1} | hidden)
+        return spawn(self.config.reward)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded

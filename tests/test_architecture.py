@@ -79,9 +79,11 @@ ROOMS = {
     "report": "dphrl types config tracking evaluation experiments",
     "cluster.start": "config own_code actors",
     "cluster.engines": "config actors cluster.planning",
+    "cluster.orders": "durable config",
+    "cluster.scaling": "config actors cluster.planning cluster.engines cluster.orders",
     "cluster.ray_system": (
         "cluster.doctor types config own_code processors tracking protocols actors cluster.planning cluster.start "
-        "cluster.engines"
+        "cluster.engines cluster.scaling"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
@@ -90,8 +92,8 @@ ROOMS = {
     ),
     "cluster.experiments": "config own_code tracking protocols prepare experiments resume cluster.launch",
     "cluster.cli": (
-        "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.experiments exporting"
+        "cluster.doctor dphrl config own_code cluster.jobs cluster.orders tracking rewards experiments "
+        "cluster.planning report cluster.render cluster.launch cluster.experiments exporting"
     ),
     "__main__": "own_code processors cluster.cli",
 }

@@ -12,6 +12,7 @@ from actors.weight_transfer.ledger import EngineRecord
 
 # What Ray's and Python's texts start their telling lines with, and a reader does not need.
 _LABELS = ("Worker exit detail: ", "The actor is dead because ")
+_ADVICE = " Some common causes include"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def last_words(error: BaseException) -> str:
     if isinstance(error, RayTaskError) and isinstance(cause, BaseException):
         return f"{type(cause).__name__}: {_last_line(str(cause))}"
     lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.partition(_ADVICE)[0] for line in lines]
     told = [line.removeprefix(label) for label in _LABELS for line in lines if line.startswith(label)]
     return told[-1] if told else _last_line(str(error)) or type(error).__name__
 

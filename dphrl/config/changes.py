@@ -19,7 +19,13 @@ FREE = frozenset(
     [
         *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster"),
         *("reward.num_workers", "reward.cpus_per_worker", "reward.gpus_per_worker", "reward.num_retries"),
-        *("rollout.num_engines", "rollout.tensor_parallel", "rollout.cpus_per_engine", "rollout.threads_per_engine"),
+        *(
+            "rollout.num_engines",
+            "rollout.max_engines",
+            "rollout.tensor_parallel",
+            "rollout.cpus_per_engine",
+            "rollout.threads_per_engine",
+        ),
         *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.max_concurrent_sequences"),
         *("rollout.enforce_eager", "rollout.timeout_s", "rollout.completion_timeout_s"),
         *("rollout.on_failure", "rollout.max_replacements"),

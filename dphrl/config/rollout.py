@@ -44,7 +44,10 @@ class RolloutConfig(Section):
     finish waits until all that engines have been handed is complete; a long completion makes everybody wait."""
     num_engines: PositiveInt = 1
     """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
-    GPUs."""
+    GPUs. `dphrl scale` changes their number while a training runs."""
+    max_engines: PositiveInt | None = None
+    """Up to how many engines a training has when nodes join its cluster: it starts more on them by itself. null starts
+    none. Engines of a node that leaves start elsewhere if there is room, and else are given up."""
     tensor_parallel: PositiveInt = 1
     """GPUs over which one engine splits the model, on one node; without a GPU, worker processes. Above 1 is for models
     that one GPU cannot hold or serve fast enough. The model's heads and vocabulary must divide by it."""

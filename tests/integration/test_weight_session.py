@@ -145,4 +145,4 @@ def test_a_dead_worker_costs_its_engine_and_the_sync_ends_all_the_same(
     lost = {record.facts["engine"]: record.facts for record in caplog.records if hasattr(record, "facts")}
     assert set(lost) == {0, 1}
     assert "beside an engine that failed" in lost[0]["reason"]
-    assert lost[1]["reason"] == "" 
+    assert (lost[1]["doing"], lost[1]["how"]) == ("take weights", "died")

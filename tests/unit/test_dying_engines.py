@@ -28,6 +28,7 @@ from tests.unit.fake_engine import FakeWork
 PROBES = [Prompt("probe", "text", (1, 2, 3), "", "d")]
 NUM_PROMPTS, NUM_SAMPLES = 12, 4
 CONTENT = WeightSummary(1, 4, 5)
+STEPS_OF_A_SYNC = ["ready", "start_weight_update", "update_weights", "finish_weight_update"]
 
 
 @pytest.fixture
@@ -168,7 +169,9 @@ def test_the_step_goes_on_without_an_engine_that_dies_and_another_joins_at_the_n
         metrics = pool.drain_metrics()
         assert (metrics["rollout/engines"], metrics["rollout/engines_replaced"]) == (2, 1)
         assert metrics["rollout/num_resubmitted"] == sum(
-            record.facts["num_resubmitted"] for record in caplog.records if getattr(record, "event", "") == "engine_lost"
+            record.facts["num_resubmitted"]
+            for record in caplog.records
+            if getattr(record, "event", "") == "engine_lost"
         )
         assert metrics["rollout/num_resubmitted"] > 0
         assert events(caplog) == ["engine_lost", "engine_replaced"]
@@ -234,7 +237,9 @@ def test_an_engine_that_dies_at_its_work_stops_the_run_when_it_is_to(make_config
         step = asyncio.create_task(collect(pool, "a"))
         await asyncio.sleep(1.0)
         pool.engines[1].error = RuntimeError("CUDA error")
-        told = r"^rollout engine 1 \(node 10\.0\.0\.9, process 77\) failed to return completions: CUDA error\. rollout\.on"
+        told = (
+            r"^rollout engine 1 \(node 10\.0\.0\.9, process 77\) failed to return completions: CUDA error\. rollout\.on"
+        )
         with pytest.raises(EnginesLostError, match=told):
             await step
 
@@ -282,7 +287,9 @@ def test_whatever_dies_whenever_training_goes_on(
                     if random.random() < 0.5:
                         engine.error = RuntimeError("killed")
                     else:
-                        engine.dies_at = random.choice(["start_weight_update", "update_weights", "finish_weight_update"])
+                        engine.dies_at = random.choice(
+                            ["start_weight_update", "update_weights", "finish_weight_update"]
+                        )
 
         async def one_step(step: int) -> list[Completion]:
             return await collect(pool, f"s{step}-", random.randint(1, NUM_PROMPTS))
