@@ -112,9 +112,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, make_config: Any) -> Simpl
                 parts = await system.start(lambda line: None)
                 await parts.rollouts.refit(parts.learner)
                 seen.resources = free_resources()
-                with meanwhile(lambda: story(parts.rollouts)) as errors:  # type: ignore[arg-type]
-                    with suppress(StoryEndError):
-                        await train(config, prepared.prompts, parts, None, Observer())
+                with meanwhile(lambda: story(parts.rollouts)) as errors, suppress(StoryEndError):  # type: ignore[arg-type]
+                    await train(config, prepared.prompts, parts, None, Observer())
                 assert not errors, errors
                 seen.resources_after = await asyncio.to_thread(
                     lambda: until(lambda: free_resources() == seen.resources and seen.resources, "what was held")
@@ -142,9 +141,7 @@ def test_versions_are_right_whoever_sampled(trained: SimpleNamespace) -> None:
     for step, groups in enumerate(trained.groups):
         ages = Counter(step - c.policy_version for group in groups for c in group.completions)
         assert set(ages) <= {0, 1}, "rollout.max_staleness is 1"
-    # A version that is not the one that it says would show in the learner's own log-probs.
     assert max(step["sync/logprob_gap_max"] for step in trained.steps) <= 1e-4
-    assert max(step["rollout/logprob_gap_max"] for step in trained.steps) <= 0.05
 
 
 def test_the_killed_engine_was_replaced_within_the_run(trained: SimpleNamespace) -> None:

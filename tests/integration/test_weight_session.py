@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,3 +150,41 @@ def test_a_dead_worker_costs_its_engine_and_the_sync_ends_all_the_same(
     assert set(lost) == {0, 1}
     assert "beside an engine that failed" in lost[0]["reason"]
     assert (lost[1]["doing"], lost[1]["how"]) == ("take weights", "died")
+
+
+def test_nothing_of_a_killed_engine_stays(parts: SimpleNamespace) -> None:
+    import ray
+
+    from actors.engine_processes import names_of_shared_memory
+
+    engine = next(iter(parts.pool.engines.values()))
+    processes = ray.get(engine.__ray_call__.remote(lambda engine: processes_of_this_one()), timeout=60)
+    assert len(processes) == 3, "the actor and two workers"
+    sockets = sockets_of(processes)
+    names = {name for name in names_of_shared_memory() if name in mapped_by(processes)}
+    os.kill(processes[0], signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while left := [process for process in processes if Path(f"/proc/{process}").exists()]:
+        assert time.monotonic() < deadline, f"processes {left} stay"
+        time.sleep(0.1)
+    assert [socket for socket in sockets if Path(socket).exists()] == []
+    assert not names & names_of_shared_memory()
+
+
+def processes_of_this_one() -> list[int]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+
+
+def sockets_of(processes: list[int]) -> list[str]:
+    """The paths of Unix sockets that these processes have open."""
+    paths = {
+        fields[6]: fields[7]
+        for line in Path("/proc/net/unix").read_text().splitlines()
+        if len(fields := line.split()) > 7
+    }
+    opened = {os.readlink(file) for process in processes for file in Path(f"/proc/{process}/fd").iterdir()}
+    return [path for inode, path in paths.items() if f"socket:[{inode}]" in opened and "ray" not in path]
+
+
+def mapped_by(processes: list[int]) -> str:
+    return "".join(Path(f"/proc/{process}/maps").read_text() for process in processes)
