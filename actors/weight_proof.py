@@ -57,9 +57,7 @@ class Gap:
 class WeightProof:
     """Proves each sync. Each set of probes has a new seed, so that no probe is answered from a cache."""
 
-    def __init__(
-        self, steps: EngineSteps, probes: Sequence[Prompt], max_mean_gap: float, *, seed: int = 0
-    ) -> None:
+    def __init__(self, steps: EngineSteps, probes: Sequence[Prompt], max_mean_gap: float, *, seed: int = 0) -> None:
         """steps: of the engines of each sync, with the limit for each answer. probes: prompts of which every engine
         samples one completion each. max_mean_gap: in nats. seed: the run's, so that a resumed run has the probes of an
         uninterrupted one."""
