@@ -213,6 +213,69 @@ def test_an_engine_that_comes_while_the_learner_updates_waits_for_it(make_config
     clock.run_until_complete(run())
 
 
+def test_engines_that_die_while_they_are_judged_are_not_the_last(make_config: Any, clock: Clock) -> None:
+    async def run() -> None:
+        pool, learner, starter = world(make_config, 1, max_staleness=1)
+        await pool.refit(learner)  # type: ignore[arg-type]
+        step = asyncio.create_task(collect(pool, "a"))
+        await asyncio.sleep(0.5)
+        score = learner.score
+
+        async def slowly(sequences: Any) -> Any:
+            pool.engines[0].error = RuntimeError("it died with the answer on its way")
+            while pool.engines:
+                await asyncio.sleep(0.1)
+            learner.score = score  # type: ignore[method-assign]
+            return await score(sequences)
+
+        learner.score = slowly  # type: ignore[method-assign]
+        await pool.refit(learner)  # type: ignore[arg-type]
+        assert [*pool.engines.values()] == starter.started
+        await step
+
+    clock.run_until_complete(asyncio.wait_for(run(), 1e5))
+
+
+def test_an_engine_that_leaves_has_others_do_its_work(make_config: Any, clock: Clock) -> None:
+    async def run() -> None:
+        pool, learner, starter = world(make_config, 2)
+        await pool.refit(learner)  # type: ignore[arg-type]
+        pool.add(2)
+        await asyncio.sleep(5.0)
+        assert pool.numbers == {0, 1, 2}
+        assert pool.is_up(2)
+        assert set(pool.engines) == {0, 1}, "it has no weights yet"
+        await learner.update(1.0)
+        await pool.refit(learner)  # type: ignore[arg-type]
+        assert pool.engines[2].version == 1
+        step = asyncio.create_task(collect(pool, "a"))
+        await asyncio.sleep(0.5)
+        left = pool.engines[0]
+        await pool.remove(0)
+        await pool.remove(1)
+        await step
+        assert starter.ended == [0, 1]
+        assert left.asked
+        assert pool.numbers == {2}
+        assert pool.drain_metrics()["rollout/engines_replaced"] == 0, "a newcomer is no replacement"
+
+    clock.run_until_complete(run())
+
+
+def test_the_last_engine_may_leave_when_another_is_on_its_way(make_config: Any, clock: Clock) -> None:
+    async def run() -> None:
+        pool, learner, starter = world(make_config, 1)
+        await pool.refit(learner)  # type: ignore[arg-type]
+        step = asyncio.create_task(collect(pool, "a"))
+        await asyncio.sleep(0.5)
+        pool.add(1)
+        await pool.remove(0)
+        await step
+        assert [*pool.engines.values()] == starter.started
+
+    clock.run_until_complete(run())
+
+
 def test_the_run_stops_when_the_last_engine_is_given_up(make_config: Any, clock: Clock) -> None:
     async def run() -> None:
         pool, learner, starter = world(make_config, 1)

@@ -468,6 +468,28 @@ def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:
     assert trainers[0].broken_off.is_set(), "the old group is left"
 
 
+def test_an_engine_that_is_dead_without_anybody_s_knowing_is_found() -> None:
+    """The learner's connection breaks, and neither the engine nor Ray has said anything."""
+
+    class Broken(SlowTrainer):
+        def send_weights(self) -> None:
+            engines[1].dead = True
+            raise RuntimeError("Connection closed by peer")
+
+    engines, source = [Engine(), Engine()], Source()
+    outcome = SessionSender(source, Broken, 0, others_can_leave=True).send(engines, 1, 3, 60.0)
+    assert [(failure.index, failure.how) for failure in outcome.failures] == [(1, "died")]
+    assert source.num_completed == 1
+
+
+def test_engines_are_named_by_their_numbers_where_one_is_missing(make_config: Any) -> None:
+    engines = [Engine(), Engine(), Engine(("receive_weights", "raises"))]
+    pool, learner, *_ = pool_of(make_config, engines, "nccl")
+    del pool.engines[0]
+    with pytest.raises(EnginesLostError, match=r"^rollout engine 2 .* failed to take weights"):
+        refit(pool, learner)
+
+
 def test_a_learner_that_cannot_be_freed_says_so_and_stops_in_time(make_config: Any) -> None:
     """Also where engines are replaced: a new one would not help."""
     engines = [Engine(), Engine(("receive_weights", "hangs"))]
