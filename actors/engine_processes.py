@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -19,6 +21,8 @@ LAST_WORDS_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
+# vLLM's sockets lie in the folder for temporary files, each under a UUID.
+SOCKET_NAME = re.compile(rf"{re.escape(tempfile.gettempdir())}/[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 
 
 def forget_names_of_shared_memory() -> list[str]:
@@ -29,7 +33,7 @@ def forget_names_of_shared_memory() -> list[str]:
     they share.
     """
     mapped: set[int] = set()
-    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+    for process in _own_processes():
         with suppress(OSError):  # it may just have ended
             mapped |= _mapped_files(process)
     forgotten = []
@@ -40,6 +44,29 @@ def forget_names_of_shared_memory() -> list[str]:
                 path.unlink()
                 forgotten.append(path.name)
     return sorted(forgotten)
+
+
+def forget_names_of_sockets() -> list[str]:
+    """Remove the names of vLLM's sockets between this process and its children; returns them.
+
+    Those who are connected stay so, and nobody else is to come. A killed engine would leave the names behind.
+    """
+    opened: set[str] = set()
+    for file in (file for process in _own_processes() for file in Path("/proc").glob(f"{process}/fd/*")):
+        with suppress(OSError):  # it may just have been closed
+            opened.add(os.readlink(file))
+    forgotten = []
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        inode, path = [*line.split(), ""][6:8]  # most have no path
+        if f"socket:[{inode}]" in opened and SOCKET_NAME.fullmatch(path):
+            with suppress(FileNotFoundError):  # both ends of a connection have the path
+                os.unlink(path)
+                forgotten.append(path)
+    return sorted(forgotten)
+
+
+def _own_processes() -> list[int | None]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
 
 
 def names_of_shared_memory() -> set[str]:

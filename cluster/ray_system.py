@@ -27,6 +27,7 @@ from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import within
 from actors.weight_transfer.backends import with_backend
+from actors.weight_transfer.failures import EnginesLostError
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.engines import EngineActors, reserve_one
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
@@ -186,8 +187,8 @@ class RaySystem:
             self._scaler.up(rollouts, rewards)
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
-        learning = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"))
-        return Parts(learning, rollouts, rewards)
+        self._learner = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"))
+        return Parts(self._learner, rollouts, rewards)
 
     @asynccontextmanager
     async def listen(self, folder: Path) -> AsyncIterator[None]:
@@ -227,27 +228,45 @@ class RaySystem:
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
     ) -> tuple[RayReferenceStore, dict[str, float]]:
-        """Run the reference stage in its own actor, which ends when the buffer is filled."""
-        # The stage samples and scores, and for both the devices are ready then.
-        if self._turns is not None:
-            await self._turns.decode()
-        actors = (self._actors.engines, self._workers, self._ranks)
-        options = {"num_cpus": 0} | self._without_gpu
-        sampler = self._spawn(ReferenceSampler, "reference", 0, options)(self.config, *actors)
-        filling = asyncio.ensure_future(sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute())))
-        while not filling.done():
-            await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
-            if not filling.done():
-                on_graded(*await sampler.newly_graded.remote())
-        near_perfect, exploration, counts = filling.result()
-        on_graded(*await sampler.newly_graded.remote())
-        ray.kill(sampler)
+        """Run the reference stage in its own actor, which ends when the buffer is filled.
+
+        That actor goes on as long as one engine is left. Then others start here, and another actor goes on with what is
+        on disk.
+        """
+        for attempt in range(self.config.rollout.max_replacements + 1):
+            # The stage samples and scores, and for both the devices are ready then.
+            if self._turns is not None:
+                await self._turns.decode()
+            actors = (self._actors.engines, self._workers, self._ranks)
+            options = {"num_cpus": 0} | self._without_gpu
+            sampler = self._spawn(ReferenceSampler, "reference", attempt, options)(self.config, *actors)
+            filling = sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute()))
+            try:
+                near_perfect, exploration, counts = await _watched(sampler, asyncio.ensure_future(filling), on_graded)
+                break
+            except EnginesLostError:
+                if self._pools is None or attempt == self.config.rollout.max_replacements:
+                    raise
+                await self._pools[0].refit(self._learner)
+            finally:
+                ray.kill(sampler)
         return RayReferenceStore(self._buffer, near_perfect, exploration), counts
 
     async def adopt_reference(self, buffer: WholeReference) -> RayReferenceStore:
         """Put a buffer read from disk into the buffer actor."""
         await self._buffer.put.remote(buffer)
         return RayReferenceStore(self._buffer, buffer.near_perfect, buffer.exploration)
+
+
+async def _watched(sampler: Any, filling: asyncio.Future[Any], on_graded: OnGraded) -> Any:
+    """What `filling` returns; `on_graded` hears how far it is."""
+    while not filling.done():
+        await asyncio.wait([filling], timeout=PROGRESS_INTERVAL_S)
+        if not filling.done():
+            on_graded(*await sampler.newly_graded.remote())
+    result = filling.result()
+    on_graded(*await sampler.newly_graded.remote())
+    return result
 
 
 def _metrics_url() -> str:

@@ -146,7 +146,8 @@ def test_a_dead_worker_costs_its_engine_and_the_sync_ends_all_the_same(
     assert parts.pool.drain_metrics()["rollout/engines_replaced"] == len(parts.pool.engines) > 0
     assert metrics["sync/logprob_gap_max"] <= 1e-4
     assert not {*before.values()} & {*parts.pool.engines.values()}
-    lost = {record.facts["engine"]: record.facts for record in caplog.records if hasattr(record, "facts")}
+    events = [record for record in caplog.records if getattr(record, "event", "") == "engine_lost"]
+    lost = {record.facts["engine"]: record.facts for record in events}  # type: ignore[attr-defined]
     assert set(lost) == {0, 1}
     assert "beside an engine that failed" in lost[0]["reason"]
     assert (lost[1]["doing"], lost[1]["how"]) == ("take weights", "died")
