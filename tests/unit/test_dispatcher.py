@@ -521,7 +521,7 @@ def test_deadlines_stand_while_weights_change_but_not_while_engines_end_what_the
 
 def test_a_deadline_below_what_a_completion_takes_costs_time_but_not_the_run(clock: Clock) -> None:
     async def run() -> None:
-        work, _ = over([timed(3.1 * DEADLINE_S), timed(3.1 * DEADLINE_S)], DEADLINE_S)
+        work, _ = over([timed(2.5 * DEADLINE_S) for _ in range(3)], DEADLINE_S)
         reading = read_slowly(work, work.open(prompts_of(1), 1, 0, greedy=False))
         assert sampled(await asyncio.wait_for(reading, 50 * DEADLINE_S)) == [("p0", 0)]
 
