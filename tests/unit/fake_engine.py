@@ -58,7 +58,7 @@ class FakeWork:
         while not (found := self.done.get(owner, [])[num_seen:]):
             if self.error is not None:
                 raise self.error
-            await asyncio.sleep(self.step_s)
+            await asyncio.sleep(min(self.step_s, 0.1))
         return found
 
     def _abort(self, owner: str, call: int) -> None:
