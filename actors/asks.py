@@ -12,7 +12,8 @@ class Ask:
     """Completions of one prompt, for one call of the pool.
 
     call: the call's number, by which a pool tells its calls apart. seed: the call's; an engine makes of it one for each
-    completion.
+    completion. num_losses: engines that failed while they were at it. num_late:
+    deadlines that passed without it.
     """
 
     call: int
@@ -20,6 +21,8 @@ class Ask:
     sample_indices: tuple[int, ...]
     seed: int
     greedy: bool = False
+    num_losses: int = 0
+    num_late: int = 0
 
     @property
     def num_completions(self) -> int:

@@ -26,6 +26,10 @@ class Turns(Protocol):
         """Call it before engines generate; it returns when they can."""
         ...
 
+    def refit(self) -> AbstractAsyncContextManager[None]:
+        """The learner sends its weights and judges the engines in this block, and does nothing else meanwhile."""
+        ...
+
     def sync(self) -> AbstractAsyncContextManager[None]:
         """Engines take the learner's weights in this block, and can generate after it."""
         ...
@@ -40,16 +44,28 @@ class Turns(Protocol):
 
 
 class OwnDevices:
-    """`Turns` of engines and a learner that share nothing: nobody waits."""
+    """`Turns` of engines and a learner that share no device.
+
+    Only the learner's own work has turns: an engine that comes in the place of a dead one may need weights at any time,
+    and the learner's ranks send them together, as they update together.
+    """
+
+    def __init__(self) -> None:
+        self._learner_at_work = asyncio.Lock()
 
     async def decode(self) -> None:
         return
 
     @asynccontextmanager
-    async def _at_once(self) -> AsyncIterator[None]:
+    async def sync(self) -> AsyncIterator[None]:
         yield
 
-    sync = update = restore = _at_once
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._learner_at_work:
+            yield
+
+    refit = update = restore = _alone
 
 
 class _Engines(Enum):
@@ -92,6 +108,10 @@ class DeviceTurns:
             if self._engines is _Engines.ASLEEP:
                 await self._wake([WEIGHTS, CACHE])
             self._engines = _Engines.AWAKE
+
+    @asynccontextmanager
+    async def refit(self) -> AsyncIterator[None]:
+        yield  # nothing refits engines that share devices but the loop, which does one thing after another
 
     @asynccontextmanager
     async def sync(self) -> AsyncIterator[None]:

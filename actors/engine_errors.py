@@ -15,7 +15,12 @@ from contextlib import contextmanager, suppress
 
 import ray
 
-from actors.engine_processes import forget_names_of_shared_memory, names_of_shared_memory, remove_orphans
+from actors.engine_processes import (
+    forget_names_of_shared_memory,
+    forget_names_of_sockets,
+    names_of_shared_memory,
+    remove_orphans,
+)
 
 # Names the file, to the worker processes too, which inherit it.
 VARIABLE = "DPHRL_ENGINE_ERRORS"
@@ -67,6 +72,7 @@ def engine_start(index: int) -> Iterator[None]:
             ) from error
         finally:
             forget_names_of_shared_memory()
+            forget_names_of_sockets()
             del os.environ[VARIABLE]
 
 

@@ -1,16 +1,28 @@
-"""What one engine leaves to the system: the shared memory of its worker processes."""
+"""What one engine is to the system: its worker processes, and the names of what they share."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
-from collections.abc import Collection
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+# What an engine's last words get to reach those who wait for it.
+LAST_WORDS_S = 0.5
 SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
+# vLLM's sockets lie in the folder for temporary files, each under a UUID.
+SOCKET_NAME = re.compile(rf"{re.escape(tempfile.gettempdir())}/[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 
 
 def forget_names_of_shared_memory() -> list[str]:
@@ -21,7 +33,7 @@ def forget_names_of_shared_memory() -> list[str]:
     they share.
     """
     mapped: set[int] = set()
-    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+    for process in _own_processes():
         with suppress(OSError):  # it may just have ended
             mapped |= _mapped_files(process)
     forgotten = []
@@ -32,6 +44,29 @@ def forget_names_of_shared_memory() -> list[str]:
                 path.unlink()
                 forgotten.append(path.name)
     return sorted(forgotten)
+
+
+def forget_names_of_sockets() -> list[str]:
+    """Remove the names of vLLM's sockets between this process and its children; returns them.
+
+    Those who are connected stay so, and nobody else is to come. A killed engine would leave the names behind.
+    """
+    opened: set[str] = set()
+    for file in (file for process in _own_processes() for file in Path("/proc").glob(f"{process}/fd/*")):
+        with suppress(OSError):  # it may just have been closed
+            opened.add(os.readlink(file))
+    forgotten = []
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        inode, path = [*line.split(), ""][6:8]  # most have no path
+        if f"socket:[{inode}]" in opened and SOCKET_NAME.fullmatch(path):
+            with suppress(FileNotFoundError):  # both ends of a connection have the path
+                os.unlink(path)
+                forgotten.append(path)
+    return sorted(forgotten)
+
+
+def _own_processes() -> list[int | None]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
 
 
 def names_of_shared_memory() -> set[str]:
@@ -57,6 +92,32 @@ def remove_orphans(before: Collection[str]) -> list[str]:
                 path.unlink()
                 removed.append(path.name)
     return sorted(removed)
+
+
+def end_with_any_worker(tell: Callable[[Exception], None]) -> None:
+    """From now on, end this process as soon as one of its worker processes ends; `tell` gets the reason first.
+
+    vLLM's executor may wait in a collective for a worker that is dead, and say nothing for as long as that takes. The
+    other workers end with this process.
+    """
+    workers = multiprocessing.active_children()
+
+    def watch() -> None:
+        connection.wait([worker.sentinel for worker in workers])
+        time.sleep(0.05)  # until its exit code can be read
+        gone = ", ".join(f"{worker.pid} {_end_of(worker.exitcode)}" for worker in workers if not worker.is_alive())
+        error = RuntimeError(f"the engine's worker process {gone}")
+        log.error("%s; the engine ends too", error)
+        tell(error)
+        time.sleep(LAST_WORDS_S)
+        os._exit(1)
+
+    if workers:
+        threading.Thread(target=watch, name="workers", daemon=True).start()
+
+
+def _end_of(exit_code: int | None) -> str:
+    return f"was ended by signal {-exit_code}" if exit_code is not None and exit_code < 0 else "ended"
 
 
 def _mapped_files(process: int | str | None) -> set[int]:

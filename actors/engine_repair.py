@@ -1,4 +1,4 @@
-"""Engines that failed in a sync, and the new ones in their place."""
+"""Engines that were lost, and the new ones in their places."""
 
 from __future__ import annotations
 
@@ -6,68 +6,155 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableSequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from actors.waiting import Actor
-from actors.weight_transfer.failures import EngineFailure, SyncFailedError
+from actors.weight_transfer.failures import EngineFailure, EnginesLostError
 from dphrl.config.schema import Config
 
 log = logging.getLogger(__name__)
 
-# An engine that fails again and again has a cause that another start does not remove.
-MAX_REPLACEMENTS = 3
-STOPPED = (
-    "No engine may serve without proven weights, so the run stops. sync.on_failure=replace starts another engine "
-    "instead; --resume goes on from the last checkpoint"
+RESUME = "--resume goes on from the last checkpoint"
+STOPPED = f"rollout.on_failure is stop, so the run stops; replace starts another engine instead. {RESUME}"
+SHARED = (
+    "Its GPU is the learner's too, and vLLM cannot start beside a learner that holds memory there, so the run stops. "
+    f"{RESUME}"
 )
 
 
-class EngineRepair:
-    """Starts engines anew in the places of those that failed, in the pool's own list.
+class CannotPlaceError(RuntimeError):
+    """No node has room for the engine, so that trying again does not help. The message has the arithmetic."""
 
-    start: ends the actor of that index, dead or alive, and returns another in its place once that is up; None where
-    nobody can.
+
+class EngineStarter(Protocol):
+    """Whoever makes the engines' actors."""
+
+    @property
+    def can_replace(self) -> bool:
+        """Whether another engine can start while the learner is up."""
+        ...
+
+    async def start(self, index: int) -> Actor:
+        """End the engine of this number, dead or alive, and start another, which is stale; returns it once it is up.
+
+        Raises CannotPlaceError when there is no room for it, and whatever its start raises.
+        """
+        ...
+
+    async def end(self, index: int) -> None:
+        """End the engine of this number, dead or alive, and free what it held."""
+        ...
+
+
+class EngineRepair:
+    """Starts other engines in the background, while the pool goes on with those it has.
+
+    up: engines that are there and have no weights yet, by number, for the pool to take. A number that fails more than
+    rollout.max_replacements times, or finds no room, is given up.
     """
 
-    def __init__(
-        self, engines: MutableSequence[Actor], config: Config, start: Callable[[int], Awaitable[Actor]] | None = None
-    ) -> None:
-        self._engines, self._config, self._start = engines, config, start
-        self._num_replaced: Counter[int] = Counter()
+    def __init__(self, config: Config, starter: EngineStarter | None = None) -> None:
+        """starter: None where nobody can start engines; then every one that fails is given up."""
+        self._config, self._starter = config, starter
+        self.up: dict[int, Actor] = {}
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._num_failures: Counter[int] = Counter()
+        self._causes: dict[int, EngineFailure] = {}
 
-    async def replace(self, failed: SyncFailedError) -> int:
-        """New engines, up but without weights, for all that `failed` names; returns how many.
+    def lost(self, failure: EngineFailure) -> None:
+        """An engine failed: start another, or give it up. Returns at once.
 
-        Raises SyncFailedError when sync.on_failure is stop, or when an engine failed more than MAX_REPLACEMENTS times.
+        Raises EnginesLostError when the run is to stop instead.
         """
-        if self._config.sync.on_failure == "stop" or self._start is None:
-            raise SyncFailedError(failed.failures, failed.cut, STOPPED) from failed
-        for failure in failed.failures:
-            if self._num_replaced[failure.index] == MAX_REPLACEMENTS:
-                advice = f"It was replaced {MAX_REPLACEMENTS} times already, so another start would not help"
-                raise SyncFailedError([failure], failed.cut, advice) from failed
-            self._num_replaced[failure.index] += 1
-            log.warning("%s; starting another in its place", failure)
-        affected = sorted({failure.index for failure in failed.failures} | failed.cut)
-        for index in failed.cut:
-            log.warning("rollout engine %d was in the middle of the same sync; starting another in its place", index)
-        results = await asyncio.gather(*[self._restart(index) for index in affected], return_exceptions=True)
-        not_started: list[EngineFailure] = []
-        for result in results:
-            if isinstance(result, SyncFailedError):
-                not_started += result.failures
-            elif isinstance(result, BaseException):
-                raise result
-        more = await self.replace(SyncFailedError(not_started)) if not_started else 0
-        return len(affected) + more
+        if self._config.rollout.on_failure == "stop":
+            raise EnginesLostError(f"{failure}. {STOPPED}")
+        if self._starter is not None and not self._starter.can_replace:
+            raise EnginesLostError(f"{failure}. {SHARED}")
+        if self._may_start_again(failure):
+            self.begin(failure.index)
 
-    async def _restart(self, index: int) -> None:
-        assert self._start is not None
-        limit, began = self._config.learner.timeout_s, time.monotonic()
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Of the engines that are up or on their way."""
+        return frozenset(self.up) | frozenset(self._starting)
+
+    def begin(self, index: int) -> None:
+        """Start an engine of this number in the background."""
+        self._starting[index] = asyncio.create_task(self._start(index))
+
+    async def until_up(self) -> None:
+        """Returns when an engine is up, or one that was to come has been given up.
+
+        Raises EnginesLostError when none is up and none is coming.
+        """
+        if self.up:
+            return
+        if not self._starting:
+            last = next(reversed(self._causes.values()), None)
+            raise EnginesLostError(f"no rollout engine is left; the last one lost: {last}. {RESUME}")
+        await asyncio.wait([*self._starting.values()], return_when=asyncio.FIRST_COMPLETED)
+
+    def forget(self, index: int) -> None:
+        """Nobody wants an engine of this number any more; what it did is forgotten."""
+        self.up.pop(index, None)
+        self._causes.pop(index, None)
+        del self._num_failures[index]
+        if (starting := self._starting.pop(index, None)) is not None:
+            starting.cancel()
+
+    async def end(self, index: int) -> None:
+        """End the engine of this number."""
+        if self._starter is not None:
+            await self._starter.end(index)
+
+    def tell_joined(self, index: int, where: Mapping[str, object]) -> bool:
+        """Say that the engine has its weights; returns whether it came in the place of one that failed."""
+        cause = self._causes.pop(index, None)
+        if cause is not None:
+            log.warning(
+                "rollout engine %d is replaced: another serves in its place",
+                index,
+                extra={"event": "engine_replaced", "facts": {"engine": index, **where, "reason": cause.reason}},
+            )
+        return cause is not None
+
+    async def _start(self, index: int) -> None:
         try:
-            self._engines[index] = await self._start(index)
+            while not await self._try_to_start(index):
+                pass
+        finally:
+            self._starting.pop(index, None)
+
+    async def _try_to_start(self, index: int) -> bool:
+        """Whether it is decided: the engine is up, or given up."""
+        assert self._starter is not None
+        began, limit = time.monotonic(), self._config.learner.timeout_s
+        try:
+            self.up[index] = await self._starter.start(index)
         except Exception as error:
-            failure = EngineFailure.of(index, "start again", time.monotonic() - began, error, limit)
-            raise SyncFailedError([replace(failure, setting="learner.timeout_s")]) from error
-        log.info("rollout engine %d is up again", index)
+            failure = EngineFailure.of(index, "start", time.monotonic() - began, error, limit)
+            hopeless = isinstance(error, CannotPlaceError)
+            return not self._may_start_again(replace(failure, setting="learner.timeout_s"), hopeless=hopeless)
+        return True
+
+    def _may_start_again(self, failure: EngineFailure, *, hopeless: bool = False) -> bool:
+        """Whether another start may help; else the engine is given up."""
+        index, most = failure.index, self._config.rollout.max_replacements
+        self._causes.pop(index, None)
+        self._causes[index] = failure  # the last of all
+        self._num_failures[index] += 1
+        if self._starter is not None and not hopeless and self._num_failures[index] <= most:
+            if failure.doing == "start":
+                log.warning("%s; starting it again", failure)
+            return True
+        why = "" if hopeless or self._starter is None else f"; it was started again {most} times (max_replacements)"
+        log.error(
+            "rollout engine %d is given up%s: %s",
+            *(index, why, failure),
+            extra={"event": "engine_given_up", "facts": failure.facts()},
+        )
+        if self._starter is not None:
+            self._ending = asyncio.create_task(self._starter.end(index))
+        return False

@@ -40,7 +40,9 @@ class ReferenceSampler(Watched):
     must have no other work. The engines must be refit to the initial policy before.
     """
 
-    def __init__(self, config: Config, engines: Sequence[Any], workers: Sequence[Any], ranks: Sequence[Any]) -> None:
+    def __init__(
+        self, config: Config, engines: Mapping[int, Any], workers: Sequence[Any], ranks: Sequence[Any]
+    ) -> None:
         pin()
         install_json_log("reference")
         self._config = config

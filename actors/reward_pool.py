@@ -37,10 +37,10 @@ class RayRewardPool:
     """
 
     def __init__(self, workers: Sequence[Actor], config: Config) -> None:
-        self.workers, self.config = workers, config.reward
+        self.workers, self.config = dict(enumerate(workers)), config.reward
         self.num_retries, self.timeout_s = config.reward.num_retries, config.reward.timeout_s
-        self._everyone = frozenset(range(len(workers)))
-        self._idle, self._down = set(self._everyone), set[int]()
+        self._num_ever = len(workers)
+        self._idle, self._down = set(self.workers), set[int]()
         self._returning: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Condition()
         self._latencies_s: list[float] = []
@@ -71,8 +71,22 @@ class RayRewardPool:
 
     def live_metrics(self) -> Mapping[str, float]:
         """Queue depths at this moment. Any thread may call it."""
-        num_busy = len(self._everyone) - len(self._idle)
+        num_busy = len(self.workers) - len(self._idle)
         return {"queue/completions_waiting": self._num_waiting, "queue/reward_workers_busy": num_busy}
+
+    async def add(self, worker: Actor) -> None:
+        """One more worker, which is up."""
+        async with self._changed:
+            self.workers[self._num_ever] = worker
+            self._idle.add(self._num_ever)
+            self._num_ever += 1
+            self._changed.notify_all()
+
+    async def remove(self, worker: Actor) -> None:
+        """Returns once the worker has given its verdicts and gets no more work. Others must be left."""
+        (index,) = [index for index, other in self.workers.items() if other is worker]
+        async with self._borrowed(None, 0, index):
+            del self.workers[index]
 
     async def _grade_batch(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         worker, results = await self._grade_once(pairs, avoid=None)
@@ -105,13 +119,17 @@ class RayRewardPool:
                 return index, [RewardResult(RewardStatus.INFRASTRUCTURE_ERROR, detail)] * len(pairs)
 
     @asynccontextmanager
-    async def _borrowed(self, avoid: int | None, num_completions: int) -> AsyncIterator[int]:
-        """Wait for an idle worker, and yield its index. See `_suitable`."""
+    async def _borrowed(self, avoid: int | None, num_completions: int, only: int | None = None) -> AsyncIterator[int]:
+        """Wait for an idle worker, and yield its index: `only`, or one of `_suitable`."""
+
+        def idle() -> set[int]:
+            return self._idle & (self._suitable(avoid) if only is None else {only})
+
         self._num_waiting += num_completions
         try:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._idle & self._suitable(avoid))
-                index = min(self._idle & self._suitable(avoid))
+                await self._changed.wait_for(idle)
+                index = min(idle())
                 self._idle.remove(index)
         finally:
             self._num_waiting -= num_completions
@@ -120,12 +138,13 @@ class RayRewardPool:
         finally:
             # This lock is never held for long, so a cancelled grading still gives its worker back.
             async with self._changed:
-                self._idle.add(index)
+                if index in self.workers:
+                    self._idle.add(index)
                 self._changed.notify_all()
 
-    def _suitable(self, avoid: int | None) -> frozenset[int]:
+    def _suitable(self, avoid: int | None) -> set[int]:
         """Workers for a batch: not `avoid`, and none that is down, unless there is no other."""
-        others = frozenset(i for i in self._everyone if i != avoid) or self._everyone
+        others = {i for i in self.workers if i != avoid} or set(self.workers)
         return others - self._down or others
 
     async def _lose(self, index: int, who: str, error: Exception) -> None:

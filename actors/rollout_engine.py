@@ -13,10 +13,12 @@ import ray
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
+from actors.engine_processes import end_with_any_worker
 from actors.leftovers import remembering_shared_memory
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
 from actors.vllm_settings import set_variables, start_vllm
+from actors.weight_transfer.failures import Place
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
 from actors.weight_transfer.segment import Segment
@@ -57,6 +59,7 @@ class RolloutEngine:
         self._thread = StepThread(f"rollout-{index}")
         with remembering_shared_memory(config.folder), engine_start(index):
             self._thread.open(lambda: self._open(model_dir, devices is not None))
+        end_with_any_worker(self._fail)
 
     def _open(self, model_dir: str, shares_devices: bool) -> Decoding:
         config = self._config
@@ -68,9 +71,9 @@ class RolloutEngine:
         self._decoding = Decoding(self._llm, config, self._index, self._deliver, self._fail, decode, ends)
         return self._decoding
 
-    async def ready(self) -> str:
-        """Returns once the engine is up. The text says where the engine runs, for the log."""
-        return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+    async def ready(self) -> Place:
+        """Returns once the engine is up."""
+        return Place(ray.util.get_node_ip_address(), os.getpid())
 
     # ---------------------------------------------------------------------------------- work
 
@@ -119,7 +122,8 @@ class RolloutEngine:
             for outbox in self._outboxes.values():
                 outbox.fail(error)
 
-        self._soon(tell)
+        if self._events is not None:  # else nobody has asked for anything yet
+            self._soon(tell)
 
     def _soon(self, call: Callable[[], Any]) -> None:
         assert self._events is not None, "nothing is finished before it was asked for"

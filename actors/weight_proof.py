@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.waiting import Actor, within
+from actors.waiting import within
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.session import EngineSteps
 from dphrl.data.schedule import derive_seed
@@ -46,29 +46,20 @@ class Gap:
 class WeightProof:
     """Proves each sync. Each set of probes has a new seed, so that no probe is answered from a cache."""
 
-    def __init__(
-        self,
-        engines: Sequence[Actor],
-        probes: Sequence[Prompt],
-        max_mean_gap: float,
-        steps: EngineSteps | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        """probes: prompts of which every engine samples one completion each. max_mean_gap: in nats. steps: of the same
-        engines, with the limit for each answer; None sets no limit. seed: the run's, so that a resumed run has the
-        probes of an uninterrupted one."""
-        self._steps = steps or EngineSteps(engines, math.inf)
-        self.engines, self.probes, self.max_mean_gap = engines, probes, max_mean_gap
+    def __init__(self, steps: EngineSteps, probes: Sequence[Prompt], max_mean_gap: float, *, seed: int = 0) -> None:
+        """steps: of the engines of each sync, with the limit for each answer. probes: prompts of which every engine
+        samples one completion each. max_mean_gap: in nats. seed: the run's, so that a resumed run has the probes of an
+        uninterrupted one."""
+        self._steps, self.probes, self.max_mean_gap = steps, probes, max_mean_gap
         self._seed = seed
         self._before: tuple[int, WeightSummary] | None = None  # version and content of the sync before
 
     async def check(
-        self, records: Sequence[EngineRecord], sent: WeightSummary, learner: WeightPublisher
+        self, records: Mapping[int, EngineRecord], sent: WeightSummary, learner: WeightPublisher
     ) -> dict[str, float]:
         """The gaps in log-probs, as metrics, of engines that all hold what the learner sent, and the bytes of that.
 
-        records: of each engine, in order. Raises RuntimeError, which names engines and parameters, when an engine
+        records: of each engine, by number. Raises RuntimeError, which names engines and parameters, when an engine
         lacks a part of the weights, when the learner sent the same as before although an update changed it, or when an
         engine's mean gap is beyond the bound for two sets of probes.
         """
@@ -109,7 +100,7 @@ class WeightProof:
         worst = _worst(gaps)
         return (
             f"after the sync to policy version {learner.policy_version}, log-probs of rollout engine "
-            f"{gaps.index(worst)} are off the learner's by {worst.mean:.3g} on average "
+            f"{list(self._steps.engines)[gaps.index(worst)]} are off the learner's by {worst.mean:.3g} on average "
             f"(sync.max_mean_logprob_gap={self.max_mean_gap:g}) and by {worst.largest:.3g} at most"
         )
 
@@ -120,7 +111,7 @@ class WeightProof:
         sampled: list[list[Completion]] = await self._steps.all(
             [
                 step(i, "answer the probes", engine.probe.remote(self.probes, seed, PROBE_TOKENS))
-                for i, engine in enumerate(self.engines)
+                for i, engine in self._steps.engines.items()
             ]
         )
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
@@ -134,9 +125,9 @@ class WeightProof:
         ]
 
 
-def record_problems(records: Sequence[EngineRecord], sent: WeightSummary) -> Iterator[str]:
+def record_problems(records: Mapping[int, EngineRecord], sent: WeightSummary) -> Iterator[str]:
     """What is wrong with an engine's weights by its own record: a line each."""
-    for index, record in enumerate(records):
+    for index, record in records.items():
         engine = f"rollout engine {index}"
         if record.unloaded:
             yield (

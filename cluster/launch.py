@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Never
 
 from cluster.planning.shapes import model_shape
 from cluster.planning.storage import disk_warning
@@ -80,7 +81,13 @@ def train_on(
         sinks.start(config.model_dump(mode="json"), folder)
         for note in (*blind_spots(prepared.model_dir), *(resume.notes if resume else ())):
             console.info(note)
-        stop.run(training_run(config, prepared, system, tracker, console, resume=resume is not None, stop=stop))
+        run = training_run(config, prepared, system, tracker, console, resume=resume is not None, stop=stop)
+        stop.run(_listening(system, folder, run))
+
+
+async def _listening(system: System, folder: Path, run: Coroutine[object, Never, None]) -> None:
+    async with system.listen(folder):
+        await run
 
 
 def _warn_of_a_small_disk(config: Config, prepared: Prepared, console: Console) -> None:

@@ -3,50 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor, RayReferenceStore
-from actors.device_turns import DeviceTurns
+from actors.device_turns import DeviceTurns, OwnDevices, Turns
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink
 from actors.reference import ReferenceSampler, run_stage
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
-from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
-from actors.vllm_settings import process_variables
 from actors.waiting import Actor, within
 from actors.weight_transfer.backends import with_backend
-from cluster.doctor.ray_setup import token_obstacle
+from actors.weight_transfer.failures import EnginesLostError
+from cluster.connection import connect
+from cluster.engines import EngineActors, reserve_one
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
 from cluster.planning.placement import Bundle
 from cluster.planning.ray_placement import Places, place_on_cluster
 from cluster.planning.shapes import model_shape
+from cluster.scaling import Scaler
 from cluster.start import Start
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.own_code import is_hidden_from_workers, worker_hook
-from dphrl.processors import be_a_neighbour, waiting_variables, whole_cpus
+from dphrl.processors import waiting_variables
 from dphrl.protocols import OnGraded, Parts, WholeReference
 from dphrl.stopping import keep_handlers
-from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
 
 NAME_POLL_INTERVAL_S = 0.2
 NAME_TIMEOUT_S = 60.0
 HIDDEN_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-# Ray sets this variable in the driver of a submitted job.
-JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class RaySystem:
@@ -55,6 +53,8 @@ class RaySystem:
     def __init__(self, config: Config, model_dir: str, probes: Sequence[Prompt]) -> None:
         self.config, self.model_dir, self.probes = config, model_dir, probes
         self._pools: tuple[RayRolloutPool, RayRewardPool] | None = None
+        self._scaler: Scaler | None = None
+        self._worker_groups: dict[Any, Any] = {}
 
     def __enter__(self) -> RaySystem:
         with keep_handlers():  # Ray sets one for SIGTERM, which ends the process on the spot
@@ -79,17 +79,13 @@ class RaySystem:
         self._ranks = self._spawn_ranks()
         self._bundles = bundles
         self._check_shared_memory()
-        self._engine_options = place["rollout"]
-        self._engine_devices = [self._shared_devices(bundle) for bundle in bundles if bundle.role == "rollout"]
-        self._engines = [self._spawn_engine(i) for i in range(len(self._engine_options))]
-        shared = any(self._engine_devices)
-        self._turns = DeviceTurns(self._engines, self._ranks, self.config.sync.timeout_s) if shared else None
-        # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
-        self._workers = [
-            self._spawn(RewardWorker, "reward", i, o | {"max_restarts": -1} | hidden)(self.config.reward)
-            for i, o in enumerate(place["reward"])
-            for hidden in [{} if o["num_gpus"] else self._without_gpu]
-        ]
+        mine = {place: bundle for place, bundle in enumerate(bundles) if bundle.role == "rollout"}
+        devices = {bundle.index: self._shared_devices(bundle) for bundle in mine.values()}
+        self._actors = EngineActors(self.config, self.model_dir, self._places.group, mine, devices)
+        shared = [*self._actors.engines.values()] if any(devices.values()) else []
+        self._turns = DeviceTurns(shared, self._ranks, self.config.sync.timeout_s) if shared else None
+        self._workers = [self._spawn_worker(i, options) for i, options in enumerate(place["reward"])]
+        self._num_workers = len(self._workers)  # that ever were
         self._buffer = self._spawn_buffer()
 
     def _spawn_buffer(self) -> Any:
@@ -132,33 +128,8 @@ class RaySystem:
         # These wait for Ray, and engines and graders go on meanwhile.
         await asyncio.to_thread(self._places.find_room, "learner", self.config, on_ready)
         await asyncio.to_thread(self._renew_ranks)
-        await self._start_of(on_ready, engines=(), workers=()).run()
+        await self._start_of(on_ready, engines={}, workers=()).run()
         self._learning.begin_anew()
-
-    def _spawn_engine(self, index: int) -> Any:
-        options = self._engine_options[index] | _engine_env(self.config)
-        spawn = self._spawn(RolloutEngine, "rollout", index, options)
-        return spawn(self.config, self.model_dir, index, self._engine_devices[index])
-
-    async def restart_engine(self, index: int) -> Any:
-        """Kill an engine, dead or alive, and start another in its bundle; returns the new actor once it is up.
-
-        It stands in the place of the old one in the list that the pool was given, and is stale until it is refit.
-        Raises TimeoutError after learner.timeout_s.
-        """
-        limit, what = self.config.learner.timeout_s, f"rollout engine {index} to start again"
-        ray.kill(self._engines[index])
-        self._engines[index] = await within(self._spawn_when_free(index), limit, "learner.timeout_s", what)
-        await within(self._engines[index].ready.remote(), limit, "learner.timeout_s", what)
-        return self._engines[index]
-
-    async def _spawn_when_free(self, index: int) -> Any:
-        # The name stays taken, and the bundle in use, until Ray has seen the end of the old process.
-        while True:
-            try:
-                return self._spawn_engine(index)
-            except ActorAlreadyExistsError:
-                await asyncio.sleep(NAME_POLL_INTERVAL_S)
 
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""
@@ -214,42 +185,104 @@ class RaySystem:
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every actor is up, and report each. Returns the parts; the engines are not refit yet."""
-        facts = await self._start_of(on_ready, self._engines, self._workers).run()
+        facts = await self._start_of(on_ready, self._actors.engines, self._workers).run()
         dtype, layout = str(facts["dtype"]), learner_layout(self.config)
-        rollouts = RayRolloutPool(self._engines, self.config, self.probes, dtype, self.restart_engine, self._turns)
+        turns: Turns = self._turns or OwnDevices()
+        rollouts = RayRolloutPool(self._actors.engines, self.config, self.probes, dtype, self._actors, turns)
         rewards = RayRewardPool(self._workers, self.config)
         self._pools = rollouts, rewards
+        if self._scaler is not None:
+            self._scaler.up(rollouts, rewards)
         if self.config.tracking.prometheus:
             on_ready(f"metrics for Prometheus: {_metrics_url()}")
         timeout_s = self.config.learner.timeout_s
-        self._learning = RayLearner(self._ranks, dtype, layout, self._turns, facts.get("compute"), timeout_s)
+        self._learning = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"), timeout_s)
         return Parts(self._learning, rollouts, rewards)
 
-    def _start_of(self, on_ready: Callable[[str], None], engines: Sequence[Actor], workers: Sequence[Actor]) -> Start:
-        timeout_s = self.config.learner.timeout_s
-        return Start(engines, self._ranks, workers, self._renew_ranks, self.model_dir, timeout_s, self._turns, on_ready)
+    def _start_of(
+        self, on_ready: Callable[[str], None], engines: Mapping[int, Actor], workers: Sequence[Actor]
+    ) -> Start:
+        return Start(
+            engines,
+            self._actors.start,
+            self._ranks,
+            workers,
+            self._renew_ranks,
+            self.model_dir,
+            self.config.learner.timeout_s,
+            self._turns,
+            on_ready,
+        )
+
+    @asynccontextmanager
+    async def listen(self, folder: Path) -> AsyncIterator[None]:
+        """See `protocols.System`."""
+        self._scaler = Scaler(folder, self.config, self._actors, self)
+        async with self._scaler.serving():
+            yield
+        self._scaler = None
+
+    async def start_worker(self) -> Any:
+        """One more reward worker, up, in a placement group of its own."""
+        index = self._num_workers
+        self._num_workers += 1
+        bundle, group = await reserve_one(self.config, "reward", index, with_gpus=self._with_gpus)
+        options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus}
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+        self._workers.append(worker)
+        self._worker_groups[worker] = group
+        limit = self.config.learner.timeout_s
+        await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
+        return worker
+
+    async def end_worker(self, worker: Any) -> None:
+        """End a reward worker, and free what it held if its placement group is its own."""
+        self._workers.remove(worker)
+        ray.kill(worker)
+        if (group := self._worker_groups.pop(worker, None)) is not None:
+            remove_placement_group(group)
+
+    def _spawn_worker(self, index: int, options: dict[str, Any]) -> Any:
+        # Graders hold no state: Ray may start a dead one again, and the pool retries what it lost.
+        hidden = {} if options["num_gpus"] else self._without_gpu
+        spawn = self._spawn(RewardWorker, "reward", index, options | {"max_restarts": -1} | hidden)
+        return spawn(self.config.reward)
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded
     ) -> tuple[RayReferenceStore, dict[str, float]]:
-        """Run the reference stage in its own actor, which ends when the buffer is filled."""
-        # The stage samples and scores, and for both the devices are ready then.
-        if self._turns is not None:
-            await self._turns.decode()
-        options = {"num_cpus": 0} | self._without_gpu
-        near_perfect, exploration, counts = await run_stage(
-            lambda: self._spawn_anew(ReferenceSampler, "reference", 0, options)(
-                self.config, self._engines, self._workers, self._ranks
-            ),
-            lambda sampler: sampler.fill.remote(prompts, identity, str(folder.absolute())),
-            on_graded,
-            self.config.rollout.timeout_s + self.config.learner.timeout_s,
-        )
+        """Run the reference stage in its own actor, which ends when the buffer is filled.
+
+        That actor goes on as long as one engine is left. Then others start here, and another actor goes on with what is
+        on disk.
+        """
+        for attempt in range(self.config.rollout.max_replacements + 1):
+            # The stage samples and scores, and for both the devices are ready then.
+            if self._turns is not None:
+                await self._turns.decode()
+            try:
+                near_perfect, exploration, counts = await run_stage(
+                    self._spawn_sampler,
+                    lambda sampler: sampler.fill.remote(prompts, identity, str(folder.absolute())),
+                    on_graded,
+                    self.config.rollout.timeout_s + self.config.learner.timeout_s,
+                )
+                break
+            except EnginesLostError:
+                if self._pools is None or attempt == self.config.rollout.max_replacements:
+                    raise
+                await self._pools[0].refit(self._learning)
         try:
             await self._load_buffer(folder)
         except RayActorError:  # it held nothing yet
             await self._revive_buffer(folder)
         return self._store(near_perfect, exploration, folder), counts
+
+    def _spawn_sampler(self) -> Any:
+        options = {"num_cpus": 0} | self._without_gpu
+        actors = (self._actors.engines, self._workers, self._ranks)
+        return self._spawn_anew(ReferenceSampler, "reference", 0, options)(self.config, *actors)
 
     async def adopt_reference(self, buffer: WholeReference, folder: Path) -> RayReferenceStore:
         """Put a buffer read from disk into the buffer actor."""
@@ -290,45 +323,6 @@ def _engine_settings(config: Config) -> list[Any]:
         *(config.model, config.rollout, config.reward, config.sync, config.cluster, config.deterministic),
         *(config.max_sequence_tokens, learner.num_ranks, learner.cpus_per_rank, learner.accelerator),
     ]
-
-
-def connect(config: Config) -> None:
-    """Join the cluster that the config or RAY_ADDRESS names, else start one on this machine.
-
-    Raises InputError for the URL of a dashboard, and where a Ray started here would have no token.
-    """
-    debug = bool(os.environ.get("DPHRL_DEBUG"))
-    address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
-    runtime_env: dict[str, Any] = {}
-    # Set only where it is needed: with a runtime environment, Ray cannot use the workers that it starts beforehand.
-    if is_hidden_from_workers():
-        runtime_env["worker_process_setup_hook"] = worker_hook()
-    log_format = os.environ.get(LOG_ENVIRONMENT)
-    # The actors of a submitted job have its variables anyway, and Ray refuses a variable that it is told twice.
-    if log_format and JOB_CONFIG_ENVIRONMENT not in os.environ:
-        runtime_env["env_vars"] = {LOG_ENVIRONMENT: log_format}
-    if runtime_env:
-        options["runtime_env"] = runtime_env
-    if address and address.startswith(("http://", "https://")):
-        raise InputError(
-            f"{address}: is a dashboard, to which jobs are sent (`dphrl submit`); for cluster.address and RAY_ADDRESS "
-            "give HOST:6379, or unset them to run on this machine"
-        )
-    if address:
-        ray.init(address=address, **options)
-        return
-    if obstacle := token_obstacle():
-        raise InputError(obstacle)
-    be_a_neighbour()
-    num_cpus = config.cluster.num_cpus or whole_cpus()
-    store_gib = config.cluster.object_store_gib
-    store_bytes = None if store_gib is None else round(store_gib * 2**30)
-    ray.init(address="local", num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False, **options)
-
-
-def _engine_env(config: Config) -> dict[str, Any]:
-    return {"runtime_env": {"env_vars": process_variables(config)}}
 
 
 def learner_layout(config: Config) -> str:

@@ -12,9 +12,10 @@ import ray
 
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
+from cluster.connection import connect
 from cluster.planning.placement import plan_bundles
 from cluster.planning.ray_placement import cluster_nodes
-from cluster.ray_system import connect, learner_layout, rank_variables
+from cluster.ray_system import learner_layout, rank_variables
 from cluster.start import Start
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
@@ -84,7 +85,7 @@ def _ray_learner(config: Config, model_dir: str, console: Console) -> RayLearner
         ]
 
     make_ranks()
-    start = Start([], ranks, [], make_ranks, model_dir, config.learner.timeout_s, None, console.info)
+    start = Start({}, None, ranks, [], make_ranks, model_dir, config.learner.timeout_s, None, console.info)
     facts = asyncio.run(start.run())
     return RayLearner(ranks, str(facts["dtype"]), learner_layout(config))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,13 @@ SETTING = "learner.timeout_s"
 class Start:
     """Actors whose processes exist, and how to bring them up.
 
-    ranks: a list that `renew_ranks` fills anew. turns: of engines and learner on the same GPUs; None where they have
-    devices of their own. timeout_s: for each actor.
+    engines: by number. restart_engine: starts another in the place of one, and returns it once it is up; None where
+    there are none. ranks: a list that `renew_ranks` fills anew. turns: of engines and learner on the same GPUs; None
+    where they have devices of their own. timeout_s: for each actor.
     """
 
-    engines: Sequence[Actor]
+    engines: Mapping[int, Actor]
+    restart_engine: Callable[[int], Awaitable[Actor]] | None
     ranks: Sequence[Actor]
     workers: Sequence[Actor]
     renew_ranks: Callable[[], None]
@@ -46,7 +48,7 @@ class Start:
         actors that are still starting. It is raised in an exception group.
         """
         async with asyncio.TaskGroup() as group:
-            engines = [group.create_task(self._engine(i, engine)) for i, engine in enumerate(self.engines)]
+            engines = [group.create_task(self._engine(i, engine)) for i, engine in self.engines.items()]
             for i, worker in enumerate(self.workers):
                 group.create_task(self._up(worker.ready.remote(), f"reward worker {i}"))
             learner = group.create_task(self._learner(engines))
@@ -54,7 +56,17 @@ class Start:
 
     async def _engine(self, index: int, engine: Actor) -> None:
         what = f"rollout engine {index}"
-        self.on_ready(f"{what} up: {await self._up(engine.ready.remote(), what)}")
+        try:
+            where = await self._up(
+                engine.ready.remote(), what, can_die=self.turns is None and self.restart_engine is not None
+            )
+        except ActorDiedError as error:
+            if error.actor_init_failed or self.restart_engine is None:
+                raise
+            self.on_ready(f"{what} died while it started: starting another")
+            again = await self.restart_engine(index)
+            where = await self._up(again.ready.remote(), what)
+        self.on_ready(f"{what} up: {where}")
 
     async def _learner(self, engines: Sequence[asyncio.Task[None]]) -> dict[str, Any]:
         if self.turns is not None:

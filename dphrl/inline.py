@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -321,6 +322,10 @@ class InlineSystem:
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         on_ready(f"inline: everything in this process, on {self.learner.engine.device}")
         return self.parts
+
+    @asynccontextmanager
+    async def listen(self, folder: Path) -> AsyncIterator[None]:
+        yield  # one process stays one process
 
     async def fill_reference(
         self, prompts: Sequence[Prompt], identity: Mapping[str, str], folder: Path, on_graded: OnGraded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -213,6 +214,10 @@ class System(Protocol):
 
     async def start(self, on_ready: Callable[[str], None]) -> Parts:
         """Wait until every part is up, and call on_ready with a line about each. The engines are not refit yet."""
+        ...
+
+    def listen(self, folder: Path) -> AbstractAsyncContextManager[None]:
+        """While a training runs in this block, it takes orders through its folder, such as for more engines."""
         ...
 
     async def fill_reference(

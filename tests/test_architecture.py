@@ -89,9 +89,13 @@ ROOMS = {
     "cluster.planning": "cluster.doctor config processors tracking experiments",
     "report": "dphrl types durable config outputs tracking evaluation experiments",
     "cluster.start": "config own_code actors",
+    "cluster.connection": "cluster.doctor config own_code processors tracking",
+    "cluster.engines": "config actors cluster.planning",
+    "cluster.orders": "durable config",
+    "cluster.scaling": "config actors cluster.planning cluster.engines cluster.orders",
     "cluster.ray_system": (
-        "cluster.doctor types stopping config own_code processors tracking protocols actors cluster.planning "
-        "cluster.start"
+        "types stopping config processors tracking protocols actors cluster.planning cluster.start cluster.connection "
+        "cluster.engines cluster.scaling"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
@@ -103,11 +107,12 @@ ROOMS = {
         "cluster.launch"
     ),
     "cluster.replay": (
-        "config models tracking protocols inline replay actors cluster.planning cluster.start cluster.ray_system"
+        "config models tracking protocols inline replay actors cluster.planning cluster.start cluster.connection "
+        "cluster.ray_system"
     ),
     "cluster.cli": (
-        "cluster.doctor dphrl config own_code cluster.jobs tracking rewards experiments cluster.planning report "
-        "cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs"
+        "cluster.doctor dphrl config own_code cluster.jobs cluster.orders tracking rewards experiments "
+        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs"
     ),
     "__main__": "own_code processors cluster.cli",
 }

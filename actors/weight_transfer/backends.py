@@ -15,7 +15,7 @@ def choose_backend(config: Config, *, with_gpus: bool) -> Backend:
     """The backend that `config` names, or for `auto` the one that suits the plan.
 
     with_gpus: whether learner and engines run on GPUs. Raises InputError, with the reason, for a backend that cannot
-    work there, and for sync.on_failure=replace where no engine can be replaced.
+    work there.
     """
     colocated = with_gpus and config.cluster.colocate
     asked = config.sync.backend
@@ -35,11 +35,6 @@ def choose_backend(config: Config, *, with_gpus: bool) -> Backend:
         raise InputError(
             "sync.backend: ipc hands weights over within a GPU, so every GPU of an engine must have a learner rank, "
             "and these have none; set sync.backend=nccl (or auto), or cluster.colocate=true"
-        )
-    if config.sync.on_failure == "replace" and colocated:
-        raise InputError(
-            "sync.on_failure: replace cannot start an engine on a GPU whose memory the learner holds already, because "
-            "vLLM measures what is free when it starts; set sync.on_failure=stop, or cluster.colocate=false"
         )
     return backend
 

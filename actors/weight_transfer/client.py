@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -51,6 +52,26 @@ class EngineFleet:
     def idle_s(self) -> float:
         """Seconds for which no engine has been asked for anything."""
         return 0.0 if self._num_calls else time.monotonic() - self._last_answer
+
+    def find_dead(self, limit_s: float) -> bool:
+        """Whether some engine does not answer within limit_s; `failures` names each.
+
+        A learner whose connection to an engine breaks may know of it long before Ray does.
+        """
+        waiting = {engine.ready.remote(): index for index, engine in enumerate(self.engines)}
+        began = time.monotonic()
+        answered, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=limit_s)
+        failures = [EngineFailure(waiting[reply], "answer", limit_s, "hung", limit_s=limit_s) for reply in late]
+        for reply in answered:
+            try:
+                ray.get(reply)
+            except RayError as error:
+                took = time.monotonic() - began
+                failures.append(EngineFailure.of(waiting[reply], "take weights", took, error, limit_s))
+        if failures:
+            with suppress(SyncFailedError):
+                self._fail(failures, set())
+        return bool(failures)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def join(index: int, engine: Actor) -> Any:

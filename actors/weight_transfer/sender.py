@@ -14,6 +14,8 @@ from actors.weight_transfer.failures import SendOutcome, SyncFailedError
 
 # What a transfer that is broken off gets to come back, and Ray to tell that an engine died.
 GRACE_S = 4.0
+# In which an engine must say that it is there, before a session that broke is the learner's own fault.
+ANSWER_S = 10.0
 POLL_S = 0.05
 
 
@@ -108,7 +110,7 @@ class SessionSender:
     def _after_failure(self, job: _Job, *, can_be_left: bool) -> SendOutcome:
         fleet = self._fleet
         # What fails first may be the learner's own end of a connection, before Ray tells that the other end died.
-        if not fleet.failed.wait(GRACE_S if job.ended.is_set() else 0.0):
+        if not fleet.failed.wait(GRACE_S if job.ended.is_set() else 0.0) and not fleet.find_dead(ANSWER_S):
             if job.error is not None:
                 raise RuntimeError(f"the learner failed to send its weights: {job.error}") from job.error
             raise RuntimeError(

@@ -11,13 +11,13 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
 from actors.waiting import Actor, within
 from actors.weight_transfer.backends import engine_backend
-from actors.weight_transfer.failures import EngineFailure, SendOutcome, SyncFailedError
+from actors.weight_transfer.failures import EngineFailure, Place, SendOutcome, SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord
 from dphrl.config.runtime import SyncConfig
 from dphrl.config.schema import Config
@@ -53,12 +53,12 @@ class WeightSender(Protocol):
 class EngineSteps:
     """Waits for one engine's answer at a time, each within the same limit.
 
-    engines: the pool's own list, in which a replaced engine changes.
+    engines: those of the present sync, by number.
     """
 
-    def __init__(self, engines: Sequence[Actor], limit_s: float) -> None:
-        self.engines, self.limit_s = engines, limit_s
-        self._places: dict[int, tuple[Actor, str]] = {}
+    def __init__(self, engines: Mapping[int, Actor], limit_s: float) -> None:
+        self.engines, self.limit_s = dict(engines), limit_s
+        self._places: dict[int, tuple[Actor, Place]] = {}
 
     async def step(self, index: int, doing: str, waiting: Awaitable[T]) -> T:
         """The result of `waiting`, which is for engine `index`. doing: what it is asked for, as in "take weights".
@@ -77,12 +77,16 @@ class EngineSteps:
 
     def placed(self, failure: EngineFailure) -> EngineFailure:
         """The failure with the place of its engine, if that is known."""
-        engine, place = self._places.get(failure.index, (None, ""))
-        return replace(failure, place=place) if engine is self.engines[failure.index] else failure
+        return replace(failure, place=self.place_of(failure.index))
+
+    def place_of(self, index: int) -> Place | None:
+        """Where an engine runs, if it has said so."""
+        engine, place = self._places.get(index, (None, None))
+        return place if engine is self.engines.get(index) else None
 
     async def find_places(self) -> None:
         """Ask each engine that is new where it runs, so that a later failure can tell."""
-        await self.all([self._find_place(i) for i in range(len(self.engines)) if not self._is_known(i)])
+        await self.all([self._find_place(i) for i in self.engines if self.place_of(i) is None])
 
     async def all(self, steps: Sequence[Awaitable[T]]) -> list[T]:
         """All results. Every step runs to its own end; then the failures of all are raised as one SyncFailedError."""
@@ -97,9 +101,6 @@ class EngineSteps:
                 [index for error in failed for index in error.cut],
             )
         return [result for result in results if not isinstance(result, BaseException)]
-
-    def _is_known(self, index: int) -> bool:
-        return index in self._places and self._places[index][0] is self.engines[index]
 
     async def _find_place(self, index: int) -> None:
         engine = self.engines[index]
@@ -176,7 +177,7 @@ class _Fleet:
                 self._failed.setdefault(index, error)
                 return []
 
-        left = [i for i in range(len(self._steps.engines)) if i not in self._failed]
+        left = [i for i in self._steps.engines if i not in self._failed]
         results = await asyncio.gather(*[one(i) for i in left])
         if len(self._failed) == len(self._steps.engines):
             self.raise_failures()
@@ -201,11 +202,14 @@ class TrainerTransfer:
 
     async def send(self, learner: WeightPublisher) -> list[EngineRecord]:
         sending = cast(WeightSender, learner)
+        # The learner counts the engines of its group from 0.
+        numbers = list(self.steps.engines)
         outcome = await sending.send_weights(
-            self.steps.engines, self.config.rollout.tensor_parallel, self.config.sync.timeout_s
+            list(self.steps.engines.values()), self.config.rollout.tensor_parallel, self.config.sync.timeout_s
         )
         if outcome.failures:
-            raise SyncFailedError(map(self.steps.placed, outcome.failures), outcome.cut)
+            failures = [replace(failure, index=numbers[failure.index]) for failure in outcome.failures]
+            raise SyncFailedError(map(self.steps.placed, failures), [numbers[i] for i in outcome.cut])
         return check_versions(list(outcome.records), learner.policy_version)
 
 

@@ -76,6 +76,19 @@ Examples:
   dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
   dphrl render compose demo-math -o compose.yaml""",
     )(render)
+    app.command(
+        short_help="Change the number of engines while a run trains.",
+        help="""Change how many engines and reward workers a run has, while it trains.
+
+RUN is the run's folder, on storage that this machine and the run's driver share. New engines start beside the training
+and join at the next weight sync. What an engine that leaves was at is sampled by others. Without --wait the command
+returns when the run has taken the order up.
+
+\b
+Examples:
+  dphrl scale runs/mine --rollout 4
+  dphrl scale runs/mine --rollout 2 --reward 8 --wait""",
+    )(scale)
 
 
 def plan(
@@ -246,6 +259,28 @@ def render(
             return
         save_output(output, text)
         say(f"written to {output}; its first lines say how to use it")
+
+
+def scale(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    rollout: Annotated[int | None, typer.Option("--rollout", metavar="N", help="Engines that it is to have.")] = None,
+    reward: Annotated[
+        int | None, typer.Option("--reward", metavar="M", help="Reward workers that it is to have.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until new engines serve.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=1, help="With --wait: for how long at most.")
+    ] = 1800.0,
+) -> None:
+    with exit_status() as command:
+        from cluster.orders import give_order
+
+        if rollout is None and reward is None:
+            raise command.refuse("--rollout N, --reward M: give at least one")
+        for option, number in (("--rollout", rollout), ("--reward", reward)):
+            if number is not None and number < 1:
+                raise command.refuse(f"{option} {number}: a run needs at least one; give a number from 1")
+        give_order(run, rollout, reward, wait_s=timeout if wait else 0.0, on_message=typer.echo)
 
 
 def _command_line() -> str:

@@ -110,6 +110,12 @@ ROWS = (
             width=12,
             log_scale=True,
         ),
+        Panel("Engines", ["dphrl_rollout_engines"], width=12),
+        Panel(
+            "Engines replaced, completions asked for again, in $window",
+            ["dphrl_rollout_engines_replaced_total", "dphrl_rollout_resubmitted_total"],
+            width=12,
+        ),
         Panel(
             "Gradings retried, workers restarted, in $window",
             ["dphrl_reward_retried_total", "dphrl_reward_restarts_total"],

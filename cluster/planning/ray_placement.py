@@ -120,10 +120,12 @@ class Places:
     """The reserved places of a run's actors.
 
     options: by role and index, what an actor is started with to be in its place; `find_room` changes them there.
+    group: of the places with which the run began.
     """
 
     def __init__(self, bundles: Sequence[Bundle], group: Any) -> None:
         """group: the placement group of the bundles, in their order."""
+        self.group = group
         self._bundles, self._groups = list(bundles), [group]
         self.options: dict[str, list[dict[str, Any]]] = {}
         for place, bundle in enumerate(bundles):

@@ -19,9 +19,16 @@ FREE = frozenset(
     [
         *("run_name", "run_dir", "data.evaluation", "evaluation", "tracking", "cluster", "health"),
         *("reward.num_workers", "reward.cpus_per_worker", "reward.gpus_per_worker", "reward.num_retries"),
-        *("rollout.num_engines", "rollout.tensor_parallel", "rollout.cpus_per_engine", "rollout.threads_per_engine"),
+        *(
+            "rollout.num_engines",
+            "rollout.max_engines",
+            "rollout.tensor_parallel",
+            "rollout.cpus_per_engine",
+            "rollout.threads_per_engine",
+        ),
         *("rollout.kv_cache_gib", "rollout.gpu_memory_utilization", "rollout.max_concurrent_sequences"),
-        *("rollout.enforce_eager", "rollout.timeout_s"),
+        *("rollout.enforce_eager", "rollout.timeout_s", "rollout.completion_timeout_s"),
+        *("rollout.on_failure", "rollout.max_replacements"),
         *("reference.prompts_per_chunk", "reference.max_bytes"),
         *("learner.micro_batch_tokens", "learner.gradient_checkpointing", "learner.cpus_per_rank"),
         *(
@@ -33,13 +40,12 @@ FREE = frozenset(
             "rollout.accelerator",
         ),
         *("learner.sequence_parallel", "learner.offload", "learner.share_prefix"),
-        *("sync.on_failure",),
         *("sync.backend", "sync.num_probes", "sync.timeout_s", "sync.max_mean_logprob_gap"),
         *("learner.num_ranks", "learner.zero_stage", "checkpoint"),
     ]
 )
 # What was free and is no more.
-REMOVED = frozenset(["sync.max_logprob_gap"])
+REMOVED = frozenset(["sync.max_logprob_gap", "sync.on_failure"])
 # A run may become longer. Shorter, it would have had another schedule of learning rates all along.
 MAY_GROW = frozenset(["learner.num_steps"])
 

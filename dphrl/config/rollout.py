@@ -52,7 +52,10 @@ class RolloutConfig(Section):
     finish waits until all that engines have been handed is complete; a long completion makes everybody wait."""
     num_engines: ProcessCount = 1
     """vLLM engines that sample side by side. Each holds the whole model and a cache of its own, on tensor_parallel
-    GPUs."""
+    GPUs. `dphrl scale` changes their number while a training runs."""
+    max_engines: ProcessCount | None = None
+    """Up to how many engines a training has when nodes join its cluster: it starts more on them by itself. null starts
+    none. Engines of a node that leaves start elsewhere if there is room, and else are given up."""
     tensor_parallel: ProcessCount = 1
     """GPUs over which one engine splits the model, on one node; without a GPU, worker processes. Above 1 is for models
     that one GPU cannot hold or serve fast enough. The model's heads and vocabulary must divide by it."""
@@ -78,7 +81,20 @@ class RolloutConfig(Section):
     """Whether engines do without CUDA graphs and compilation, which cost minutes to build and pay on a GPU only. null
     builds them on a GPU and not on a CPU."""
     timeout_s: PositiveFloat = 1800.0
-    """Seconds without a completion from any engine after which the run stops with an error, instead of hanging."""
+    """Seconds without a completion from any engine, and without a repair, after which the run stops with an error,
+    instead of hanging."""
+    completion_timeout_s: PositiveFloat | None = None
+    """Seconds that an engine has for a completion which it can be at. One that is late is asked for again; an engine
+    that returns nothing at all while several are late counts as failed. It must be well above the time of the longest
+    completion, since one that is only slow is sampled twice. null is half of timeout_s."""
+    on_failure: Literal["replace", "stop"] = "replace"
+    """What becomes of an engine that dies, raises or hangs, at its work or in a sync. replace has others sample what it
+    was at, starts another in its place, which joins at the next sync, and goes on as long as one engine is left. stop
+    ends the run and names it. Engines that share GPUs with the learner (cluster.colocate) cannot be replaced; then the
+    run stops in any case."""
+    max_replacements: PositiveInt = 3
+    """Times that an engine is started again in a run. One that fails once more is given up, and the run goes on with
+    the others."""
 
     @model_validator(mode="after")
     def _engines_keep_the_temperature(self) -> Self:

@@ -20,10 +20,6 @@ class SyncConfig(Section):
     """How new weights reach the engines. nccl broadcasts them from the learner's first GPU to those of the engines; ipc
     hands them over within each GPU (cluster.colocate); object_store works anywhere: from the learner to Ray's object
     store, and from there to each engine. auto is object_store without GPUs, ipc with cluster.colocate, else nccl."""
-    on_failure: Literal["stop", "replace"] = "stop"
-    """What becomes of an engine that fails while it takes weights. stop ends the run and names it. replace ends that
-    engine, starts another in its place, at most 3 times each, and repeats the sync; with nccl, engines that were in the
-    same session are replaced with it. What they were at is sampled anew. replace needs engines on GPUs of their own."""
     num_probes: PositiveInt = 8
     """Completions that each engine samples after a sync for the learner to score, which proves that both hold the
     same weights. They cover cache, decoding and output layer. More check more and take longer at every step."""
@@ -38,6 +34,14 @@ class SyncConfig(Section):
     def mean_gap_bound(self, dtype: str) -> float:
         """max_mean_logprob_gap in nats, or its default for the learner's dtype."""
         return DEFAULT_MAX_MEAN_GAP[dtype] if self.max_mean_logprob_gap is None else self.max_mean_logprob_gap
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engines_fail_at_any_time(cls, given: Any) -> Any:
+        # rollout.on_failure took its place. Earlier versions wrote it to every config.yaml by themselves.
+        if isinstance(given, dict) and given.get("on_failure") in ("stop", "replace"):
+            return {name: value for name, value in given.items() if name != "on_failure"}
+        return given
 
     @model_validator(mode="before")
     @classmethod

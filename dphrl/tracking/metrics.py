@@ -79,9 +79,6 @@ METRICS: tuple[Metric, ...] = (
     _optional(
         "sync/logprob_gap_mean", "nats", "The mean of the same over an engine's probes; of the engine that is off most."
     ),
-    _optional(
-        "sync/engines_replaced", "engines", "Engines that failed in the sync and were started anew; absent if none."
-    ),
     _optional("sync/num_bytes", "bytes", "The model's weights, as they are sent; each engine gets them all."),
     _optional("sync/gb_per_s", "GB/s", "Those bytes over the whole sync, its proof included."),
     _optional("rollout/logprob_gap_max", "nats", "The largest over the completions trained on, before the update."),
@@ -91,6 +88,15 @@ METRICS: tuple[Metric, ...] = (
     _optional("rollout/staleness_mean", "updates", "Mean number of updates between a token and its use."),
     _optional("rollout/mixed_fraction", "share", "Completions during which new weights came."),
     _optional("rollout/num_rounds", "", "Prompts sampled over the step's own; above 1 with dynamic sampling."),
+    _optional("rollout/engines", "engines", "Engines that have weights and get work, after the step's sync."),
+    _optional(
+        "rollout/engines_replaced", "engines", "Engines that joined since the step before in the place of failed ones."
+    ),
+    _optional(
+        "rollout/num_resubmitted",
+        "completions",
+        "Asked for again since the step before: their engine failed or left, or their deadline passed.",
+    ),
     _optional("queue/steps_ready", "steps", "Steps that were sampled and graded when the learner took this one."),
     _optional(
         "rollout/busy_fraction",

@@ -106,7 +106,7 @@ class Side:
     def __init__(self, model: str, widths: list[int]) -> None:
         from actors.learner_group import RayLearner
         from actors.rollout_engine import RolloutEngine
-        from cluster.ray_system import _engine_env
+        from actors.vllm_settings import process_variables
         from dphrl.types import Prompt
 
         self.probes = [Prompt(f"p{i}", "", tuple(range(5 + i, 45 + i)), "", "d") for i in range(NUM_PROBES)]
@@ -114,7 +114,9 @@ class Side:
         self.rank = learner_class().options(num_cpus=0).remote(self.configs[0], model)
         self.learner = RayLearner([self.rank], "float32")
         self.engines = [
-            RolloutEngine.options(num_cpus=0, **_engine_env(config)).remote(config, model, i)
+            RolloutEngine.options(num_cpus=0, runtime_env={"env_vars": process_variables(config)}).remote(
+                config, model, i
+            )
             for i, config in enumerate(self.configs)
         ]
         ray.get([engine.ready.remote() for engine in self.engines], timeout=300)

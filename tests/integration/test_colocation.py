@@ -70,7 +70,7 @@ def shared_run(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> di
             asyncio.run(training_run(config, prepared, system, tracker, console, resume=False))
             actors = {"worker": system._workers[0], "buffer": system._buffer, "rank": system._ranks[0]}
             gpus = {name: visible_gpus(actor) for name, actor in actors.items()}
-            gpus["engine"] = visible_gpus(system._engines[0])
+            gpus["engine"] = visible_gpus(system._actors.engines[0])
     return {"folder": folder, "metrics": read_metrics(folder), "events": events, "began": began, "gpus": gpus}
 
 

@@ -24,7 +24,7 @@ sys.path.remove({root!r})
 import typer
 from actors.reward import RewardWorker
 from cluster.cli.support import exit_status
-from cluster.ray_system import connect
+from cluster.connection import connect
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import load_config
 

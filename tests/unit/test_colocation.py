@@ -306,7 +306,8 @@ class Starting:
         self.ranks = [self._actor(f"rank {i}") for i in range(2)]
         self.engines = [self._actor(f"engine {i}") for i in range(2)]
         self.start = Start(
-            self.engines,
+            dict(enumerate(self.engines)),
+            self._restart_engine,
             self.ranks,
             [self._actor("worker 0")],
             self._renew,
@@ -315,6 +316,10 @@ class Starting:
             DeviceTurns(self.engines, self.ranks, 30.0) if shared else None,
             lambda line: None,
         )
+
+    async def _restart_engine(self, index: int) -> Any:
+        self.failing = {}
+        return self._actor(f"another engine {index}")
 
     def _renew(self) -> None:
         self.num_renewed += 1
@@ -400,6 +405,12 @@ def test_a_rank_that_died_while_starting_is_started_again() -> None:
     starting = Starting(shared=True, failing={"rank 1 connect": ActorDiedError()})
     assert starting.run()["dtype"] == "bfloat16"
     assert starting.num_renewed == 1
+
+
+def test_an_engine_that_died_while_starting_is_started_again() -> None:
+    starting = Starting(shared=False, failing={"engine 1 ready": ActorDiedError()})
+    asyncio.run(starting.start.run())
+    assert "another engine 1 ready begins" in starting.events
 
 
 def test_an_actor_that_takes_too_long_is_named() -> None:

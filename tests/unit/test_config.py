@@ -32,8 +32,7 @@ OVERRIDE_MISTAKES = {
     "rollout.num_sample=4": CL + "rollout.num_sample: unknown key; did you mean rollout.num_samples?",
     "lr=1e-4": CL + "lr: unknown key; did you mean learner.lr?",
     "timeout_s=3": CL + "timeout_s: unknown key; did you mean reward.timeout_s or rollout.timeout_s or",
-    "sync.zzz=1": CL
-    + "sync.zzz: unknown key; known here: backend, on_failure, num_probes, timeout_s, max_mean_logprob_gap",
+    "sync.zzz=1": CL + "sync.zzz: unknown key; known here: backend, num_probes, timeout_s, max_mean_logprob_gap",
     "learner.num_steps=0": CL + "learner.num_steps: expected an integer >= 1 (got 0)",
     "learner.num_steps=ten": CL + 'learner.num_steps: expected an integer >= 1 (got "ten")',
     "learner.num_steps=1.5": CL + "learner.num_steps: expected an integer >= 1 (got 1.5)",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +16,10 @@ from actors import dispatcher
 from actors.asks import Ask
 from actors.dispatcher import FILL, Dispatcher
 from actors.engine_load import EngineLoad
+from actors.lengths import Lengths
 from actors.rollout_pool import RayRolloutPool
 from dphrl.types import Completion, Prompt
-from tests.benchmarks.idle_share import simulate
+from tests.benchmarks.idle_share import Clock, simulate
 from tests.unit.fake_engine import FakeWork
 
 CONCURRENCY = 8
@@ -34,9 +38,12 @@ def engines_of(number: int, complete: Callable[[Ask, int], Completion] = complet
     return [FakeWork(complete) for _ in range(number)]
 
 
-def over(engines: Sequence[Any]) -> tuple[Dispatcher, list[EngineLoad]]:
-    loads = [EngineLoad() for _ in engines]
-    return Dispatcher(engines, loads, CONCURRENCY), loads
+def over(engines: Sequence[Any], deadline_s: float = math.inf) -> tuple[Dispatcher, list[EngineLoad]]:
+    """A dispatcher that loses every engine that fails, and goes on with the others."""
+    work = Dispatcher(CONCURRENCY, lambda index, _, error: work.lose(index, str(error)) and None, deadline_s=deadline_s)
+    for index, engine in enumerate(engines):
+        work.add(index, engine)
+    return work, list(work.loads.values())
 
 
 async def read(work: Dispatcher, call: Any) -> list[Completion]:
@@ -101,7 +108,7 @@ def test_where_runs_must_be_repeatable_no_engine_s_speed_decides_what_it_gets(ma
     async def run() -> None:
         pool = RayRolloutPool(engines_of(3), make_config(deterministic=True))
         call = pool._work.open(prompts_of(900), 2, 0, greedy=False)
-        assert [load.num_pending for load in pool._loads] == [600] * 3
+        assert [load.num_pending for load in pool._work.loads.values()] == [600] * 3
         pool._work.close(call)
 
     asyncio.run(run())
@@ -151,8 +158,8 @@ def test_a_lower_turn_comes_before_what_waits(replaced: bool) -> None:
         await asyncio.sleep(0)  # now the engine has them
         if replaced:
             engines[0] = FakeWork(complete)
-            work.replaced(0)
-            work.resume()
+            work.lose(0)
+            work.add(0, engines[0])
             at_once = 0
         found = await asyncio.gather(read(work, ahead), read(work, own))
         assert [sampled(each) for each in found] == [expected(prompts_of(40, "a"), 1), expected(prompts_of(6, "b"), 1)]
@@ -197,26 +204,30 @@ def test_while_paused_engines_end_what_they_have_and_get_no_more() -> None:
     asyncio.run(run())
 
 
-def test_what_a_replaced_engine_was_at_is_handed_out_again() -> None:
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_a_lost_engine_was_at_is_asked_of_the_others_at_once(paused: bool) -> None:
     async def run() -> None:
-        engines = engines_of(2)
+        engines = engines_of(3)
         work, loads = over(engines)
         call = work.open(prompts_of(40), 2, 0, greedy=False)
         reading = asyncio.create_task(read(work, call))
         while call.num_missing > 70:
             await asyncio.sleep(0)
-        work.pause()
+        if paused:
+            work.pause()
         engines[1].error = RuntimeError("it died while weights changed")
-        for _ in range(20):
+        while 1 in work.loads:
             await asyncio.sleep(0)
-        assert not reading.done(), "the sync decides what becomes of it"
-        engines[1] = FakeWork(complete)
-        work.replaced(1)
-        work.resume()
-        found = await reading
-        assert sampled(found) == expected(prompts_of(40), 2), "each once"
-        assert engines[1].asked
-        assert [load.num_pending for load in loads] == [0, 0]
+        assert not reading.done()
+        assert 0 < work.num_resubmitted <= LIMIT + 1
+        assert loads[1].num_pending == 0
+        if paused:
+            while any(load.num_pending for load in loads):
+                await asyncio.sleep(0)
+            assert not reading.done(), "nobody gets work while weights change"
+            work.resume()
+        assert sampled(await reading) == expected(prompts_of(40), 2), "each once"
+        assert [load.num_pending for load in loads] == [0, 0, 0]
 
     asyncio.run(run())
 
@@ -232,7 +243,9 @@ def test_of_an_ask_half_done_only_the_rest_is_asked_of_the_next_engine() -> None
         num_missing = call.num_missing
         work.pause()
         engines[0] = FakeWork(complete)
-        work.replaced(0)
+        work.lose(0)
+        work.add(0, engines[0])
+        loads[0] = work.loads[0]
         work.resume()
         assert sampled(await reading) == expected(prompts_of(6), 4), "each once"
         assert sum(ask.num_completions for ask in engines[0].asked) == num_missing
@@ -241,24 +254,60 @@ def test_of_an_ask_half_done_only_the_rest_is_asked_of_the_next_engine() -> None
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("paused", [False, True])
-def test_an_engine_that_is_not_replaced_ends_all_calls(paused: bool) -> None:
+def test_what_ends_the_work_ends_all_calls() -> None:
     async def run() -> None:
         engines = engines_of(2)
         work, loads = over(engines)
         calls = [work.open(prompts_of(40, name), 2, 0, greedy=False) for name in "ab"]
         reading = [asyncio.create_task(read(work, call)) for call in calls]
-        if paused:
-            work.pause()
-        engines[0].error = RuntimeError("CUDA error")
-        if paused:
-            for _ in range(20):
-                await asyncio.sleep(0)
-            work.resume()
+        await asyncio.sleep(0)
+        work.end(RuntimeError("no engine is left"))
         for each in reading:
-            with pytest.raises(RuntimeError, match="CUDA error"):
+            with pytest.raises(RuntimeError, match="no engine is left"):
                 await each
         assert [load.num_pending for load in loads] == [0, 0]
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_fails_in_the_hands_of_its_successor_costs_nothing() -> None:
+    async def run() -> None:
+        engines = engines_of(1)
+        work, _ = over(engines)
+        call = work.open(prompts_of(6), 1, 0, greedy=False)
+        work.lose(0)
+        work.add(0, FakeWork(complete))
+        # What was sent to the first one fails only now.
+        engines[0].error = RuntimeError("dead")
+        assert sampled(await read(work, call)) == expected(prompts_of(6), 1)
+        assert 0 in work.loads
+
+    asyncio.run(run())
+
+
+def test_work_that_breaks_one_engine_after_the_other_ends_its_call() -> None:
+    def broken() -> FakeWork:
+        engine = FakeWork(complete)
+        engine.error = RuntimeError("CUDA error")
+        return engine
+
+    async def run() -> None:
+        num_started = 1
+
+        def replace(index: int, engine: Any, error: Exception) -> None:
+            nonlocal num_started
+            num_started += 1
+            assert num_started < 9, "it goes on for ever"
+            work.lose(index, str(error))
+            work.add(index, broken())
+
+        work = Dispatcher(CONCURRENCY, replace)
+        work.add(0, broken())
+        call = work.open([Prompt("poison", "text", (1,), "", "d")], 1, 0, greedy=False)
+        with pytest.raises(RuntimeError, match=r"^4 engines failed while they were at prompt poison.*CUDA error$"):
+            await work.read(call, 5.0)
+        assert num_started == 5
+        work.close(call)
 
     asyncio.run(run())
 
@@ -335,6 +384,222 @@ def test_a_later_event_loop_goes_on_with_the_same_engines() -> None:
     assert [sampled(asyncio.run(run())) for _ in range(3)] == [expected(prompts_of(9), 2)] * 3
 
 
+# ------------------------------------------------------------------------------------- deadlines
+
+DEADLINE_S = 10.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    """An event loop in which nobody waits: its time is the dispatcher's."""
+    clock = Clock()
+    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=clock.time))
+    with contextlib.closing(clock):
+        yield clock
+
+
+def timed(step_s: float, **facts: Any) -> FakeWork:
+    engine = FakeWork(complete, step_s=step_s)
+    for name, value in facts.items():
+        setattr(engine, name, value)
+    return engine
+
+
+async def read_slowly(work: Dispatcher, call: Any) -> list[Completion]:
+    """With a limit of its own, which no deadline of a completion comes near."""
+    found: list[Completion] = []
+    while call.num_missing or call.num_unread:
+        found += await work.read(call, 1000 * DEADLINE_S)
+    work.close(call)
+    return found
+
+
+def test_a_completion_that_is_lost_on_its_way_is_asked_for_again_and_no_other(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        engines = [timed(0.1, forgets={("p0", 1), ("p7", 0)}), timed(0.1)]
+        work, loads = over(engines, DEADLINE_S)
+        call = work.open(prompts_of(20), 2, 0, greedy=False)
+        assert sampled(await read_slowly(work, call)) == expected(prompts_of(20), 2)
+        asked = [(ask.prompt.prompt_id, i) for engine in engines for ask in engine.asked for i in ask.sample_indices]
+        again = sorted(key for key in set(asked) if asked.count(key) > 1)
+        assert len(asked) == 40 + len(again) == 40 + work.num_resubmitted
+        assert set(again) <= {("p0", 1), ("p7", 0)}
+        assert again, "engine 0 got one of them at least"
+        assert [load.num_pending for load in loads] == [0, 0]
+        events = [record.__dict__ for record in caplog.records if hasattr(record, "event")]
+        assert {event["event"] for event in events} == {"completion_redispatched"}
+        assert sum(event["facts"]["num_resubmitted"] for event in events) == len(again)
+        assert clock.now < 2.5 * DEADLINE_S
+
+    clock.run_until_complete(run())
+
+
+def test_one_lost_completion_in_a_steady_stream_is_late_all_the_same(clock: Clock) -> None:
+    async def run() -> None:
+        work, _ = over([timed(0.1, forgets={("p0", 0)})], DEADLINE_S)
+        first, last = (work.open(prompts_of(n, name), 1, 0, greedy=False) for n, name in ((6, "p"), (300, "q")))
+        reading = asyncio.create_task(read_slowly(work, last))
+        assert sampled(await read_slowly(work, first)) == expected(prompts_of(6), 1)
+        assert not reading.done(), "the engine was never silent"
+        assert sampled(await reading) == expected(prompts_of(300, "q"), 1)
+        assert work.num_resubmitted == 1
+        assert work.loads, "nor does it count as dead"
+
+    clock.run_until_complete(run())
+
+
+@pytest.mark.parametrize("num_prompts", [1, 20])
+def test_an_engine_that_returns_nothing_is_lost_in_the_end(clock: Clock, num_prompts: int) -> None:
+    async def run() -> None:
+        hung = timed(0.1, hangs=True)
+        errors: list[str] = []
+
+        def lose(index: int, engine: Any, error: Exception) -> None:
+            assert (index, engine) == (0, hung)
+            errors.append(str(error))
+            work.lose(index)
+            work.add(1, timed(0.1))
+
+        work = Dispatcher(CONCURRENCY, lose, deadline_s=DEADLINE_S)
+        work.add(0, hung)
+        call = work.open(prompts_of(num_prompts), 1, 0, greedy=False)
+        assert sampled(await read_slowly(work, call)) == expected(prompts_of(num_prompts), 1)
+        assert errors == ["it returned nothing for 10 s (rollout.completion_timeout_s)"]
+        # Several that are late at once tell enough; a single one may be a lost message.
+        assert clock.now < (1.5 if num_prompts > 1 else dispatcher.MAX_LATE + 1) * DEADLINE_S
+
+    clock.run_until_complete(run())
+
+
+def test_an_engine_that_is_late_gets_work_after_the_others(clock: Clock) -> None:
+    async def run() -> None:
+        hung, other = timed(0.1, hangs=True), timed(0.1)
+        work, loads = over([hung, other], DEADLINE_S)
+        first = work.open(prompts_of(2), 1, 0, greedy=False)
+        await read_slowly(work, first)
+        hung.asked.clear()
+        await read_slowly(work, work.open(prompts_of(8, "q"), 1, 0, greedy=False))
+        assert not hung.asked
+        assert [load.num_pending for load in loads] == [0, 0]
+
+    clock.run_until_complete(run())
+
+
+def test_what_waits_in_an_engine_behind_others_is_not_late(clock: Clock) -> None:
+    async def run() -> None:
+        work = Dispatcher(4, lambda *_: None, deadline_s=DEADLINE_S, all_at_once=True)
+        work.add(0, timed(DEADLINE_S / 12))
+        await read_slowly(work, work.open(prompts_of(100), 1, 0, greedy=False))
+        assert work.num_resubmitted == 0, "all together they took longer than the deadline of one"
+        assert clock.now > 8 * DEADLINE_S
+
+    clock.run_until_complete(run())
+
+
+def test_deadlines_stand_while_weights_change_but_not_while_engines_end_what_they_have(clock: Clock) -> None:
+    async def run() -> None:
+        engine = timed(0.1, hangs=True)
+        work, _ = over([engine], DEADLINE_S)
+        call = work.open(prompts_of(1), 1, 0, greedy=False)
+        reading = asyncio.create_task(read_slowly(work, call))
+        await asyncio.sleep(DEADLINE_S / 2)
+        work.pause()
+        await asyncio.sleep(3 * DEADLINE_S)
+        assert work.num_resubmitted == 0
+        draining = asyncio.create_task(work.drained())
+        await asyncio.sleep(DEADLINE_S)
+        assert draining.done()
+        assert work.num_resubmitted == 1, "it waits for the end of the pause now"
+        engine.hangs = False
+        work.resume()
+        assert sampled(await reading) == [("p0", 0)]
+
+    clock.run_until_complete(run())
+
+
+def test_a_deadline_below_what_a_completion_takes_costs_time_but_not_the_run(clock: Clock) -> None:
+    async def run() -> None:
+        work, _ = over([timed(2.5 * DEADLINE_S) for _ in range(3)], DEADLINE_S)
+        reading = read_slowly(work, work.open(prompts_of(1), 1, 0, greedy=False))
+        assert sampled(await asyncio.wait_for(reading, 50 * DEADLINE_S)) == [("p0", 0)]
+
+    clock.run_until_complete(run())
+
+
+# ------------------------------------------------------------------------------------- anything at any time
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_happens_every_completion_is_delivered_once(
+    seed: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deaths, hangs, lost answers, late replacements, pauses, calls given up, at random: each (prompt, sample) once."""
+    random = Random(seed)
+    monkeypatch.setattr(dispatcher, "MAX_LOSSES", 1000)
+    monkeypatch.setattr(dispatcher, "MAX_UNREAD", random.choice([30, 4096]))
+
+    async def run() -> None:
+        engines: dict[int, FakeWork] = {}
+        lost: list[int] = []
+
+        def lose(index: int, engine: Any, error: Exception) -> None:
+            assert engine is engines[index], "only the present engine of a number is lost"
+            num_pending = work.loads[index].num_pending
+            assert work.lose(index, str(error)) == num_pending
+            lost.append(index)
+
+        work = Dispatcher(CONCURRENCY, lose, deadline_s=DEADLINE_S, all_at_once=random.random() < 0.2)
+
+        def start(index: int) -> None:
+            engines[index] = FakeWork(complete, random.randint(1, 4), random.choice([0.1, 1.0]))
+            engines[index].forgets = {(f"{name}{i}", 0) for name in "abc" for i in range(40) if random.random() < 0.02}
+            work.add(index, engines[index])
+
+        for index in range(random.randint(1, 4)):
+            start(index)
+        sizes = [(name, random.randint(1, 40), random.randint(1, 12)) for name in "abc"]
+        calls = [
+            work.open(prompts_of(number, name), num_samples, 0, greedy=False, priority=random.randint(0, 2))
+            for name, number, num_samples in sizes
+        ]
+        given_up = work.open(prompts_of(30, "z"), 3, 0, greedy=False)
+        reading = [asyncio.create_task(read_slowly(work, call)) for call in calls]
+        num_events = 0
+        while not all(task.done() for task in reading):
+            await asyncio.sleep(random.expovariate(2.0))
+            num_events += 1
+            if num_events == 5:
+                work.close(given_up)
+            alive = [i for i in work.loads if engines[i].error is None]
+            happens = random.random() if num_events < 100 else 1.0
+            if happens < 0.15 and alive:
+                engines[random.choice(alive)].error = RuntimeError("killed")
+            elif happens < 0.20 and alive:
+                engines[random.choice(alive)].hangs = True
+            elif happens < 0.25 and alive:
+                engines[random.choice(alive)]._waiting.clear()  # it forgets all that it was asked
+            elif happens < 0.40:
+                work.pause()
+                await asyncio.sleep(random.choice([0.0, 1.0, 2 * DEADLINE_S]))
+                if random.random() < 0.3 and all(not engines[i].hangs for i in work.loads):
+                    await work.drained()
+                work.resume()
+            elif happens < 0.45:
+                start(max(engines) + 1)
+            elif happens < 0.50 and len(alive) > 1:
+                work.lose(alive[0])  # by intention
+            if lost and (random.random() < 0.3 or not work.loads):
+                start(lost.pop())
+        for task, (name, number, num_samples) in zip(reading, sizes, strict=True):
+            assert sampled(await task) == expected(prompts_of(number, name), num_samples), "each once"
+        assert all(load.num_pending == 0 for load in work.loads.values())
+        assert work.num_waiting == 0
+
+    clock.run_until_complete(asyncio.wait_for(run(), 1e5))
+
+
 # ------------------------------------------------------------------------------------- a simulation
 
 
@@ -347,10 +612,10 @@ def test_with_a_step_ahead_engines_are_seldom_idle(num_engines: int) -> None:
 
 
 def test_the_mean_of_what_is_known_stands_for_what_is_not() -> None:
-    lengths = dispatcher.Lengths()
-    assert lengths.of("a") == 0.0
+    known = Lengths()
+    assert known.of("a") == 0.0
     for size in (4, 8):
-        lengths.see(Completion("a", 0, (1,) * size, "", (-1.0,) * size, "stop", 0))
-    lengths.see(Completion("b", 0, (1,) * 30, "", (-1.0,) * 30, "stop", 0))
-    assert lengths.of("a") == 6.0
-    assert math.isclose(lengths.of("c"), 14.0)
+        known.see(Completion("a", 0, (1,) * size, "", (-1.0,) * size, "stop", 0))
+    known.see(Completion("b", 0, (1,) * 30, "", (-1.0,) * 30, "stop", 0))
+    assert known.of("a") == 6.0
+    assert math.isclose(known.of("c"), 14.0)

@@ -98,15 +98,16 @@ def test_a_pool_tells_who_is_at_what(make_config: Any) -> None:
     assert set(pool.live_metrics().values()) == {0}
     metrics = pool.drain_metrics()
     names = {f"rollout/engine/{i}/{name}" for i in range(2) for name in ("tokens_per_s", "busy_fraction")}
-    assert set(metrics) == {"rollout/busy_fraction"} | names
+    always = {"rollout/engines": 2.0, "rollout/engines_replaced": 0.0, "rollout/num_resubmitted": 0.0}
+    assert set(metrics) == {"rollout/busy_fraction"} | names | set(always)
     assert 0 < metrics["rollout/busy_fraction"] <= 1
-    assert pool.drain_metrics() == {}
+    assert pool.drain_metrics() == always
 
 
 def test_nothing_stays_counted_after_a_failure(make_config: Any) -> None:
     engines = [FakeWork(None), FakeWork(None)]  # type: ignore[arg-type]
     engines[1].error = RuntimeError("engine died")
-    pool = RayRolloutPool(engines, make_config())
+    pool = RayRolloutPool(engines, make_config(rollout={"on_failure": "stop"}))
     engines[0].complete = lambda ask, i: completion(ask.prompt.prompt_id, 5, i)
     prompts = [Prompt(str(i), "text", (1,), "", "d") for i in range(8)]
 

@@ -6,10 +6,15 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from multiprocessing import resource_tracker, shared_memory
 from multiprocessing.connection import Connection
@@ -21,7 +26,14 @@ import torch
 
 from actors import engine_errors, vllm_settings
 from actors.engine_errors import EngineStartError, ErrorFileHandler, engine_start
-from actors.engine_processes import SHARED_MEMORY, forget_names_of_shared_memory, names_of_shared_memory, remove_orphans
+from actors.engine_processes import (
+    SHARED_MEMORY,
+    end_with_any_worker,
+    forget_names_of_shared_memory,
+    forget_names_of_sockets,
+    names_of_shared_memory,
+    remove_orphans,
+)
 from dphrl.config.loading import InputError
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.prepare import check_width
@@ -258,6 +270,28 @@ def test_shared_memory_in_use_here_or_in_a_child_loses_its_name_and_no_other() -
             resource_tracker.unregister(f"/{name}", "shared_memory")
 
 
+def test_sockets_in_use_lose_their_names_and_go_on() -> None:
+    folder = Path(tempfile.gettempdir())
+    mine, other = folder / str(uuid.uuid4()), folder / f"not-vllm-{uuid.uuid4()}"
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        socket.socket(socket.AF_UNIX) as client,
+        socket.socket(socket.AF_UNIX) as named,
+    ):
+        server.bind(str(mine))
+        named.bind(str(other))
+        server.listen()
+        client.connect(str(mine))
+        assert str(mine) in forget_names_of_sockets()
+        assert not mine.exists()
+        assert other.exists()
+        accepted, _ = server.accept()
+        with accepted:
+            client.sendall(b"still there")
+            assert accepted.recv(32) == b"still there"
+    other.unlink()
+
+
 def test_shared_memory_of_a_process_that_died_is_removed_and_no_other() -> None:
     from multiprocessing import shared_memory
 
@@ -276,6 +310,25 @@ def test_shared_memory_of_a_process_that_died_is_removed_and_no_other() -> None:
 
 
 # ------------------------------------------------------------------------------------------ waiting
+
+
+def test_an_engine_ends_with_the_first_of_its_workers_and_says_why() -> None:
+    context = multiprocessing.get_context("fork")
+    read, write = os.pipe()
+
+    def engine() -> None:
+        workers = [context.Process(target=time.sleep, args=(60,), daemon=True) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        end_with_any_worker(lambda error: os.write(write, str(error).encode()))
+        os.kill(workers[1].pid or 0, signal.SIGKILL)
+        time.sleep(60)
+
+    process = context.Process(target=engine)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 1
+    assert re.fullmatch(r"the engine's worker process \d+ was ended by signal 9", os.read(read, 200).decode())
 
 
 def test_processes_of_an_engine_sleep_while_they_wait_for_each_other() -> None:

@@ -23,6 +23,7 @@ from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.weight_proof import PROBE_TOKENS
+from actors.weight_transfer.failures import Place
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from dphrl.inline import InlineRewards
 from dphrl.protocols import LastUpdate
@@ -87,7 +88,7 @@ class Engine(FakeWork, Handle):
         self.gap, self.acknowledges, self.calls = gap, acknowledges, []
         Handle.__init__(
             self,
-            ready=lambda: answer("node a, process 1"),
+            ready=lambda: answer(Place("a", 1)),
             start_weight_update=self._start,
             update_weights=self._update,
             finish_weight_update=self._finish,

@@ -163,7 +163,6 @@ def test_a_section_lists_its_settings_with_a_line_each() -> None:
     assert (title, empty, text) == ("sync: a section", "", description("Config", "sync"))
     assert [row.split()[:2] for row in rows] == [
         ["backend", "auto"],
-        ["on_failure", "stop"],
         ["num_probes", "8"],
         ["timeout_s", "1800.0"],
         ["max_mean_logprob_gap", "null"],
@@ -204,7 +203,7 @@ UNKNOWN = {
     "data.trian.limit": "data.trian.limit: unknown key; did you mean data.train.limit?",
     "top_k": "top_k: unknown key; did you mean rollout.top_k?",
     "zzz": "zzz: unknown key; known here: run_name, run_dir, seed, ",
-    "sync.zzz": "sync.zzz: unknown key; known here: backend, on_failure, num_probes, timeout_s, max_mean_logprob_gap",
+    "sync.zzz": "sync.zzz: unknown key; known here: backend, num_probes, timeout_s, max_mean_logprob_gap",
     "seed.x": "seed.x: unknown key; seed is an integer >= 0, not a section",
     "learner.lr.x.y": "learner.lr.x.y: unknown key; learner.lr is a number > 0, not a section",
     "data.evaluation.limt": "data.evaluation.limt: unknown key; did you mean data.evaluation.0.limit?",

@@ -183,8 +183,8 @@ def test_what_rank_0_says_of_its_gpu_comes_to_the_learner(make_config: Any, monk
     monkeypatch.setattr(ray_system, "Start", lambda *given: SimpleNamespace(run=run))
     system = object.__new__(ray_system.RaySystem)
     system.config, system.model_dir, system.probes = make_config(tracking={"prometheus": False}), "", ()
-    system._engines = system._ranks = system._workers = []
-    system._turns = None
+    system._ranks, system._workers, system._turns, system._scaler = [], [], None, None
+    system._actors = SimpleNamespace(engines={}, start=None)  # type: ignore[assignment]
     parts = asyncio.run(system.start(print))
     assert isinstance(parts.learner, RayLearner)
     assert parts.learner._compute is compute

@@ -18,9 +18,9 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from actors import engine_repair
 from actors.asks import Ask
 from actors.decoding import Decoding
+from actors.engine_repair import CannotPlaceError
 from actors.learner_group import RayLearner
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
@@ -28,7 +28,7 @@ from actors.step_thread import StepThread
 from actors.weight_transfer import client, sender
 from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
 from actors.weight_transfer.client import EngineFleet
-from actors.weight_transfer.failures import EngineFailure, SyncFailedError, last_words
+from actors.weight_transfer.failures import EngineFailure, EnginesLostError, Place, SyncFailedError, last_words
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
@@ -97,7 +97,7 @@ class Engine:
 
     def _result(self, name: str, args: tuple[Any, ...]) -> Any:
         if name == "ready":
-            return "node 10.0.0.9, process 77"
+            return Place("10.0.0.9", 77)
         self.version = args[0] if name == "finish_weight_update" else None
         return EngineRecord(args[0], (Learner.content,)) if name == "finish_weight_update" else None
 
@@ -205,18 +205,33 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LINGER_S", 0.05)
 
 
+class Starter:
+    """Has `spare` engines, each up at once; one that is an error does not start."""
+
+    can_replace = True
+
+    def __init__(self, spare: list[Any]) -> None:
+        self.spare, self.num_starts, self.ended = spare, 0, []
+
+    async def start(self, index: int) -> Any:
+        self.num_starts += 1
+        engine = self.spare.pop(0)
+        if isinstance(engine, Exception):
+            raise engine
+        return engine
+
+    async def end(self, index: int) -> None:
+        self.ended.append(index)
+
+
 def pool_of(
     make_config: Any, engines: list[Engine], backend: str = "object_store", **options: Any
 ) -> tuple[RayRolloutPool, Learner, list[Trainer], Source]:
     """A pool, and a learner that reaches it by `backend`; `spare` engines take the places of failed ones."""
     spare = options.pop("spare", None)
     on_failure = "stop" if spare is None else "replace"
-    config = make_config(sync={"backend": backend, "timeout_s": LIMIT_S, "on_failure": on_failure})
-
-    async def start(index: int) -> Any:
-        assert spare is not None, "the run is to stop"
-        return spare.pop(0)
-
+    sync, rollout = {"backend": backend, "timeout_s": LIMIT_S}, {"on_failure": on_failure}
+    config = make_config(sync=sync, rollout=rollout, learner={"timeout_s": 60.0})
     trainers: list[Trainer] = []
     source = Source()
 
@@ -225,7 +240,7 @@ def pool_of(
         return trainers[-1]
 
     session = SessionSender(source, meet, 0, others_can_leave=options.get("others_can_leave", True))
-    pool = RayRolloutPool(engines, config, PROBES, start_engine=start)
+    pool = RayRolloutPool(engines, config, PROBES, starter=Starter([] if spare is None else spare))
     return pool, Learner(session), trainers, source
 
 
@@ -256,16 +271,17 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     engines = [Engine(), Engine((method, how))]
     pool, learner, _, source = pool_of(make_config, engines, backend)
     began = time.monotonic()
-    with pytest.raises(SyncFailedError) as failed:
+    with pytest.raises(EnginesLostError) as failed:
         refit(pool, learner)
     took = time.monotonic() - began
     told = str(failed.value)
-    seen.append((backend, how, method, took, told.partition(". No engine may")[0]))
+    seen.append((backend, how, method, took, told.partition(". rollout.on_failure is")[0]))
     expected = HOW[how].format(doing=STEPS[backend][method])
     assert told.startswith(f"rollout engine 1 (node 10.0.0.9, process 77) {expected}")
     assert "engine 0" not in told
     assert told.endswith(
-        "sync.on_failure=replace starts another engine instead; --resume goes on from the last checkpoint"
+        "rollout.on_failure is stop, so the run stops; replace starts another engine instead. "
+        "--resume goes on from the last checkpoint"
     )
     assert "\n" not in told, "the command line prints the first line"
     assert took < (LIMIT_S if how == "hangs" else 0) + 0.5
@@ -273,8 +289,6 @@ def test_a_failure_at_any_step_names_the_engine_in_time(make_config: Any, backen
     assert engines[1].version == (3 if after else None), "it stays stale"
     # A store's sessions do not depend on each other.
     assert (engines[0].version == 3) == (backend == "object_store" or after or method == "finish_weight_update")
-    cut_short = backend == "nccl" and method in ("start_weight_update", "receive_weights")
-    assert failed.value.cut == ({0} if cut_short else set())
     in_session = backend == "nccl" and not after
     assert source.num_completed == in_session, "the learner's other ranks wait for the end of the pass"
 
@@ -293,59 +307,128 @@ def test_an_engine_that_fails_is_replaced_and_the_sync_ends(make_config: Any, ba
         "sync/logprob_gap_max": 0.0,
         "sync/logprob_gap_mean": 0.0,
         "sync/num_bytes": 4,
-        "sync/engines_replaced": len(replaced),
     }
-    assert [engine is not old for engine, old in zip(pool.engines, engines, strict=True)] == [
-        i in replaced for i in range(3)
-    ]
-    assert set(pool.engines) & set(new) == set(new[: len(replaced)])
-    assert [engine.version for engine in pool.engines] == [3, 3, 3]
+    # Nobody waits for a new one as long as others can end the sync.
+    assert len(pool.engines) == (2 if backend == "object_store" else 3)
+    refit(pool, learner)
+    assert [pool.engines[i] is not engines[i] for i in range(3)] == [i in replaced for i in range(3)]
+    assert {*pool.engines.values()} & {*new} == {*new[: len(replaced)]}
+    assert [engine.version for engine in pool.engines.values()] == [3, 3, 3]
+    drained = dict(pool.drain_metrics())
+    assert (drained["rollout/engines"], drained["rollout/engines_replaced"]) == (3, len(replaced))
     if backend == "nccl":
         assert trainers[0].broken_off.is_set(), "the learner does not wait in the old group"
         assert len(trainers) == 2
-    assert "sync/engines_replaced" not in refit(pool, learner)
+    refit(pool, learner)
+    assert pool.drain_metrics()["rollout/engines_replaced"] == 0
 
 
 def test_an_engine_that_joins_no_group_costs_no_other_engine_that_has_joined(make_config: Any) -> None:
     engines, spare = [Engine(), Engine(("init_weight_transfer_engine", "raises"))], [Engine()]
     pool, learner, *_ = pool_of(make_config, engines, "nccl", spare=spare)
-    assert refit(pool, learner)["sync/engines_replaced"] == 1
+    refit(pool, learner)
+    refit(pool, learner)
+    assert pool.drain_metrics()["rollout/engines_replaced"] == 1
     assert pool.engines[0] is engines[0]
 
 
-def test_an_engine_that_keeps_failing_stops_the_run(make_config: Any) -> None:
+def test_an_engine_that_keeps_failing_is_given_up_and_the_others_go_on(
+    make_config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     spare = [Engine(("update_weights", "raises")) for _ in range(9)]
     pool, learner, *_ = pool_of(make_config, [Engine(), Engine(("update_weights", "dies"))], spare=spare)
-    with pytest.raises(SyncFailedError, match=r"rollout engine 1 .* failed to take .*replaced 3 times already"):
+    for _ in range(9):
         refit(pool, learner)
-    assert len(spare) == 9 - engine_repair.MAX_REPLACEMENTS
+    assert len(spare) == 9 - pool.config.rollout.max_replacements
+    assert list(pool.engines) == [0]
+    assert pool._repair._starter.ended == [1], "nothing of it stays"
+    events = [record.__dict__ for record in caplog.records if hasattr(record, "event")]
+    assert [event["event"] for event in events] == ["engine_lost"] * 4 + ["engine_given_up"]
+    assert events[0]["facts"] == {
+        "engine": 1,
+        "node": "10.0.0.9",
+        "pid": 77,
+        "doing": "take chunk 1 of the weights",
+        "how": "died",
+        "reason": "its worker process has died.",
+        "num_resubmitted": 0,
+    }
+    assert WORDS in events[-1]["facts"]["reason"]
+    assert "given up; it was started again 3 times" in caplog.text
+
+
+def test_the_last_engine_that_is_given_up_stops_the_run(make_config: Any) -> None:
+    spare = [Engine(("update_weights", "raises")) for _ in range(9)]
+    pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "dies"))], spare=spare)
+    with pytest.raises(EnginesLostError, match=r"^no rollout engine is left; .* engine 0 .* failed to take .*--resume"):
+        refit(pool, learner)
 
 
 def test_a_new_engine_that_does_not_start_counts_like_one_that_fails(make_config: Any) -> None:
-    num_starts = 0
-
-    async def start(index: int) -> Any:
-        nonlocal num_starts
-        num_starts += 1
-        raise RuntimeError("no GPU is free")
-
-    pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "dies"))], spare=[])
-    pool._repair._start = start
-    with pytest.raises(SyncFailedError, match=r"rollout engine 0 failed to start again.*no GPU is free.*3 times"):
+    errors = [RuntimeError("no GPU is free") for _ in range(9)]
+    pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "dies"))], spare=errors)
+    with pytest.raises(EnginesLostError, match=r"rollout engine 0 failed to start.*no GPU is free"):
         refit(pool, learner)
-    assert num_starts == engine_repair.MAX_REPLACEMENTS
+    assert pool._repair._starter.num_starts == pool.config.rollout.max_replacements
 
 
-def test_two_engines_that_fail_are_both_named(make_config: Any) -> None:
+def test_an_engine_that_finds_no_room_is_given_up_at_once(make_config: Any) -> None:
+    pool, learner, *_ = pool_of(
+        make_config, [Engine(), Engine(("update_weights", "dies"))], spare=[CannotPlaceError("needs 1 CPU")]
+    )
+    refit(pool, learner)
+    assert pool._repair._starter.num_starts == 1
+    assert list(pool.engines) == [0]
+
+
+def test_an_engine_that_starts_is_not_waited_for_and_joins_at_the_next_sync(
+    make_config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        new, may_start = Engine(), asyncio.Event()
+        pool, learner, *_ = pool_of(make_config, [Engine(), Engine(("update_weights", "dies"))], spare=[new])
+        start = pool._repair._starter.start
+
+        async def slow(index: int) -> Any:
+            await may_start.wait()
+            return await start(index)
+
+        pool._repair._starter.start = slow
+        await pool.refit(learner)  # type: ignore[arg-type]
+        assert list(pool.engines) == [0]
+        may_start.set()
+        await asyncio.sleep(0.01)
+        assert list(pool.engines) == [0], "it is stale until it is refit"
+        assert not any("is replaced" in record.message for record in caplog.records)
+        await pool.refit(learner)  # type: ignore[arg-type]
+        assert pool.engines[1] is new
+        assert new.version == 3
+        event = caplog.records[-1].__dict__
+        assert event["event"] == "engine_replaced"
+        assert event["facts"] == {"engine": 1, "node": "10.0.0.9", "pid": 77, "reason": "its worker process has died."}
+
+    asyncio.run(run())
+
+
+def test_engines_that_share_gpus_with_the_learner_are_not_replaced(make_config: Any) -> None:
+    pool, learner, *_ = pool_of(make_config, [Engine(), Engine(("update_weights", "dies"))], spare=[Engine()])
+    pool._repair._starter.can_replace = False
+    with pytest.raises(EnginesLostError, match=r"engine 1 .*died.*Its GPU is the learner's too.*so the run stops"):
+        refit(pool, learner)
+
+
+def test_two_engines_that_fail_are_both_named(make_config: Any, caplog: pytest.LogCaptureFixture) -> None:
     engines = [Engine(("update_weights", "raises")), Engine(), Engine(("finish_weight_update", "hangs"))]
-    pool, learner, *_ = pool_of(make_config, engines)
-    with pytest.raises(SyncFailedError, match=r"engine 0 .* failed to take chunk 1 of .*; rollout engine 2 .* finish"):
-        refit(pool, learner)
+    pool, learner, *_ = pool_of(make_config, engines, spare=[Engine(), Engine()])
+    refit(pool, learner)
+    lost = [record.message for record in caplog.records if getattr(record, "event", "") == "engine_lost"]
+    assert "engine 0 (node 10.0.0.9, process 77) failed to take chunk 1 of" in lost[0]
+    assert "engine 2 (node 10.0.0.9, process 77) did not finish its weight update within 0.3 s" in lost[1]
 
 
 def test_an_engine_that_does_not_even_answer_is_named_before_its_place_is_known(make_config: Any) -> None:
     pool, learner, *_ = pool_of(make_config, [Engine(("ready", "hangs"))])
-    with pytest.raises(SyncFailedError, match=r"^rollout engine 0 did not answer within 0\.3 s"):
+    with pytest.raises(EnginesLostError, match=r"^rollout engine 0 did not answer within 0\.3 s"):
         refit(pool, learner)
 
 
@@ -386,8 +469,30 @@ def test_the_group_is_kept_until_an_engine_changes(make_config: Any) -> None:
     assert trainers[0].broken_off.is_set(), "the old group is left"
 
 
+def test_an_engine_that_is_dead_without_anybody_s_knowing_is_found() -> None:
+    """The learner's connection breaks, and neither the engine nor Ray has said anything."""
+
+    class Broken(SlowTrainer):
+        def send_weights(self) -> None:
+            engines[1].dead = True
+            raise RuntimeError("Connection closed by peer")
+
+    engines, source = [Engine(), Engine()], Source()
+    outcome = SessionSender(source, Broken, 0, others_can_leave=True).send(engines, 1, 3, 60.0)
+    assert [(failure.index, failure.how) for failure in outcome.failures] == [(1, "died")]
+    assert source.num_completed == 1
+
+
+def test_engines_are_named_by_their_numbers_where_one_is_missing(make_config: Any) -> None:
+    engines = [Engine(), Engine(), Engine(("receive_weights", "raises"))]
+    pool, learner, *_ = pool_of(make_config, engines, "nccl")
+    del pool.engines[0]
+    with pytest.raises(EnginesLostError, match=r"^rollout engine 2 .* failed to take weights"):
+        refit(pool, learner)
+
+
 def test_a_learner_that_cannot_be_freed_says_so_and_stops_in_time(make_config: Any) -> None:
-    """Also with sync.on_failure=replace: a new engine would not help."""
+    """Also where engines are replaced: a new one would not help."""
     engines = [Engine(), Engine(("receive_weights", "hangs"))]
     pool, learner, *_ = pool_of(make_config, engines, "nccl", spare=[Engine(), Engine()], deaf=True)
     began = time.monotonic()
@@ -599,13 +704,6 @@ def test_what_cannot_be_is_refused_with_the_reason(
         choose_backend(config, with_gpus=with_gpus)
     everywhere = make_config(sync={"backend": "object_store"}, cluster={"colocate": colocate})
     assert choose_backend(everywhere, with_gpus=with_gpus) == "object_store"
-
-
-def test_an_engine_beside_the_learner_cannot_be_replaced(make_config: Any) -> None:
-    config = make_config(sync={"on_failure": "replace"}, cluster={"colocate": True})
-    with pytest.raises(InputError, match=r"^sync\.on_failure: replace cannot start an engine on a GPU"):
-        choose_backend(config, with_gpus=True)
-    assert choose_backend(config, with_gpus=False) == "object_store"
 
 
 # ------------------------------------------------------------------------------------- the words

@@ -11,6 +11,7 @@ import pytest
 
 from actors.weight_proof import Gap, WeightProof, _worst, record_problems
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
+from actors.weight_transfer.session import EngineSteps
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.runtime import SyncConfig
 from dphrl.protocols import LastUpdate
@@ -23,15 +24,23 @@ NUM_TOKENS = 6
 
 
 def check(proof: WeightProof, learner: Any, sent: WeightSummary = SENT, **record: Any) -> dict[str, float]:
-    records = [EngineRecord(learner.policy_version, (sent,) * 2, **record) for _ in proof.engines]
+    records = {i: EngineRecord(learner.policy_version, (sent,) * 2, **record) for i in proof._steps.engines}
     return asyncio.run(proof.check(records, sent, learner))
+
+
+def steps_of(*engines: Engine) -> EngineSteps:
+    return EngineSteps(dict(enumerate(engines)), 60.0)
+
+
+def problems(*records: EngineRecord) -> list[str]:
+    return [*record_problems(dict(enumerate(records)), SENT)]
 
 
 # ------------------------------------------------------------------------------------- records
 
 
 def test_workers_that_hold_what_was_sent_have_no_problem() -> None:
-    assert [*record_problems([EngineRecord(1, (SENT, SENT)), EngineRecord(1, (SENT, SENT))], SENT)] == []
+    assert problems(EngineRecord(1, (SENT, SENT)), EngineRecord(1, (SENT, SENT))) == []
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,7 @@ def test_workers_that_hold_what_was_sent_have_no_problem() -> None:
     ],
 )
 def test_a_worker_that_received_something_else_is_named_with_both_counts(other: WeightSummary) -> None:
-    (problem,) = record_problems([EngineRecord(1, (SENT, SENT)), EngineRecord(1, (SENT, other))], SENT)
+    (problem,) = problems(EngineRecord(1, (SENT, SENT)), EngineRecord(1, (SENT, other)))
     assert problem.startswith("worker 1 of rollout engine 1 received ")
     for summary in (other, SENT):
         text = f"{summary.num_tensors} tensors of {summary.num_bytes} bytes with checksum {summary.checksum:016x}"
@@ -52,22 +61,22 @@ def test_a_worker_that_received_something_else_is_named_with_both_counts(other: 
 
 
 def test_parameters_that_were_not_loaded_are_named_up_to_a_number() -> None:
-    (few,) = record_problems([EngineRecord(1, (SENT,), NAMES[:2])], SENT)
+    (few,) = problems(EngineRecord(1, (SENT,), NAMES[:2]))
     assert few.startswith("rollout engine 0 misses new values of layer.0.weight, layer.1.weight, in whole")
-    (many,) = record_problems([EngineRecord(1, (SENT,), NAMES)], SENT)
+    (many,) = problems(EngineRecord(1, (SENT,), NAMES))
     assert "layer.5.weight and 2 more, in whole" in many
 
 
 def test_an_old_copy_and_a_missing_record_are_problems() -> None:
-    (old,) = record_problems([EngineRecord(1, (SENT,), stale=("lm_head.weight",))], SENT)
+    (old,) = problems(EngineRecord(1, (SENT,), stale=("lm_head.weight",)))
     assert old == "rollout engine 0 holds the new lm_head.weight but multiplies by an older copy"
-    (silent,) = record_problems([EngineRecord(1)], SENT)
+    (silent,) = problems(EngineRecord(1))
     assert silent == "rollout engine 0 has no record of what it received"
 
 
 def test_a_sync_with_problems_is_told_before_anything_is_sampled() -> None:
     engine = Engine()
-    proof = WeightProof([engine], PROBES, 1e-5)
+    proof = WeightProof(steps_of(engine), PROBES, 1e-5)
     with pytest.raises(RuntimeError, match=r"^after the sync to policy version 7, rollout engine 0 misses .* head"):
         check(proof, Learner(), unloaded=("head",))
     assert engine.calls == []
@@ -93,7 +102,7 @@ STEP = LastUpdate(0.25, 1e-6)
 
 
 def test_an_update_that_changed_nothing_stops_the_run_with_the_likely_reasons() -> None:
-    proof = WeightProof([Engine()], PROBES, 1e-5)
+    proof = WeightProof(steps_of(Engine()), PROBES, 1e-5)
     check(proof, after(0, None))
     check(proof, after(1, STEP), WeightSummary(4, 160, 1))
     with pytest.raises(RuntimeError, match=r"update to policy version 2 changed no weight.* 0.25 .* 1e-06.*version 1"):
@@ -113,14 +122,14 @@ def test_an_update_that_changed_nothing_stops_the_run_with_the_likely_reasons() 
     ],
 )
 def test_equal_weights_are_right_where_no_update_had_to_change_them(update: LastUpdate | None) -> None:
-    proof = WeightProof([Engine()], PROBES, 1e-5)
+    proof = WeightProof(steps_of(Engine()), PROBES, 1e-5)
     check(proof, after(4, STEP))
     check(proof, after(5, update))
 
 
 def test_the_same_version_may_be_sent_again() -> None:
     # An evaluation, or an engine that was replaced, takes the weights once more.
-    proof = WeightProof([Engine()], PROBES, 1e-5)
+    proof = WeightProof(steps_of(Engine()), PROBES, 1e-5)
     for _ in range(2):
         check(proof, after(4, STEP))
 
@@ -141,19 +150,19 @@ class Changing(Engine):
 
 
 def test_the_mean_is_bounded_and_the_largest_is_not() -> None:
-    gaps = check(WeightProof([Engine(gap=5e-5), Engine(gap=-2e-5)], PROBES, 1e-5), Learner())
+    gaps = check(WeightProof(steps_of(Engine(gap=5e-5), Engine(gap=-2e-5)), PROBES, 1e-5), Learner())
     assert gaps == {
         "sync/logprob_gap_mean": pytest.approx(5e-5 / NUM_TOKENS),
         "sync/logprob_gap_max": pytest.approx(5e-5),
         "sync/num_bytes": 160,
     }
     with pytest.raises(RuntimeError, match=r"rollout engine 1 are off"):
-        check(WeightProof([Engine(gap=5e-5), Engine(gap=-7e-5)], PROBES, 1e-5), Learner())
+        check(WeightProof(steps_of(Engine(gap=5e-5), Engine(gap=-7e-5)), PROBES, 1e-5), Learner())
 
 
 @pytest.mark.parametrize("gap", [2e-3, -2e-3, math.nan, math.inf, -math.inf])
 def test_an_engine_that_is_off_is_named_whatever_the_sign(gap: float) -> None:
-    proof = WeightProof([Engine(gap=5e-4), Engine(gap=gap), Engine()], PROBES, 1e-4)
+    proof = WeightProof(steps_of(Engine(gap=5e-4), Engine(gap=gap), Engine()), PROBES, 1e-4)
     with pytest.raises(
         RuntimeError, match=r"policy version 7, log-probs of rollout engine 1 .*_mean_logprob_gap=0.0001"
     ):
@@ -162,7 +171,7 @@ def test_an_engine_that_is_off_is_named_whatever_the_sign(gap: float) -> None:
 
 def test_beyond_the_bound_other_probes_decide(caplog: Any) -> None:
     engine = Changing(1e-3, 6e-6)
-    gaps = check(WeightProof([engine], PROBES, 1e-5), Learner())
+    gaps = check(WeightProof(steps_of(engine), PROBES, 1e-5), Learner())
     assert gaps["sync/logprob_gap_mean"] == pytest.approx(1e-6)
     (warning,) = caplog.messages
     assert "off the learner's by 0.000167 on average" in warning
@@ -174,8 +183,16 @@ def test_beyond_the_bound_other_probes_decide(caplog: Any) -> None:
     with pytest.raises(
         RuntimeError, match=r"by 0.000333 on average .* and by 0.002 at most, and so they were for other"
     ):
-        check(WeightProof([engine], PROBES, 1e-5), Learner())
+        check(WeightProof(steps_of(engine), PROBES, 1e-5), Learner())
     assert len(engine.calls) == 2, "twice is enough"
+
+
+def test_engines_are_named_by_their_numbers_where_one_is_missing() -> None:
+    proof = WeightProof(EngineSteps({0: Engine(), 3: Engine(gap=2e-3)}, 60.0), PROBES, 1e-4)
+    with pytest.raises(RuntimeError, match=r"log-probs of rollout engine 3 are off"):
+        check(proof, Learner())
+    (problem,) = record_problems({3: EngineRecord(1)}, SENT)
+    assert problem.startswith("rollout engine 3 ")
 
 
 def test_probes_are_a_function_of_seed_version_and_attempt() -> None:
@@ -186,7 +203,7 @@ def test_probes_are_a_function_of_seed_version_and_attempt() -> None:
             learner = Learner()
             learner.policy_version = version
             with pytest.raises(RuntimeError, match="and so they were for other probes"):
-                check(WeightProof([engine, other], PROBES, -1.0, seed=seed), learner)
+                check(WeightProof(steps_of(engine, other), PROBES, -1.0, seed=seed), learner)
         assert [call[2] for call in engine.calls] == [call[2] for call in other.calls]
         return [call[2] for call in engine.calls]
 

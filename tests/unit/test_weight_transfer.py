@@ -229,7 +229,9 @@ class Learner:
 
 
 async def send(learner: Any, *engines: Any) -> list[Any]:
-    return await ObjectStoreTransfer(EngineSteps(engines, 10.0), SyncConfig(timeout_s=10.0)).send(learner)
+    return await ObjectStoreTransfer(EngineSteps(dict(enumerate(engines)), 10.0), SyncConfig(timeout_s=10.0)).send(
+        learner
+    )
 
 
 def test_every_engine_takes_every_chunk_in_order() -> None:
