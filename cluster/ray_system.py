@@ -25,6 +25,7 @@ from actors.rollout_engine import RolloutEngine
 from actors.rollout_pool import RayRolloutPool
 from actors.vllm_settings import process_variables
 from actors.waiting import Actor, within
+from actors.watched import settled
 from actors.weight_transfer.backends import with_backend
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
@@ -125,6 +126,7 @@ class RaySystem:
 
     async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
         """See `protocols.System`. Raises RuntimeError or TimeoutError, which say what was waited for."""
+        await asyncio.gather(*map(settled, self._ranks))
         for rank in self._ranks:
             ray.kill(rank)
         # These wait for Ray, and engines and graders go on meanwhile.
