@@ -18,6 +18,7 @@ from actors.leftovers import remembering_shared_memory
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
 from actors.vllm_settings import set_variables, start_vllm
+from actors.watched import WATCH, Watched
 from actors.weight_transfer.failures import Place
 from actors.weight_transfer.ledger import EngineRecord
 from actors.weight_transfer.packing import PackedTensor
@@ -32,8 +33,8 @@ from dphrl.types import Completion, Prompt
 T = TypeVar("T")
 
 
-@ray.remote
-class RolloutEngine:
+@ray.remote(concurrency_groups=WATCH)
+class RolloutEngine(Watched):
     """Samples completions from vLLM and takes weight updates through vLLM's weight-transfer protocol.
 
     Lifecycle: a new or restarted actor is stale, that is, it has no current weights and refuses work.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.waiting import Actor
 
@@ -106,6 +107,23 @@ async def log_stack(actor: Actor, who: str) -> str:
     log.warning("%s (%s) hangs; its stacks are in run.log", who, where)
     log.info("stacks of %s (%s):\n%s", who, where, stacks)
     return f" ({where})"
+
+
+async def settled(actor: Actor, limit_s: float = 60.0) -> None:
+    """Returns when Ray knows whether the actor lives, or after the limit.
+
+    Ray hears late of a node that is gone, and says until then that the actor cannot be reached.
+    """
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        try:
+            await asyncio.wait_for(actor.idle_s.remote(), STACK_TIMEOUT_S)
+        except ActorUnavailableError:
+            await asyncio.sleep(0.5)
+        except (RayError, TimeoutError):
+            return
+        else:
+            return
 
 
 async def _idle_s(actor: Actor) -> float:

@@ -24,6 +24,7 @@ from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import Actor, within
+from actors.watched import settled
 from actors.weight_transfer.backends import with_backend
 from actors.weight_transfer.failures import EnginesLostError
 from cluster.connection import connect
@@ -123,6 +124,7 @@ class RaySystem:
 
     async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
         """See `protocols.System`. Raises RuntimeError or TimeoutError, which say what was waited for."""
+        await asyncio.gather(*map(settled, self._ranks))
         for rank in self._ranks:
             ray.kill(rank)
         # These wait for Ray, and engines and graders go on meanwhile.

@@ -169,6 +169,18 @@ def test_long_work_may_take_longer_than_its_limit_as_long_as_it_goes_on() -> Non
         asyncio.run(answer_of(actor, "rank", "update", work(), 0.1, "s", moves=True))
 
 
+def test_a_rank_on_a_node_that_is_gone_is_waited_for_until_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = [ActorUnavailableError("RPC error", b"0" * 16), death("its node has died")]
+
+    async def no_time(seconds: float) -> None:
+        return None
+
+    monkeypatch.setattr(watched.asyncio, "sleep", no_time)
+    asyncio.run(watched.settled(handle(idle_s=lambda: fail(told.pop(0)))))
+    assert told == []
+    asyncio.run(watched.settled(handle(idle_s=lambda: answer(0.0))))
+
+
 # ---------------------------------------------------------------------------------- the learner
 
 

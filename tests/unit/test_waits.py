@@ -146,3 +146,14 @@ def test_an_offender_is_seen(body: str, tmp_path: Path) -> None:
 )
 def test_a_wait_with_a_limit_is_none(body: str) -> None:
     assert list(offences(ast.parse(f"async def f():\n    {body}\n"))) == []
+
+
+def test_every_actor_of_a_run_tells_where_it_hangs() -> None:
+    """Each class below a `ray.remote` in `actors` is `Watched`, with a thread for it."""
+    for path in sorted((ROOT / "actors").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            marks = [ast.unparse(mark) for mark in node.decorator_list] if isinstance(node, ast.ClassDef) else []
+            for mark in marks:
+                if mark.startswith("ray.remote"):
+                    assert "concurrency_groups=WATCH" in mark, f"{path}: {mark}"
+                    assert "Watched" in [ast.unparse(base) for base in node.bases], f"{path}: {node.name}"
