@@ -20,6 +20,8 @@ from dphrl.tracking.tracker import LOG_FILE, METRICS_FILE, VERSIONS_FILE, read_m
 
 CONFIG_FILE = "config.yaml"
 ARM_FILE = "arm.json"
+# Events that every run has many of; events.jsonl has them.
+ROUTINE_EVENTS = frozenset(["checkpoint"])
 Summary = Mapping[str, Any]
 # (data set, split)
 DatasetKey = tuple[str, str]
@@ -116,8 +118,8 @@ class Run:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """What a person should know of the run, in order: see dphrl.tracking.events."""
-        return read_events(self.folder)
+        """What a person should know of the run, in order, without what is routine: see dphrl.tracking.events."""
+        return [event for event in read_events(self.folder) if event["event"] not in ROUTINE_EVENTS]
 
     @cached_property
     def period(self) -> tuple[str, str] | None:

@@ -171,10 +171,11 @@ def test_small_steps_are_kept_clipped_and_repeated(
 
     import ray
 
-    ray.get([rank.save.remote(str(tmp_path)) for rank in pair.ranks])
+    ray.get([rank.copy_state.remote() for rank in pair.ranks])
+    ray.get([rank.write_state.remote(str(tmp_path)) for rank in pair.ranks])
     second = pair.update(make_batch(1))
     then, digest = pair.all(_state)[0], pair.digest()
-    ray.get([rank.load.remote(str(tmp_path)) for rank in pair.ranks])
+    ray.get([rank.load.remote(str(tmp_path), False) for rank in pair.ranks])
     assert pair.digest() != digest
     again = pair.update(make_batch(1))
     restored = pair.all(_state)[0]

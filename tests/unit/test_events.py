@@ -88,7 +88,8 @@ def test_the_report_has_a_table_and_marks(tmp_path: Path) -> None:
     assert "No run has told of anything." in plain.text
     event = {"time": "2026-01-02T03:04:05.678Z", "step": 3, "event": "no_signal", "message": "<b>flat</b>", "facts": {}}
     resumed = {"time": "2026-01-02T03:04:06.678Z", "step": None, "event": "resumed", "message": "again", "facts": {}}
-    (told / EVENTS_FILE).write_text(json.dumps(event) + "\n" + json.dumps(resumed) + "\n")
+    routine = event | {"step": 2, "event": "checkpoint"}
+    (told / EVENTS_FILE).write_text("".join(json.dumps(one) + "\n" for one in (routine, event, resumed)))
     page = render(tmp_path, quiet, told)
     rows = page.table("arm seed step event")
     assert rows[1:] == [
