@@ -3,9 +3,9 @@
     python -m tests.integration.chaos --seeds 20
 
 Each seed trains twelve steps of a demo on a cluster of two nodes on this machine. Meanwhile SIGKILL ends, at moments
-that the seed decides: a rollout engine while it starts, generates and takes weights; a reward worker, and a child of its
-sandbox (where the demo is SQL); the reference sampler; the owner of the reference buffer; a learner rank; and a whole
-node, its raylet with all that runs there, in whose place another joins. Then it is looked at what came of it:
+that the seed decides: a rollout engine while it starts, generates and takes weights; a reward worker, and a child of
+its sandbox (where the demo is SQL); the reference sampler; the owner of the reference buffer; a learner rank; and a
+whole node, its raylet with all that runs there, in whose place another joins. Then it is looked at what came of it:
 
 - every step is done, and each (prompt, sample) of the schedule was trained exactly once;
 - engines and learner agreed after every sync;
