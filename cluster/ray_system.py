@@ -233,11 +233,13 @@ class RaySystem:
         That actor goes on as long as one engine is left. Then others start here, and another actor goes on with what is
         on disk.
         """
+        assert self._pools is not None, "the parts are up"
+        rollouts, _ = self._pools
         for attempt in range(self.config.rollout.max_replacements + 1):
             # The stage samples and scores, and for both the devices are ready then.
             if self._turns is not None:
                 await self._turns.decode()
-            actors = (self._actors.engines, self._workers, self._ranks)
+            actors = (rollouts.engines, self._workers, self._ranks)
             options = {"num_cpus": 0} | self._without_gpu
             sampler = self._spawn(ReferenceSampler, "reference", attempt, options)(self.config, *actors)
             filling = sampler.fill.remote(prompts, identity, self._buffer, str(folder.absolute()))
@@ -245,9 +247,9 @@ class RaySystem:
                 near_perfect, exploration, counts = await _watched(sampler, asyncio.ensure_future(filling), on_graded)
                 break
             except EnginesLostError:
-                if self._pools is None or attempt == self.config.rollout.max_replacements:
+                if attempt == self.config.rollout.max_replacements:
                     raise
-                await self._pools[0].refit(self._learner)
+                await rollouts.refit(self._learner)
             finally:
                 ray.kill(sampler)
         return RayReferenceStore(self._buffer, near_perfect, exploration), counts
