@@ -259,31 +259,33 @@ class RaySystem:
         That actor goes on as long as one engine is left. Then others start here, and another actor goes on with what is
         on disk.
         """
+        assert self._pools is not None, "the parts are up"
+        rollouts, _ = self._pools
         for attempt in range(self.config.rollout.max_replacements + 1):
             # The stage samples and scores, and for both the devices are ready then.
             if self._turns is not None:
                 await self._turns.decode()
             try:
                 near_perfect, exploration, counts = await run_stage(
-                    self._spawn_sampler,
+                    lambda: self._spawn_sampler(rollouts.engines),
                     lambda sampler: sampler.fill.remote(prompts, identity, str(folder.absolute())),
                     on_graded,
                     self.config.rollout.timeout_s + self.config.learner.timeout_s,
                 )
                 break
             except EnginesLostError:
-                if self._pools is None or attempt == self.config.rollout.max_replacements:
+                if attempt == self.config.rollout.max_replacements:
                     raise
-                await self._pools[0].refit(self._learning)
+                await rollouts.refit(self._learning)
         try:
             await self._load_buffer(folder)
         except RayActorError:  # it held nothing yet
             await self._revive_buffer(folder)
         return self._store(near_perfect, exploration, folder), counts
 
-    def _spawn_sampler(self) -> Any:
+    def _spawn_sampler(self, engines: Mapping[int, Actor]) -> Any:
         options = {"num_cpus": 0} | self._without_gpu
-        actors = (self._actors.engines, self._workers, self._ranks)
+        actors = (engines, self._workers, self._ranks)
         return self._spawn_anew(ReferenceSampler, "reference", 0, options)(self.config, *actors)
 
     async def adopt_reference(self, buffer: WholeReference, folder: Path) -> RayReferenceStore:

@@ -49,7 +49,8 @@ class World:
             self.actor(f"engine {i}", **{name: getattr(work, f"_{name}") for name in ("submit", "finished", "probe")})
             for i, work in enumerate(works)
         ]
-        self.ranks = [self.actor("learner", score=self._score, update=self._update, sent=self.sent)]
+        does = {"score": self._score, "update": self._update, "sent": self.sent, "copy_state": lambda: 0}
+        self.ranks = [self.actor("learner", **does)]
         self.turns = DeviceTurns(self.engines, self.ranks, timeout_s=30)
 
     def actor(self, name: str, **methods: Any) -> Any:

