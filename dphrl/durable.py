@@ -68,6 +68,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not tell where
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

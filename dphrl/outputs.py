@@ -41,7 +41,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FAULTS:
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise _cannot_write(path, error.strerror or str(error)) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,12 +117,15 @@ def test_the_end_of_a_peer_is_told_from_errors_of_the_ranks_own() -> None:
 
 def test_an_actor_tells_where_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
-    actor, told = Watched(), []
+    actor, told = Watched(), list[tuple[str, str]]()
 
-    async def run() -> None:
-        told.append(await asyncio.to_thread(actor.stack))  # as Ray does, in a thread of its own
+    def look() -> None:  # as Ray does, in a thread of its own
+        time.sleep(0.05)  # until this thread hangs below
+        told.append(actor.stack())
 
-    asyncio.run(run())
+    looking = threading.Thread(target=look)
+    looking.start()
+    looking.join()
     ((where, stacks),) = told
     assert where.startswith("node 10.0.0.7, process ")
     assert "thread MainThread:" in stacks

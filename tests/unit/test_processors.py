@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.vllm_settings import process_variables
-from cluster import ray_system
+from cluster import connection, ray_system
 from cluster.planning.describe import describe_plan
 from dphrl import __main__ as program
 from dphrl import processors
@@ -170,11 +170,11 @@ def test_a_ray_that_is_started_here_has_the_niceness_and_the_processors(
     machine: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {"HOME": os.environ["HOME"]})
-    monkeypatch.setattr(ray_system, "token_obstacle", lambda: None)
+    monkeypatch.setattr(connection, "token_obstacle", lambda: None)
     machine(V2, {"pod/cpu.max": "500000 100000"})
     seen: list[Any] = []
-    monkeypatch.setattr(ray_system.ray, "init", lambda **options: seen.append((options, dict(os.environ))))
-    ray_system.connect(make_config())
+    monkeypatch.setattr(connection.ray, "init", lambda **options: seen.append((options, dict(os.environ))))
+    connection.connect(make_config())
     [(options, environment)] = seen
     assert options["num_cpus"] == 5
     assert environment.items() >= {"RAY_worker_niceness": "0", **processors.WAITING}.items()
@@ -183,8 +183,8 @@ def test_a_ray_that_is_started_here_has_the_niceness_and_the_processors(
 def test_a_ray_that_is_joined_stays_as_it_is(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"HOME": os.environ["HOME"]})
     seen: list[Any] = []
-    monkeypatch.setattr(ray_system.ray, "init", lambda **options: seen.append(dict(os.environ)))
-    ray_system.connect(make_config(cluster={"address": "10.0.0.1:6379"}))
+    monkeypatch.setattr(connection.ray, "init", lambda **options: seen.append(dict(os.environ)))
+    connection.connect(make_config(cluster={"address": "10.0.0.1:6379"}))
     assert "RAY_worker_niceness" not in seen[0]
 
 

@@ -22,6 +22,8 @@ BARE = {"ray.get", "ray.wait", "asyncio.wait"}
 ALLOWED = {
     ("actors/dispatcher.py", "_send"): "Dispatcher.read ends a call for which no engine finishes anything",
     ("actors/dispatcher.py", "_listen"): "Dispatcher.read ends a call for which no engine finishes anything",
+    ("actors/engine_repair.py", "until_up"): "the start of an engine has a limit",
+    ("actors/weight_transfer/client.py", "find_dead"): "ray.wait, which has a limit, said that the answer is there",
     ("actors/weight_transfer/client.py", "_ask"): "ray.wait, which has a limit, said that the answer is there",
     ("actors/learner_group.py", "publish"): "RayLearner._next_of has a limit for each chunk",
     ("actors/learner_group.py", "_unless_failed"): "both that it waits for have limits of their own",
