@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from actors.waiting import Actor
-from actors.weight_transfer.failures import EngineFailure, EnginesLostError
+from actors.weight_transfer.failures import EngineFailure
 from dphrl.config.schema import Config
+from dphrl.protocols import EnginesLostError
 
 log = logging.getLogger(__name__)
 

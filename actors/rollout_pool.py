@@ -13,11 +13,11 @@ from actors.dispatcher import Dispatcher
 from actors.engine_repair import EngineRepair, EngineStarter
 from actors.waiting import Actor, within
 from actors.weight_proof import WeightProof
-from actors.weight_transfer.failures import EngineFailure, EnginesLostError, SyncFailedError
+from actors.weight_transfer.failures import EngineFailure, SyncFailedError
 from actors.weight_transfer.ledger import WeightSummary
 from actors.weight_transfer.session import EngineSteps, open_transfer
 from dphrl.config.schema import Config
-from dphrl.protocols import WeightPublisher
+from dphrl.protocols import EnginesLostError, WeightPublisher
 from dphrl.types import Completion, Prompt
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ class RayRolloutPool:
         or when an engine failed and the run is to stop then.
         """
         self._learner = learner
-        if not isinstance(self._stopped, EnginesLostError):
-            self._stopped = None  # a learner that was lost has a successor now
         async with self._refitting:
+            if not isinstance(self._stopped, EnginesLostError):
+                self._stopped = None  # a learner that was lost has a successor now
             self._work.pause()
             try:
                 metrics = await self._refit(learner)
@@ -113,8 +113,7 @@ class RayRolloutPool:
         await self._steps.find_places()
         async with self._turns.sync():
             records = await self._transfer.send(learner)
-        limit = self.config.sync.timeout_s
-        sent = cast(WeightSummary, await within(learner.sent(), limit, "sync.timeout_s", "what the learner sent"))
+        sent = cast(WeightSummary, await learner.sent())  # which has a limit of its own
         return await self._proof.check(dict(zip(self._steps.engines, records, strict=True)), sent, learner)
 
     async def _until_one_is_there(self) -> None:
@@ -184,7 +183,9 @@ class RayRolloutPool:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
-        self._stopped = self._stopped or error  # later ones are consequences
+        # Later ones are consequences, but for engines that are gone: another learner does not bring them back.
+        if not isinstance(self._stopped, EnginesLostError):
+            self._stopped = error if isinstance(error, EnginesLostError) else self._stopped or error
         self._work.end(self._stopped)
 
     # ---------------------------------------------------------------------------------- more or fewer engines

@@ -26,7 +26,6 @@ from actors.rollout_pool import RayRolloutPool
 from actors.waiting import Actor, within
 from actors.watched import settled
 from actors.weight_transfer.backends import with_backend
-from actors.weight_transfer.failures import EnginesLostError
 from cluster.connection import connect
 from cluster.engines import EngineActors, reserve_one
 from cluster.planning.memory import colocation_obstacle, dtype_on_gpu
@@ -38,7 +37,7 @@ from cluster.start import Start
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.processors import waiting_variables
-from dphrl.protocols import OnGraded, Parts, WholeReference
+from dphrl.protocols import EnginesLostError, OnGraded, Parts, WholeReference
 from dphrl.stopping import keep_handlers
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
-from dphrl.protocols import OnGraded, Parts, RewardPool, RolloutPool
+from dphrl.protocols import EnginesLostError, LearnerLostError, OnGraded, Parts, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardFailedError, RewardWatch
 from dphrl.tracking.events import current_step
 from dphrl.types import Completion, Prompt, RewardResult, RolloutGroup
@@ -108,11 +108,12 @@ async def collect_groups(
 
 @contextmanager
 def one_failure() -> Iterator[None]:
-    """Of tasks that fail together in this block, the error that says it all: the reward's, or that of a setting."""
+    """Of tasks that fail together in this block, the error that says it all: the reward's, that of a setting, or the
+    loss of a part of the run."""
     try:
         yield
     except BaseExceptionGroup as group:
-        if failed := group.subgroup((RewardFailedError, InputError)):
+        if failed := group.subgroup((RewardFailedError, InputError, LearnerLostError, EnginesLostError)):
             raise _first(failed) from None
         raise
 

@@ -196,15 +196,21 @@ def damage(folder: Path) -> str | None:
         return f"{SEAL} is missing"
     except (ValueError, KeyError):
         return f"{SEAL} is not as it was written"
+    except OSError as error:
+        return f"{SEAL} cannot be read ({error.strerror})"
     for name, told in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (num_bytes := (folder / name).stat().st_size) != told["bytes"]:
             return f"{name} has {num_bytes} bytes, {told['bytes']} were written"
     with ThreadPoolExecutor(NUM_HASHING_THREADS) as pool:
-        for name, digest in zip(files, pool.map(file_digest, [folder / name for name in files]), strict=True):
-            if digest != files[name]["sha256"]:
+        digests = {name: pool.submit(file_digest, folder / name) for name in files}
+    for name, digest in digests.items():
+        try:
+            if digest.result() != files[name]["sha256"]:
                 return f"{name} has another content than was written"
+        except OSError as error:  # as a failing disk answers
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 

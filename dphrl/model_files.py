@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dphrl.durable import SEAL, damage
+
 # What decides how text becomes tokens, the chat template included.
 TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "tekken.json", "*.tiktoken"),
@@ -46,8 +48,11 @@ def model_folder(model: Path | str) -> Path:
 
 def check_files(folder: Path) -> None:
     """Raises ValueError, one line that names the file, for a model folder in which a file that must be a JSON object is
-    none, that holds no weights, or in which a file of weights is missing or cut off. Of weights it reads headers only.
+    none, that holds no weights, or in which a file of weights is missing or cut off. Of weights it reads headers only,
+    unless the folder has checksums, as models that dphrl exports have: then every file must be as it was written.
     """
+    if (folder / SEAL).is_file() and (problem := damage(folder)):
+        raise ValueError(f"model.path: {folder} is damaged: {problem}; bring it back, or export it again")
     for name in _JSON_FILES:
         if (folder / name).is_file():
             _read_object(folder / name)

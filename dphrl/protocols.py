@@ -43,6 +43,10 @@ class LearnerLostError(RuntimeError):
     """
 
 
+class EnginesLostError(RuntimeError):
+    """Rollout engines failed, and the run cannot or may not go on without them. One line: the last one, and why."""
+
+
 class OnGraded(Protocol):
     """Called with the number of completions that were graded, and of their tokens."""
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from dphrl.config.schema import Config
 from dphrl.learner.checkpoint import list_checkpoints, step_of
 from dphrl.protocols import LearnerLostError, System
+from dphrl.stopping import StopRequest
 from dphrl.tracking.console import Console
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,12 @@ class Recovery:
     checkpoints.
     """
 
-    def __init__(self, config: Config, system: System, run_folder: Path, console: Console) -> None:
+    def __init__(
+        self, config: Config, system: System, run_folder: Path, console: Console, stop: StopRequest | None = None
+    ) -> None:
+        """stop: what the user asked of the run; a run that shall end starts no learner."""
         self._max, self._system, self._console = config.learner.max_restarts, system, console
+        self._stop = stop or StopRequest()
         self._checkpoints = run_folder / "checkpoints"
         self._num_restarts = 0
         self._step_before = -1
@@ -34,16 +39,20 @@ class Recovery:
         """The result of `work`, which is done from its begin again whenever it loses the learner.
 
         It finds the learner with the initial policy, and engines that must be refit. Raises LearnerLostError, with the
-        reason, when there were enough restarts or when the learner does not start again.
+        reason, when there were enough restarts, and Stopped when the run shall end.
         """
         while True:
             try:
                 return await work()
             except LearnerLostError as error:
-                lost = error
-            await self._restart(lost)
+                lost: Exception | None = error
+            while lost is not None:
+                self._stop.check()  # the signal may have ended the learner, too
+                lost = await self._restart(lost)
+            self._stop.check()
 
-    async def _restart(self, lost: LearnerLostError) -> None:
+    async def _restart(self, lost: Exception) -> Exception | None:
+        """None when another learner is up, or why it is not. Raises LearnerLostError after enough restarts."""
         step = self._newest_step()
         if step != self._step_before:
             self._num_restarts, self._step_before = 0, step
@@ -67,7 +76,8 @@ class Recovery:
         try:
             await self._system.restart_learner(self._console.info)
         except Exception as error:
-            raise LearnerLostError(f"{lost}. It did not start again: {_reason(error)}; {resume}") from error
+            return LearnerLostError(f"the learner did not start again: {_reason(error)}")
+        return None
 
     def _newest_step(self) -> int:
         found = list_checkpoints(self._checkpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ async def training_run(
     """
     stop = stop or StopRequest()
     parts = await system.start(console.info)
-    recovery = Recovery(config, system, tracker.folder, console)
+    recovery = Recovery(config, system, tracker.folder, console, stop)
 
     async def of_initial_policy() -> tuple[ReferenceStore | None, list[Summary]]:
         console.info(f"first sync: {_gap(await parts.rollouts.refit(parts.learner))}")
@@ -58,11 +59,12 @@ async def training_run(
     reference, base = await recovery.repeat(of_initial_policy)
     tracker.log_evaluation(0, "base", base)
     inputs, begun = training_inputs(config, prepared), resume
+    weights_only = config.checkpoint.restore == "weights"
 
     async def of_trained_policies() -> list[Summary]:
-        nonlocal begun
-        start_step = await _restore(config, parts, tracker, console) if begun else 0
-        begun = True
+        nonlocal begun, weights_only
+        start_step = await _restore(config, parts, tracker, console, weights_only) if begun else 0
+        begun, weights_only = True, False  # the moments of now are as good as those of any run
         saver = CheckpointSaver(config, parts.learner, tracker.folder, inputs)
         observer = _Observer(config, prepared, parts, tracker, console, base, saver, stop)
         try:
@@ -90,37 +92,36 @@ def _gap(synced: Mapping[str, float]) -> str:
     return f"engine and learner log-probs agree within {synced['sync/logprob_gap_max']:.2g}"
 
 
-async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console) -> int:
+async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console, weights_only: bool) -> int:
     """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done.
 
     Without a checkpoint that is the start: the learner then holds the initial policy.
     """
-    found = newest_whole(tracker.folder / "checkpoints", console.info)
+    found = await asyncio.to_thread(newest_whole, tracker.folder / "checkpoints", console.info)
     if found is None:
         console.info("resume: no checkpoint yet, starting at step 1")
         await parts.rollouts.refit(parts.learner)
         tracker.truncate_after(0)
         return 0
     manifest = read_manifest(found)
-    weights_only = config.checkpoint.restore == "weights"
     await parts.learner.load(found, manifest.policy_version, weights_only=weights_only)
     await parts.rollouts.refit(parts.learner)
     tracker.truncate_after(manifest.step)
     console.info(f"resume: {manifest.step} steps done, continuing from {found}")
     for damaged in set_aside_after(found.parent, manifest.step):
         console.info(f"resume: the damaged checkpoint is now {damaged}; delete it when nobody needs it")
-    for note in _restored(config, manifest.layout, parts.learner.layout):
+    for note in _restored(config, manifest.layout, parts.learner.layout, weights_only):
         console.info(f"resume: {note}")
     told = {"event": "resumed", "step": manifest.step, "facts": {"checkpoint": str(found)}}
     log.info("the run goes on after step %d", manifest.step, extra=told)
     return manifest.step
 
 
-def _restored(config: Config, before: str, now: str) -> Iterator[str]:
+def _restored(config: Config, before: str, now: str, weights_only: bool) -> Iterator[str]:
     """What the user should know of a run that goes on: a line each."""
     if before != now:
         yield f"the learner was {before} and is {now}; sums have another order, so losses agree up to rounding"
-    if config.checkpoint.restore == "weights":
+    if weights_only:
         yield "checkpoint.restore=weights: the optimizer begins anew"
     if (steps := config.rollout.max_staleness) > 0:
         yield (

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dphrl.config.schema import Config
-from dphrl.durable import put_in_place, seal
+from dphrl.durable import damage, put_in_place, seal
 from dphrl.learner.checkpoint import (
     CheckpointError,
     CheckpointManifest,
@@ -76,8 +76,12 @@ class CheckpointSaver:
         self._export = asyncio.create_task(self._write_export(step, self._state))
 
     async def catch_up(self, step: int) -> None:
-        """Export the model of `step`, from whose checkpoint the run goes on, if a death came between the two."""
-        if step and not (checkpoint_path(self._folder, step) / "hf").is_dir():
+        """Export the model of `step`, from whose checkpoint the run goes on, unless it is there as it was written."""
+        if not step:
+            return
+        exported = checkpoint_path(self._folder, step) / "hf"
+        problem = await asyncio.to_thread(damage, exported)
+        if problem is not None:
             await self._learner.copy_state()
             self._export = asyncio.create_task(self._write_export(step))
 
@@ -101,7 +105,7 @@ class CheckpointSaver:
         """As `finish`, for a run that ends with another error: what fails now is not raised."""
         for task in (self._state, self._export):
             if task is not None:
-                with contextlib.suppress(CheckpointError, LearnerLostError):
+                with contextlib.suppress(Exception):
                     await task
 
     async def _exported(self) -> None:
@@ -129,8 +133,14 @@ class CheckpointSaver:
                 f"({_in_a_line(error)}); {self._left()}"
             ) from error
         log.info("checkpoint %s", path, extra={"event": "checkpoint", "facts": {"step": manifest.step}})
-        prune_checkpoints(self._folder, self._config.checkpoint.keep, self._best())
+        try:
+            await asyncio.to_thread(self._prune, manifest.step)
+        except OSError as error:  # somebody reads it; it costs room, and no training
+            log.warning("an older checkpoint could not be removed: %s", _in_a_line(error))
         return path
+
+    def _prune(self, newest: int) -> None:
+        prune_checkpoints(self._folder, newest, self._config.checkpoint.keep, self._best())
 
     async def _write_export(self, step: int, state: asyncio.Task[Path] | None = None) -> None:
         if state is not None:
@@ -144,7 +154,7 @@ class CheckpointSaver:
             await self._learner.write_export(staging)
             for part in sorted(staging.iterdir()):
                 await asyncio.to_thread(seal, part)
-                put_in_place(part, target / part.name)
+                await asyncio.to_thread(put_in_place, part, target / part.name)
         except LearnerLostError:
             raise
         except Exception as error:

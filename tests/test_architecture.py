@@ -48,7 +48,7 @@ ROOMS = {
     "priority": "",
     "durable": "",
     "stopping": "",
-    "model_files": "",
+    "model_files": "durable",
     "config": "algo own_code durable",
     "outputs": "durable config",
     "owner": "durable config",
@@ -80,7 +80,7 @@ ROOMS = {
     "replay": "types durable config learner tracking protocols",
     "saving": "durable config learner protocols",
     "exporting": "durable config models learner tracking",
-    "recovery": "config learner tracking protocols",
+    "recovery": "stopping config learner tracking protocols",
     "run": (
         "types stopping config learner tracking health protocols prepare evaluation loop reference resume replay "
         "saving recovery"

@@ -72,10 +72,6 @@ class EngineFailure:
         return {"engine": self.index, **where, "doing": self.doing, "how": self.how, "reason": self.reason}
 
 
-class EnginesLostError(RuntimeError):
-    """An engine failed, and the run cannot or may not go on without it."""
-
-
 class SyncFailedError(RuntimeError):
     """Engines failed in a sync; those engines have no current weights.
 

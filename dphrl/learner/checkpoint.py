@@ -129,9 +129,12 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     )
 
 
-def prune_checkpoints(folder: Path, keep: int, protected: Collection[int]) -> None:
-    """Delete all checkpoints but the newest `keep` and those of the protected steps."""
-    for old in list_checkpoints(folder)[:-keep]:
+def prune_checkpoints(folder: Path, newest: int, keep: int, protected: Collection[int]) -> None:
+    """Delete the checkpoints before step `newest` but for the last `keep`, itself counted, and the protected steps.
+
+    Those of later steps are another run's, and neither count nor go.
+    """
+    for old in [path for path in list_checkpoints(folder) if step_of(path) <= newest][:-keep]:
         if step_of(old) not in protected:
             # Without its checksums it is no checkpoint any more, should the deletion break off.
             (old / SEAL).unlink(missing_ok=True)

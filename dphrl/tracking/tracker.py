@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import platform
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,9 @@ SAMPLES_FOLDER = "samples"
 # Batches of the newest steps: see dphrl.replay.
 REPLAY_FOLDER = "replay"
 LOG_FILE = "run.log"
+EVALUATION_FOLDER = "eval"
+# step_40.json, what is unfinished of it, and its checksum.
+_RESULT = re.compile(r"\.?step_([0-9]+)\.json(\.partial|\.sha256)?")
 # Packages whose INFO lines go to run.log; of every other package only warnings do.
 OWN_PACKAGES = ("dphrl", "actors", "cluster")
 
@@ -103,7 +107,7 @@ class Tracker:
         self._sinks.log_evaluation(step, policy, summaries)
 
     def truncate_after(self, step: int) -> int:
-        """Remove the records, samples and stored batches of steps after `step`, which a resumed run takes again.
+        """Remove the records, samples, evaluations and stored batches of steps after `step`, which are taken again.
 
         Events stay, because they have happened. Returns the number of lines removed from metrics.jsonl; a last line
         that a kill cut off is one of them. The file is replaced as a whole, so it is never half-written.
@@ -124,7 +128,10 @@ class Tracker:
                 sample_file.unlink()
         for replayed in (self.folder / REPLAY_FOLDER).glob("step_*"):
             if int(replayed.name.removeprefix("step_")) > step:
-                shutil.rmtree(replayed)
+                shutil.rmtree(replayed, ignore_errors=True)
+        for result in (self.folder / EVALUATION_FOLDER).glob("*step_*"):
+            if (found := _RESULT.match(result.name)) and int(found[1]) > step:
+                shutil.rmtree(result, ignore_errors=True) if result.is_dir() else result.unlink()
         return len(lines) - len(kept)
 
     def log_samples(self, step: int, groups: Sequence[RolloutGroup], limit: int) -> Path | None:

@@ -181,7 +181,7 @@ def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
     for name in ("step_9", "step_10", "step_10 (copy)", "step_4.bak", "step_best", "step_"):
         (tmp_path / name).mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_9", "step_10"]
-    prune_checkpoints(tmp_path, 1, [])
+    prune_checkpoints(tmp_path, 10, 1, [])
     assert {path.name for path in tmp_path.iterdir()} == {
         "step_10",
         "step_10 (copy)",
@@ -201,8 +201,10 @@ def test_what_a_killed_writer_left_goes_and_is_never_a_checkpoint(tmp_path: Path
 def test_the_newest_and_the_protected_stay(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         made(tmp_path, step)
-    prune_checkpoints(tmp_path, 2, [2])
+    prune_checkpoints(tmp_path, 8, 2, [2])
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_2", "step_6", "step_8"]
+    prune_checkpoints(tmp_path, 6, 2, [])
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_2", "step_6", "step_8"], "8 is another run's"
 
 
 # ----------------------------------------------------------------------------- beside the training
@@ -363,6 +365,44 @@ def test_when_a_checkpoint_is_due(make_config: Any, tmp_path: Path, monkeypatch:
     now += 599
     assert not saver.is_due(6)
     assert not saver_of(make_config, tmp_path, FakeLearner(), every_minutes=0).is_due(6)
+
+
+def test_a_checkpoint_that_cannot_be_removed_costs_no_training(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty", str(path))
+
+    async def run() -> None:
+        saver = saver_of(make_config, tmp_path, FakeLearner(), keep=1, keep_best=0)
+        await saver.save(1)
+        await saver.finish()
+        monkeypatch.setattr("dphrl.learner.checkpoint.shutil.rmtree", refuse)
+        await saver.save(2)
+        await saver.whole()
+        saver.check()
+        monkeypatch.undo()
+        await saver.finish()
+
+    asyncio.run(run())
+    assert "an older checkpoint could not be removed: OSError" in caplog.text
+
+
+def test_an_export_that_is_damaged_is_made_again(make_config: Any, tmp_path: Path) -> None:
+    async def run() -> None:
+        learner = FakeLearner()
+        saver = saver_of(make_config, tmp_path, learner)
+        await saver.save(1)
+        await saver.finish()
+        await saver.catch_up(1)
+        assert learner.events == ["copy", "state", "export"], "it is there"
+        (tmp_path / "run" / "checkpoints" / "step_1" / "hf" / "config.json").write_text("{ }")
+        await saver.catch_up(1)
+        await saver.finish()
+        assert learner.events == ["copy", "state", "export", "copy", "export"]
+
+    asyncio.run(run())
 
 
 def test_the_best_evaluated_checkpoint_stays(make_config: Any, tmp_path: Path) -> None:

@@ -147,3 +147,13 @@ def test_a_place_that_only_seems_to_be_a_folder(tmp_path: Path, monkeypatch: pyt
     assert write_obstacle(tmp_path / "runs") == "No space left on device"
     assert [*tmp_path.iterdir()] == []
     assert write_obstacle(Path("/proc/no/runs")) != ""
+
+
+def test_a_file_that_the_disk_does_not_give_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _sealed(tmp_path / "a")
+
+    def fail(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("dphrl.durable.file_digest", fail)
+    assert damage(folder) == "part/config.json cannot be read (Input/output error)"

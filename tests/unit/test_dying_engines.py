@@ -19,8 +19,9 @@ from actors.asks import Ask
 from actors.device_turns import OwnDevices
 from actors.engine_repair import CannotPlaceError
 from actors.rollout_pool import RayRolloutPool
-from actors.weight_transfer.failures import EnginesLostError, Place
+from actors.weight_transfer.failures import Place
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
+from dphrl.protocols import EnginesLostError
 from dphrl.types import Completion, Prompt
 from tests.benchmarks.idle_share import Clock
 from tests.unit.fake_engine import FakeWork

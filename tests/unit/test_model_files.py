@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dphrl.durable import seal
 from dphrl.model_files import check_files
 
 WEIGHTS = "model.safetensors"
@@ -64,3 +65,15 @@ def test_a_model_of_torch_s_own_files_passes(tmp_path: Path) -> None:
     put("config.json", "{}")(tmp_path)
     put("pytorch_model.bin", b"x")(tmp_path)
     check_files(tmp_path)
+
+
+def test_an_exported_model_must_be_as_it_was_written(tiny_dir: str, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(tiny_dir, folder)
+    seal(folder)
+    check_files(folder)
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match=f"hf is damaged: {WEIGHTS} has another content than was written; bring it ba"):
+        check_files(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ import pytest
 
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import LearnerLostError, Parts
+from dphrl.recovery import Recovery
 from dphrl.run import training_run
+from dphrl.stopping import Stopped, StopRequest
 from dphrl.tracking.console import Console
 from dphrl.tracking.tracker import Tracker, read_metrics
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
@@ -83,6 +86,8 @@ class World:
         return {"sync/logprob_gap_max": 0.0}
 
     async def restart_learner(self, on_ready: Any) -> None:
+        self.is_lost = False
+        self._meet("restart")
         self.num_restarts += 1
         self.is_lost, self._version, self.learned = False, 0, []
 
@@ -92,6 +97,7 @@ class World:
         assert self.engines is not None
         version, num_learned = self.engines
         assert version == num_learned, "engines have the weights of their version"
+        self._meet("generate")
         for prompt in prompts:
             await asyncio.sleep(0)
             for i in range(num_samples):
@@ -134,6 +140,7 @@ MOMENTS = [
     [("write_state", 2)],
     [("write_export", 2)],
     [("update", 3)],
+    [("generate", 2)],  # the pool refits an engine by itself
     [("refit", 4)],
     [("copy_state", NUM_STEPS)],  # in the last
     [("write_state", NUM_STEPS)],
@@ -163,6 +170,27 @@ def test_a_run_that_lost_its_learner_ends_as_any_other(
     if max_staleness == 0:  # else it decides how far ahead of the learner a sample was made
         assert lost.learned == whole.learned, "every completion, once, in its place"
         assert [r["reward/mean"] for r in metrics] == [r["reward/mean"] for r in expected]
+
+
+def test_a_restart_that_fails_counts_and_is_tried_again(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    world, _ = run(make_config, tiny_dir, tmp_path / "twice", ("update", 3), ("restart", 3), ("restart", 3))
+    assert (world.num_restarts, len(world.learned)) == (1, NUM_STEPS)
+    with pytest.raises(LearnerLostError, match=r"did not start again: .*started again 3 times since .* step 2$"):
+        run(make_config, tiny_dir, tmp_path / "thrice", ("update", 3), *[("restart", 3)] * 3)
+
+
+def test_a_run_that_shall_end_starts_no_learner(make_config: Any, tmp_path: Path) -> None:
+    world, stop = World([]), StopRequest()
+    system: Any = world
+    recovery = Recovery(make_config(), system, tmp_path, Console(io.StringIO(), interactive=False), stop)
+
+    async def work() -> None:
+        stop._number = signal.SIGTERM  # it went to all processes of the job
+        raise LearnerLostError("learner rank 0 died in update")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        asyncio.run(recovery.repeat(work))
+    assert world.num_restarts == 0
 
 
 def test_what_was_restored_is_told(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from actors.step_thread import StepThread
 from actors.weight_transfer import client, sender
 from actors.weight_transfer.backends import choose_backend, engine_backend, with_backend
 from actors.weight_transfer.client import EngineFleet
-from actors.weight_transfer.failures import EngineFailure, EnginesLostError, Place, SyncFailedError, last_words
+from actors.weight_transfer.failures import EngineFailure, Place, SyncFailedError, last_words
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.sender import SessionSender
 from dphrl.config.loading import InputError
-from dphrl.protocols import LearnerLostError
+from dphrl.protocols import EnginesLostError, LearnerLostError
 from dphrl.types import Completion, Prompt
 
 LIMIT_S = 0.3

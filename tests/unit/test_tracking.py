@@ -124,6 +124,17 @@ def test_truncation_in_mid_run_and_without_a_file(tmp_path: Path) -> None:
     assert steps_on_disk(tmp_path) == [1]
 
 
+def test_evaluations_of_steps_that_are_taken_again_go(tmp_path: Path) -> None:
+    names = ["base.json", "step_4.json", ".step_4.json.sha256", "step_40.json", ".step_40.json.sha256", "mine_40.json"]
+    (tmp_path / "eval" / "step_40.json.partial").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "eval" / name).touch()
+    with Tracker(tmp_path, tensorboard=False) as tracker:
+        tracker.truncate_after(39)
+    left = {path.name for path in (tmp_path / "eval").iterdir()}
+    assert left == {"base.json", "step_4.json", ".step_4.json.sha256", "mine_40.json"}
+
+
 # ------------------------------------------------------------ TensorBoard, run.log
 
 
