@@ -18,7 +18,8 @@ def check_output(path: Path) -> None:
             raise InputError(f"{path}: is a folder; name a file in it")
         # What is no regular file is written to. A regular file is replaced, which its folder must allow.
         is_written_to = path.exists() and not path.is_file()
-        obstacle = "" if is_written_to else write_obstacle(path.resolve().parent)
+        place = path.resolve().parent if path.is_symlink() else path.parent
+        obstacle = "" if is_written_to else write_obstacle(place)
         if is_written_to and not os.access(path, os.W_OK):
             obstacle = "permission denied"
     except OSError as error:

@@ -122,5 +122,5 @@ def test_a_folder_for_output_is_refused_at_once(config_file: Path, tmp_path: Pat
     process = start_eval(config_file, tmp_path)
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2
-    assert f"dphrl: error: {tmp_path} is a folder; name the file for the result" in out
+    assert f"dphrl: error: {tmp_path}: is a folder; name a file in it" in out
     assert "data factor" not in out

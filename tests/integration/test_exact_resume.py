@@ -22,8 +22,8 @@ from dphrl.tracking.tracker import read_metrics
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 NUM_STEPS, KILLED_AT = 8, 4
-# Times, and what follows from them.
-OF_THE_CLOCK = ("time/", "busy_fraction", "tokens_per_s", "queue/", "latency", "learner/mfu", "per_s")
+# Times, what follows from them, and what is told of a run that goes on.
+OF_THE_CLOCK = ("time/", "events/", "busy_fraction", "tokens_per_s", "queue/", "latency", "learner/mfu", "per_s")
 
 Start = Callable[..., Path]
 
