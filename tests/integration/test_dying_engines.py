@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, make_config: Any) -> Simpl
     over = threading.Event()
 
     class Observer:
-        async def after_step(self, step: int, metrics: Any, groups: Any) -> None:
+        async def after_step(self, step: int, metrics: Any, groups: Any, batch: Any) -> None:
             seen.steps.append(dict(metrics))
             seen.groups.append(list(groups))
             if over.is_set():

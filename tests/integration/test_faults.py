@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WALL_S = 240.0
 SETUP = 'set -o pipefail; dphrl() { "$PYTHON" -m dphrl "$@"; }; '
 BASE = (
-    "base: demo-math\nreward: {name: math_answer}\nmodel: {path: %s}\n"
+    # A run folder each: they run side by side, and a folder has one owner.
+    "base: demo-math\nrun_name: %s\nreward: {name: math_answer}\nmodel: {path: %s}\n"
     "data: {train: {name: mine, kind: math, path: %s, prompt_field: q, answer_field: a}, evaluation: []}\n"
     "evaluation: {num_samples: 0}\n"
 )
@@ -181,9 +182,11 @@ def write_files(folder: Path, model: str) -> None:
         "nested.jsonl": GOOD_ROW + '{"q": "?", "a": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
         "half-letter.jsonl": GOOD_ROW + json.dumps({"q": "a \ud800", "a": "1"}) + "\n",
         "gold.jsonl": GOOD_ROW + json.dumps({"q": "?", "a": "1+" * 500_000 + "1"}) + "\n",
-        "half.yaml": BASE % (folder / "half", "gold.jsonl"),
-        "bare.yaml": BASE % (folder / "bare", "gold.jsonl"),
-        **{f"{name}.yaml": BASE % (model, f"{name}.jsonl") for name in ("nested", "half-letter", "gold")},
+        "half.yaml": BASE % ("half-run", folder / "half", "gold.jsonl"),
+        "bare.yaml": BASE % ("bare-run", folder / "bare", "gold.jsonl"),
+        **{
+            f"{name}.yaml": BASE % (f"{name}-run", model, f"{name}.jsonl") for name in ("nested", "half-letter", "gold")
+        },
     }
     for name, text in texts.items():
         (folder / name).write_text(text)

@@ -25,7 +25,7 @@ PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cluster.cli import main; main()"
 )
 # Parts of the names of metrics that a clock decides.
-TIMED = ("time/", "reward/latency", "per_s", "busy_fraction", "utilization", "model_flops")
+TIMED = ("events/", "time/", "reward/latency", "per_s", "busy_fraction", "utilization", "model_flops")
 
 
 class Command:

@@ -201,7 +201,7 @@ def test_a_worker_that_cannot_start_is_told_with_engine_node_and_reason(
 def test_a_killed_engine_leaves_no_process_and_no_shared_memory(engines: dict[str, Any], policy: Any) -> None:
     import ray
 
-    here = psutil.Process(int(ray.get(engines["wide"].ready.remote()).split()[-1]))
+    here = psutil.Process(ray.get(engines["wide"].ready.remote()).process)
     children = here.children(recursive=True)
     assert sum("Worker_TP" in child.name() or "Worker_TP" in " ".join(child.cmdline()) for child in children) == 2
     mapped = [line.split()[-1] for line in Path(f"/proc/{here.pid}/maps").read_text().splitlines() if "/psm_" in line]

@@ -155,9 +155,8 @@ def test_losses_that_are_no_numbers_are_told_and_stop_the_run(
         run_training(config, inline=True)
     folder = tmp_path / "inline"
     skipped = config.algorithm.num_minibatches
-    assert [(e["event"], e["step"], e["facts"]["skipped"]) for e in read_events(folder)] == [
-        ("skipped_step", step, skipped) for step in (1, 2)
-    ]
+    events = [event for event in read_events(folder) if event["event"] == "skipped_step"]
+    assert [(event["step"], event["facts"]["skipped"]) for event in events] == [(1, skipped), (2, skipped)]
     records = read_metrics(folder)
     assert [r["learner/skipped_steps"] for r in records] == [skipped] * 2
     assert [r["events/skipped_step"] for r in records] == [1, 1]

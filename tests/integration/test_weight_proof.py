@@ -138,7 +138,7 @@ def test_weights_one_update_old_are_found_at_the_first_sync(synced: Any, prompts
     try:
         with pytest.raises(RuntimeError, match=expected):
             synced.refit()
-        (gap,) = asyncio.run(synced.pool._proof._gaps(synced.learner))
+        (gap,) = asyncio.run(synced.pool._proof._gaps(synced.learner, attempt=0))
         print(f"\n{dtype} x {width}, {share:.2%} of weights changed, {fault}: {gap}; before: {before}")
     finally:
         synced.on_workers(mended)
