@@ -43,6 +43,7 @@ def run_training(
     check_writable(folder)
     with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
+        owner.remove_leftovers()
         check = ResumeCheck(config, insist=insist) if resume else None
         if check is not None:
             check.check_settings()
@@ -121,6 +122,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         console.info(f"buffer     {folder / 'reference'}")
 
     with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
+        owner.remove_leftovers()
         quiet_libraries()
         console = Console()
         owner.tell(console.info)
@@ -157,6 +159,7 @@ def run_evaluation(
     beside = usual if output.exists() and not output.is_file() else output
     samples, partial = beside.with_suffix(".samples"), beside.with_name(beside.name + ".partial")
     with StopRequest().listening() as stop, owned(partial, stop.abandon) as owner:
+        owner.remove_leftovers()
         quiet_libraries()
         console = Console()
         owner.tell(console.info)

@@ -65,6 +65,10 @@ class Owner:
         if self.note:
             say(self.note)
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left half-written; for when it is sure that the folder is a run's, or will be."""
+        remove_leftovers(self.folder)
+
     def empty_folder(self) -> None:
         """Delete all that the folder holds, but stay its owner."""
         for path in self.folder.iterdir():
@@ -80,7 +84,7 @@ class Owner:
 def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) -> Iterator[Owner]:
     """Own `folder`, which is made. At the end it is free, and deleted if nothing is in it.
 
-    What killed writers left half-written is removed. on_loss: called from a thread, with a line, when a process on
+    on_loss: called from a thread, with a line, when a process on
     another machine took the folder over, because this one was not heard of for long. Raises InputError, which says who
     owns the folder, when somebody does, or when it cannot be written.
     """
@@ -100,7 +104,6 @@ def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) ->
     beating = threading.Thread(target=_beat, args=(folder, file, claim, done, on_loss), name="owner", daemon=True)
     beating.start()
     try:
-        remove_leftovers(folder)
         yield Owner(folder, note)
     finally:
         done.set()

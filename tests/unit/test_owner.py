@@ -164,16 +164,23 @@ def test_emptying_the_folder_keeps_it(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     of_the_living = f".config.yaml.{os.getppid()}.partial"
-    for name in (".config.yaml.4194999.partial", ".step_3.partial/state", ".reference.4194999.old/manifest.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    removed = [
+        ".config.yaml.4194999.partial",
+        "checkpoints/.step_3.partial/state",
+        "checkpoints/.step_3.partial/.hf.4194999.old",
+        "checkpoints/step_2/.export.partial/hf/config.json",
+        f".metrics.{os.getpid()}.partial",
+    ]
+    restored = [".reference.4194999.old/manifest.json", f".reference.graded.{os.getpid()}.old/chunk"]
+    of_users = [".vimrc.old", ".config.old/theirs", ".notes.partial", "eval/step_1.json.partial/chunk", of_the_living]
+    for name in (*removed, *restored, *of_users):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / of_the_living).touch()
-    (tmp_path / "eval" / "step_1.json.partial").mkdir(parents=True)
-    with owned(tmp_path):
-        left = {path.name for path in tmp_path.iterdir()} - {OWNER_FILE}
-    assert left == {of_the_living, "reference", "eval"}
-    assert (tmp_path / "reference" / "manifest.json").is_file(), "a kill between two renames loses nothing"
-    assert (tmp_path / "eval" / "step_1.json.partial").is_dir(), "an evaluation goes on from it"
+    with owned(tmp_path) as mine:
+        assert (tmp_path / removed[0]).exists(), "it may turn out to be no run's folder"
+        mine.remove_leftovers()
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} - {OWNER_FILE}
+    assert left == {"reference/manifest.json", "reference.graded/chunk", *of_users}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
