@@ -58,14 +58,17 @@ def write_obstacle(folder: Path) -> str:
     return ""
 
 
+def place_aside(path: Path) -> Path:
+    """Where what is to become `path`, or is to go, is kept: this process's own place. An actor may live seconds longer
+    than its killed driver and still write."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a place aside to write to; what is there at the end becomes `path`. After an error nothing is left.
-
-    The place is this process's own: an actor may live seconds longer than its killed driver and still write.
-    """
+    """Yields a place aside to write to; what is there at the end becomes `path`. After an error nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = place_aside(path)
     try:
         yield aside
         sync(aside)

@@ -23,12 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dphrl.config.loading import InputError
-from dphrl.durable import remove_leftovers
+from dphrl.durable import place_aside, remove_leftovers
 
 OWNER_FILE = ".owner"
 HEARTBEAT_S = 20.0
 SILENT_S = 180.0
 _READ_BYTES = 2**16
+# What tells that a folder holds a run.
+DELETED_LAST = ("metrics.jsonl", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,23 @@ class Owner:
         remove_leftovers(self.folder)
 
     def empty_folder(self) -> None:
-        """Delete all that the folder holds, but stay its owner."""
-        for path in self.folder.iterdir():
-            if path.name == OWNER_FILE:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Delete all that the folder holds, but stay its owner. Broken off anywhere, it leaves what still counts as a
+        run, with all checkpoints or none. Raises InputError when something cannot be deleted."""
+        path = checkpoints = self.folder / "checkpoints"  # in one rename: some of them would count as all
+        try:
+            if checkpoints.exists():
+                os.replace(checkpoints, place_aside(checkpoints))
+            names = {path.name for path in self.folder.iterdir()} - {OWNER_FILE, *DELETED_LAST}
+            for path in (self.folder / name for name in (*sorted(names), *DELETED_LAST)):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{error.filename or path}: cannot be deleted ({reason}); delete it, then try again"
+            ) from None
 
 
 @contextmanager

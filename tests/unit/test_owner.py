@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.launch import check_run_folder
 from dphrl import owner
 from dphrl.config.loading import InputError
 from dphrl.owner import OWNER_FILE, Claim, owned
@@ -160,6 +163,56 @@ def test_emptying_the_folder_keeps_it(tmp_path: Path) -> None:
         with pytest.raises(InputError), owned(tmp_path):
             pass
     assert Path(__file__).exists()
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_emptying_that_is_broken_off_leaves_a_run_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    for name in ("checkpoints/step_1", "checkpoints/step_2", "eval/x", "config.yaml", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    removed: list[str] = []
+
+    def rmtree(path: Path) -> None:
+        removed.append(path.name)
+        if len(removed) == broken:
+            raise KeyboardInterrupt
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(owner, "shutil", SimpleNamespace(rmtree=rmtree))
+    with owned(tmp_path) as mine:
+        with pytest.raises(KeyboardInterrupt):
+            mine.empty_folder()
+        assert not (tmp_path / "checkpoints").exists()
+        with pytest.raises(InputError, match="already holds a run"):
+            check_run_folder(tmp_path, resume=False, overwrite=False)
+        check_run_folder(tmp_path, resume=False, overwrite=True)
+        mine.empty_folder()
+        assert [path.name for path in tmp_path.iterdir()] == [OWNER_FILE]
+
+
+def test_what_cannot_be_deleted_is_named_and_the_folder_stays_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("{}")
+
+    def rmtree(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "events"))
+
+    monkeypatch.setattr(owner, "shutil", SimpleNamespace(rmtree=rmtree))
+    with owned(tmp_path) as mine:
+        with pytest.raises(InputError, match=r"tensorboard/events: cannot be deleted \(Permission denied\); delete it"):
+            mine.empty_folder()
+        assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_folder_with_checkpoints_holds_a_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        check_run_folder(tmp_path, resume=False, overwrite=False)
+    check_run_folder(tmp_path, resume=True, overwrite=False)
 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
