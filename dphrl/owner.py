@@ -100,17 +100,11 @@ def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) ->
     owns the folder, when somebody does, or when it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file, is_locked = _lock(folder)
+        file, note, claim = _hold(folder)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another run_dir, or an output elsewhere"
         ) from None
-    try:
-        note, claim = _take(folder, file, is_locked=is_locked)
-    except BaseException:
-        os.close(file)
-        raise
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(folder, file, claim, done, on_loss), name="owner", daemon=True)
     beating.start()
@@ -125,6 +119,20 @@ def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) ->
         os.close(file)
         with suppress(OSError):
             folder.rmdir()
+
+
+def _hold(folder: Path) -> tuple[int, str, Claim]:
+    """The open owner file with this process's claim in it, and what `_take` returns."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file, is_locked = _lock(folder)
+        try:
+            return file, *_take(folder, file, is_locked=is_locked)
+        except FileNotFoundError:
+            os.close(file)
+        except BaseException:
+            os.close(file)
+            raise
 
 
 def _lock(folder: Path) -> tuple[int, bool | None]:
@@ -148,7 +156,8 @@ def _lock(folder: Path) -> tuple[int, bool | None]:
 
 
 def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Claim]:
-    """Write this process's claim; returns whom it was taken from, as a line, and the claim. Raises InputError."""
+    """Write this process's claim; returns whom it was taken from, as a line, and the claim. Raises InputError, and
+    FileNotFoundError when the owner ended meanwhile and the file with it."""
     before, note = _read(file), ""
     if is_locked is False:
         deadline = time.monotonic() + 1.0
@@ -161,9 +170,8 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
             raise _refusal(folder, before)
         note = f"{folder}: taken over from {before}, which has ended"
     elif before is not None:
-        if (silent_s := _silence(file)) < SILENT_S:
-            raise _refusal(folder, before, f"; if it is dead, this command works in {SILENT_S - silent_s:.0f} s")
-        note = f"{folder}: taken over from {before}, which was not heard of for {silent_s / 60:.0f} minutes"
+        _wait_until_silent(folder, file, before)
+        note = f"{folder}: taken over from {before}, which was not heard of for {SILENT_S / 60:.0f} minutes"
     claim = Claim.of_this_process()
     content = json.dumps(asdict(claim)).encode()
     # Longer first, shorter then: a reader never finds an empty file in the place of a claim.
@@ -173,10 +181,30 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
     return note, claim
 
 
-def _refusal(folder: Path, owner: Claim | None, more: str = "") -> InputError:
+def _wait_until_silent(folder: Path, file: int, owner: Claim) -> None:
+    """Returns when the owner, on another machine, was silent for so long that it has gone: a scheduler starts a run
+    again on another node sooner than that. Raises InputError at the first sign of life, and FileNotFoundError when the
+    owner ends."""
+    heard = os.fstat(file).st_mtime_ns
+    left_s = SILENT_S - _silence(file)
+    if left_s > 0:
+        with suppress(OSError):
+            told = f"{folder} was being written by {owner}; waiting {left_s:.0f} s for a sign of life from it"
+            print(f"dphrl: {told}", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + left_s
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, left_s))
+        named = (folder / OWNER_FILE).stat()
+        if not os.path.samestat(named, os.fstat(file)):
+            raise FileNotFoundError(f"{folder / OWNER_FILE} is another file now")
+        if named.st_mtime_ns != heard:
+            raise _refusal(folder, _read(file))
+
+
+def _refusal(folder: Path, owner: Claim | None) -> InputError:
     who = str(owner) if owner else "another process"
     stop = f"stop it (there: kill -INT {owner.pid})" if owner else "stop it"
-    return InputError(f"{folder} is being written by {who}; wait for its end, {stop}, or choose another run_name{more}")
+    return InputError(f"{folder} is being written by {who}; wait for its end, {stop}, or choose another run_name")
 
 
 def _read(file: int) -> Claim | None:

@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,21 +114,65 @@ def test_where_there_are_no_locks_a_living_process_stays_the_owner(
         assert mine.note == ""
 
 
-def test_an_owner_on_another_machine_is_believed_while_it_gives_signs_of_life(tmp_path: Path) -> None:
-    claim = left_behind(tmp_path)
+def test_an_owner_on_another_machine_is_waited_for_until_it_was_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left_behind(tmp_path)
     file = tmp_path / OWNER_FILE
     heard_s = file.stat().st_mtime - 100
     os.utime(file, (heard_s, heard_s))
-    for _ in range(2):  # the first one that asks is no sign of life
-        refused = pytest.raises(InputError, match=r"process 4194999 on elsewhere since 2026-01-02 .* works in 80 s")
-        with refused, owned(tmp_path):
-            pass
-    assert Claim(**json.loads(file.read_text())) == claim
-    os.utime(file, (heard_s - 200, heard_s - 200))
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert file.stat().st_mtime == heard_s, "who asks is no sign of life"
+
+    monkeypatch.setattr(owner, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=sleep))
     with owned(tmp_path) as mine:
-        assert "on elsewhere since 2026-01-02 03:04:05 UTC (dphrl train x), which was not heard of for 5" in mine.note
+        assert "on elsewhere since 2026-01-02 03:04:05 UTC (dphrl train x), which was not heard of for 3" in mine.note
         assert Claim(**json.loads(file.read_text())).pid == os.getpid()
+    assert 79 <= sum(slept) <= 81
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"dphrl: {tmp_path} was being written by process 4194999 on elsewhere since 2026")
+    assert line.endswith("; waiting 80 s for a sign of life from it")
     assert not file.exists()
+    left_behind(tmp_path)
+    os.utime(file, (heard_s - 200, heard_s - 200))
+    slept.clear()
+    with owned(tmp_path):
+        assert not slept
+
+
+@pytest.mark.parametrize("alive", ["it gives a sign of life", "it ends", "it ends and another begins"])
+def test_an_owner_on_another_machine_that_lives_keeps_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: str
+) -> None:
+    claim = left_behind(tmp_path)
+    file = tmp_path / OWNER_FILE
+
+    def first_sleep(seconds: float) -> None:
+        clock.sleep = lambda seconds: os.utime(file)
+        if alive == "it gives a sign of life":
+            os.utime(file)
+            return
+        file.unlink()
+        if alive == "it ends and another begins":
+            left_behind(tmp_path, host="third")
+
+    clock = SimpleNamespace(monotonic=count(0, 10).__next__, sleep=first_sleep)
+    monkeypatch.setattr(owner, "time", clock)
+    if alive == "it ends":
+        with owned(tmp_path) as mine:
+            assert mine.note == ""
+            assert Claim(**json.loads(file.read_text())).pid == os.getpid()
+        return
+    host = "elsewhere" if alive == "it gives a sign of life" else "third"
+    with (
+        pytest.raises(InputError, match=rf"process 4194999 on {host} since 2026-01-02 .* choose another"),
+        owned(tmp_path),
+    ):
+        pass
+    assert Claim(**json.loads(file.read_text())) == replace(claim, host=host)
 
 
 def test_an_owner_gives_signs_of_life_and_hears_when_it_lost_the_folder(
