@@ -164,6 +164,7 @@ def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console:
     folder = config.folder
     with owned(folder, stop.abandon) as owner:
         owner.tell(console.info)
+        owner.remove_leftovers()
         siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
         share(folder, siblings, with_reference=config.uses_reference_samples)
         write_whole(folder / "arm.json", json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")

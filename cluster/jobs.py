@@ -48,6 +48,9 @@ CHATTY_LOGGERS = (
 # How a job starts the program: as a module, because a --wheel brings no command `dphrl` to a node. With -P
 # no module is imported from the folder that Ray was started in.
 PROGRAM = ("python", "-P", "-m", "dphrl")
+# What Ray waits for a job that it stops before it kills it, in seconds, as the job's variable: a run takes its step to
+# the end and saves it. Ray's own is 3.
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 # The exit status of this program when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
@@ -139,7 +142,7 @@ def _variables(env: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]
     them, so secrets are not among them. Raises InputError for a name that is not set here, and for a secret."""
     # A job's output goes to a file, and a line should be in it as soon as it is written.
     known = {name: environ[name] for name in PASSED_ON if environ.get(name)}
-    variables = {"PYTHONUNBUFFERED": "1"} | {
+    variables = {"PYTHONUNBUFFERED": "1", **STOP_WAIT} | {
         name: value for name, value in known.items() if not is_secret_variable(name, value)
     }
     for text in env:
@@ -233,7 +236,7 @@ class JobClient:
         return _job(self._ask(lambda: self._client.get_job_info(job_id)), job_id)
 
     def stop(self, job_id: str) -> bool:
-        """Stop a job. Returns whether there was anything to stop."""
+        """Stop a job, which may take STOP_WAIT to save what it did. Returns whether there was anything to stop."""
         return bool(self._ask(lambda: self._client.stop_job(job_id)))
 
     def logs(self, job_id: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Never
 
@@ -18,6 +18,7 @@ from dphrl.evaluation.results import Summary, as_json, write_summaries
 from dphrl.evaluation.stage import Evaluation, PartialResult, evaluate_sets
 from dphrl.evaluation.table import report_evaluations
 from dphrl.fingerprint import blind_spots
+from dphrl.learner.checkpoint import list_checkpoints
 from dphrl.learner.policy import dtype_name
 from dphrl.outputs import check_output, save_output
 from dphrl.owner import OWNER_FILE, owned
@@ -43,6 +44,7 @@ def run_training(
     check_writable(folder)
     with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
+        owner.remove_leftovers()
         check = ResumeCheck(config, insist=insist) if resume else None
         if check is not None:
             check.check_settings()
@@ -121,6 +123,7 @@ def run_sampling(config: Config, *, inline: bool = False) -> None:
         console.info(f"buffer     {folder / 'reference'}")
 
     with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
+        owner.remove_leftovers()
         quiet_libraries()
         console = Console()
         owner.tell(console.info)
@@ -157,6 +160,7 @@ def run_evaluation(
     beside = usual if output.exists() and not output.is_file() else output
     samples, partial = beside.with_suffix(".samples"), beside.with_name(beside.name + ".partial")
     with StopRequest().listening() as stop, owned(partial, stop.abandon) as owner:
+        owner.remove_leftovers()
         quiet_libraries()
         console = Console()
         owner.tell(console.info)
@@ -176,7 +180,8 @@ def run_evaluation(
             write_summaries(output, results["model"])
         else:
             save_output(output, as_json(results["model"]))
-        owner.empty_folder()
+        with suppress(InputError):  # the result is there, which counts more than what cannot be deleted
+            owner.empty_folder()
     console.info(f"written to {output}, the graded completions to {samples}")
 
 
@@ -232,7 +237,8 @@ def check_writable(folder: Path, setting: str = "run_dir") -> None:
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises InputError when two runs would mix in one folder, or when a folder that holds no run would be deleted."""
     metrics = folder / "metrics.jsonl"
-    if metrics.is_file() and metrics.stat().st_size and not (resume or overwrite):
+    holds_run = list_checkpoints(folder / "checkpoints") or (metrics.is_file() and metrics.stat().st_size)
+    if holds_run and not (resume or overwrite):
         raise InputError(
             f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
             "another run_name"

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -27,6 +28,8 @@ NUM_HASHING_THREADS = 4
 
 # The disk has no room left or is broken: what the machine's keeper mends, as opposed to a path that is a mistake.
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# Places aside: `.NAME.PROCESS.partial` and `.old` of this module, and two kinds that are the owner's alone.
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.(?:partial|old)|\.(?:step_[0-9]+|export)\.partial")
 # The longest names of files below a run's folder have fewer characters.
 _ROOM_FOR_NAMES = 100
 
@@ -55,14 +58,17 @@ def write_obstacle(folder: Path) -> str:
     return ""
 
 
+def place_aside(path: Path) -> Path:
+    """Where what is to become `path`, or is to go, is kept: this process's own place. An actor may live seconds longer
+    than its killed driver and still write."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a place aside to write to; what is there at the end becomes `path`. After an error nothing is left.
-
-    The place is this process's own: an actor may live seconds longer than its killed driver and still write.
-    """
+    """Yields a place aside to write to; what is there at the end becomes `path`. After an error nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = place_aside(path)
     try:
         yield aside
         sync(aside)
@@ -131,15 +137,19 @@ def put_in_place(staging: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left aside below `folder`; what is of a process that lives stays.
+    """Remove what killed writers of a run left aside below `folder`, which this process owns; what is of another
+    process that lives stays, and so does what only looks alike.
 
     Where a kill came between the two renames of `put_in_place`, the folder of before gets its name back.
     """
     for path in [*folder.rglob(".*.partial"), *folder.rglob(".*.old")]:
-        name, _, process = path.stem.removeprefix(".").rpartition(".")
-        if process.isdecimal() and Path(f"/proc/{process}").exists():
+        if not (ours := _ASIDE.fullmatch(path.name)) or not os.path.lexists(path):  # gone with the folder around it
             continue
-        if path.suffix == ".old" and name and not path.with_name(name).exists():
+        name, process = ours["name"], ours["process"]
+        # One with this process's number has ended: in a container, the first process has the same number each time.
+        if process and int(process) != os.getpid() and Path(f"/proc/{process}").exists():
+            continue
+        if path.suffix == ".old" and not path.with_name(name).exists():
             os.replace(path, path.with_name(name))
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,31 @@ def save_output(path: Path, content: str | bytes) -> None:
     """Write `content` to `path`, whole or not at all where it is a file. Raises InputError when that fails."""
     with explained(path):
         write_output(path, content)
+
+
+@contextmanager
+def streamed_output(path: Path) -> Iterator[Callable[[str], None]]:
+    """Yields what writes text to `path` at once, for those who watch it grow. What a file held before stays until the
+    first text, which may be empty. Raises InputError when that fails."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    is_old = path.is_file()
+
+    def write(text: str) -> None:
+        nonlocal is_old
+        with explained(path):
+            if is_old:
+                file.truncate(0)
+                is_old = False
+            file.write(text)
+            file.flush()
+
+    try:
+        yield write
+    finally:
+        with explained(path):  # some file systems tell only now that the disk is full
+            file.close()
 
 
 @contextmanager

@@ -23,12 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dphrl.config.loading import InputError
-from dphrl.durable import remove_leftovers
+from dphrl.durable import place_aside, remove_leftovers
 
 OWNER_FILE = ".owner"
 HEARTBEAT_S = 20.0
 SILENT_S = 180.0
 _READ_BYTES = 2**16
+# What tells that a folder holds a run.
+DELETED_LAST = ("metrics.jsonl", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -65,42 +67,48 @@ class Owner:
         if self.note:
             say(self.note)
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left half-written; for when it is sure that the folder is a run's, or will be."""
+        remove_leftovers(self.folder)
+
     def empty_folder(self) -> None:
-        """Delete all that the folder holds, but stay its owner."""
-        for path in self.folder.iterdir():
-            if path.name == OWNER_FILE:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Delete all that the folder holds, but stay its owner. Broken off anywhere, it leaves what still counts as a
+        run, with all checkpoints or none. Raises InputError when something cannot be deleted."""
+        path = checkpoints = self.folder / "checkpoints"  # in one rename: some of them would count as all
+        try:
+            if checkpoints.exists():
+                os.replace(checkpoints, place_aside(checkpoints))
+            names = {path.name for path in self.folder.iterdir()} - {OWNER_FILE, *DELETED_LAST}
+            for path in (self.folder / name for name in (*sorted(names), *DELETED_LAST)):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{error.filename or path}: cannot be deleted ({reason}); delete it, then try again"
+            ) from None
 
 
 @contextmanager
 def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) -> Iterator[Owner]:
     """Own `folder`, which is made. At the end it is free, and deleted if nothing is in it.
 
-    What killed writers left half-written is removed. on_loss: called from a thread, with a line, when a process on
+    on_loss: called from a thread, with a line, when a process on
     another machine took the folder over, because this one was not heard of for long. Raises InputError, which says who
     owns the folder, when somebody does, or when it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file, is_locked = _lock(folder)
+        file, note, claim = _hold(folder)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another run_dir, or an output elsewhere"
         ) from None
-    try:
-        note, claim = _take(folder, file, is_locked=is_locked)
-    except BaseException:
-        os.close(file)
-        raise
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(folder, file, claim, done, on_loss), name="owner", daemon=True)
     beating.start()
     try:
-        remove_leftovers(folder)
         yield Owner(folder, note)
     finally:
         done.set()
@@ -111,6 +119,20 @@ def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) ->
         os.close(file)
         with suppress(OSError):
             folder.rmdir()
+
+
+def _hold(folder: Path) -> tuple[int, str, Claim]:
+    """The open owner file with this process's claim in it, and what `_take` returns."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file, is_locked = _lock(folder)
+        try:
+            return file, *_take(folder, file, is_locked=is_locked)
+        except FileNotFoundError:
+            os.close(file)
+        except BaseException:
+            os.close(file)
+            raise
 
 
 def _lock(folder: Path) -> tuple[int, bool | None]:
@@ -134,7 +156,8 @@ def _lock(folder: Path) -> tuple[int, bool | None]:
 
 
 def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Claim]:
-    """Write this process's claim; returns whom it was taken from, as a line, and the claim. Raises InputError."""
+    """Write this process's claim; returns whom it was taken from, as a line, and the claim. Raises InputError, and
+    FileNotFoundError when the owner ended meanwhile and the file with it."""
     before, note = _read(file), ""
     if is_locked is False:
         deadline = time.monotonic() + 1.0
@@ -147,9 +170,8 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
             raise _refusal(folder, before)
         note = f"{folder}: taken over from {before}, which has ended"
     elif before is not None:
-        if (silent_s := _silence(file)) < SILENT_S:
-            raise _refusal(folder, before, f"; if it is dead, this command works in {SILENT_S - silent_s:.0f} s")
-        note = f"{folder}: taken over from {before}, which was not heard of for {silent_s / 60:.0f} minutes"
+        _wait_until_silent(folder, file, before)
+        note = f"{folder}: taken over from {before}, which was not heard of for {SILENT_S / 60:.0f} minutes"
     claim = Claim.of_this_process()
     content = json.dumps(asdict(claim)).encode()
     # Longer first, shorter then: a reader never finds an empty file in the place of a claim.
@@ -159,10 +181,30 @@ def _take(folder: Path, file: int, *, is_locked: bool | None) -> tuple[str, Clai
     return note, claim
 
 
-def _refusal(folder: Path, owner: Claim | None, more: str = "") -> InputError:
+def _wait_until_silent(folder: Path, file: int, owner: Claim) -> None:
+    """Returns when the owner, on another machine, was silent for so long that it has gone: a scheduler starts a run
+    again on another node sooner than that. Raises InputError at the first sign of life, and FileNotFoundError when the
+    owner ends."""
+    heard = os.fstat(file).st_mtime_ns
+    left_s = SILENT_S - _silence(file)
+    if left_s > 0:
+        with suppress(OSError):
+            told = f"{folder} was being written by {owner}; waiting {left_s:.0f} s for a sign of life from it"
+            print(f"dphrl: {told}", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + left_s
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, left_s))
+        named = (folder / OWNER_FILE).stat()
+        if not os.path.samestat(named, os.fstat(file)):
+            raise FileNotFoundError(f"{folder / OWNER_FILE} is another file now")
+        if named.st_mtime_ns != heard:
+            raise _refusal(folder, _read(file))
+
+
+def _refusal(folder: Path, owner: Claim | None) -> InputError:
     who = str(owner) if owner else "another process"
     stop = f"stop it (there: kill -INT {owner.pid})" if owner else "stop it"
-    return InputError(f"{folder} is being written by {who}; wait for its end, {stop}, or choose another run_name{more}")
+    return InputError(f"{folder} is being written by {who}; wait for its end, {stop}, or choose another run_name")
 
 
 def _read(file: int) -> Claim | None:

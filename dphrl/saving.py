@@ -108,6 +108,12 @@ class CheckpointSaver:
                 with contextlib.suppress(Exception):
                     await task
 
+    def cancel(self) -> None:
+        """Give up what is being written, because the folder is another run's now. What is there aside is left to it."""
+        for task in (self._export, self._state):
+            if task is not None:
+                task.cancel()
+
     async def _exported(self) -> None:
         # The training is worth more than one export, which can be made again. The last one is not passed over.
         try:

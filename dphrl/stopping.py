@@ -39,7 +39,8 @@ class Stopped(KeyboardInterrupt):
 
 class StopRequest:
     """What was asked of this process so far. Without `listening` it stays empty, and all methods may be used.
-    at_once: whether it was asked a second time, so that nothing may be waited for.
+    at_once: whether it was asked a second time, so that nothing may be waited for. lost: after `abandon`, why the run's
+    folder is another's, so that nothing may be written there any more; else "".
 
     SIGINT (Ctrl-C): end after what is `held`, else now. SIGTERM: the same, and what `unless_stopped` waits for is given
     up. The same signal again, or Ctrl-C after SIGTERM: end now. SIGUSR1: save at the next opportunity, and go on.
@@ -48,7 +49,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._number: int | None = None
         self._heard_at = 0.0
-        self._lost = ""
+        self.lost = ""
         self.at_once = False
         self._wants_save = False
         self._num_held = 0
@@ -125,8 +126,8 @@ class StopRequest:
 
     def check(self) -> None:
         """Raises Stopped when the command was asked to end, and RuntimeError after `abandon`."""
-        if self._lost:
-            raise RuntimeError(self._lost)
+        if self.lost:
+            raise RuntimeError(self.lost)
         if self._number is not None:
             raise Stopped(self._number)
 
@@ -137,7 +138,7 @@ class StopRequest:
 
     def abandon(self, reason: str) -> None:
         """End the work that `run` does with this error, held or not; any thread may call it."""
-        self._lost = reason
+        self.lost = reason
         self._cancel(self._main)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO
 
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import InputError
-from dphrl.outputs import check_output, explained
+from dphrl.outputs import check_output, streamed_output
 from dphrl.rewards.base import Grader, build_grader
 from dphrl.sandbox.zygote import die_with_parent
 from dphrl.stopping import StopRequest
@@ -69,13 +69,13 @@ def score_file(
     opening: the mark with which every prompt opened a thought, so that the completions begin inside one; "" for none.
     Raises InputError when the input cannot be read, or the output not be written. If rows are malformed, it raises
     InputError with file and line of each, but only after it has graded and written all good rows. Raises Stopped after
-    a signal; the rows graded until then are written, each as a whole.
+    a signal. Rows are written as they are graded, each as a whole; the first ones take the place of what `output` held.
     """
     problems = _Problems(source)
     statuses: Counter[str] = Counter()
     with ExitStack() as stack, StopRequest().listening() as stop:
         rows, total_bytes = _open_input(source, stack)
-        target = _open_output(output, source, stack)
+        write = _open_output(output, source, stack)
         stack.callback(_say_counts, statuses)
         grade = stack.enter_context(closing(_Workers(reward, num_workers))).grade
         # Progress goes to standard error, because the results may go to standard output. It is counted in bytes,
@@ -85,11 +85,11 @@ def score_file(
         batches = _batches(_parse(rows, reward.name, opening, fields, problems))
         for batch, results in grade(batches):
             lines = [json.dumps(_record(index, r)) + "\n" for index, r in zip(batch.indices, results, strict=True)]
-            with stop.held(), explained(output) if output is not None else nullcontext():
-                target.write("".join(lines))
-                target.flush()
+            with stop.held():
+                write("".join(lines))
                 statuses.update(result.status for result in results)
             advance(batch.num_bytes)
+        write("")  # where no row was good, the result is empty
     if problems.lines:
         raise InputError(*problems.lines)
 
@@ -121,25 +121,18 @@ def _open_input(source: str, stack: ExitStack) -> tuple[IO[bytes], int | None]:
         raise InputError(f"{source}: cannot be read ({error.strerror}); give an existing .jsonl file") from error
 
 
-def _open_output(output: Path | None, source: str, stack: ExitStack) -> IO[str]:
+def _open_output(output: Path | None, source: str, stack: ExitStack) -> Callable[[str], None]:
     if output is None:
-        return sys.stdout
+        return _print
     if source != "-" and output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the input too; give another file for the results")
     check_output(output)
-    return stack.enter_context(_opened(output))
+    return stack.enter_context(streamed_output(output))
 
 
-@contextmanager
-def _opened(output: Path) -> Iterator[IO[str]]:
-    with explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        file = output.open("w", encoding="utf-8")
-    try:
-        yield file
-    finally:
-        with explained(output):  # some file systems tell only now that the disk is full
-            file.close()
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 class _Problems:

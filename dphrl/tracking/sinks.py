@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
 import re
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dphrl.config.loading import InputError
+from dphrl.durable import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -298,9 +298,7 @@ def _stored_id(path: Path) -> str:
     The id stays with the run's folder: a folder that is moved keeps its curves, one that is overwritten gets new ones.
     """
     if not path.is_file():
-        staging = path.with_name(f".{path.name}.partial")
-        staging.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
-        os.replace(staging, path)
+        write_whole(path, uuid.uuid4().hex + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 

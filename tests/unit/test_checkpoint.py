@@ -291,6 +291,22 @@ def test_a_checkpoint_waits_for_the_one_before_it(make_config: Any, tmp_path: Pa
     asyncio.run(run())
 
 
+def test_a_checkpoint_that_is_given_up_never_gets_its_name(make_config: Any, tmp_path: Path) -> None:
+    async def run() -> None:
+        learner = FakeLearner()
+        saver = saver_of(make_config, tmp_path, learner)
+        learner.may_write.clear()
+        await saver.save(1)
+        await asyncio.sleep(0)
+        saver.cancel()
+        learner.may_write.set()
+        with pytest.raises(asyncio.CancelledError):
+            await saver.finish()
+
+    asyncio.run(run())
+    assert checkpoints_in(tmp_path) == []
+
+
 def test_a_checkpoint_that_cannot_be_written_says_what_is_left(make_config: Any, tmp_path: Path) -> None:
     async def run() -> None:
         learner = FakeLearner()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.jobs import Job, JobClient, exit_status_of, next_id, plan_submission
+from cluster.jobs import STOP_WAIT, Job, JobClient, exit_status_of, next_id, plan_submission
 from dphrl.config.loading import InputError
+
+ALWAYS_SET = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def invoke(*arguments: str) -> Result:
@@ -37,7 +41,7 @@ def test_a_preset_with_its_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plan.run_name == "demo-math"
     assert plan.runtime_env["working_dir"] == str(tmp_path)
     assert "runs" in plan.runtime_env["excludes"]
-    assert plan.runtime_env["env_vars"] == {"PYTHONUNBUFFERED": "1"}
+    assert plan.runtime_env["env_vars"] == ALWAYS_SET
     assert str(tmp_path / "runs" / "demo-math") in plan.notes[0]
 
 
@@ -80,8 +84,19 @@ def test_environment_and_wheel(tmp_path: Path) -> None:
     here = {"DPHRL_DATA": "/data", "SECRET": "x", "WANDB_MODE": "offline", "HF_HOME": ""}
     plan = plan_submission("demo-math", [], wheel=wheel, env=["WANDB_MODE", "A=1=2"], environ=here)
     variables = plan.runtime_env["env_vars"]
-    assert variables == {"PYTHONUNBUFFERED": "1", "DPHRL_DATA": "/data", "WANDB_MODE": "offline", "A": "1=2"}
+    assert variables == {**ALWAYS_SET, "DPHRL_DATA": "/data", "WANDB_MODE": "offline", "A": "1=2"}
     assert plan.runtime_env["py_modules"] == [str(wheel)]
+
+
+def test_how_long_a_stopped_job_may_save_can_be_given() -> None:
+    plan = plan_submission("demo-math", [], env=["RAY_JOB_STOP_WAIT_TIME_S=600"], environ={})
+    assert plan.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
+
+
+def test_ray_reads_that_variable() -> None:
+    from ray.dashboard.modules.job import job_supervisor
+
+    assert set(STOP_WAIT) <= set(re.findall(r'os\.environ\.get\(\s*"(\w+)"', inspect.getsource(job_supervisor)))
 
 
 def test_no_secret_travels_with_a_job() -> None:
@@ -94,7 +109,7 @@ def test_no_secret_travels_with_a_job() -> None:
     }
     plan = plan_submission("demo-math", ["tracking.mlflow=true", "tracking.wandb=true"], environ=here)
     assert "sesame" not in f"{plan}"
-    assert plan.runtime_env["env_vars"] == {"PYTHONUNBUFFERED": "1", "HF_HOME": "/shared/hf"}
+    assert plan.runtime_env["env_vars"] == {**ALWAYS_SET, "HF_HOME": "/shared/hf"}
     said = [note for note in plan.notes if "the nodes' own environment must hold it" in note]
     assert [note.split()[0] for note in said] == ["WANDB_API_KEY", "MLFLOW_TRACKING_URI"]
 

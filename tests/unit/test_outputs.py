@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dphrl.config.loading import InputError
-from dphrl.outputs import check_output, save_output
+from dphrl.outputs import check_output, save_output, streamed_output
 
 
 def test_an_output_is_written_whole(tmp_path: Path) -> None:
@@ -35,6 +35,23 @@ def test_a_device_is_written_to_and_stays_one() -> None:
     with pytest.raises(OSError, match="No space left on device"):  # no fault of the name
         save_output(Path("/dev/full"), "page")
     assert os.stat("/dev/full").st_rdev == before.st_rdev
+
+
+def test_a_streamed_output_grows_and_keeps_what_was_there_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    with streamed_output(path) as write:
+        write("1\n")
+        assert path.read_text() == "1\n"
+        write("2 ä\n")
+        assert path.read_text() == "1\n2 ä\n"
+    with streamed_output(path) as write:
+        assert path.read_text() == "1\n2 ä\n"
+    assert path.read_text() == "1\n2 ä\n", "nothing came"
+    with streamed_output(path) as write:
+        write("")
+        assert path.read_text() == ""
+    with streamed_output(Path("/dev/null")) as write:
+        write("1\n")
 
 
 def test_a_closed_pipe_is_one_line(tmp_path: Path) -> None:

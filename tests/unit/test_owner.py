@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.launch import check_run_folder
 from dphrl import owner
 from dphrl.config.loading import InputError
 from dphrl.owner import OWNER_FILE, Claim, owned
@@ -109,21 +114,65 @@ def test_where_there_are_no_locks_a_living_process_stays_the_owner(
         assert mine.note == ""
 
 
-def test_an_owner_on_another_machine_is_believed_while_it_gives_signs_of_life(tmp_path: Path) -> None:
-    claim = left_behind(tmp_path)
+def test_an_owner_on_another_machine_is_waited_for_until_it_was_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left_behind(tmp_path)
     file = tmp_path / OWNER_FILE
     heard_s = file.stat().st_mtime - 100
     os.utime(file, (heard_s, heard_s))
-    for _ in range(2):  # the first one that asks is no sign of life
-        refused = pytest.raises(InputError, match=r"process 4194999 on elsewhere since 2026-01-02 .* works in 80 s")
-        with refused, owned(tmp_path):
-            pass
-    assert Claim(**json.loads(file.read_text())) == claim
-    os.utime(file, (heard_s - 200, heard_s - 200))
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert file.stat().st_mtime == heard_s, "who asks is no sign of life"
+
+    monkeypatch.setattr(owner, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=sleep))
     with owned(tmp_path) as mine:
-        assert "on elsewhere since 2026-01-02 03:04:05 UTC (dphrl train x), which was not heard of for 5" in mine.note
+        assert "on elsewhere since 2026-01-02 03:04:05 UTC (dphrl train x), which was not heard of for 3" in mine.note
         assert Claim(**json.loads(file.read_text())).pid == os.getpid()
+    assert 79 <= sum(slept) <= 81
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"dphrl: {tmp_path} was being written by process 4194999 on elsewhere since 2026")
+    assert line.endswith("; waiting 80 s for a sign of life from it")
     assert not file.exists()
+    left_behind(tmp_path)
+    os.utime(file, (heard_s - 200, heard_s - 200))
+    slept.clear()
+    with owned(tmp_path):
+        assert not slept
+
+
+@pytest.mark.parametrize("alive", ["it gives a sign of life", "it ends", "it ends and another begins"])
+def test_an_owner_on_another_machine_that_lives_keeps_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: str
+) -> None:
+    claim = left_behind(tmp_path)
+    file = tmp_path / OWNER_FILE
+
+    def first_sleep(seconds: float) -> None:
+        clock.sleep = lambda seconds: os.utime(file)
+        if alive == "it gives a sign of life":
+            os.utime(file)
+            return
+        file.unlink()
+        if alive == "it ends and another begins":
+            left_behind(tmp_path, host="third")
+
+    clock = SimpleNamespace(monotonic=count(0, 10).__next__, sleep=first_sleep)
+    monkeypatch.setattr(owner, "time", clock)
+    if alive == "it ends":
+        with owned(tmp_path) as mine:
+            assert mine.note == ""
+            assert Claim(**json.loads(file.read_text())).pid == os.getpid()
+        return
+    host = "elsewhere" if alive == "it gives a sign of life" else "third"
+    with (
+        pytest.raises(InputError, match=rf"process 4194999 on {host} since 2026-01-02 .* choose another"),
+        owned(tmp_path),
+    ):
+        pass
+    assert Claim(**json.loads(file.read_text())) == replace(claim, host=host)
 
 
 def test_an_owner_gives_signs_of_life_and_hears_when_it_lost_the_folder(
@@ -162,18 +211,75 @@ def test_emptying_the_folder_keeps_it(tmp_path: Path) -> None:
     assert Path(__file__).exists()
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_emptying_that_is_broken_off_leaves_a_run_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    for name in ("checkpoints/step_1", "checkpoints/step_2", "eval/x", "config.yaml", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    removed: list[str] = []
+
+    def rmtree(path: Path) -> None:
+        removed.append(path.name)
+        if len(removed) == broken:
+            raise KeyboardInterrupt
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(owner, "shutil", SimpleNamespace(rmtree=rmtree))
+    with owned(tmp_path) as mine:
+        with pytest.raises(KeyboardInterrupt):
+            mine.empty_folder()
+        assert not (tmp_path / "checkpoints").exists()
+        with pytest.raises(InputError, match="already holds a run"):
+            check_run_folder(tmp_path, resume=False, overwrite=False)
+        check_run_folder(tmp_path, resume=False, overwrite=True)
+        mine.empty_folder()
+        assert [path.name for path in tmp_path.iterdir()] == [OWNER_FILE]
+
+
+def test_what_cannot_be_deleted_is_named_and_the_folder_stays_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("{}")
+
+    def rmtree(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "events"))
+
+    monkeypatch.setattr(owner, "shutil", SimpleNamespace(rmtree=rmtree))
+    with owned(tmp_path) as mine:
+        with pytest.raises(InputError, match=r"tensorboard/events: cannot be deleted \(Permission denied\); delete it"):
+            mine.empty_folder()
+        assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_folder_with_checkpoints_holds_a_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_7").mkdir(parents=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        check_run_folder(tmp_path, resume=False, overwrite=False)
+    check_run_folder(tmp_path, resume=True, overwrite=False)
+
+
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     of_the_living = f".config.yaml.{os.getppid()}.partial"
-    for name in (".config.yaml.4194999.partial", ".step_3.partial/state", ".reference.4194999.old/manifest.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    removed = [
+        ".config.yaml.4194999.partial",
+        "checkpoints/.step_3.partial/state",
+        "checkpoints/.step_3.partial/.hf.4194999.old",
+        "checkpoints/step_2/.export.partial/hf/config.json",
+        f".metrics.{os.getpid()}.partial",
+    ]
+    restored = [".reference.4194999.old/manifest.json", f".reference.graded.{os.getpid()}.old/chunk"]
+    of_users = [".vimrc.old", ".config.old/theirs", ".notes.partial", "eval/step_1.json.partial/chunk", of_the_living]
+    for name in (*removed, *restored, *of_users):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / of_the_living).touch()
-    (tmp_path / "eval" / "step_1.json.partial").mkdir(parents=True)
-    with owned(tmp_path):
-        left = {path.name for path in tmp_path.iterdir()} - {OWNER_FILE}
-    assert left == {of_the_living, "reference", "eval"}
-    assert (tmp_path / "reference" / "manifest.json").is_file(), "a kill between two renames loses nothing"
-    assert (tmp_path / "eval" / "step_1.json.partial").is_dir(), "an evaluation goes on from it"
+    with owned(tmp_path) as mine:
+        assert (tmp_path / removed[0]).exists(), "it may turn out to be no run's folder"
+        mine.remove_leftovers()
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} - {OWNER_FILE}
+    assert left == {"reference/manifest.json", "reference.graded/chunk", *of_users}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -159,8 +159,10 @@ def test_a_lost_folder_is_an_error_of_its_own() -> None:
             await asyncio.sleep(60)
 
     stop = StopRequest()
+    assert not stop.lost
     with pytest.raises(RuntimeError, match="taken over"):
         stop.run(work(stop))
+    assert stop.lost == "taken over"
 
 
 def test_the_first_error_of_a_group_is_raised_itself() -> None:
