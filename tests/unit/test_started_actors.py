@@ -1,0 +1,62 @@
+"""Actors that start while a run is under way, with stand-ins for Ray's side: where they go, and what a failure leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import engines
+from cluster.engines import EngineActors
+from cluster.planning.placement import Bundle
+
+
+class Actors:
+    """Ray's nodes and actors. alive: the nodes that Ray takes to be alive."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *alive: str) -> None:
+        self.alive, self.events = set(alive), list[Any]()
+        for module in (engines,):
+            monkeypatch.setattr(module.ray, "kill", lambda actor: self.events.append(f"kill {actor.name}"))
+            monkeypatch.setattr(module.ray, "nodes", lambda: [{"NodeID": n, "Alive": True} for n in self.alive])
+            monkeypatch.setattr(
+                module, "PlacementGroupSchedulingStrategy", lambda group, placement_group_bundle_index: group
+            )
+            monkeypatch.setattr(module, "remove_placement_group", lambda group: self.events.append(f"free {group}"))
+        monkeypatch.setattr(engines, "RolloutEngine", SimpleNamespace(options=self._options))
+        monkeypatch.setattr(engines, "reserve_one", self._reserve)
+
+    def _options(self, name: str, scheduling_strategy: str, **_: Any) -> Any:
+        def spawn(*_: Any) -> Any:
+            self.events.append(f"{name} in {scheduling_strategy}")
+            return SimpleNamespace(name=name, ready=SimpleNamespace(remote=self.ready))
+
+        return SimpleNamespace(remote=spawn)
+
+    async def _reserve(self, config: Any, role: str, index: int, *, with_gpus: bool) -> Any:
+        return Bundle(role, index, 1.0, 0.0, "other"), "its own group"
+
+    async def ready(self) -> str:
+        return "here"
+
+
+def test_an_engine_whose_node_is_gone_starts_elsewhere_although_ray_hears_late_of_it(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Actors(monkeypatch, "lost", "other")
+    actors = EngineActors(make_config(run_name="run"), "model", "the run's group", {0: _bundle("lost")}, {})
+
+    async def settled(actor: Any) -> None:
+        world.events.append(f"ask Ray of {actor.name}")
+        world.alive.discard("lost")
+
+    monkeypatch.setattr(engines, "settled", settled)
+    world.events.clear()
+    asyncio.run(actors.start(0))
+    assert world.events == ["ask Ray of run-rollout-0", "kill run-rollout-0", "run-rollout-0 in its own group"]
+
+
+def _bundle(node: str) -> Bundle:
+    return Bundle("rollout", 0, 1.0, 0.0, node)
