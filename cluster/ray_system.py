@@ -224,17 +224,23 @@ class RaySystem:
         self._scaler = None
 
     async def start_worker(self) -> Any:
-        """One more reward worker, up, in a placement group of its own."""
+        """One more reward worker, up, in a placement group of its own. One that does not come up leaves nothing."""
         index = self._num_workers
         self._num_workers += 1
         bundle, group = await reserve_one(self.config, "reward", index, with_gpus=self._with_gpus)
         options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus}
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+        limit, worker = self.config.learner.timeout_s, None
+        try:
+            worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+            await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
+        except BaseException:
+            if worker is not None:
+                ray.kill(worker)
+            remove_placement_group(group)
+            raise
         self._workers.append(worker)
         self._worker_groups[worker] = group
-        limit = self.config.learner.timeout_s
-        await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
         return worker
 
     async def end_worker(self, worker: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster import engines
+from cluster import engines, ray_system
 from cluster.engines import EngineActors
 from cluster.planning.placement import Bundle
+from cluster.ray_system import RaySystem
 
 
 class Actors:
@@ -18,15 +19,16 @@ class Actors:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *alive: str) -> None:
         self.alive, self.events = set(alive), list[Any]()
-        for module in (engines,):
+        for module in (engines, ray_system):
             monkeypatch.setattr(module.ray, "kill", lambda actor: self.events.append(f"kill {actor.name}"))
             monkeypatch.setattr(module.ray, "nodes", lambda: [{"NodeID": n, "Alive": True} for n in self.alive])
             monkeypatch.setattr(
                 module, "PlacementGroupSchedulingStrategy", lambda group, placement_group_bundle_index: group
             )
             monkeypatch.setattr(module, "remove_placement_group", lambda group: self.events.append(f"free {group}"))
+            monkeypatch.setattr(module, "reserve_one", self._reserve)
         monkeypatch.setattr(engines, "RolloutEngine", SimpleNamespace(options=self._options))
-        monkeypatch.setattr(engines, "reserve_one", self._reserve)
+        monkeypatch.setattr(ray_system, "RewardWorker", SimpleNamespace(options=self._options))
 
     def _options(self, name: str, scheduling_strategy: str, **_: Any) -> Any:
         def spawn(*_: Any) -> Any:
@@ -60,3 +62,23 @@ def test_an_engine_whose_node_is_gone_starts_elsewhere_although_ray_hears_late_o
 
 def _bundle(node: str) -> Bundle:
     return Bundle("rollout", 0, 1.0, 0.0, node)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("its node died"), asyncio.CancelledError()])
+def test_a_reward_worker_that_does_not_come_up_leaves_nothing(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    world = Actors(monkeypatch)
+
+    async def fails() -> str:
+        raise error
+
+    monkeypatch.setattr(world, "ready", fails)
+    system = object.__new__(RaySystem)
+    system.config = make_config(run_name="run")
+    system._with_gpus, system._without_gpu, system._num_workers = False, {}, 1
+    system._workers, system._worker_groups = [], {}
+    with pytest.raises(type(error)):
+        asyncio.run(system.start_worker())
+    assert world.events == ["run-reward-1 in its own group", "kill run-reward-1", "free its own group"]
+    assert (system._workers, system._worker_groups) == ([], {})
