@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +47,7 @@ class Scaler:
         self._rewards: RayRewardPool
         self._is_up = asyncio.Event()
         self._nodes = _nodes()
+        self._told = set[str]()
 
     def up(self, rollouts: RayRolloutPool, rewards: RayRewardPool) -> None:
         """The run's parts are there."""
@@ -70,13 +71,25 @@ class Scaler:
 
     async def _serve(self) -> None:
         while True:
-            if (order := self._orders.next()) is not None:
-                try:
-                    await self._carry_out(order)
-                except Exception as error:  # the training goes on without it
-                    log.warning("an order to scale was not carried out: %s", error, exc_info=True)
-                    self._orders.answer(order, "failed", f"{type(error).__name__}: {error}")
+            with self._going_on("orders to scale are not taken"):
+                if (order := self._orders.next()) is not None:
+                    try:
+                        await self._carry_out(order)
+                    except Exception as error:  # the training goes on without it
+                        log.warning("an order to scale was not carried out: %s", error, exc_info=True)
+                        self._orders.answer(order, "failed", f"{type(error).__name__}: {error}")
             await asyncio.sleep(POLL_S)
+
+    @contextmanager
+    def _going_on(self, told: str) -> Iterator[None]:
+        """An error in this block is told, the same one once, and the loop around it goes on."""
+        try:
+            yield
+        except Exception as error:
+            message = f"{told}: {type(error).__name__}: {error}"
+            if message not in self._told:
+                log.warning("%s; the run tries again", message, exc_info=True)
+            self._told.add(message)
 
     async def _carry_out(self, order: Order) -> None:
         if not self._is_up.is_set():
@@ -131,10 +144,11 @@ class Scaler:
         await self._is_up.wait()
         while True:
             await asyncio.sleep(NODES_POLL_S)
-            present = await asyncio.to_thread(_nodes)
-            joined, self._nodes = present - self._nodes, present
-            if joined:
-                self._use(joined)
+            with self._going_on("nodes that join are not used"):
+                present = await asyncio.to_thread(_nodes)
+                if joined := present - self._nodes:
+                    self._use(joined)
+                self._nodes = present
 
     def _use(self, joined: frozenset[str]) -> None:
         numbers, most = self._rollouts.numbers, self._config.rollout.max_engines or 0
