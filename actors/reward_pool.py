@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import ray
 
 from actors.last_words import keep, last_words
-from actors.waiting import Actor, within
+from actors.waiting import Actor, limited, within
 from actors.watched import log_stack
 from dphrl.config.schema import Config
 from dphrl.rewards.base import graded_pair
@@ -183,7 +183,7 @@ class RayRewardPool:
         deadline = clock() + WORKER_GRACE_S
         while (left := deadline - clock()) > 0:
             with suppress(ray.exceptions.RayActorError, TimeoutError):
-                await asyncio.wait_for(worker.ready.remote(), left)
+                await limited(worker.ready.remote(), left)
                 return
             await asyncio.sleep(0.2)
         raise TimeoutError(f"{who} did not start again within {WORKER_GRACE_S:g} s")

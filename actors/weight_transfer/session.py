@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
-from actors.waiting import Actor, within
+from actors.waiting import Actor, limited, within
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import EngineFailure, Place, SendOutcome, SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord
@@ -67,7 +67,7 @@ class EngineSteps:
         """
         began = time.monotonic()
         try:
-            return await asyncio.wait_for(waiting, self.limit_s)
+            return await limited(waiting, self.limit_s)
         except SyncFailedError:
             raise
         except Exception as error:
