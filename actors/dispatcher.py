@@ -297,6 +297,10 @@ class Dispatcher:
         return None
 
     async def _send(self, index: int, lane: Lane, asks: list[Ask]) -> None:
+        # A call that was closed meanwhile has told the engine so, and what comes after that would be decoded.
+        asks = [ask for ask in asks if ask.call in self._calls]
+        if not asks:
+            return
         try:
             await lane.engine.submit.remote(self._owner, asks)
         except Exception as error:
