@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
 from actors.last_words import is_lost_object
-from actors.waiting import Actor, limited, within
+from actors.waiting import Actor, limited
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import EngineFailure, Place, SendOutcome, SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord
@@ -137,14 +137,12 @@ class ObjectStoreTransfer:
         return check_versions(records, version)
 
     async def _send_chunks(self, fleet: _Fleet, learner: WeightPublisher) -> None:
-        limit = self.config.timeout_s
         taking: deque[asyncio.Task[Any]] = deque()
         stream = learner.publish()
         try:
             for number in itertools.count(1):
-                coming = anext(stream, None)
-                chunk = await within(coming, limit, "sync.timeout_s", "the learner to publish its weights")
-                if chunk is None:
+                # The learner has a limit of its own for each chunk: only it can tell whether it is lost.
+                if (chunk := await anext(stream, None)) is None:
                     break
                 taking.append(asyncio.create_task(_take(fleet, number, chunk)))
                 del chunk

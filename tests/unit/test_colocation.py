@@ -28,7 +28,7 @@ from dphrl.config.loading import InputError
 from dphrl.evaluation.stage import Evaluation, evaluate_sets
 from dphrl.loop import train
 from dphrl.prepare import EvaluationSet
-from dphrl.protocols import Parts
+from dphrl.protocols import LearnerLostError, Parts
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.console import Console
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
@@ -289,6 +289,33 @@ def test_an_engine_that_never_wakes_has_a_deadline() -> None:
 
     with pytest.raises(TimeoutError, match=r"\(sync.timeout_s\) for rollout engine 0 to wake up \(weights\)"):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["hangs", "dies", "its GPU fails", "raises"])
+def test_a_rank_that_is_gone_when_its_state_is_to_move_is_a_lost_learner(how: str) -> None:
+    errors = {
+        "dies": ActorDiedError(),
+        "its GPU fails": RuntimeError("CUDA error: unspecified launch failure"),
+        "raises": ValueError("wrong"),
+    }
+
+    async def offload() -> None:
+        if how == "hangs":
+            await asyncio.sleep(60)
+        raise errors[how]
+
+    rank: Any = SimpleNamespace(offload=SimpleNamespace(remote=offload))
+    turns = DeviceTurns([], [rank], timeout_s=0.05)
+
+    async def run() -> None:
+        await turns.make_room()
+        async with turns.sync():
+            pass
+
+    with pytest.raises(RuntimeError, match="learner rank 0") as caught:
+        asyncio.run(run())
+    assert isinstance(caught.value, LearnerLostError) == (how != "raises")
+    assert "\n" not in str(caught.value)
 
 
 async def _nothing(*_: Any) -> None:
