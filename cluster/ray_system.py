@@ -76,7 +76,7 @@ class RaySystem:
         # Ray would show all GPUs of the node to an actor that has none.
         self._without_gpu = HIDDEN_GPUS if any(bundle.num_gpus for bundle in bundles) else {}
         self._learner_options = place["learner"]
-        self._ranks = self._spawn_ranks()
+        self._ranks = [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
         self._bundles = bundles
         self._check_shared_memory()
         mine = {place: bundle for place, bundle in enumerate(bundles) if bundle.role == "rollout"}
@@ -94,9 +94,6 @@ class RaySystem:
     def __exit__(self, *exc_info: object) -> None:
         self._places.release()
         ray.shutdown()
-
-    def _spawn_ranks(self) -> list[Any]:
-        return [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
         return self._spawn_anew(LearnerRank, "learner", index, options | rank_variables())(self.config, index)
@@ -119,16 +116,21 @@ class RaySystem:
     def _renew_ranks(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
-        self._ranks[:] = self._spawn_ranks()
+        for i, options in enumerate(self._learner_options):
+            self._ranks[i] = self._spawn_rank(i, options)  # one by one: after a failure, the next try ends those
 
-    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
-        """See `protocols.System`. Raises RuntimeError or TimeoutError, which say what was waited for."""
+    async def _move_ranks(self, say: Callable[[str], None]) -> None:
+        """Other ranks in place of the present ones, on other nodes where theirs are gone."""
         await asyncio.gather(*map(settled, self._ranks))
         for rank in self._ranks:
             ray.kill(rank)
         # These wait for Ray, and engines and graders go on meanwhile.
-        await asyncio.to_thread(self._places.find_room, "learner", self.config, on_ready)
+        await asyncio.to_thread(self._places.find_room, "learner", self.config, say)
         await asyncio.to_thread(self._renew_ranks)
+
+    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
+        """See `protocols.System`. Raises an Exception, which says what was waited for; then it may be called again."""
+        await self._move_ranks(on_ready)
         await self._start_of(on_ready, engines={}, workers=()).run()
         self._learning.begin_anew()
 
@@ -208,7 +210,7 @@ class RaySystem:
             self._actors.start,
             self._ranks,
             workers,
-            self._renew_ranks,
+            lambda: self._move_ranks(on_ready),
             self.model_dir,
             self.config.learner.timeout_s,
             self._turns,

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.device_turns import DeviceTurns
 from actors.learner_group import RayLearner
@@ -349,7 +349,7 @@ class Starting:
         self.failing = {}
         return self._actor(f"another engine {index}")
 
-    def _renew(self) -> None:
+    async def _renew(self) -> None:
         self.num_renewed += 1
         self.failing = {}
 
@@ -429,9 +429,18 @@ def test_what_the_user_can_correct_stays_as_it_is() -> None:
     assert getattr(caught.value.exceptions[0], "cause", None) is failing["rank 0 connect"].cause  # type: ignore[attr-defined]
 
 
-def test_a_rank_that_died_while_starting_is_started_again() -> None:
-    starting = Starting(shared=True, failing={"rank 1 connect": ActorDiedError()})
+@pytest.mark.parametrize("of_a_node", [False, True])
+def test_a_rank_that_died_while_starting_is_started_again(of_a_node: bool) -> None:
+    error = ActorUnavailableError("RPC error", b"0" * 16) if of_a_node else ActorDiedError()
+    starting = Starting(shared=True, failing={"rank 1 connect": error})
     assert starting.run()["dtype"] == "bfloat16"
+    assert starting.num_renewed == 1
+
+
+def test_ranks_that_tell_of_the_death_of_another_are_started_again() -> None:
+    broken = task_error(RuntimeError("[gloo] Connection closed by peer [10.0.0.7]:4711"))
+    starting = Starting(shared=False, failing={"rank 0 connect": broken})
+    starting.run()
     assert starting.num_renewed == 1
 
 

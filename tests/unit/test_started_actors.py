@@ -82,3 +82,42 @@ def test_a_reward_worker_that_does_not_come_up_leaves_nothing(
         asyncio.run(system.start_worker())
     assert world.events == ["run-reward-1 in its own group", "kill run-reward-1", "free its own group"]
     assert (system._workers, system._worker_groups) == ([], {})
+
+
+def test_each_new_learner_has_ranks_where_nodes_live_and_ends_those_of_the_try_before(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Actors(monkeypatch)
+    system = object.__new__(RaySystem)
+    system.config, system._without_gpu = make_config(run_name="run"), {}
+    system._learner_options = [{"scheduling_strategy": "lost"}, {"scheduling_strategy": "here"}]
+    monkeypatch.setattr(ray_system, "LearnerRank", SimpleNamespace(options=world._options))
+
+    async def settled(actor: Any) -> None:
+        world.events.append(f"ask Ray of {actor.name}")
+
+    def find_room(role: str, config: Any, say: Any) -> None:
+        world.events.append("find room")
+        system._learner_options[0]["scheduling_strategy"] = "other"
+
+    monkeypatch.setattr(ray_system, "settled", settled)
+    system._places = SimpleNamespace(find_room=find_room)  # type: ignore[assignment]
+    system._ranks = [SimpleNamespace(name=f"old {i}") for i in range(2)]
+    asyncio.run(system._move_ranks(lambda line: None))
+    assert world.events == [
+        *("ask Ray of old 0", "ask Ray of old 1", "kill old 0", "kill old 1", "find room", "kill old 0", "kill old 1"),
+        *("run-learner-0 in other", "run-learner-1 in here"),
+    ]
+    assert [rank.name for rank in system._ranks] == ["run-learner-0", "run-learner-1"]
+
+    # A start that ends in the midst leaves no rank that nobody ends.
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no connection to Ray")
+
+    spawn = system._spawn_rank
+    monkeypatch.setattr(system, "_spawn_rank", lambda i, options: spawn(i, options) if i == 0 else fails())
+    ranks = list(system._ranks)
+    with pytest.raises(RuntimeError):
+        system._renew_ranks()
+    assert system._ranks[0] is not ranks[0]
+    assert system._ranks[1] is ranks[1]
