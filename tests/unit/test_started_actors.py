@@ -1,4 +1,4 @@
-"""Actors that start while a run is under way, with stand-ins for Ray's side: where they go, and what a failure leaves."""
+"""Actors that start while a run is under way, with stand-ins for Ray: where they go, and what a failure leaves."""
 
 from __future__ import annotations
 
