@@ -192,7 +192,7 @@ class RaySystem:
         dtype, layout = str(facts["dtype"]), learner_layout(self.config)
         turns: Turns = self._turns or OwnDevices()
         rollouts = RayRolloutPool(self._actors.engines, self.config, self.probes, dtype, self._actors, turns)
-        rewards = RayRewardPool(self._workers, self.config)
+        rewards = RayRewardPool(self._workers, self.config, self)
         self._pools = rollouts, rewards
         if self._scaler is not None:
             self._scaler.up(rollouts, rewards)
@@ -247,7 +247,8 @@ class RaySystem:
 
     async def end_worker(self, worker: Any) -> None:
         """End a reward worker, and free what it held if its placement group is its own."""
-        self._workers.remove(worker)
+        if worker in self._workers:
+            self._workers.remove(worker)
         ray.kill(worker)
         if (group := self._worker_groups.pop(worker, None)) is not None:
             remove_placement_group(group)

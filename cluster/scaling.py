@@ -7,13 +7,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import ray
 
-from actors.reward_pool import RayRewardPool
+from actors.reward_pool import RayRewardPool, WorkerStarter
 from actors.rollout_pool import RayRolloutPool
-from actors.waiting import Actor
 from cluster.engines import EngineActors
 from cluster.orders import POLL_S, Order, Orders
 from cluster.planning.placement import PlacementError
@@ -24,16 +22,6 @@ log = logging.getLogger(__name__)
 NODES_POLL_S = 5.0
 
 
-class Workers(Protocol):
-    """Whoever makes the actors of reward workers."""
-
-    async def start_worker(self) -> Actor:
-        """Returns another one once it is up."""
-        ...
-
-    async def end_worker(self, worker: Actor) -> None: ...
-
-
 class Scaler:
     """Carries out the orders that come through a run's folder, and with rollout.max_engines also uses nodes that join.
 
@@ -41,7 +29,7 @@ class Scaler:
     it was at.
     """
 
-    def __init__(self, folder: Path, config: Config, engines: EngineActors, workers: Workers) -> None:
+    def __init__(self, folder: Path, config: Config, engines: EngineActors, workers: WorkerStarter) -> None:
         self._orders, self._config, self._actors, self._workers = Orders(folder), config, engines, workers
         self._rollouts: RayRolloutPool
         self._rewards: RayRewardPool

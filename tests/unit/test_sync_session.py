@@ -557,9 +557,7 @@ def test_a_learner_that_hangs_may_tell_itself_that_it_is_lost(
 
 def test_no_engine_is_blamed_for_weights_that_died_with_the_learner(make_config: Any) -> None:
     pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "misses it")) for _ in range(2)], spare=[])
-    with pytest.raises(
-        LearnerLostError, match=r"^the learner's weights were gone from Ray's object store .* node"
-    ):
+    with pytest.raises(LearnerLostError, match=r"^the learner's weights were gone from Ray's object store .* node"):
         refit(pool, learner)
     assert set(pool.engines) == {0, 1}
 
