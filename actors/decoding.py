@@ -62,7 +62,7 @@ class Decoding:
         self._running: dict[str, Request] = {}
         self._num_urgent = 0
         self._ids = itertools.count()
-        self._held = True
+        self._held, self._num_serves = True, 0
         self.policy_version: int | None = None
 
     # ---------------------------------------------------------------------------------- asks
@@ -127,13 +127,14 @@ class Decoding:
             self._note_spans(before)
         keeps = bool(self._running) and self._rollout.on_update == "keep"
         # vLLM keeps cached prefixes across updates, but the old weights computed them. Where requests keep theirs, the
-        # version in the salt of their prompts keeps others from them.
+        # salt of their prompts keeps others from them. A version is no salt: a learner that starts again repeats it.
         if not self._llm.reset_prefix_cache(reset_running_requests=not keeps) and not keeps:
             raise RuntimeError(
                 f"vLLM kept its prefix cache, which the old weights filled, after the update to version "
                 f"{policy_version}: some request still holds blocks of it"
             )
         self._held, self.policy_version = False, policy_version
+        self._num_serves += 1
 
     def _note_spans(self, version: int) -> None:
         if not self._running:
@@ -150,7 +151,7 @@ class Decoding:
         request_id = str(next(self._ids))
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.ask.prompt.token_ids)}
         if self._rollout.on_update == "keep":
-            prompt["cache_salt"] = str(self.policy_version)
+            prompt["cache_salt"] = str(self._num_serves)
         self._llm.llm_engine.add_request(request_id, prompt, self._sampling_params(request))
         self._running[request_id] = request
         self._num_urgent += request.urgent

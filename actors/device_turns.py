@@ -13,8 +13,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from typing import Any, Protocol
 
+from actors.last_words import is_death, is_device_failure
 from actors.waiting import Actor, within
 from actors.weight_transfer.failures import last_words
+from dphrl.protocols import LearnerLostError
 
 WEIGHTS, CACHE = "weights", "kv_cache"
 
@@ -153,13 +155,23 @@ class DeviceTurns:
 
     async def _offload(self) -> None:
         if self._state_is_here:
-            await self._all("learner rank", self.ranks, "put its state away", lambda rank: rank.offload.remote())
+            await self._all_ranks("put its state away", lambda rank: rank.offload.remote())
             self._state_is_here = False
 
     async def _reload(self) -> None:
         if not self._state_is_here:
-            await self._all("learner rank", self.ranks, "take its state back", lambda rank: rank.reload.remote())
+            await self._all_ranks("take its state back", lambda rank: rank.reload.remote())
             self._state_is_here = True
+
+    async def _all_ranks(self, what: str, call: Callable[[Actor], Awaitable[Any]]) -> None:
+        """Raises LearnerLostError when a rank is gone or hangs."""
+        try:
+            await self._all("learner rank", self.ranks, what, call)
+        except (TimeoutError, RuntimeError) as error:
+            cause = error.__cause__ or error
+            if isinstance(error, TimeoutError) or is_death(cause) or is_device_failure(cause):
+                raise LearnerLostError(str(error)) from error
+            raise
 
     async def _all_engines(self, what: str, call: Callable[[Actor], Awaitable[Any]]) -> None:
         await self._all("rollout engine", self.engines, what, call)

@@ -17,7 +17,7 @@ from actors.asks import Answer, Ask
 from actors.engine_lane import Lane
 from actors.engine_load import EngineLoad
 from actors.lengths import Lengths
-from actors.waiting import Actor
+from actors.waiting import Actor, limited
 from dphrl.types import Completion, Prompt
 
 # An engine is handed this many times what it decodes at once, so that it has the next completion there when one ends.
@@ -142,7 +142,7 @@ class Dispatcher:
             if left_s <= 0:
                 raise TimeoutError(f"waited {limit_s:g} s (rollout.timeout_s) for a completion")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(call.arrived.wait(), min(left_s, self._check_interval_s))
+                await limited(call.arrived.wait(), min(left_s, self._check_interval_s))
             call.arrived.clear()
             self._check_deadlines()
         completions = call.delivered.popleft()
@@ -216,7 +216,7 @@ class Dispatcher:
         while any(self._lanes.values()):
             self._idle = self._idle or asyncio.Event()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), self._check_interval_s)
+                await limited(self._idle.wait(), self._check_interval_s)
             self._check_deadlines()
         if self._paused:
             self._standing_since = time.monotonic()
@@ -297,6 +297,10 @@ class Dispatcher:
         return None
 
     async def _send(self, index: int, lane: Lane, asks: list[Ask]) -> None:
+        # A call that was closed meanwhile has told the engine so, and what comes after that would be decoded.
+        asks = [ask for ask in asks if ask.call in self._calls]
+        if not asks:
+            return
         try:
             await lane.engine.submit.remote(self._owner, asks)
         except Exception as error:

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from actors import last_words
 from actors.device_turns import OwnDevices, Turns
-from actors.waiting import Actor, within
+from actors.waiting import Actor, limited, within
 from actors.watched import STACK_TIMEOUT_S, StuckError, answer_of, log_stack
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import WeightSummary
@@ -204,7 +204,7 @@ class RayLearner:
 
     async def _death_of(self, index: int, rank: Actor) -> str | None:
         try:
-            await asyncio.wait_for(rank.idle_s.remote(), STACK_TIMEOUT_S)
+            await limited(rank.idle_s.remote(), STACK_TIMEOUT_S)
         except TimeoutError:
             return None
         except RayError as error:

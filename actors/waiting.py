@@ -11,10 +11,19 @@ T = TypeVar("T")
 Actor = Any  # Ray's handles have no static types for their methods.
 
 
+async def limited(waiting: Awaitable[T], seconds: float) -> T:
+    """The result of `waiting`. Raises TimeoutError.
+
+    Python 3.11's `asyncio.wait_for` loses a cancellation that comes in the same turn as the result; this does not.
+    """
+    async with asyncio.timeout(seconds):
+        return await waiting
+
+
 async def within(waiting: Awaitable[T], seconds: float, setting: str, what: str) -> T:
     """The result of `waiting`. Raises TimeoutError: what was waited for, since when, and which setting is the limit."""
     began = datetime.now(UTC)
     try:
-        return await asyncio.wait_for(waiting, seconds)
+        return await limited(waiting, seconds)
     except TimeoutError:
         raise TimeoutError(f"waited {seconds:g} s ({setting}) for {what}, since {began:%H:%M:%S} UTC") from None

@@ -16,7 +16,7 @@ from typing import TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from actors.waiting import Actor
+from actors.waiting import Actor, limited
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ async def answer_of(
 async def log_stack(actor: Actor, who: str) -> str:
     """Write where `actor` hangs to the log, and return its place as an insertion, " (node ..., process ...)", or ""."""
     try:
-        where, stacks = await asyncio.wait_for(actor.stack.remote(), STACK_TIMEOUT_S)
+        where, stacks = await limited(actor.stack.remote(), STACK_TIMEOUT_S)
     except Exception as error:
         log.warning(
             "%s hangs, and does not tell where within %g s (%s): its node is gone, or its code keeps Python's lock; "
@@ -117,7 +117,7 @@ async def settled(actor: Actor, limit_s: float = 60.0) -> None:
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         try:
-            await asyncio.wait_for(actor.idle_s.remote(), STACK_TIMEOUT_S)
+            await limited(actor.idle_s.remote(), STACK_TIMEOUT_S)
         except ActorUnavailableError:
             await asyncio.sleep(0.5)
         except (RayError, TimeoutError):
@@ -128,6 +128,6 @@ async def settled(actor: Actor, limit_s: float = 60.0) -> None:
 
 async def _idle_s(actor: Actor) -> float:
     try:
-        return float(await asyncio.wait_for(actor.idle_s.remote(), STACK_TIMEOUT_S))
+        return float(await limited(actor.idle_s.remote(), STACK_TIMEOUT_S))
     except TimeoutError:
         return float("inf")

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.waiting import within
 from actors.weight_transfer.ledger import EngineRecord, WeightSummary
 from actors.weight_transfer.session import EngineSteps
 from dphrl.data.schedule import derive_seed
@@ -107,7 +106,7 @@ class WeightProof:
     async def _gaps(self, learner: WeightPublisher, attempt: int) -> list[Gap]:
         """Each engine's gap on probe completions that it samples now; one call of `score` scores them all."""
         seed = derive_seed(self._seed, "probes", learner.policy_version, attempt)
-        step, limit = self._steps.step, self._steps.limit_s
+        step = self._steps.step
         sampled: list[list[Completion]] = await self._steps.all(
             [
                 step(i, "answer the probes", engine.probe.remote(self.probes, seed, PROBE_TOKENS))
@@ -117,8 +116,8 @@ class WeightProof:
         prompt_ids = {prompt.prompt_id: prompt.token_ids for prompt in self.probes}
         flat = [completion for completions in sampled for completion in completions]
         sequences = [((*prompt_ids[c.prompt_id], *c.token_ids), len(prompt_ids[c.prompt_id])) for c in flat]
-        scored = await within(learner.score(sequences), limit, "sync.timeout_s", "the learner to score the probes")
-        logprobs = iter(scored)
+        # The learner has a limit of its own, and only it can tell whether it is lost.
+        logprobs = iter(await learner.score(sequences))
         return [
             Gap.of([p for _ in completions for p in next(logprobs)], [p for c in completions for p in c.logprobs])
             for completions in sampled

@@ -17,6 +17,7 @@ from actors.engine_repair import CannotPlaceError
 from actors.rollout_engine import RolloutEngine
 from actors.vllm_settings import process_variables
 from actors.waiting import Actor, within
+from actors.watched import settled
 from cluster.planning.growth import plan_more
 from cluster.planning.placement import Bundle, Node, PlacementError
 from cluster.planning.ray_placement import NODE_ID_LABEL, cluster_nodes
@@ -58,6 +59,7 @@ class EngineActors:
         """See `EngineStarter`. Raises TimeoutError after learner.timeout_s, and CannotPlaceError."""
         limit, what = self._config.learner.timeout_s, f"rollout engine {index} to start"
         if (before := self.engines.pop(index, None)) is not None:
+            await settled(before)  # its node may be gone, and Ray hears late of that
             ray.kill(before)
         if self._needs_room(index):
             await self._reserve(index)

@@ -76,7 +76,7 @@ class RaySystem:
         # Ray would show all GPUs of the node to an actor that has none.
         self._without_gpu = HIDDEN_GPUS if any(bundle.num_gpus for bundle in bundles) else {}
         self._learner_options = place["learner"]
-        self._ranks = self._spawn_ranks()
+        self._ranks = [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
         self._bundles = bundles
         self._check_shared_memory()
         mine = {place: bundle for place, bundle in enumerate(bundles) if bundle.role == "rollout"}
@@ -94,9 +94,6 @@ class RaySystem:
     def __exit__(self, *exc_info: object) -> None:
         self._places.release()
         ray.shutdown()
-
-    def _spawn_ranks(self) -> list[Any]:
-        return [self._spawn_rank(i, options) for i, options in enumerate(self._learner_options)]
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
         return self._spawn_anew(LearnerRank, "learner", index, options | rank_variables())(self.config, index)
@@ -119,16 +116,21 @@ class RaySystem:
     def _renew_ranks(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
-        self._ranks[:] = self._spawn_ranks()
+        for i, options in enumerate(self._learner_options):
+            self._ranks[i] = self._spawn_rank(i, options)  # one by one: after a failure, the next try ends those
 
-    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
-        """See `protocols.System`. Raises RuntimeError or TimeoutError, which say what was waited for."""
+    async def _move_ranks(self, say: Callable[[str], None]) -> None:
+        """Other ranks in place of the present ones, on other nodes where theirs are gone."""
         await asyncio.gather(*map(settled, self._ranks))
         for rank in self._ranks:
             ray.kill(rank)
         # These wait for Ray, and engines and graders go on meanwhile.
-        await asyncio.to_thread(self._places.find_room, "learner", self.config, on_ready)
+        await asyncio.to_thread(self._places.find_room, "learner", self.config, say)
         await asyncio.to_thread(self._renew_ranks)
+
+    async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
+        """See `protocols.System`. Raises an Exception, which says what was waited for; then it may be called again."""
+        await self._move_ranks(on_ready)
         await self._start_of(on_ready, engines={}, workers=()).run()
         self._learning.begin_anew()
 
@@ -190,7 +192,7 @@ class RaySystem:
         dtype, layout = str(facts["dtype"]), learner_layout(self.config)
         turns: Turns = self._turns or OwnDevices()
         rollouts = RayRolloutPool(self._actors.engines, self.config, self.probes, dtype, self._actors, turns)
-        rewards = RayRewardPool(self._workers, self.config)
+        rewards = RayRewardPool(self._workers, self.config, self)
         self._pools = rollouts, rewards
         if self._scaler is not None:
             self._scaler.up(rollouts, rewards)
@@ -208,7 +210,7 @@ class RaySystem:
             self._actors.start,
             self._ranks,
             workers,
-            self._renew_ranks,
+            lambda: self._move_ranks(on_ready),
             self.model_dir,
             self.config.learner.timeout_s,
             self._turns,
@@ -224,22 +226,29 @@ class RaySystem:
         self._scaler = None
 
     async def start_worker(self) -> Any:
-        """One more reward worker, up, in a placement group of its own."""
+        """One more reward worker, up, in a placement group of its own. One that does not come up leaves nothing."""
         index = self._num_workers
         self._num_workers += 1
         bundle, group = await reserve_one(self.config, "reward", index, with_gpus=self._with_gpus)
         options = {"num_cpus": bundle.num_cpus, "num_gpus": bundle.num_gpus}
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+        limit, worker = self.config.learner.timeout_s, None
+        try:
+            worker = self._spawn_worker(index, options | {"scheduling_strategy": strategy})
+            await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
+        except BaseException:
+            if worker is not None:
+                ray.kill(worker)
+            remove_placement_group(group)
+            raise
         self._workers.append(worker)
         self._worker_groups[worker] = group
-        limit = self.config.learner.timeout_s
-        await within(worker.ready.remote(), limit, "learner.timeout_s", f"reward worker {index} to start")
         return worker
 
     async def end_worker(self, worker: Any) -> None:
         """End a reward worker, and free what it held if its placement group is its own."""
-        self._workers.remove(worker)
+        if worker in self._workers:
+            self._workers.remove(worker)
         ray.kill(worker)
         if (group := self._worker_groups.pop(worker, None)) is not None:
             remove_placement_group(group)

@@ -74,7 +74,7 @@ def _ray_learner(config: Config, model_dir: str, console: Console) -> RayLearner
     ranks: list[Any] = []
     rank_class: Any = LearnerRank
 
-    def make_ranks() -> None:
+    async def make_ranks() -> None:
         for rank in ranks:
             ray.kill(rank)
         ranks[:] = [
@@ -84,9 +84,12 @@ def _ray_learner(config: Config, model_dir: str, console: Console) -> RayLearner
             for bundle in bundles
         ]
 
-    make_ranks()
-    start = Start({}, None, ranks, [], make_ranks, model_dir, config.learner.timeout_s, None, console.info)
-    facts = asyncio.run(start.run())
+    async def start() -> dict[str, Any]:
+        await make_ranks()
+        limit = config.learner.timeout_s
+        return await Start({}, None, ranks, [], make_ranks, model_dir, limit, None, console.info).run()
+
+    facts = asyncio.run(start())
     return RayLearner(ranks, str(facts["dtype"]), learner_layout(config))
 
 

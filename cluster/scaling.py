@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import ray
 
-from actors.reward_pool import RayRewardPool
+from actors.reward_pool import RayRewardPool, WorkerStarter
 from actors.rollout_pool import RayRolloutPool
-from actors.waiting import Actor
 from cluster.engines import EngineActors
 from cluster.orders import POLL_S, Order, Orders
 from cluster.planning.placement import PlacementError
@@ -24,16 +22,6 @@ log = logging.getLogger(__name__)
 NODES_POLL_S = 5.0
 
 
-class Workers(Protocol):
-    """Whoever makes the actors of reward workers."""
-
-    async def start_worker(self) -> Actor:
-        """Returns another one once it is up."""
-        ...
-
-    async def end_worker(self, worker: Actor) -> None: ...
-
-
 class Scaler:
     """Carries out the orders that come through a run's folder, and with rollout.max_engines also uses nodes that join.
 
@@ -41,12 +29,13 @@ class Scaler:
     it was at.
     """
 
-    def __init__(self, folder: Path, config: Config, engines: EngineActors, workers: Workers) -> None:
+    def __init__(self, folder: Path, config: Config, engines: EngineActors, workers: WorkerStarter) -> None:
         self._orders, self._config, self._actors, self._workers = Orders(folder), config, engines, workers
         self._rollouts: RayRolloutPool
         self._rewards: RayRewardPool
         self._is_up = asyncio.Event()
         self._nodes = _nodes()
+        self._told = set[str]()
 
     def up(self, rollouts: RayRolloutPool, rewards: RayRewardPool) -> None:
         """The run's parts are there."""
@@ -70,13 +59,25 @@ class Scaler:
 
     async def _serve(self) -> None:
         while True:
-            if (order := self._orders.next()) is not None:
-                try:
-                    await self._carry_out(order)
-                except Exception as error:  # the training goes on without it
-                    log.warning("an order to scale was not carried out: %s", error, exc_info=True)
-                    self._orders.answer(order, "failed", f"{type(error).__name__}: {error}")
+            with self._going_on("orders to scale are not taken"):
+                if (order := self._orders.next()) is not None:
+                    try:
+                        await self._carry_out(order)
+                    except Exception as error:  # the training goes on without it
+                        log.warning("an order to scale was not carried out: %s", error, exc_info=True)
+                        self._orders.answer(order, "failed", f"{type(error).__name__}: {error}")
             await asyncio.sleep(POLL_S)
+
+    @contextmanager
+    def _going_on(self, told: str) -> Iterator[None]:
+        """An error in this block is told, the same one once, and the loop around it goes on."""
+        try:
+            yield
+        except Exception as error:
+            message = f"{told}: {type(error).__name__}: {error}"
+            if message not in self._told:
+                log.warning("%s; the run tries again", message, exc_info=True)
+            self._told.add(message)
 
     async def _carry_out(self, order: Order) -> None:
         if not self._is_up.is_set():
@@ -131,10 +132,11 @@ class Scaler:
         await self._is_up.wait()
         while True:
             await asyncio.sleep(NODES_POLL_S)
-            present = await asyncio.to_thread(_nodes)
-            joined, self._nodes = present - self._nodes, present
-            if joined:
-                self._use(joined)
+            with self._going_on("nodes that join are not used"):
+                present = await asyncio.to_thread(_nodes)
+                if joined := present - self._nodes:
+                    self._use(joined)
+                self._nodes = present
 
     def _use(self, joined: frozenset[str]) -> None:
         numbers, most = self._rollouts.numbers, self._config.rollout.max_engines or 0

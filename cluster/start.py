@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayActorError, RayError
 
 from actors import last_words
 from actors.device_turns import DeviceTurns
@@ -34,7 +34,7 @@ class Start:
     restart_engine: Callable[[int], Awaitable[Actor]] | None
     ranks: Sequence[Actor]
     workers: Sequence[Actor]
-    renew_ranks: Callable[[], None]
+    renew_ranks: Callable[[], Awaitable[None]]
     model_dir: str
     timeout_s: float
     turns: DeviceTurns | None
@@ -57,11 +57,10 @@ class Start:
     async def _engine(self, index: int, engine: Actor) -> None:
         what = f"rollout engine {index}"
         try:
-            where = await self._up(
-                engine.ready.remote(), what, can_die=self.turns is None and self.restart_engine is not None
-            )
-        except ActorDiedError as error:
-            if error.actor_init_failed or self.restart_engine is None:
+            can_die = self.turns is None and self.restart_engine is not None
+            where = await self._up(engine.ready.remote(), what, _is_gone if can_die else None)
+        except RayError as error:
+            if self.restart_engine is None or not _is_gone(error):
                 raise
             self.on_ready(f"{what} died while it started: starting another")
             again = await self.restart_engine(index)
@@ -80,30 +79,42 @@ class Start:
         return facts
 
     async def _connect(self, num_starts: int) -> dict[str, Any]:
+        leave = _may_pass if num_starts > 1 else None
         try:
-            master = await self._up(self.ranks[0].address.remote(), "learner rank 0", can_die=num_starts > 1)
+            master = await self._up(self.ranks[0].address.remote(), "learner rank 0", leave)
             joining = [
-                self._up(rank.connect.remote(master, self.model_dir), f"learner rank {i}", can_die=num_starts > 1)
+                self._up(rank.connect.remote(master, self.model_dir), f"learner rank {i}", leave)
                 for i, rank in enumerate(self.ranks)
             ]
             return dict((await asyncio.gather(*joining))[0])
-        except ActorDiedError as error:
-            # An exception of our own code would come again at the next start.
-            if error.actor_init_failed or num_starts == 1:
+        except RayError as error:
+            if leave is None or not leave(error):
                 raise
             self.on_ready("a learner worker died while starting: starting the learner again")
-            self.renew_ranks()
+            await self.renew_ranks()
             return await self._connect(num_starts - 1)
 
-    async def _up(self, answer: Awaitable[Any], what: str, *, can_die: bool = False) -> Any:
-        """The answer of an actor that is starting. can_die: leave the error of a dead actor to the caller."""
+    async def _up(self, answer: Awaitable[Any], what: str, leave: Callable[[RayError], bool] | None = None) -> Any:
+        """The answer of an actor that is starting. leave: the errors that the caller answers, as Ray raises them."""
         try:
             return await within(answer, self.timeout_s, SETTING, f"{what} to start")
         except RayError as error:
-            if _says_enough(error) or (can_die and isinstance(error, ActorDiedError)):
+            if _says_enough(error) or (leave is not None and leave(error)):
                 raise
             last_words.keep(what, error)
             raise RuntimeError(f"{what} did not start: {_reason(error)}") from error
+
+
+def _is_gone(error: RayError) -> bool:
+    """Whether the actor died, or, as Ray says first when a node dies, cannot be reached. An exception of our own code,
+    which would come again at the next start, is none of these."""
+    return last_words.is_death(error) and not (isinstance(error, RayActorError) and error.actor_init_failed)
+
+
+def _may_pass(error: RayError) -> bool:
+    """Whether the learner may come up at another start. Of a rank that died, others may tell first, by a connection
+    that broke."""
+    return _is_gone(error) or (last_words.is_broken_link(error) and "imed out" not in str(error))
 
 
 def _says_enough(error: RayError) -> bool:
@@ -114,7 +125,7 @@ def _says_enough(error: RayError) -> bool:
 
 def _reason(error: RayError) -> str:
     """One line: Ray puts an actor's whole traceback into the error's text, and what was raised at its end."""
-    if isinstance(error, ActorDiedError) and not error.actor_init_failed:
+    if _is_gone(error):
         return last_words.how_it_ended(error) + last_words.place_in(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
-from actors.waiting import Actor, within
+from actors.last_words import is_lost_object
+from actors.waiting import Actor, limited
 from actors.weight_transfer.backends import engine_backend
 from actors.weight_transfer.failures import EngineFailure, Place, SendOutcome, SyncFailedError
 from actors.weight_transfer.ledger import EngineRecord
 from dphrl.config.runtime import SyncConfig
 from dphrl.config.schema import Config
-from dphrl.protocols import WeightChunk, WeightPublisher
+from dphrl.protocols import LearnerLostError, WeightChunk, WeightPublisher
 
 T = TypeVar("T")
 # Chunks that an engine is handed at a time: the one that it loads, and the next.
@@ -63,14 +64,20 @@ class EngineSteps:
     async def step(self, index: int, doing: str, waiting: Awaitable[T]) -> T:
         """The result of `waiting`, which is for engine `index`. doing: what it is asked for, as in "take weights".
 
-        Raises SyncFailedError about this engine when it takes too long, raises, or dies.
+        Raises SyncFailedError about this engine when it takes too long, raises, or dies, and LearnerLostError when what
+        it was given is gone from Ray's object store with whoever put it there.
         """
         began = time.monotonic()
         try:
-            return await asyncio.wait_for(waiting, self.limit_s)
+            return await limited(waiting, self.limit_s)
         except SyncFailedError:
             raise
         except Exception as error:
+            if is_lost_object(error):
+                raise LearnerLostError(
+                    f"the learner's weights were gone from Ray's object store when rollout engine {index} was to "
+                    f"{doing}: the process or the node that sent them died"
+                ) from error
             took = time.monotonic() - began
             failure = EngineFailure.of(index, doing, took, error, self.limit_s)
             raise SyncFailedError([self.placed(failure)]) from error
@@ -130,14 +137,12 @@ class ObjectStoreTransfer:
         return check_versions(records, version)
 
     async def _send_chunks(self, fleet: _Fleet, learner: WeightPublisher) -> None:
-        limit = self.config.timeout_s
         taking: deque[asyncio.Task[Any]] = deque()
         stream = learner.publish()
         try:
             for number in itertools.count(1):
-                coming = anext(stream, None)
-                chunk = await within(coming, limit, "sync.timeout_s", "the learner to publish its weights")
-                if chunk is None:
+                # The learner has a limit of its own for each chunk: only it can tell whether it is lost.
+                if (chunk := await anext(stream, None)) is None:
                     break
                 taking.append(asyncio.create_task(_take(fleet, number, chunk)))
                 del chunk

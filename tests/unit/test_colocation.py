@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.device_turns import DeviceTurns
 from actors.learner_group import RayLearner
@@ -28,7 +28,7 @@ from dphrl.config.loading import InputError
 from dphrl.evaluation.stage import Evaluation, evaluate_sets
 from dphrl.loop import train
 from dphrl.prepare import EvaluationSet
-from dphrl.protocols import Parts
+from dphrl.protocols import LearnerLostError, Parts
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.console import Console
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
@@ -291,6 +291,33 @@ def test_an_engine_that_never_wakes_has_a_deadline() -> None:
         asyncio.run(run())
 
 
+@pytest.mark.parametrize("how", ["hangs", "dies", "its GPU fails", "raises"])
+def test_a_rank_that_is_gone_when_its_state_is_to_move_is_a_lost_learner(how: str) -> None:
+    errors = {
+        "dies": ActorDiedError(),
+        "its GPU fails": RuntimeError("CUDA error: unspecified launch failure"),
+        "raises": ValueError("wrong"),
+    }
+
+    async def offload() -> None:
+        if how == "hangs":
+            await asyncio.sleep(60)
+        raise errors[how]
+
+    rank: Any = SimpleNamespace(offload=SimpleNamespace(remote=offload))
+    turns = DeviceTurns([], [rank], timeout_s=0.05)
+
+    async def run() -> None:
+        await turns.make_room()
+        async with turns.sync():
+            pass
+
+    with pytest.raises(RuntimeError, match="learner rank 0") as caught:
+        asyncio.run(run())
+    assert isinstance(caught.value, LearnerLostError) == (how != "raises")
+    assert "\n" not in str(caught.value)
+
+
 async def _nothing(*_: Any) -> None:
     return None
 
@@ -322,7 +349,7 @@ class Starting:
         self.failing = {}
         return self._actor(f"another engine {index}")
 
-    def _renew(self) -> None:
+    async def _renew(self) -> None:
         self.num_renewed += 1
         self.failing = {}
 
@@ -402,9 +429,18 @@ def test_what_the_user_can_correct_stays_as_it_is() -> None:
     assert getattr(caught.value.exceptions[0], "cause", None) is failing["rank 0 connect"].cause  # type: ignore[attr-defined]
 
 
-def test_a_rank_that_died_while_starting_is_started_again() -> None:
-    starting = Starting(shared=True, failing={"rank 1 connect": ActorDiedError()})
+@pytest.mark.parametrize("of_a_node", [False, True])
+def test_a_rank_that_died_while_starting_is_started_again(of_a_node: bool) -> None:
+    error = ActorUnavailableError("RPC error", b"0" * 16) if of_a_node else ActorDiedError()
+    starting = Starting(shared=True, failing={"rank 1 connect": error})
     assert starting.run()["dtype"] == "bfloat16"
+    assert starting.num_renewed == 1
+
+
+def test_ranks_that_tell_of_the_death_of_another_are_started_again() -> None:
+    broken = task_error(RuntimeError("[gloo] Connection closed by peer [10.0.0.7]:4711"))
+    starting = Starting(shared=False, failing={"rank 0 connect": broken})
+    starting.run()
     assert starting.num_renewed == 1
 
 

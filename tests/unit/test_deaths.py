@@ -504,6 +504,84 @@ def test_a_worker_that_stays_away_is_a_typed_error_and_no_verdict(
     assert workers.calls == [0]
 
 
+ITEMS = [
+    (Prompt("a", "text", (1,), "", "d"), Completion("a", i, (1,), "x", (-0.1,), "stop", 0))
+    for i in range(reward_pool.MAX_BATCH)
+]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_pool, "WORKER_GRACE_S", 0.2)
+    monkeypatch.setattr(reward_pool, "ASK_S", 0.02)
+    monkeypatch.setattr(reward_pool, "ASK_LATER_S", 0.02)
+
+
+def statuses(results: list[RewardResult]) -> set[RewardStatus]:
+    return {result.status for result in results}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_stay_away_are_waited_for_once_and_used_when_they_come_back(
+    make_config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = Workers(make_config, [death()], [death()])
+    workers.down = {0: 10**6, 1: 10**6}
+
+    async def run() -> None:
+        began = time.monotonic()
+        assert statuses(await workers.pool.grade(ITEMS)) == {RewardStatus.INFRASTRUCTURE_ERROR}
+        assert statuses(await workers.pool.grade(ITEMS)) == {RewardStatus.INFRASTRUCTURE_ERROR}
+        assert time.monotonic() - began < 2.0, "and not for each item"
+        assert workers.calls == [0, 1]
+        await asyncio.sleep(0.2)
+        workers.down[1] = 0
+        await asyncio.sleep(0.2)
+        assert statuses(await workers.pool.grade(ITEMS)) == {RewardStatus.CORRECT}
+        assert set(workers.calls[2:]) == {1}
+
+    asyncio.run(run())
+    told = sorted(message for message in caplog.messages if "did not start again" in message)
+    until = "did not start again within 0.2 s; others do its work until it does"
+    assert told == [f"reward worker {i} {until}" for i in range(2)]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_worker_that_stays_away_is_replaced_where_there_is_room(
+    make_config: Any, caplog: pytest.LogCaptureFixture, has_room: bool
+) -> None:
+    class Starter:
+        def __init__(self) -> None:
+            self.ended: list[Any] = []
+
+        async def start_worker(self) -> Any:
+            if not has_room:
+                raise RuntimeError("no node has 1 CPU")
+            return handle(grade=lambda pairs: answer([RewardResult(RewardStatus.CORRECT)] * len(pairs)))
+
+        async def end_worker(self, worker: Any) -> None:
+            self.ended.append(worker)
+
+    workers, starter = Workers(make_config, [death()], num_retries=0), Starter()
+    workers.down[0] = 10**6
+    workers.pool._starter = starter
+    lost = workers.pool.workers[0]
+
+    async def run() -> None:
+        assert statuses(await workers.pool.grade(ITEMS)) == {RewardStatus.INFRASTRUCTURE_ERROR}
+        await asyncio.sleep(0.4)
+        expected = RewardStatus.CORRECT if has_room else RewardStatus.INFRASTRUCTURE_ERROR
+        assert statuses(await workers.pool.grade(ITEMS)) == {expected}
+
+    asyncio.run(run())
+    assert starter.ended == ([lost] if has_room else [])
+    assert list(workers.pool.workers) == ([1] if has_room else [0])
+    told = [message for message in caplog.messages if "did not start again" in message]
+    (line,) = told
+    assert line.endswith("; reward worker 1 is there in its place" if has_room else ": no node has 1 CPU")
+
+
 def test_an_error_of_the_graders_own_code_leaves_its_worker_up(make_config: Any) -> None:
     workers = Workers(make_config, [raised(ValueError("bad regex"))], num_retries=0)
     assert workers.grade("a", "b") == ["infrastructure_error", "correct"]

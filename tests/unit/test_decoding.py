@@ -151,6 +151,15 @@ def test_each_token_is_of_the_version_that_made_it(make_config: Any, on_update: 
     assert salts == (["1", "2", "2", "3"] if on_update == "keep" else [None] * 4)
 
 
+def test_weights_of_the_same_version_again_find_no_prefix_of_those_before(make_config: Any) -> None:
+    run = Run(make_config, on_update="keep")
+    for version in (2, 1, 2):  # as when the learner goes on from a checkpoint
+        run.decoding.serve(version)
+        run.decoding.submit("pool", [ask_of(0, "a", 1)])
+        run.decoding.step()
+    assert len({request.prompt["cache_salt"] for request in run.llm.added}) == 3
+
+
 def test_the_same_version_again_makes_no_span(make_config: Any) -> None:
     run = Run(make_config)
     run.decoding.submit("pool", [ask_of(0, "a", 1)])

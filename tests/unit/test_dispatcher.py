@@ -187,6 +187,19 @@ def test_a_call_that_is_given_up_costs_nothing_more() -> None:
     asyncio.run(run())
 
 
+def test_what_is_given_up_before_it_was_sent_is_not_decoded() -> None:
+    async def run() -> None:
+        engines = engines_of(2)
+        work, _ = over(engines)
+        for call in [work.open(prompts_of(4, name), 2, 0, greedy=False) for name in "ab"]:
+            work.close(call)
+        found = await read(work, work.open(prompts_of(4, "c"), 2, 0, greedy=False))
+        assert sampled(found) == expected(prompts_of(4, "c"), 2)
+        assert {ask.prompt.prompt_id[0] for engine in engines for ask in engine.asked} == {"c"}
+
+    asyncio.run(run())
+
+
 def test_while_paused_engines_end_what_they_have_and_get_no_more() -> None:
     async def run() -> None:
         engines = engines_of(2)

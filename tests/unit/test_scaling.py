@@ -248,6 +248,40 @@ def test_engines_start_on_nodes_that_join_up_to_the_maximum(
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_an_error_of_the_disk_or_of_ray_ends_no_loop_and_is_told_once(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scaling, "NODES_POLL_S", 0.01)
+    num_asked = {"room": 0, "orders": 0}
+
+    def failing(what: str, value: Any) -> Any:
+        def ask(*_: Any) -> Any:
+            num_asked[what] += 1
+            if num_asked[what] <= 3:
+                raise OSError(f"no {what}")
+            return value
+
+        return ask
+
+    async def run() -> None:
+        rollouts = Rollouts(1)
+        actors: Any = SimpleNamespace(can_replace=True, fitting_on=failing("room", 1))
+        scaler = Scaler(tmp_path, make_config(rollout={"max_engines": 2}), actors, None)  # type: ignore[arg-type]
+        monkeypatch.setattr(scaler._orders, "next", failing("orders", None))
+        monkeypatch.setattr(scaling, "_nodes", lambda: frozenset(["here", "new"]))
+        async with scaler.serving():
+            scaler.up(rollouts, RayRewardPool(["worker 0"], make_config()))  # type: ignore[arg-type]
+            while not rollouts.coming or num_asked["orders"] < 4:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    told = sorted(record.getMessage() for record in caplog.records if "tries again" in record.getMessage())
+    assert told == [
+        "nodes that join are not used: OSError: no room; the run tries again",
+        "orders to scale are not taken: OSError: no orders; the run tries again",
+    ]
+
+
 # ------------------------------------------------------------------------------------- workers come and go
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 
 from actors.asks import Ask
 from actors.decoding import Decoding
@@ -89,6 +89,8 @@ class Engine:
         self.dead |= how == "dies"
         if self.dead:
             reply.set_exception(died("The actor is dead because its worker process has died."))
+        elif how == "misses it":
+            reply.set_exception(OwnerDiedError("ab", None, "put"))
         elif how == "raises":
             reply.set_exception(RayTaskError("f", "Traceback ...", RuntimeError(f"several lines\n{WORDS}")))
         elif how != "hangs":
@@ -533,6 +535,31 @@ def test_a_learner_that_never_gets_to_its_engines_is_not_waited_for_without_end(
     with pytest.raises(RuntimeError, match=r"the learner was still at sending its weights 0\.3 s \(sync\.timeout_s\)"):
         session.send([Engine()], 1, 3, LIMIT_S)
     assert time.monotonic() - began < LIMIT_S + 1
+
+
+@pytest.mark.parametrize("doing", ["publish", "score"])
+def test_a_learner_that_hangs_may_tell_itself_that_it_is_lost(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    async def hang(*_: Any) -> Any:
+        await asyncio.sleep(2 * LIMIT_S)
+        raise LearnerLostError("learner rank 0 did not answer within its own limit")
+
+    async def stream() -> Any:
+        yield await hang()
+
+    pool, learner, *_ = pool_of(make_config, [Engine()], spare=[])
+    monkeypatch.setattr(learner, doing, stream if doing == "publish" else hang)
+    with pytest.raises(LearnerLostError, match="its own limit"):
+        refit(pool, learner)
+    assert set(pool.engines) == {0}
+
+
+def test_no_engine_is_blamed_for_weights_that_died_with_the_learner(make_config: Any) -> None:
+    pool, learner, *_ = pool_of(make_config, [Engine(("update_weights", "misses it")) for _ in range(2)], spare=[])
+    with pytest.raises(LearnerLostError, match=r"^the learner's weights were gone from Ray's object store .* node"):
+        refit(pool, learner)
+    assert set(pool.engines) == {0, 1}
 
 
 def test_the_learners_own_error_is_told_as_its_own() -> None:

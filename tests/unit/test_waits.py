@@ -1,5 +1,6 @@
 """No wait on Ray without a limit: a rule about the source of `actors` and `cluster`, and proof that it sees offenders.
 
+`asyncio.wait_for` is no limit here: it can lose a cancellation, see `actors.waiting.limited`.
 What counts: `await` of, or `async for` over, something that a `.remote(...)` call gave, directly, through a name or
 through `gather`, unless a function that has a limit stands between; and `ray.get`, `ray.wait` and `asyncio.wait`
 without `timeout`.
@@ -15,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Functions that wait for what they are given within a limit.
-LIMITED = {"within", "wait_for", "answer_of", "_answer", "step", "_up"}
+LIMITED = {"within", "limited", "answer_of", "_answer", "step", "_up"}
 # Those that only have one when they are given it.
 BARE = {"ray.get", "ray.wait", "asyncio.wait"}
 # (file, function) -> what limits the wait instead.
@@ -121,6 +122,7 @@ def test_what_is_allowed_is_there() -> None:
         "call = asyncio.ensure_future(actor.f.remote())\n    return await call",
         "async for x in actor.f.remote(): pass",
         "await asyncio.wait([waiting])",
+        "await asyncio.wait_for(actor.f.remote(), 5)",
         "ray.get(x)",
         "return ray.wait([x], num_returns=1)",
     ],
@@ -137,7 +139,7 @@ def test_an_offender_is_seen(body: str, tmp_path: Path) -> None:
     "body",
     [
         "await within(actor.f.remote(), 5, 's', 'w')",
-        "await asyncio.wait_for(actor.f.remote(), 5)",
+        "await limited(actor.f.remote(), 5)",
         "await asyncio.gather(*[answer_of(a, a.f.remote()) for a in actors])",
         "call = actor.f.remote()\n    await within(call, 5, 's', 'w')",
         "call = asyncio.ensure_future(actor.f.remote())\n    await asyncio.wait([call], timeout=5)",
