@@ -34,7 +34,7 @@ def replay_step(run: Path, step: int) -> bool:
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: holds no run (no config.yaml); name a run's folder, RUN_DIR/NAME")
     route, layout = find_route(run, step), read_step(run, step).layout
-    config = load_config(str(run / "config.yaml"), [])
+    config = load_config(str(run / "config.yaml"), stored=True)
     console = Console()
     start = "the initial policy" if route.checkpoint is None else str(route.checkpoint)
     console.info(f"replay of step {step}: {len(route.steps)} step(s) from {start}")
