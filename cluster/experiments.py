@@ -179,7 +179,7 @@ def _is_same_config(config: Config) -> bool:
     stored = config.folder / "config.yaml"
     # Compared as settings, not as text: a comment in the file makes no difference, nor does another path to its folder.
     elsewhere = [f"run_dir={json.dumps(config.run_dir)}"]
-    return not stored.is_file() or load_config(str(stored), elsewhere) == config
+    return not stored.is_file() or load_config(str(stored), elsewhere, stored=True) == config
 
 
 def _check_same_config(config: Config) -> None:

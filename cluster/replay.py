@@ -33,12 +33,14 @@ def replay_step(run: Path, step: int) -> bool:
     """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: holds no run (no config.yaml); name a run's folder, RUN_DIR/NAME")
-    route, layout = find_route(run, step), read_step(run, step).layout
-    config = load_config(str(run / "config.yaml"), [])
+    route, stored = find_route(run, step), read_step(run, step)
+    # As it was then, but on the cluster of now.
+    cluster = load_config(str(run / "config.yaml"), stored=True).cluster
+    config = stored.config.model_copy(update={"cluster": cluster})
     console = Console()
     start = "the initial policy" if route.checkpoint is None else str(route.checkpoint)
     console.info(f"replay of step {step}: {len(route.steps)} step(s) from {start}")
-    with _learner(config, layout, console) as learner:
+    with _learner(config, stored.layout, console) as learner:
         done = asyncio.run(replay(learner, run, route))
     report(done, console)
     return done[-1].difference is None
@@ -54,7 +56,7 @@ def report(done: list[Replayed], console: Console) -> None:
 
 @contextmanager
 def _learner(config: Config, layout: str, console: Console) -> Iterator[Learner]:
-    """A fresh learner as the run's. Raises InputError when the configuration no longer makes the same layout."""
+    """A fresh learner as the step's. Raises InputError when this machine or version makes it of another layout."""
     model_dir = str(resolve_model(config.model.path))
     if layout.startswith("inline"):
         yield _of_layout(InlineLearner(config, model_dir), layout)

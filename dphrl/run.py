@@ -19,7 +19,7 @@ from dphrl.prepare import Prepared
 from dphrl.protocols import Parts, ReferenceStore, System
 from dphrl.recovery import Recovery
 from dphrl.reference.reuse import prepare_reference
-from dphrl.replay import keep_for_replay
+from dphrl.replay import ReplayKeeper
 from dphrl.resume import training_inputs
 from dphrl.saving import CheckpointSaver
 from dphrl.stopping import Stopped, StopRequest
@@ -64,9 +64,10 @@ async def training_run(
     async def of_trained_policies() -> list[Summary]:
         nonlocal begun, weights_only
         start_step = await _restore(config, parts, tracker, console, weights_only) if begun else 0
+        keeper = ReplayKeeper(config, tracker.folder, parts.learner, anew=begun and weights_only)
         begun, weights_only = True, False  # the moments of now are as good as those of any run
         saver = CheckpointSaver(config, parts.learner, tracker.folder, inputs)
-        observer = _Observer(config, prepared, parts, tracker, console, base, saver, stop)
+        observer = _Observer(config, prepared, parts, tracker, console, base, saver, keeper, stop)
         try:
             await saver.catch_up(start_step)
             await observer.catch_up(start_step)
@@ -142,12 +143,13 @@ class _Observer:
         console: Console,
         base: Sequence[Summary],
         saver: CheckpointSaver,
+        keeper: ReplayKeeper,
         stop: StopRequest,
     ) -> None:
         self.config, self.prepared, self.parts, self.base = config, prepared, parts, base
         gap_bound = config.sync.mean_gap_bound(parts.learner.dtype)
         self.health = HealthChecks(config, gap_bound, read_metrics(tracker.folder))
-        self.tracker, self.console, self.saver, self.stop = tracker, console, saver, stop
+        self.tracker, self.console, self.saver, self.keeper, self.stop = tracker, console, saver, keeper, stop
         self._unsaved_step = 0
 
     async def after_step(
@@ -157,8 +159,7 @@ class _Observer:
         why_stop = self.health.check(metrics)  # first, so that its events are counted in the step's record
         self.tracker.log_step(metrics)
         self.console.step_line(metrics, self.config.learner.num_steps)
-        kept = self.config.tracking.replay_steps
-        await keep_for_replay(self.tracker.folder, batch, metrics, self.parts.learner, kept)
+        await self.keeper.keep(batch, metrics)
         if why_stop:
             raise RuntimeError(why_stop)
         self._unsaved_step, asked = step, self.stop.take_save()

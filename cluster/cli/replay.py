@@ -17,14 +17,15 @@ def add_replay_command(app: typer.Typer) -> None:
         help="""Take one learner step of a run again, and compare it with what it was, to the bit.
 
 The learner starts from the newest checkpoint before the step and takes the steps between again, from the batches that
-tracking.replay_steps has kept in RUN/replay. It runs as the run's did, inline or on Ray; no engine starts. A difference
-on the machine that trained means a learner that is not repeatable (try deterministic=true), or memory or files that are
-not what they were. Exit status 0: identical; 1: different; 2: the step cannot be replayed.
+tracking.replay_steps has kept in RUN/replay, with the settings of then. It runs as the run's did, inline or on Ray; no
+engine starts. A difference on the machine that trained means a learner that is not repeatable (try deterministic=true),
+or memory or files that are not what they were. Exit status 0: identical; 1: different; 2: the step cannot be
+replayed.
 
 \b
 Examples:
-  dphrl train demo-math tracking.replay_steps=20
-  dphrl replay runs/demo-math --step 58""",
+  dphrl train demo-math tracking.replay_steps=40
+  dphrl replay runs/demo-math --step 100""",
     )(replay)
 
 

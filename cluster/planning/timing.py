@@ -79,7 +79,7 @@ def measured_speed(folder: Path) -> Speed:
     steps = steps[len(steps) // 4 :]
     if not steps:
         raise InputError(f"--measured {folder}: the run has no step yet; name a finished run's folder")
-    run = load_config(str(folder / "config.yaml"), [])
+    run = load_config(str(folder / "config.yaml"), stored=True)
     generated = _sum(steps, "rollout/num_tokens")
     num_completions = sum(step["rollout/num_tokens"] / step["rollout/completion_tokens_mean"] for step in steps)
     trained = _sum(steps, "learner/num_tokens")

@@ -243,9 +243,10 @@ def _origin(line: str, layers: Sequence[_Layer], overridden: Sequence[Loc]) -> s
 # ------------------------------------------------------------ entry points
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str, overrides: Sequence[str] = (), *, stored: bool = False) -> Config:
     """The configuration of `source` (a YAML path or a preset's name) with `a.b.c=value` overrides applied.
 
+    stored: `source` is what a run wrote, in which it is too late to look for secrets.
     Raises ConfigError, whose `lines` name every problem found: file:line or source, field, value, remedy.
     """
     layers = _read_layers(source)
@@ -265,7 +266,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         except ConfigError as error:
             lines.extend(error.lines)
 
-    found = [*truth_for_number(tree, schema), *secret_settings(tree)]
+    found = [*truth_for_number(tree, schema), *(() if stored else secret_settings(tree))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

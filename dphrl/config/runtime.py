@@ -113,8 +113,9 @@ class TrackingConfig(Section):
     none."""
     replay_steps: NonNegativeInt = 0
     """Steps, the newest, whose batches are kept in replay/ in the run's folder, so that `dphrl replay` can take them
-    again from a checkpoint: give at least checkpoint.every_steps. 16 bytes a token of the batch each, and the time to
-    hash weights and optimizer once a step. 0 keeps none."""
+    again from a checkpoint: at least the steps between two checkpoints, which are checkpoint.every_steps, or all that a
+    run does in checkpoint.every_minutes where checkpoints come by the clock; and checkpoint.keep at least 2. Each takes
+    16 bytes a token of the batch, and the time to hash weights and optimizer. 0 keeps none."""
 
 
 class ClusterConfig(Section):

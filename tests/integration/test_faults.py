@@ -78,7 +78,7 @@ CONFIGURATION = [
     Case("not a number", "dphrl plan demo-math learner.lr=.nan", line=r"learner.lr: expected a number > 0 \(got NaN\)"),
     Case(
         "a secret among the settings",
-        "dphrl plan demo-math reward.name=my:grade 'reward.params={api_key: sesame}'",
+        "dphrl plan demo-math reward.name=my:grade 'reward.params={api_key: Sesame-1234}'",
         line=r"reward.params.api_key: looks like a secret",
     ),
     Case(
