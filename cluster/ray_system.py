@@ -130,9 +130,9 @@ class RaySystem:
 
     async def restart_learner(self, on_ready: Callable[[str], None]) -> None:
         """See `protocols.System`. Raises an Exception, which says what was waited for; then it may be called again."""
+        self._learning.begin_anew()  # first: the new ranks have the initial policy, whoever publishes it
         await self._move_ranks(on_ready)
         await self._start_of(on_ready, engines={}, workers=()).run()
-        self._learning.begin_anew()
 
     def _spawn(self, actor_class: Any, role: str, index: int, options: dict[str, Any]) -> Callable[..., Any]:
         """The actor's constructor, under the name by which Ray's dashboard and `ray list actors` show it."""

@@ -93,12 +93,13 @@ class Owner:
 
 @contextmanager
 def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) -> Iterator[Owner]:
-    """Own `folder`, which is made. At the end it is free, and deleted if nothing is in it.
+    """Own `folder`, which is made. At the end it is free, and deleted, with parents that were made, if nothing is in it.
 
     on_loss: called from a thread, with a line, when a process on
     another machine took the folder over, because this one was not heard of for long. Raises InputError, which says who
     owns the folder, when somebody does, or when it cannot be written.
     """
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:
         file, note, claim = _hold(folder)
     except OSError as error:
@@ -117,8 +118,9 @@ def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) ->
             # Before the lock is given up: later it could be another's file.
             (folder / OWNER_FILE).unlink(missing_ok=True)
         os.close(file)
-        with suppress(OSError):
-            folder.rmdir()
+        with suppress(OSError):  # what is in use, or holds something, stays
+            for place in (folder, *made):
+                place.rmdir()
 
 
 def _hold(folder: Path) -> tuple[int, str, Claim]:

@@ -80,7 +80,9 @@ async def training_run(
                     raise
             return await observer.finish()
         finally:
-            if not stop.at_once:
+            if stop.lost:
+                saver.cancel()  # the folder is another run's
+            elif not stop.at_once:
                 await saver.settle()
 
     trained = await recovery.repeat(of_trained_policies)
