@@ -12,7 +12,7 @@ SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
 OR_NONE = || [ $$? = 5 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-fast mutants lint format clean
+.PHONY: help setup lock demo test test-fast test-long mutants lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,10 @@ demo: setup ## train the small maths model on this machine; ARGS="learner.num_st
 
 test: setup ## every test that needs no GPU; ARGS="-k name" to select
 	$(PYTEST) $(FAST) tests/test_architecture.py $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
-	$(PYTEST) tests/integration tests/gpu -m "not gpu and not benchmark" $(ARGS) $(OR_NONE)
+	$(PYTEST) tests/integration tests/gpu -m "not gpu and not benchmark and not long" $(ARGS) $(OR_NONE)
+
+test-long: setup ## what takes minutes each: exact resume on Ray, proofs on wide engines
+	$(PYTEST) tests/integration -m long $(ARGS)
 
 test-fast: setup ## the tests that start no process and no engine: unit, golden, contracts
 	$(PYTEST) $(FAST) $(SIDE_BY_SIDE) $(ARGS)

@@ -93,11 +93,11 @@ class Owner:
 
 @contextmanager
 def owned(folder: Path, on_loss: Callable[[str], None] = lambda reason: None) -> Iterator[Owner]:
-    """Own `folder`, which is made. At the end it is free, and deleted, with parents that were made, if nothing is in it.
+    """Own `folder`, which is made. At the end it is free, and if nothing is in it deleted, with what was made above it.
 
-    on_loss: called from a thread, with a line, when a process on
-    another machine took the folder over, because this one was not heard of for long. Raises InputError, which says who
-    owns the folder, when somebody does, or when it cannot be written.
+    on_loss: called from a thread, with a line, when a process on another machine took the folder over, because this one
+    was not heard of for long. Raises InputError, which says who owns the folder, when somebody does, or when it cannot
+    be written.
     """
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:

@@ -112,6 +112,7 @@ def test_inline_to_the_bit(config_file: Path) -> None:
     check_same(train(config_file, "part", "--inline", "--resume"), whole)
 
 
+@pytest.mark.long
 def test_on_ray_to_the_bit_and_elsewhere_up_to_rounding(config_file: Path) -> None:
     whole = train(config_file, "whole")
     killed = train_and_kill(config_file, "part")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 LR = 1e-6
 # dtype and tensor-parallel width of an engine.
-KINDS = [("float32", 1), ("bfloat16", 1), ("float32", 2)]
+KINDS = [("float32", 1), ("bfloat16", 1), pytest.param(("float32", 2), marks=pytest.mark.long)]
 LAYER = "model.layers.1."
 
 
