@@ -77,7 +77,7 @@ def run_experiment(
             _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
     else:
         quiet_libraries()
-        with StopRequest().listening() as stop, _Systems(inline=inline) as systems:
+        with StopRequest(saves=True).listening() as stop, _Systems(inline=inline) as systems:
             for number, run in enumerate(missing, start=1):
                 console.info(f"--- run {number} of {len(missing)}: {run[0]}, seed {run[1]}")
                 _run_one(suite, run, configs[run], systems, console, stop)

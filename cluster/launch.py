@@ -42,7 +42,7 @@ def run_training(
     """
     folder = config.folder
     check_writable(folder)
-    with StopRequest().listening() as stop, owned(folder, stop.abandon) as owner:
+    with StopRequest(saves=True).listening() as stop, owned(folder, stop.abandon) as owner:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
         owner.remove_leftovers()
         check = ResumeCheck(config, insist=insist) if resume else None

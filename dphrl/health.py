@@ -59,7 +59,8 @@ def exploding_divergence(records: Sequence[Record], config: HealthConfig, gap_bo
     before, now = found
     return Finding(
         f"the divergence from the initial policy is {now:.3g} nats a token; over the steps before it was {before:.3g}",
-        "lower learner.lr, raise algorithm.eta, or --resume from a checkpoint before it grew",
+        "lower learner.lr or raise algorithm.eta, and go on from a checkpoint before it grew: move later ones away, "
+        "then --resume --insist learner.lr=...",
         {"divergence": now, "median_before": before},
     )
 
@@ -176,7 +177,8 @@ class HealthChecks:
             said = f"step {step}: {finding.message}; {finding.remedy}"
             log.warning(said, extra={"event": name, "step": step, "facts": finding.facts})
             if getattr(self._config.health, name) == "stop":
-                why = why or f"{said}, or set health.{name}: warn to go on"
+                ways = f"go on with --resume --insist KEY=VALUE, or health.{name}=warn"
+                why = why or f"{said}; {ways}"
         return why
 
     def _fresh(self, record: Record) -> dict[str, Finding]:
@@ -219,8 +221,9 @@ class HealthChecks:
             return None
         return (
             f"{said}, as in {limit} steps in a row (learner.max_skipped_steps); likely causes: a learning rate that is "
-            "too high, log-probs of a sample that are no numbers, a kernel that overflows in this dtype; lower "
-            f"learner.lr, look at samples/ of step {record['step']}, and go on with --resume from the last checkpoint"
+            "too high, log-probs of a sample that are no numbers, a kernel that overflows in this dtype; look at "
+            f"samples/ of step {record['step']}, lower learner.lr, and go on from the last checkpoint with --resume "
+            "--insist learner.lr=..."
         )
 
 

@@ -44,9 +44,12 @@ class StopRequest:
 
     SIGINT (Ctrl-C): end after what is `held`, else now. SIGTERM: the same, and what `unless_stopped` waits for is given
     up. The same signal again, or Ctrl-C after SIGTERM: end now. SIGUSR1: save at the next opportunity, and go on.
+
+    saves: whether the command makes checkpoints. To others SIGUSR1 means nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, saves: bool = False) -> None:
+        self._saves = saves
         self._number: int | None = None
         self._heard_at = 0.0
         self.lost = ""
@@ -144,8 +147,9 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         # Python calls this in the main thread between two steps of whatever runs there, torch's computation included.
         if number == signal.SIGUSR1:
-            self._wants_save = True
-            _tell("a checkpoint is saved after the present step")
+            self._wants_save = self._saves
+            if self._saves:
+                _tell("a checkpoint is saved after the present step")
             return
         now = time.monotonic()
         if number == self._number and now - self._heard_at < ECHO_S:

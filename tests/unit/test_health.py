@@ -89,7 +89,8 @@ def test_a_check_that_stops_says_why_and_how_to_go_on(make_config: Any, name: st
     whys = {record["step"]: checks.check(record) for record in curve(60, from_step(40, **values))}
     assert [at for at, why in whys.items() if why] == [step]
     assert str(whys[step]).startswith(f"step {step}: ")
-    assert str(whys[step]).endswith(f", or set health.{name}: warn to go on")
+    ways = f"; go on with --resume --insist KEY=VALUE, or health.{name}=warn"
+    assert str(whys[step]).endswith(ways)
 
 
 def test_it_is_told_again_only_after_it_has_healed(make_config: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +164,7 @@ def test_too_many_in_a_row_stop_the_run(make_config: Any) -> None:
     assert why.startswith(
         "step 4: the gradient norm was not finite, as in 2 steps in a row (learner.max_skipped_steps)"
     )
-    for words in ("lower learner.lr", "samples/ of step 4", "--resume"):
+    for words in ("lower learner.lr", "samples/ of step 4", "--resume --insist learner.lr=..."):
         assert words in why
     assert "\n" not in why
 

@@ -86,7 +86,7 @@ def run(make_config: Any, tiny_dir: str, tmp_path: Path, capsys: pytest.CaptureF
         system: Any = System()
         ended: Stopped | None = None
         try:
-            with StopRequest().listening() as stop, Tracker(tmp_path, tensorboard=False) as tracker:
+            with StopRequest(saves=True).listening() as stop, Tracker(tmp_path, tensorboard=False) as tracker:
                 console = Console(interactive=False)
                 stop.run(training_run(config, prepared, system, tracker, console, resume=True, stop=stop))
         except Stopped as stopped:

@@ -77,13 +77,22 @@ def test_sigterm_after_ctrl_c_still_lets_what_is_held_finish() -> None:
     assert (done, error.status, error.at_once) == (["held"], 143, False)
 
 
-def test_a_checkpoint_is_asked_for_once() -> None:
-    with StopRequest().listening() as stop:
+def test_a_checkpoint_is_asked_for_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest(saves=True).listening() as stop:
         assert not stop.take_save()
         hear(signal.SIGUSR1)
         assert stop.take_save()
         assert not stop.take_save()
         stop.check()
+    assert capfd.readouterr().err == "dphrl: a checkpoint is saved after the present step\n"
+
+
+def test_a_command_without_checkpoints_promises_none(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest().listening() as stop:
+        hear(signal.SIGUSR1)
+        assert not stop.take_save()
+        stop.check()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_signal_ends_a_wait_of_the_event_loop() -> None:
