@@ -16,6 +16,7 @@ import pytest
 from dphrl.data.schedule import derive_seed
 from dphrl.protocols import LearnerLostError, Parts
 from dphrl.recovery import Recovery
+from dphrl.replay import read_step
 from dphrl.run import training_run
 from dphrl.stopping import Stopped, StopRequest
 from dphrl.tracking.console import Console
@@ -110,16 +111,28 @@ class World:
     def drain_metrics(self) -> dict[str, float]:
         return {}
 
+    async def digest(self) -> str:
+        return repr(self.learned)
+
     async def start(self, on_ready: Any) -> Parts:
         world: Any = self
         return Parts(world, world, world)
 
 
-def run(make_config: Any, tiny_dir: str, folder: Path, *losses: tuple[str, int], **changes: Any) -> tuple[World, str]:
+def run(
+    make_config: Any,
+    tiny_dir: str,
+    folder: Path,
+    *losses: tuple[str, int],
+    num_steps: int = NUM_STEPS,
+    restore: str = "all",
+    resume: bool = False,
+    **changes: Any,
+) -> tuple[World, str]:
     config = make_config(
         algorithm={"divergence": "none", "num_minibatches": 1},
-        learner={"num_steps": NUM_STEPS, "lr_schedule": "linear"},
-        checkpoint={"every_steps": 2},
+        learner={"num_steps": num_steps, "lr_schedule": "linear"},
+        checkpoint={"every_steps": 2, "restore": restore},
         evaluation={"num_samples": 0},
         **changes,
     )
@@ -128,7 +141,7 @@ def run(make_config: Any, tiny_dir: str, folder: Path, *losses: tuple[str, int],
     system: Any = world
     with Tracker(folder, tensorboard=False) as tracker:
         console = Console(said, interactive=False)
-        asyncio.run(training_run(config, prepared, system, tracker, console, resume=False))
+        asyncio.run(training_run(config, prepared, system, tracker, console, resume=resume))
     return world, said.getvalue()
 
 
@@ -197,3 +210,12 @@ def test_what_was_restored_is_told(make_config: Any, tiny_dir: str, tmp_path: Pa
     _, said = run(make_config, tiny_dir, tmp_path, ("update", 1), ("update", 3))
     assert "resume: no checkpoint yet, starting at step 1" in said
     assert "resume: 2 steps done, continuing from" in said
+
+
+def test_a_replay_knows_where_the_optimizer_began_anew(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    kept = {"replay_steps": 9}
+    run(make_config, tiny_dir, tmp_path, num_steps=2, restore="weights", tracking=kept)
+    run(make_config, tiny_dir, tmp_path, ("update", 4), restore="weights", resume=True, tracking=kept)
+    # The last step is of a learner that was lost and has all of the checkpoint of step 4.
+    anew = [read_step(tmp_path, step).anew for step in range(1, NUM_STEPS + 1)]
+    assert anew == [False, False, True, False, False]
