@@ -59,13 +59,15 @@ async def training_run(
     reference, base = await recovery.repeat(of_initial_policy)
     tracker.log_evaluation(0, "base", base)
     inputs, begun = training_inputs(config, prepared), resume
-    weights_only = config.checkpoint.restore == "weights"
+    # The step whose moments checkpoint.restore=weights leaves: that of --resume. Later ones are this run's own.
+    reset_step: int | None = None if resume else -1
 
     async def of_trained_policies() -> list[Summary]:
-        nonlocal begun, weights_only
-        start_step = await _restore(config, parts, tracker, console, weights_only) if begun else 0
-        keeper = ReplayKeeper(config, tracker.folder, parts.learner, anew=begun and weights_only)
-        begun, weights_only = True, False  # the moments of now are as good as those of any run
+        nonlocal begun, reset_step
+        start_step = await _restore(config, parts, tracker, console, reset_step) if begun else 0
+        anew = begun and _begins_anew(config, start_step, reset_step)
+        keeper = ReplayKeeper(config, tracker.folder, parts.learner, anew=anew)
+        begun, reset_step = True, start_step if reset_step is None else reset_step
         saver = CheckpointSaver(config, parts.learner, tracker.folder, inputs)
         observer = _Observer(config, prepared, parts, tracker, console, base, saver, keeper, stop)
         try:
@@ -95,7 +97,12 @@ def _gap(synced: Mapping[str, float]) -> str:
     return f"engine and learner log-probs agree within {synced['sync/logprob_gap_max']:.2g}"
 
 
-async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console, weights_only: bool) -> int:
+def _begins_anew(config: Config, step: int, reset_step: int | None) -> bool:
+    """Whether the optimizer leaves its moments in the checkpoint of `step`."""
+    return config.checkpoint.restore == "weights" and reset_step in (None, step)
+
+
+async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Console, reset_step: int | None) -> int:
     """Set learner, engines and metrics back to the newest checkpoint; returns the number of steps already done.
 
     Without a checkpoint that is the start: the learner then holds the initial policy.
@@ -107,6 +114,7 @@ async def _restore(config: Config, parts: Parts, tracker: Tracker, console: Cons
         tracker.truncate_after(0)
         return 0
     manifest = read_manifest(found)
+    weights_only = _begins_anew(config, manifest.step, reset_step)
     await parts.learner.load(found, manifest.policy_version, weights_only=weights_only)
     await parts.rollouts.refit(parts.learner)
     tracker.truncate_after(manifest.step)

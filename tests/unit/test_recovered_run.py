@@ -38,6 +38,7 @@ class World:
     def __init__(self, losses: Sequence[tuple[str, int]]) -> None:
         self.losses = list(losses)
         self.learned: list[Any] = []
+        self.loaded: list[tuple[int, bool]] = []
         self.engines: tuple[int, int] | None = None  # version, and how much the weights had learned
         self.num_restarts = 0
         self.is_lost = False
@@ -79,6 +80,7 @@ class World:
 
     async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
         self._meet("load")
+        self.loaded.append((policy_version, weights_only))
         self.learned, self._version = json.loads((folder / "state.json").read_text()), policy_version
 
     async def refit(self, learner: Any) -> dict[str, float]:
@@ -219,3 +221,13 @@ def test_a_replay_knows_where_the_optimizer_began_anew(make_config: Any, tiny_di
     # The last step is of a learner that was lost and has all of the checkpoint of step 4.
     anew = [read_step(tmp_path, step).anew for step in range(1, NUM_STEPS + 1)]
     assert anew == [False, False, True, False, False]
+
+
+def test_moments_that_were_left_once_stay_away(make_config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    run(make_config, tiny_dir, tmp_path, num_steps=2, restore="weights")
+    losses = ("update", 3), ("update", 4)
+    world, _ = run(make_config, tiny_dir, tmp_path, *losses, restore="weights", resume=True)
+    # Step 2 is restored twice without its moments, and step 4 with those that the run has made since.
+    assert world.loaded == [(2, True), (2, True), (4, False)]
+    world, _ = run(make_config, tiny_dir, tmp_path / "new", ("update", 3), restore="weights")
+    assert world.loaded == [(2, False)], "only --resume leaves moments"
