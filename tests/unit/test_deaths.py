@@ -540,6 +540,7 @@ def test_workers_that_stay_away_are_waited_for_once_and_used_when_they_come_back
         assert statuses(await workers.pool.grade(ITEMS)) == {RewardStatus.INFRASTRUCTURE_ERROR}
         assert time.monotonic() - began < 2.0, "and not for each item"
         assert workers.calls == [0, 1]
+        assert workers.pool.drain_metrics()["reward/num_retried"] < 10, "and not each item once more"
         await asyncio.sleep(0.2)
         workers.down[1] = 0
         await asyncio.sleep(0.2)
