@@ -31,7 +31,7 @@ from tests.documentation import (
 README, RESULTS, OPERATIONS = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "operations.md"
 LANGUAGES = {"sh", "yaml", "python", "json", "text"}
 # What keeps a command from being run by the tests.
-NEEDS = {"cluster", "data", "docker", "download", "gpu", "kubernetes", "setup", "slurm"}
+NEEDS = {"cluster", "data", "docker", "download", "gpu", "kubernetes", "setup", "slurm", "time"}
 # Programs that tests/integration/test_documented_commands.py runs.
 RUN = {"dphrl", "python"}
 SECTIONS = set(ConfigSchema().keys(()))
