@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -39,7 +40,7 @@ import psutil
 from dphrl.tracking.tracker import read_metrics
 from tests.integration.test_cluster import BIN, ROOT, free_port
 
-NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES = 12, 8, 4
+NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES = 12, 32, 8
 SETTINGS = [
     f"learner.num_steps={NUM_STEPS}",
     "learner.threads_per_rank=1",
@@ -52,7 +53,7 @@ SETTINGS = [
     f"rollout.num_prompts={NUM_PROMPTS}",
     f"rollout.num_samples={NUM_SAMPLES}",
     "reference.rows_per_step=8",
-    "reference.prompts_per_chunk=8",
+    "reference.prompts_per_chunk=32",
     "checkpoint.every_steps=2",
     "evaluation.num_samples=0",
     "data.evaluation=[]",
@@ -61,8 +62,8 @@ SETTINGS = [
     "tracking.prometheus=false",
 ]
 DEMOS = {
-    "demo-math": ["data.train={name: factor, kind: tiny, split: train, limit: 64}", "reference.threshold=6"],
-    "demo-sql": ["data.train={name: league, kind: tiny_sql, split: train, limit: 64}", "reference.threshold=6"],
+    "demo-math": ["data.train={name: factor, kind: tiny, split: train, limit: 256}", "reference.threshold=6"],
+    "demo-sql": ["data.train={name: league, kind: tiny_sql, split: train, limit: 256}", "reference.threshold=6"],
 }
 TIME_LIMIT_S = 420.0
 POLL_S = 0.05
@@ -100,7 +101,7 @@ def schedule(seed: int, demo: str) -> list[Kill]:
     choose = random.Random(seed)
 
     def at_some_step() -> tuple[int, float]:
-        return choose.randrange(1, NUM_STEPS - 1), choose.uniform(0, 1.5)
+        return choose.randrange(1, NUM_STEPS - 2), choose.uniform(0, 1.0)
 
     kills = [
         Kill("rollout", -2, choose.uniform(1, 12)),
@@ -152,6 +153,14 @@ class Nodes:
         self._processes.append(process)
         return process
 
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that the nodes have started."""
+        found: list[psutil.Process] = []
+        for node in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(node.pid).children(recursive=True)
+        return found
+
     def kill_second(self) -> None:
         """End the second node as a machine ends: all its processes at once. Another joins."""
         tree = [psutil.Process(self.second.pid)]
@@ -180,45 +189,64 @@ class Nodes:
                 process.kill()
 
 
-def processes_of(name: str) -> list[psutil.Process]:
-    """Ray's workers of a run, whose titles hold the names of its actors, and all that they started."""
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if f"ray::{name}-" in " ".join(process.cmdline()):
-                for each in (process, *process.children(recursive=True)):
-                    found[each.pid] = each
-    return list(found.values())
+# The classes of the run's actors, as Ray titles their processes.
+ROLES = {
+    "RolloutEngine": "rollout",
+    "RewardWorker": "reward",
+    "LearnerRank": "learner",
+    "ReferenceSampler": "reference",
+    "BufferActor": "buffer",
+}
+TITLE = re.compile(rf"^ray::(?:[\w-]+:)?({'|'.join(ROLES)})(?:\.(\w+))?")
 
 
-def actor(name: str, role: str, choose: random.Random) -> psutil.Process | None:
-    """One process of the run's actors of a role; None when there is none now."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if f"ray::{name}-{role}-" in " ".join(process.cmdline()):
-                found.append(process)
-    return choose.choice(sorted(found, key=lambda process: process.pid)) if found else None
+class Actors:
+    """The processes of the run's actors, which Ray titles with class and method: all that ever were below the nodes."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._seen: dict[psutil.Process, str] = {}
+        self._doing: dict[psutil.Process, str] = {}
+
+    def look(self) -> None:
+        """Note who is there now, and at what."""
+        for process in self._nodes.descendants():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if found := TITLE.search(" ".join(process.cmdline())):
+                    self._seen[process], self._doing[process] = ROLES[found[1]], found[2] or "idle"
+
+    def some(self, role: str, choose: random.Random) -> psutil.Process | None:
+        """One process of a role; None when there is none now."""
+        there = [process for process, its in self._seen.items() if its == role and process.is_running()]
+        return choose.choice(sorted(there, key=lambda process: process.pid)) if there else None
+
+    def doing(self, process: psutil.Process) -> str:
+        """What an actor was at when it was last looked at."""
+        return self._doing.get(process, "idle")
+
+    def left(self) -> list[str]:
+        """Those that are still there."""
+        return [f"{role} {process.pid}" for process, role in self._seen.items() if process.is_running()]
 
 
-def strike(kill: Kill, name: str, nodes: Nodes, choose: random.Random) -> bool:
+def strike(kill: Kill, actors: Actors, nodes: Nodes, choose: random.Random) -> bool:
     """Carry out a kill. Returns False when its victim is not there, so that it is tried again."""
     if kill.victim == "node":
         nodes.kill_second()
         kill.happened = "node"
         return True
-    victim = actor(name, kill.victim.split()[0], choose)
+    victim = actors.some(kill.victim.split()[0], choose)
     if victim is None:
         return False
     with suppress(psutil.NoSuchProcess):
-        doing = " ".join(victim.cmdline()).partition(":")[2].rpartition(".")[2].strip()
+        doing = actors.doing(victim)
         if kill.victim == "reward child":
             children = victim.children(recursive=True)
             if not children:
                 return False
             victim = choose.choice(children)
         victim.kill()
-        kill.happened = f"{kill.victim} ({doing or 'idle'})"
+        kill.happened = f"{kill.victim} ({doing})"
         return True
     return False
 
@@ -238,27 +266,29 @@ def run_seed(seed: int, keep: Path | None) -> Verdict:
             training = subprocess.Popen(
                 command, env=nodes.environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
             )
-        strike_until_done(training, kills, name, folder, nodes, choose)
+        actors = Actors(nodes)
+        strike_until_done(training, kills, actors, folder / name, nodes, choose)
         problems = [*problems_of_end(training, folder), *problems_of_steps(folder / name)]
+        problems += [f"{kill.victim} was never there to be killed" for kill in kills if not kill.happened]
         time.sleep(3)  # Ray ends the actors of a driver that is gone
-        left = [" ".join(process.cmdline())[:80] for process in processes_of(name) if process.is_running()]
-        problems += [f"left behind: {title}" for title in left]
+        problems += [f"left behind: {who}" for who in actors.left()]
         events = Counter(event["event"] for event in read_events(folder / name))
     # Ray's own segments went with the cluster.
     problems += [f"shared memory left behind: {segment}" for segment in set(os.listdir("/dev/shm")) - before]
-    told = [f"{kill.happened or f'{kill.victim}: not there'} after step {max(kill.step, 0)}" for kill in kills]
+    told = [f"{kill.happened or kill.victim} after step {max(kill.step, 0)}" for kill in kills]
     return Verdict(seed, demo, time.monotonic() - began, told, problems, dict(events))
 
 
 def strike_until_done(
-    training: subprocess.Popen[bytes], kills: list[Kill], name: str, folder: Path, nodes: Nodes, choose: random.Random
+    training: subprocess.Popen[bytes], kills: list[Kill], actors: Actors, run: Path, nodes: Nodes, choose: random.Random
 ) -> None:
     """Carry out the kills as their moments come, until the training ends or its time is over."""
     deadline = time.monotonic() + TIME_LIMIT_S
     last: dict[str, float] = {}
     while training.poll() is None and time.monotonic() < deadline:
-        done = len(read_metrics(folder / name))
-        said = (folder / "output.txt").read_text(errors="replace")
+        actors.look()
+        done = len(read_metrics(run))
+        said = (run.parent / "output.txt").read_text(errors="replace")
         for kill in kills:
             if kill.happened:
                 continue
@@ -266,7 +296,7 @@ def strike_until_done(
                 kill.due = time.monotonic() + kill.delay_s
             again = last.get(kill.victim, 0) + AGAIN_AFTER_S
             due = kill.due is not None and time.monotonic() >= max(kill.due, again)
-            if due and strike(kill, name, nodes, choose):
+            if due and strike(kill, actors, nodes, choose):
                 last[kill.victim] = time.monotonic()
         time.sleep(POLL_S)
     if training.poll() is None:
