@@ -102,11 +102,6 @@ class Dispatcher:
         return sum(map(len, list(self._queues.values())))
 
     @property
-    def is_waited_for(self) -> bool:
-        """Whether some call has not got all of its completions."""
-        return any(call.num_missing for call in self._calls.values())
-
-    @property
     def loads(self) -> dict[int, EngineLoad]:
         """Of the present engines, by number. Any thread may ask."""
         return {index: lane.load for index, lane in list(self._lanes.items())}

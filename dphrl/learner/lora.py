@@ -203,13 +203,6 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def load_adapters(lm: Any, state: Mapping[str, Tensor]) -> None:
-    """Set the adapters to `state`, by the names of `adapter_weights`. Raises KeyError when it lacks one."""
-    with torch.no_grad():
-        for name, parameter in adapter_weights(lm):
-            parameter.copy_(state[name])
-
-
 def save_adapter(lm: Any, source: Path | str, target: Path, state: Mapping[str, Tensor]) -> None:
     """Write adapters to the folder `target` as peft reads them. state: whole tensors, by the names of
     `adapter_weights`. source: the model that they belong to, as resolved."""
