@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
 
-from actors import last_words
+from actors.again import Again
 from actors.waiting import Actor
-from actors.watched import WATCH, StuckError, Watched, answer_of
+from actors.watched import WATCH, Watched, answer_of
 from dphrl.data.schedule import step_indices
 from dphrl.own_code import pin
 from dphrl.protocols import WholeReference
 from dphrl.reference.buffer import ReferenceBuffer
 from dphrl.types import ReferenceSample
-
-log = logging.getLogger(__name__)
 
 # Samples per object. A step reads only a few objects, not the whole buffer.
 SAMPLES_PER_OBJECT = 256
@@ -58,6 +55,18 @@ class BufferActor(Watched):
         return [shards[i // SAMPLES_PER_OBJECT][i % SAMPLES_PER_OBJECT] for i in indices]
 
 
+def refilled(facts: Mapping[str, int] | None = None) -> Again:
+    """How a buffer that is lost is filled again."""
+    return Again(
+        WHO,
+        "another is filled from disk",
+        "buffer_restarted",
+        MAX_REVIVALS,
+        f"it was filled again {MAX_REVIVALS} times, without success",
+        facts or {},
+    )
+
+
 class RayReferenceStore:
     """`protocols.ReferenceStore` over the buffer actor. One that dies is started again, and filled from disk."""
 
@@ -76,25 +85,13 @@ class RayReferenceStore:
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
         """Raises RuntimeError when the buffer was lost MAX_REVIVALS times and is lost again."""
-        for num_revived in range(MAX_REVIVALS + 1):
-            try:
-                return await self._ask(step, num_rows)
-            except Exception as error:
-                if not (
-                    isinstance(error, StuckError) or last_words.is_death(error) or last_words.is_lost_object(error)
-                ):
-                    raise
-                last_words.keep(WHO, error)
-                told = last_words.last_words(WHO, error)
-                if num_revived == MAX_REVIVALS:
-                    raise RuntimeError(f"{told}; it was filled again {MAX_REVIVALS} times, without success") from error
-                log.warning(
-                    "%s; another is filled from disk",
-                    told,
-                    extra={"event": "buffer_restarted", "facts": {"step": step + 1, "reason": told}},
-                )
+
+        async def ask(num_lost: int) -> list[ReferenceSample]:
+            if num_lost:
                 self.actor = await self._revive()
-        raise AssertionError("the loop returns or raises")
+            return await self._ask(step, num_rows)
+
+        return await refilled({"step": step + 1}).until_done(ask)
 
     async def _ask(self, step: int, num_rows: int) -> list[ReferenceSample]:
         call = self.actor.sample.remote(step, num_rows)

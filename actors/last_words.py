@@ -10,6 +10,7 @@ import re
 
 from ray.exceptions import (
     ActorUnavailableError,
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -58,8 +59,15 @@ def is_device_failure(error: BaseException) -> bool:
 
 
 def is_lost_object(error: BaseException) -> bool:
-    """Whether something was gone from Ray's object store."""
-    return isinstance(_cause(error), ObjectLostError)
+    """Whether something was gone from Ray's object store, or cannot be had from there."""
+    return isinstance(_cause(error), ObjectLostError | GetTimeoutError)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an actor is gone or does not answer in time, or what it kept is gone. Another may do its work."""
+    if isinstance(error, RayTaskError):  # its code goes on, and has its own reasons to wait no longer
+        return is_lost_object(error)
+    return isinstance(error, TimeoutError) or is_death(error)
 
 
 def last_words(who: str, error: BaseException) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
 from ray.util import metrics as ray_metrics
 
 from dphrl.tracking.metrics import BY_NAME
@@ -256,3 +257,10 @@ def _families_of(key: str) -> list[tuple[Family, Tags]]:
         matches = [(family, family.match(key)) for family in FAMILIES]
         _known_keys[key] = [(family, tags) for family, tags in matches if tags is not None]
     return _known_keys[key]
+
+
+def metrics_url() -> str:
+    """Where Ray's agent on this node exports the metrics of this process."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
-from actors import last_words
+from actors.again import Again
 from actors.learner_group import RayLearner
 from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import Actor
-from actors.watched import WATCH, StuckError, Watched, answer_of
+from actors.watched import WATCH, Watched, answer_of
 from dphrl.config.schema import Config
 from dphrl.own_code import pin
 from dphrl.protocols import LearnerLostError, OnGraded
@@ -97,27 +98,26 @@ async def run_stage(
     limit_s: how long a stage may go without a graded completion or a scored batch. Raises LearnerLostError when the
     learner is lost meanwhile, RuntimeError when the stage is lost MAX_STARTS times, and what the stage itself raises.
     """
-    for num_started in range(1, MAX_STARTS + 1):
+    again = Again(
+        WHO,
+        "another continues where it was",
+        "reference_stage_restarted",
+        MAX_STARTS - 1,
+        f"it was started {MAX_STARTS} times. --resume continues it",
+    )
+
+    async def run(_: int) -> Filled:
         sampler = start()
         try:
             return await _follow(sampler, fill(sampler), on_graded, limit_s)
-        except Exception as error:
-            if isinstance(lost := getattr(error, "cause", None), LearnerLostError):
-                raise LearnerLostError(str(lost)) from error
-            if not (isinstance(error, StuckError) or last_words.is_death(error)):
-                raise
-            last_words.keep(WHO, error)
-            told = last_words.last_words(WHO, error)
-            if num_started == MAX_STARTS:
-                raise RuntimeError(f"{told}; it was started {MAX_STARTS} times. --resume continues it") from error
-            log.warning(
-                "%s; another continues where it was",
-                told,
-                extra={"event": "reference_stage_restarted", "facts": {"reason": told}},
-            )
+        except RayTaskError as error:
+            if isinstance(error.cause, LearnerLostError):
+                raise LearnerLostError(str(error.cause)) from error
+            raise
         finally:
             ray.kill(sampler)
-    raise AssertionError("the loop returns or raises")
+
+    return await again.until_done(run)
 
 
 async def _follow(sampler: Actor, filling: Any, on_graded: OnGraded, limit_s: float) -> Filled:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.buffer import BufferActor, RayReferenceStore
+from actors.buffer import BufferActor, RayReferenceStore, refilled
 from actors.device_turns import DeviceTurns, OwnDevices, Turns
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
-from actors.prometheus import PrometheusSink
+from actors.prometheus import PrometheusSink, metrics_url
 from actors.reference import ReferenceSampler, run_stage
 from actors.reward import RewardWorker
 from actors.reward_pool import RayRewardPool
@@ -197,7 +198,7 @@ class RaySystem:
         if self._scaler is not None:
             self._scaler.up(rollouts, rewards)
         if self.config.tracking.prometheus:
-            on_ready(f"metrics for Prometheus: {_metrics_url()}")
+            on_ready(f"metrics for Prometheus: {metrics_url()}")
         timeout_s = self.config.learner.timeout_s
         self._learning = RayLearner(self._ranks, dtype, layout, turns, facts.get("compute"), timeout_s)
         return Parts(self._learning, rollouts, rewards)
@@ -285,11 +286,8 @@ class RaySystem:
                 if attempt == self.config.rollout.max_replacements:
                     raise
                 await rollouts.refit(self._learning)
-        try:
-            await self._load_buffer(folder)
-        except RayActorError:  # it held nothing yet
-            await self._revive_buffer(folder)
-        return self._store(near_perfect, exploration, folder), counts
+        store = await self._hold(lambda: self._load_buffer(folder), near_perfect, exploration, folder)
+        return store, counts
 
     def _spawn_sampler(self, engines: Mapping[int, Actor]) -> Any:
         options = {"num_cpus": 0} | self._without_gpu
@@ -299,15 +297,23 @@ class RaySystem:
     async def adopt_reference(self, buffer: WholeReference, folder: Path) -> RayReferenceStore:
         """Put a buffer read from disk into the buffer actor."""
         what = "the buffer actor to take over the reference buffer"
-        limit = self.config.learner.timeout_s
-        await within(self._buffer.put.remote(buffer), limit, "learner.timeout_s", what)
-        return self._store(buffer.near_perfect, buffer.exploration, folder)
 
-    def _store(self, near_perfect: frozenset[str], exploration: frozenset[str], folder: Path) -> RayReferenceStore:
-        timeout_s = self.config.learner.timeout_s
-        return RayReferenceStore(
-            self._buffer, near_perfect, exploration, lambda: self._revive_buffer(folder), timeout_s
-        )
+        async def put() -> None:
+            await within(self._buffer.put.remote(buffer), self.config.learner.timeout_s, "learner.timeout_s", what)
+
+        return await self._hold(put, buffer.near_perfect, buffer.exploration, folder)
+
+    async def _hold(
+        self,
+        fill: Callable[[], Awaitable[None]],
+        near_perfect: frozenset[str],
+        exploration: frozenset[str],
+        folder: Path,
+    ) -> RayReferenceStore:
+        """Fill the buffer actor. One that dies, now or later, gets a successor, filled from `folder`."""
+        await refilled().until_done(lambda num_lost: self._revive_buffer(folder) if num_lost else fill())
+        revive, timeout_s = partial(self._revive_buffer, folder), self.config.learner.timeout_s
+        return RayReferenceStore(self._buffer, near_perfect, exploration, revive, timeout_s)
 
     async def _revive_buffer(self, folder: Path) -> Any:
         """A new buffer actor in place of the present one, with the buffer that is in `folder`."""
@@ -319,13 +325,6 @@ class RaySystem:
     async def _load_buffer(self, folder: Path) -> None:
         loading = self._buffer.load.remote(str(folder.absolute()))
         await within(loading, self.config.learner.timeout_s, "learner.timeout_s", f"the buffer actor to read {folder}")
-
-
-def _metrics_url() -> str:
-    """Where Ray's agent on this node exports the metrics of this process."""
-    here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _engine_settings(config: Config) -> list[Any]:

@@ -360,6 +360,16 @@ def test_a_lost_buffer_is_filled_again(error: Exception, caplog: pytest.LogCaptu
     assert asyncio.run(store.sample(3, 1)) == [3]
 
 
+@pytest.mark.parametrize("error", [death(), TimeoutError("waited")], ids=["dead", "silent"])
+def test_a_buffer_whose_successor_is_lost_too_is_filled_once_more(error: Exception) -> None:
+    """As when its node goes just after its process: the successor is placed there before anybody knows."""
+    successors: list[Any] = [fail(error), answer(handle(sample=lambda *_: answer(["row"])))]
+    store = RayReferenceStore(
+        handle(sample=lambda *_: fail(death())), frozenset(), frozenset(), lambda: successors.pop(0), 5.0
+    )
+    assert asyncio.run(store.sample(0, 1)) == ["row"]
+
+
 def test_a_buffer_that_is_lost_for_ever_ends_the_run() -> None:
     dead = handle(sample=lambda *_: fail(death()))
     store = RayReferenceStore(dead, frozenset(), frozenset(), lambda: answer(dead), 5.0)
