@@ -14,6 +14,8 @@ from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 
+from dphrl.scratch import scratch_folder
+
 log = logging.getLogger(__name__)
 
 # What an engine's last words get to reach those who wait for it.
@@ -22,7 +24,19 @@ SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
 # vLLM's sockets lie in the folder for temporary files, each under a UUID.
-SOCKET_NAME = re.compile(rf"{re.escape(tempfile.gettempdir())}/[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
+SOCKET_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def keep_temporary_files_together() -> None:
+    """From now on, what this process writes as temporary files lies in a folder that goes with the process.
+
+    vLLM leaves a file for each engine that is killed, and sockets for one that is killed while it starts.
+    """
+    from torch._inductor.runtime import cache_dir_utils
+
+    # But what torch has compiled shall be found again: this fixes its cache where it is.
+    cache_dir_utils.cache_dir()
+    tempfile.tempdir = str(scratch_folder("engine"))
 
 
 def forget_names_of_shared_memory() -> list[str]:
@@ -55,10 +69,10 @@ def forget_names_of_sockets() -> list[str]:
     for file in (file for process in _own_processes() for file in Path("/proc").glob(f"{process}/fd/*")):
         with suppress(OSError):  # it may just have been closed
             opened.add(os.readlink(file))
-    forgotten = []
+    forgotten, folder = [], Path(tempfile.gettempdir())
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         inode, path = [*line.split(), ""][6:8]  # most have no path
-        if f"socket:[{inode}]" in opened and SOCKET_NAME.fullmatch(path):
+        if f"socket:[{inode}]" in opened and Path(path).parent == folder and SOCKET_NAME.fullmatch(Path(path).name):
             with suppress(FileNotFoundError):  # both ends of a connection have the path
                 os.unlink(path)
                 forgotten.append(path)

@@ -13,7 +13,7 @@ import ray
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
-from actors.engine_processes import end_with_any_worker
+from actors.engine_processes import end_with_any_worker, keep_temporary_files_together
 from actors.leftovers import remembering_shared_memory
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
@@ -51,6 +51,7 @@ class RolloutEngine(Watched):
         lead()
         install_json_log(f"rollout-{index}")
         set_variables(config, devices)
+        keep_temporary_files_together()
         self._config, self._index = config, index
         self._outboxes: dict[str, Outbox[Answer]] = {}
         self._probe_numbers = itertools.count()

@@ -39,6 +39,7 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.processors import waiting_variables
 from dphrl.protocols import EnginesLostError, OnGraded, Parts, WholeReference
+from dphrl.scratch import remove_left_folders
 from dphrl.stopping import keep_handlers
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
@@ -95,6 +96,7 @@ class RaySystem:
     def __exit__(self, *exc_info: object) -> None:
         self._places.release()
         ray.shutdown()
+        remove_left_folders()
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
         return self._spawn_anew(LearnerRank, "learner", index, options | rank_variables())(self.config, index)

@@ -52,13 +52,14 @@ ROOMS = {
     "config": "algo own_code durable",
     "outputs": "durable config",
     "owner": "durable config",
+    "scratch": "owner",
     "cluster.doctor": "processors",
     "tokenizer": "model_files",
     "models": "tiny tokenizer",
     "sandbox": "types own_code",
     "cluster.jobs": "config own_code",
     "batch": "algo types config",
-    "learner": "algo durable types config model_files",
+    "learner": "algo durable types config model_files scratch",
     "tracking": "types durable config",
     "health": "config",
     "protocols": "types config tracking",
@@ -72,7 +73,8 @@ ROOMS = {
     "loop": "types stopping config batch tracking protocols collect",
     "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "actors": (
-        "types durable config owner tokenizer own_code processors learner tracking protocols rewards data reference"
+        "types durable config owner scratch tokenizer own_code processors learner tracking protocols rewards data "
+        "reference"
     ),
     "experiments": "config outputs tracking evaluation",
     "inline": "types config processors priority learner tracking protocols rewards data reference",
@@ -94,8 +96,8 @@ ROOMS = {
     "cluster.orders": "durable config",
     "cluster.scaling": "config actors cluster.planning cluster.engines cluster.orders",
     "cluster.ray_system": (
-        "types stopping config processors tracking protocols actors cluster.planning cluster.start cluster.connection "
-        "cluster.engines cluster.scaling"
+        "types stopping config processors scratch tracking protocols actors cluster.planning cluster.start "
+        "cluster.connection cluster.engines cluster.scaling"
     ),
     "cluster.render": "config cluster.planning",
     "cluster.launch": (

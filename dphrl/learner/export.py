@@ -12,6 +12,7 @@ from torch import Tensor
 from dphrl.config.loading import InputError
 from dphrl.learner.lora import has_adapters, save_adapter
 from dphrl.model_files import copy_untrained_files
+from dphrl.scratch import scratch_folder
 
 
 def export_model(lm: Any, source: Path | str, target: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -38,7 +39,7 @@ def export_model(lm: Any, source: Path | str, target: Path, state: Mapping[str, 
 def check_exportable(lm: Any, source: Path | str) -> None:
     """Export everything but the weights to a folder that is deleted again. Raises InputError when that fails: better
     now than after the training."""
-    with tempfile.TemporaryDirectory(prefix="dphrl-export-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch_folder("export")) as folder:
         try:
             export_model(lm, source, Path(folder), {})
             if has_adapters(lm):

@@ -256,7 +256,7 @@ def run_seed(seed: int, keep: Path | None) -> Verdict:
     demo = list(DEMOS)[seed % 2]
     kills, choose = schedule(seed, demo), random.Random(seed + 10**6)
     name, began = f"chaos{seed}-{secrets.token_hex(3)}", time.monotonic()
-    before = set(os.listdir("/dev/shm"))
+    before = left_files()
     with working_folder(keep, name) as folder, cluster(folder) as nodes:
         command = [
             *(sys.executable, "-m", "dphrl", "train", demo, *SETTINGS, *DEMOS[demo]),
@@ -274,9 +274,16 @@ def run_seed(seed: int, keep: Path | None) -> Verdict:
         problems += [f"left behind: {who}" for who in actors.left()]
         events = Counter(event["event"] for event in read_events(folder / name))
     # Ray's own segments went with the cluster.
-    problems += [f"shared memory left behind: {segment}" for segment in set(os.listdir("/dev/shm")) - before]
+    problems += [f"left behind: {path}" for path in sorted(left_files() - before)]
     told = [f"{kill.happened or kill.victim} after step {max(kill.step, 0)}" for kill in kills]
     return Verdict(seed, demo, time.monotonic() - began, told, problems, dict(events))
+
+
+def left_files() -> set[Path]:
+    """Shared memory, and temporary files of dphrl and of vLLM, its sockets among them."""
+    ours = re.compile(r"dphrl-.*|vllm.*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    temporary = {path for path in Path(tempfile.gettempdir()).iterdir() if ours.fullmatch(path.name)}
+    return temporary | set(Path("/dev/shm").iterdir())
 
 
 def strike_until_done(

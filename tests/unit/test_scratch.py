@@ -1,0 +1,83 @@
+"""Folders for temporary files, which a killed process leaves for the next one to remove."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from actors import engine_processes
+from dphrl import scratch
+from dphrl.scratch import remove_left_folders, scratch_folder
+
+WAITING = """
+import sys
+from dphrl.scratch import scratch_folder
+folder = scratch_folder("engine")
+(folder / "file").touch()
+print(folder, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(scratch, "PLACE", tmp_path)
+    return tmp_path
+
+
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(place: Path) -> None:
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        try:
+            assert folder.parent == place
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert remove_left_folders() == [], "it is at work"
+        finally:
+            process.kill()
+    process.wait()
+    assert (folder / "file").exists()
+    own = scratch_folder("export")
+    assert list(place.iterdir()) == [own]
+    own.rmdir()
+
+
+def test_a_process_that_ends_by_itself_leaves_nothing(place: Path) -> None:
+    subprocess.run([sys.executable, "-c", WAITING], input="", check=True, capture_output=True, text=True)
+    assert not list(place.iterdir())
+
+
+def test_what_may_be_of_somebody_else_stays(place: Path) -> None:
+    own = scratch_folder("engine")
+    namespace, pid, started = own.name.split("-")[2:]
+    of_a_later_process = place / f"dphrl-engine-{namespace}-{pid}-{int(started) - 1}"
+    of_another_container = place / f"dphrl-engine-{int(namespace) + 1}-{pid}-{int(started) - 1}"
+    others = [of_another_container, place / "dphrl-engine-mine", place / "vllm_dist_0"]
+    for folder in (of_a_later_process, *others):
+        folder.mkdir()
+    link = place / f"dphrl-export-{namespace}-{pid}-1"
+    link.symlink_to(place / "vllm_dist_0")
+    assert remove_left_folders() == [of_a_later_process.name]
+    assert {path.name for path in place.iterdir()} == {path.name for path in (*others, own, link)}
+    own.rmdir()
+
+
+def test_an_engines_temporary_files_lie_together_and_compiled_code_does_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    engine_processes.keep_temporary_files_together()
+    folder = scratch_folder("engine")
+    with tempfile.NamedTemporaryFile() as file:
+        assert Path(file.name).parent == folder
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == place
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder.rmdir()
