@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from actors.weight_transfer.segment import Segment
 from dphrl.config.schema import Config
 from dphrl.own_code import lead, pin
 from dphrl.rewards.thinking import decoder
+from dphrl.scratch import scratch_folder
 from dphrl.tokenizer import load_tokenizer
 from dphrl.tracking.log import install_json_log
 from dphrl.types import Completion, Prompt
@@ -130,6 +132,10 @@ class RolloutEngine(Watched):
     def _soon(self, call: Callable[[], Any]) -> None:
         assert self._events is not None, "nothing is finished before it was asked for"
         self._events.call_soon_threadsafe(call)
+
+    async def remove_temporary_files(self) -> None:
+        """For the end of the run: Ray may end this process without a chance to do it then."""
+        shutil.rmtree(scratch_folder("engine"), ignore_errors=True)
 
     # ---------------------------------------------------------------------------------- devices
 

@@ -27,6 +27,10 @@ NAME_POLL_INTERVAL_S = 0.2
 LEARNER_SETTING, PLACEMENT_SETTING = "learner.timeout_s", "cluster.placement_timeout_s"
 
 
+# At the end of a run. What is left then is removed when another run starts an engine there.
+CLEANING_TIMEOUT_S = 2.0
+
+
 class EngineActors:
     """`actors.engine_repair.EngineStarter` over Ray.
 
@@ -74,6 +78,11 @@ class EngineActors:
         if (group := self._own_groups.pop(index, None)) is not None:
             remove_placement_group(group)
             del self._bundles[index]
+
+    def remove_temporary_files(self) -> None:
+        """To be called when engines will do no more work: those that are killed cannot."""
+        removing = [engine.remove_temporary_files.remote() for engine in self.engines.values()]
+        ray.wait(removing, num_returns=len(removing), timeout=CLEANING_TIMEOUT_S)
 
     def check_room(self, new_engines: Sequence[int], num_new_workers: int) -> None:
         """Raises PlacementError, with the arithmetic, where the nodes have no room for so many more."""

@@ -94,6 +94,7 @@ class RaySystem:
         return self._spawn_anew(BufferActor, "buffer", 0, {"num_cpus": 0} | self._without_gpu)()
 
     def __exit__(self, *exc_info: object) -> None:
+        self._actors.remove_temporary_files()
         self._places.release()
         ray.shutdown()
         remove_left_folders()

@@ -122,6 +122,7 @@ class Nodes:
         self.address = f"127.0.0.1:{self._port}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_worker_niceness": "0",  # as docs/operations.md says of a cluster that a user starts
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
