@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,16 @@ def export_model(lm: Any, source: Path | str, target: Path, state: Mapping[str, 
 def check_exportable(lm: Any, source: Path | str) -> None:
     """Export everything but the weights to a folder that is deleted again. Raises InputError when that fails: better
     now than after the training."""
-    with tempfile.TemporaryDirectory(dir=scratch_folder("export")) as folder:
-        try:
-            export_model(lm, source, Path(folder), {})
-            if has_adapters(lm):
-                save_adapter(lm, source, Path(folder) / "adapter", {})
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"model.path: {str(source)!r} could not be saved after training ({reason}); correct its files, and "
-                "begin with config.json"
-            ) from error
+    folder = scratch_folder("export")
+    try:
+        export_model(lm, source, folder, {})
+        if has_adapters(lm):
+            save_adapter(lm, source, folder / "adapter", {})
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model.path: {str(source)!r} could not be saved after training ({reason}); correct its files, and "
+            "begin with config.json"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

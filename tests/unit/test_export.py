@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dphrl import scratch
 from dphrl.config.loading import InputError
 from dphrl.inline import InlineLearner
 from dphrl.learner.export import check_exportable, export_model
@@ -79,8 +80,9 @@ def test_weights_may_come_from_elsewhere(source: Path, make_config: Any) -> None
 
 
 def test_what_cannot_be_exported_is_said_before_the_first_step(
-    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(scratch, "PLACE", tmp_path)
     lm = load(source, make_config)
     check_exportable(lm, source)
 
@@ -90,6 +92,7 @@ def test_what_cannot_be_exported_is_said_before_the_first_step(
     monkeypatch.setattr(lm, "save_pretrained", refuse)
     with pytest.raises(InputError, match=r"could not be saved after training \(not serializable\)"):
         check_exportable(lm, source)
+    assert list(tmp_path.iterdir()) == [source], "a learner rank has no other time to remove what it tried"
     assert lm.generation_config.top_p == 0.6
     monkeypatch.setattr(type(lm), "save_pretrained", refuse)
     with pytest.raises(InputError, match="could not be saved after training"):
