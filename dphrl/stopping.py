@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Collection, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -84,7 +86,9 @@ class StopRequest:
         Raises Stopped, and RuntimeError after `abandon`.
         """
         try:
-            return asyncio.run(self._run(work))
+            with asyncio.Runner() as runner:
+                runner.get_loop().set_default_executor(_Threads(self))
+                return runner.run(self._run(work))
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -172,6 +176,27 @@ class StopRequest:
         if self._loop is not None and task is not None:
             with suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(task.cancel)
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads for what blocks. Who asks a second time to end does not wait for them: one may hang, as a reward does."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__(thread_name_prefix="asyncio")
+        self._stop = stop
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait and not self._stop.at_once, cancel_futures=cancel_futures)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process with the exit status of a command that a signal stopped, even if one of its threads hangs."""
+    hang = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if hang:
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextmanager

@@ -114,7 +114,8 @@ ROOMS = {
     ),
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs cluster.orders tracking rewards experiments "
-        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs"
+        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs "
+        "stopping"
     ),
     "__main__": "own_code processors cluster.cli",
 }

@@ -32,6 +32,9 @@ InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
 ]
 
+# The exit status of what Ctrl-C or SIGTERM stopped.
+STOPPED = (130, 143)
+
 app = typer.Typer(
     help="Reinforcement learning with verifiable rewards that keeps a model's diversity (DPH-RL).",
     epilog="First steps:  dphrl doctor;  dphrl presets;  dphrl train demo-math",
@@ -334,4 +337,8 @@ def main() -> None:
         if str(lost):
             say(f"dphrl: failed: {lost}")
         status = status or 1
+    if status in STOPPED:
+        from dphrl.stopping import end_process
+
+        end_process(int(status))
     sys.exit(status)

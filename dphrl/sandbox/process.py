@@ -109,8 +109,6 @@ class Sandbox:
         """One outcome per item, in order. Each may take `deadline_s` of wall-clock time, counted from the reply
         before it. Raises RuntimeError after `close`."""
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the sandbox is closed; make another")
             try:
                 return self._run(items, deadline_s)
             except BaseException:
@@ -119,9 +117,11 @@ class Sandbox:
                 raise
 
     def close(self) -> None:
-        """End the child; harmless when done twice."""
+        """End the child; harmless when done twice. A `run` of another thread raises RuntimeError."""
+        self._closed = True
+        if (zygote := self._zygote) is not None:
+            zygote.kill()  # an item may take as long as its deadline lets it
         with self._lock:
-            self._closed = True
             self._stop()
 
     def _run(self, items: Sequence[JsonDict], deadline_s: float) -> list[Outcome]:
@@ -196,6 +196,8 @@ class Sandbox:
     def _connection(self) -> socket.socket:
         if self._zygote is None:
             self._zygote = Zygote(*self._recipe)
+        if self._closed:
+            raise RuntimeError("the sandbox is closed; make another")
         if self._worker is None:
             self._worker = self._zygote.fork()
         return self._worker

@@ -46,8 +46,14 @@ def by_prompt(completion: str, answer: str) -> float:
     return float(answer < "factor:30000")
 
 
-def slowly(completion: str, answer: str) -> float:
-    time.sleep(0.2)
+num_graded = 0
+
+
+def hangs(completion: str, answer: str) -> float:
+    global num_graded
+    num_graded += 1
+    if num_graded > 16:  # after the first step
+        time.sleep(3600)
     return 0.0
 """
 ODD_RUN = """
@@ -260,8 +266,8 @@ SIGNALS = [
         once="runs/int/metrics.jsonl",
     ),
     Case(
-        "Ctrl-C twice",
-        f"{TRAIN} run_name=twice reward.name=odd:slowly",
+        "Ctrl-C twice, because a reward hangs",
+        f"{TRAIN} run_name=twice reward.name=odd:hangs reward.timeout_s=3600",
         status=130,
         line="stopped by SIGINT; the same command with --resume goes on with what is done",
         cpu_s=60,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,20 @@ def test_closing_ends_every_process() -> None:
     wait_for_end(pids)
     with pytest.raises(RuntimeError, match="closed"):
         sandbox.run([{"do": "pid"}], 5)
+
+
+def test_closing_does_not_wait_for_an_item() -> None:
+    sandbox = Sandbox(HANDLERS, {})
+    pids = said(sandbox.run([{"do": "pid"}], 5))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(sandbox.run, [{"do": "spin in C"}, {"do": "pid"}], 600)
+        time.sleep(0.3)
+        began = time.monotonic()
+        sandbox.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            running.result(60)
+    assert time.monotonic() - began < 60
+    wait_for_end(pids)
 
 
 def test_no_orphans_when_the_parent_is_killed() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -159,6 +161,36 @@ def test_a_second_signal_ends_what_never_waits() -> None:
             time.sleep(60)
 
     assert stopped(lambda stop: stop.run(work(stop))).at_once
+
+
+HANGING = """
+import asyncio, os, signal, time
+from dphrl.stopping import ECHO_S, Stopped, StopRequest, end_process
+
+async def work(stop):
+    with stop.held():
+        hangs = asyncio.create_task(asyncio.to_thread(time.sleep, 600))
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(2 * ECHO_S)
+        os.kill(os.getpid(), signal.SIGINT)
+        await hangs
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with StopRequest().listening() as stop:
+    try:
+        stop.run(work(stop))
+    except Stopped as stopped:
+        print("ends at once:", stopped.at_once, flush=True)
+        end_process(stopped.status)
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_thread_that_hangs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stdout) == (130, "ends at once: True\n"), done.stderr
 
 
 def test_a_lost_folder_is_an_error_of_its_own() -> None:
