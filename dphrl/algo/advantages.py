@@ -184,7 +184,3 @@ def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> fl
     if not buffer_tokens:
         return 0.0
     return -min(1.0, max(0, num_tokens - (max_tokens - buffer_tokens)) / buffer_tokens)
-
-
-# These register themselves. They stand at the end because each of them imports this module.
-from dphrl.algo.methods import maxrl, pkpo, uniqueness, unlikeliness, w_reinforce  # noqa: E402, F401

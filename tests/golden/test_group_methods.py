@@ -110,11 +110,10 @@ def test_an_ungraded_completion_has_no_rank() -> None:
 
 
 def test_what_is_not_paid_is_not_discounted() -> None:
-    # Ranks 0, 1: beta x (2 - 0) / 2 = 1 of the right one, which leaves 0; the wrong one, too long, keeps -1/2.
-    half = math.sqrt(0.5)
-    check([half, -half], [1, -0.5], "unlikeliness", logprobs(-1.0, -2.0), beta=1.0)
-    # Both are negative: -1/2 and -1 stay, mean -3/4, std sqrt(1/8), 1/4 / sqrt(1/8) = sqrt(1/2).
-    check([half, -half], [-0.5, -1], "unlikeliness", logprobs(-1.0, -2.0), beta=1.0)
+    # Ranks 0, 1, 2. A third is taken off the right one, nothing off the wrong ones, which were too long: -1/2, -1, 2/3.
+    # Mean -5/18, deviations -4/18, -13/18, 17/18, squares (16 + 169 + 289) / 324 = 474/324, / 2 = 237/324.
+    expected = [d / math.sqrt(237) for d in (-4, -13, 17)]
+    check([*expected], [-0.5, -1, 1], "unlikeliness", logprobs(-1.0, -2.0, -3.0), beta=1.0)
 
 
 def clusters(*keys: str) -> GroupFields:

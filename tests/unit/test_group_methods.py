@@ -90,6 +90,21 @@ def test_pkpo_has_the_gradient_of_the_best_of_k_finer_scores(k: int) -> None:
     assert got == pytest.approx(gradient_of_best(scores, logits, k), rel=1e-10, abs=1e-12)
 
 
+@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), min_size=2, max_size=7), st.integers(2, 7))
+def test_pkpo_is_what_a_completion_adds_to_the_others_of_its_sets(scores: list[float], k: int) -> None:
+    n = len(scores)
+    if n < k:
+        assert group_advantages(scores, "pkpo", k=k) == [0.0] * n
+        return
+    sets = list(itertools.combinations(range(n), k))
+
+    def added(i: int) -> float:
+        return sum(max(scores[j] for j in s) - max(scores[j] for j in s if j != i) for s in sets if i in s)
+
+    expected = [n * added(i) / len(sets) for i in range(n)]
+    assert group_advantages(scores, "pkpo", k=k) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("n", [2, 3, 6])
 @pytest.mark.parametrize("logit", [-2.0, 0.0, 1.5])
 def test_maxrl_has_the_first_terms_of_the_gradient_of_the_log_likelihood(n: int, logit: float) -> None:

@@ -19,7 +19,7 @@ Assumes: answers drawn from the policy itself, and a loss in which completions c
 fixed_length`, or answers of one length). Any scores will do: what is estimated is maxg@k.
 
 Departs: the advantage is n s_i, because the loss here is a mean over completions where the paper has a sum. k = 1 is
-then `leave_one_out` to the last digit. Completions whose grader failed leave n smaller; fewer than k give zeros.
+then `leave_one_out`. Completions whose grader failed leave n smaller; fewer than k give zeros.
 
 The formula was compared with public implementations of the paper's listing, not with its pages.
 """
