@@ -11,9 +11,11 @@ Assumes: a reward that tells ways of solving apart.
 
 Departs: no judge. Two answers are of one cluster when the reward writes the same solution for both, the one by which
 an evaluation counts `distinct_correct`: divisor and quotient in the embedded factorisation, the canonical query in
-SQL. A right and a wrong answer are then never of one cluster. For mathematics, where the reward has only the final
-answer, that is the cluster: all right answers of a prompt are one, so that the method takes weight from prompts that
-are often solved, and tells no ways apart. A reward of one's own may return a `solution`.
+SQL. A right and a wrong answer are then never of one cluster, and wrong ones, which are wrong in many ways, are mostly
+alone: they keep their weight where right ones share theirs, so that a group's advantages have a mean below 0. For
+mathematics, where the reward has only the final answer, that is the cluster: all right answers of a prompt are one, so
+that the method takes weight from prompts that are often solved, and tells no ways apart. A reward of one's own may
+return a `solution`.
 
 The formula was compared with public notes on the paper, not with its pages. Its published value of alpha was not
 found: the default, 1, is the inverse of the size, as its abstract says.
