@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dphrl.algo.advantages import group_advantages, overlong_penalty
+from dphrl.algo.advantages import GroupFields, group_advantages, overlong_penalty
 from dphrl.algo.policy_losses import ZERO_WITHOUT_ADVANTAGE
 from dphrl.algo.reduce import row_weights
 from dphrl.config.learner import LearnerConfig
@@ -69,7 +69,7 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
     chosen: list[tuple[Prompt, Completion, float]] = []
     method = config.algorithm.advantage
     for group in groups:
-        advantages = group_advantages(shaped_scores(group, config), method.name, **method.params)
+        advantages = group_advantages(shaped_scores(group, config), method.name, group_fields(group), **method.params)
         for completion, advantage in zip(group.completions, advantages, strict=True):
             masked = completion.truncated and config.rollout.truncated == "mask"
             if advantage is not None and completion.token_ids and not masked:
@@ -117,6 +117,14 @@ def shaped_scores(group: RolloutGroup, config: Config) -> list[float | None]:
         return None if result.training_score is None else result.training_score + penalty
 
     return [shaped(c, result) for c, result in zip(group.completions, group.results, strict=True)]
+
+
+def group_fields(group: RolloutGroup) -> GroupFields:
+    """What an advantage may read of the group besides its scores, each computed when it is read."""
+    return {
+        "logprobs": lambda: [sum(completion.logprobs) for completion in group.completions],
+        "clusters": lambda: group.strategies,
+    }
 
 
 def reference_rows(samples: Sequence[ReferenceSample], config: Config) -> list[TrainRow]:

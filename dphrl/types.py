@@ -116,6 +116,25 @@ class RolloutGroup:
         return sum(result.status is RewardStatus.CORRECT for result in self.results)
 
     @property
+    def solutions(self) -> tuple[str, ...]:
+        """What each completion wrote: the reward's solution, or else the text without differences in white space."""
+        pairs = zip(self.completions, self.results, strict=True)
+        return tuple(result.solution or " ".join(completion.text.split()) for completion, result in pairs)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The value that each completion votes for: the reward's answer, or else its solution."""
+        return tuple(r.answer or solution for r, solution in zip(self.results, self.solutions, strict=True))
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """How each completion solves the prompt: the reward's solution, or else its answer.
+
+        Where a reward has no solutions, as that of mathematics, texts would all be different, so the answers count.
+        """
+        return tuple(r.solution or answer for r, answer in zip(self.results, self.answers, strict=True))
+
+    @property
     def has_signal(self) -> bool:
         """Whether the training scores differ, before any length penalty; a group where they do not teaches nothing."""
         return len({r.training_score for r in self.results if r.training_score is not None}) > 1

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show, undone_on_failure
 from dphrl.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -20,6 +20,12 @@ class MethodConfig(Section):
     """Name under which the method is registered; `dphrl presets --algorithms` lists all of them."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the method by name. Those that are left out have the defaults that the list shows."""
+    _min_size: int = PrivateAttr(default=1)
+
+    @property
+    def min_size(self) -> int:
+        """The fewest completions of a prompt that an advantage compares; 1 where the method does not say."""
+        return self._min_size
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -90,8 +96,10 @@ def _registered(method: MethodConfig, info: ValidationInfo) -> MethodConfig:
             raise ValueError(f"{registry.kind} {method.name!r} has no parameters; remove {', '.join(method.params)}")
         return method
     # Built here and thrown away: factories may refuse what their signatures cannot.
-    registry.build(method.name, method.params)
-    return method.model_copy(update={"params": registry.check(method.name, method.params)})
+    made = registry.build(method.name, method.params)
+    checked = method.model_copy(update={"params": registry.check(method.name, method.params)})
+    checked._min_size = getattr(made, "min_size", 1)
+    return checked
 
 
 Method = Annotated[MethodConfig, BeforeValidator(_parse_method), AfterValidator(_registered)]
@@ -132,7 +140,8 @@ class AlgorithmConfig(Section):
     better and samples longer; the default 1 replaces nothing."""
     advantage: Method = MethodConfig(name="group_normalized")
     """How the scores of a group of completions of one prompt become advantages: group_normalized (GRPO, the default),
-    mean_only (Dr.GRPO), leave_one_out (RLOO), or one that a plugin registers."""
+    mean_only (Dr.GRPO), leave_one_out (RLOO), one of the methods that keep diversity by advantages (maxrl, pkpo,
+    w_reinforce, unlikeliness, uniqueness), or one that a plugin registers."""
     aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     """What counts the same in the loss. token_mean: every completion token (DAPO, the default), so that long
     completions weigh more. sequence_mean: every completion (GRPO). fixed_length: every token as one of

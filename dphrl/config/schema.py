@@ -134,6 +134,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _group_is_large_enough_for_the_advantage(self) -> Self:
+        method, size = self.algorithm.advantage, self.rollout.num_samples
+        if size < (needed := method.min_size):
+            raise ValueError(
+                f"rollout.num_samples={size}: algorithm.advantage {method.name} compares at least {needed} completions "
+                f"of a prompt with these parameters; set rollout.num_samples >= {needed}, or change the parameters"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engines_fit_beside_the_learner(self) -> Self:
         needed = self.rollout.num_engines * self.rollout.tensor_parallel
         if self.cluster.colocate and needed > self.learner.num_ranks:

@@ -85,15 +85,11 @@ def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[
     the chance that the most frequent of k answers is right. entropy_mean: entropy of the sampled distribution in nats
     per token, estimated as the mean -log-prob of the sampled tokens.
     """
-    graded = [
-        [
-            (result.solution or " ".join(completion.text.split()), result)
-            for completion, result in zip(group.completions, group.results, strict=True)
-            if result.score is not None
-        ]
+    correct = [{s for s, r in zip(group.solutions, group.results, strict=True) if r.score} for group in groups]
+    votes = [
+        [(answer, r.score) for answer, r in zip(group.answers, group.results, strict=True) if r.score is not None]
         for group in groups
     ]
-    votes = [[(result.answer or text, result.score or 0.0) for text, result in of_prompt] for of_prompt in graded]
     completions = [completion for group in groups for completion in group.completions]
     num_tokens = sum(len(completion.token_ids) for completion in completions)
     surprise = -sum(sum(completion.logprobs) for completion in completions)
@@ -101,7 +97,7 @@ def describe_samples(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[
     statuses = Counter(str(result.status) for group in groups for result in group.results)
     return {
         "statuses": dict(sorted(statuses.items())),
-        "distinct_correct": _mean([len({text for text, result in of_prompt if result.score}) for of_prompt in graded]),
+        "distinct_correct": _mean([len(solutions) for solutions in correct]),
         **majorities,
         "completion_tokens_mean": num_tokens / len(completions) if completions else None,
         "entropy_mean": surprise / num_tokens if num_tokens else None,

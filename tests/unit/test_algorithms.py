@@ -221,8 +221,9 @@ MISTAKES = {
     "divergence={name: js, alpha: 1}": "divergence: divergence 'js' has no parameter 'alpha'; it takes no parameters",
     "divergence={name: none, alpha: 1}": "divergence: divergence 'none' has no parameters; remove alpha",
     "advantage=mean-only": "advantage: unknown advantage 'mean-only'; known: above, group_normalized, leave_one_out, "
-    "mean_only; did you mean mean_only?",
-    "advantage=none": "advantage: unknown advantage 'none'; known: above, group_normalized, leave_one_out, mean_only",
+    "maxrl, mean_only, pkpo, uniqueness, unlikeliness, w_reinforce; did you mean mean_only?",
+    "advantage=none": "advantage: unknown advantage 'none'; known: above, group_normalized, leave_one_out, maxrl, "
+    "mean_only, pkpo, uniqueness, unlikeliness, w_reinforce",
     "advantage=above": "advantage: advantage 'above' needs threshold: a number; write {name: above, threshold: ...}",
     "advantage={name: above, threshold: high}": "advantage: advantage 'above' takes threshold: a number (got \"high\")",
     "advantage={name: above, threshold: .inf}": "advantage: advantage 'above' takes threshold: a number (got Infinity)",
@@ -489,7 +490,8 @@ def test_every_method_is_listed_with_its_parameters(user_module: str) -> None:
     assert lines[3] == "                     takes alpha: a number > 0 and < 1"
     names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     builtin = "none alpha chi_square forward_kl js reverse_kl squared_hellinger total_variation "
-    assert names == f"{builtin}group_normalized leave_one_out mean_only clipped gspo".split()
+    builtin += "group_normalized leave_one_out maxrl mean_only pkpo uniqueness unlikeliness w_reinforce "
+    assert names == f"{builtin}clipped gspo".split()
     assert all(method.summary for registry in METHODS.values() for method in registry.methods().values())
 
     mine = listed("--plugin", user_module, "--json")
