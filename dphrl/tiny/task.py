@@ -147,6 +147,16 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
     return "correct", f"{divisor}*{quotient} is {number}"
 
 
+def strategies_of(answer: str) -> dict[str, bool]:
+    """Every strategy of the task by name, and whether it can be right on the problem with this `answer`.
+
+    A strategy is the divisor that a completion names. Of DIVIDE only the asked one can be right. Raises ValueError if
+    `answer` is not of this task.
+    """
+    asked_divisor, number = _parse_answer(answer)
+    return {str(p): number % p == 0 and asked_divisor in (None, p) for p in DIVISORS}
+
+
 def fingerprint_parts() -> list[object]:
     """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
     return [DIVISORS, NUM_DIGITS, sorted(INCLUSION_PROBABILITY.items()), HELD_OUT_ONE_IN, VOCABULARY]
