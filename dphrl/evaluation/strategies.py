@@ -32,11 +32,6 @@ class Part:
     precision: float | None
     right: float
 
-    @property
-    def right_if_taken(self) -> float | None:
-        """Of the completions that take the strategy, the part that is right, whether or not it fits."""
-        return self.right / self.share if self.share else None
-
 
 def count_strategies(groups: Sequence[RolloutGroup], reward: str) -> list[dict[str, Any]] | None:
     """For each prompt what its row of a summary gets: `strategies` (counts) and, where it is known, `fitting` (names).

@@ -40,11 +40,6 @@ class Expected(Section):
                     raise ValueError(f"{arm}.{metric}: {value:g} is no share; give a number from 0 to 1")
         return figures
 
-    def largest_k(self) -> int:
-        """The largest K of any pass@K or majority@K; 1 without one."""
-        found = [metric.partition("@")[2] for metrics in self.figures.values() for metric in metrics]
-        return max([1, *(int(k) for k in found if k)])
-
 
 def compare_expected(results: Results) -> list[dict[str, Any]]:
     """For each published figure: arm, domain, rate, `published`, `here` (a cell, or None without it), `difference`.
