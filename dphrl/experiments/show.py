@@ -69,7 +69,9 @@ def _show_mass(results: Results, console: Console) -> None:
         console.table(f"{words}. Means over seeds; where they were lost, prompts of all seeds", header, rows)
     header, rows = alone_table(results)
     if rows:
-        words = "Pass@1 where one strategy alone fits, that is this strategy's share x precision there"
+        words = (
+            "Pass@1 where one strategy alone fits (its share x precision there), and where every one does (precision)"
+        )
         console.table(f"{words}: mean ± half of the 95 % interval", header, rows)
     header, rows = split_table(results)
     if rows:

@@ -18,6 +18,8 @@ from dphrl.experiments.packing import unpack_strategies
 from dphrl.experiments.results import BASE_ARM, Cell, Results, Row, base_of, interval_over_seeds
 
 Table = tuple[list[str], list[list[object]]]
+# The prompts that every strategy fits, beside those that one alone fits.
+EVERY = "every"
 PARTS = ("share", "selection", "precision", "right")
 # A listing of more prompts than this would bury the table; --json has them all.
 MAX_LISTED = 5
@@ -67,27 +69,32 @@ def changed_prompts(results: Results, arm: str, dataset: str) -> list[dict[str, 
 
 
 def alone(results: Results, arm: str, dataset: str) -> dict[str, Cell]:
-    """Pass@1 on the prompts that one strategy alone fits, by strategy: mean and interval over the seeds.
+    """Pass@1 on the prompts that one strategy alone fits, by strategy, and on those that all fit (`EVERY`).
 
-    There a completion is right if it takes this strategy and carries it out well, so the figure is the strategy's
-    share x precision on these prompts. It needs the correct samples and what fits (`fitting`), and no other counts.
+    Where one alone fits, a completion is right if it takes this strategy and carries it out well, so the figure is the
+    strategy's share x precision on these prompts. Where every one fits there is nothing to choose, and the figure is
+    the precision of the whole mix. Both need the correct samples and what fits (`fitting`), and no other counts. Each
+    is the mean and interval over the seeds that have such prompts.
     """
     values: dict[str, list[float]] = {}
     for row in _rows(results, arm, dataset):
         base = row if arm == BASE_ARM else base_of(results["rows"], row)
         if base is None or "fitting" not in base:
             continue
+        num_strategies = len({name for fitting in base["fitting"] for name in fitting.split()})
         rates: dict[str, list[float]] = {}
         for fitting, graded, correct in zip(base["fitting"], row["num_graded"], row["num_correct"], strict=True):
-            if graded and fitting and " " not in fitting:
-                rates.setdefault(fitting, []).append(correct / graded)
-        for name, of_prompts in rates.items():
-            values.setdefault(name, []).append(statistics.fmean(of_prompts))
-    return {name: interval_over_seeds(of_seeds) for name, of_seeds in sorted(values.items(), key=_by_number)}
+            names = fitting.split()
+            key = EVERY if len(names) == num_strategies > 1 else fitting if len(names) == 1 else None
+            if graded and key is not None:
+                rates.setdefault(key, []).append(correct / graded)
+        for key, of_prompts in rates.items():
+            values.setdefault(key, []).append(statistics.fmean(of_prompts))
+    return {name: interval_over_seeds(values[name]) for name in sorted(values, key=_by_number)}
 
 
-def _by_number(entry: tuple[str, Any]) -> tuple[float, str]:
-    return (float(entry[0]) if entry[0].isdecimal() else math.inf, entry[0])
+def _by_number(name: str) -> tuple[bool, float, str]:
+    return (name == EVERY, float(name) if name.isdecimal() else math.inf, name)
 
 
 def mass_as_json(results: Results) -> dict[str, Any]:
@@ -146,9 +153,9 @@ def _where_lost(seeds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def alone_table(results: Results) -> Table:
-    """Pass@1 where one strategy alone fits: a row for each arm and data set, a column for each strategy."""
+    """Pass@1 where one strategy alone fits, and where all do: a row for each arm and data set."""
     found = {(d, arm): alone(results, arm, d) for d in datasets_of(results) for arm in results["arms"]}
-    names = sorted({name for cells in found.values() for name in cells}, key=lambda name: _by_number((name, None)))
+    names = sorted({name for cells in found.values() for name in cells}, key=_by_number)
     rows: list[list[object]] = [
         [arm, dataset, *(_rate(cells.get(name)) for name in names)] for (dataset, arm), cells in found.items() if cells
     ]

@@ -16,6 +16,7 @@ from dphrl.data.loading import load_problems
 from dphrl.evaluation.estimators import summarize
 from dphrl.evaluation.strategies import ALL
 from dphrl.experiments.packing import pack_strategies, unpack_strategies
+from dphrl.experiments.pareto import hypervolumes
 from dphrl.experiments.results import add_up, merge, read_results, recompute, rows_of, write_results
 from dphrl.experiments.strategies import (
     alone,
@@ -28,7 +29,9 @@ from dphrl.experiments.strategies import (
     split_table,
 )
 from dphrl.experiments.suite import committed_results, load_suite
+from dphrl.report.pareto import write_pareto
 from dphrl.rewards.strategies import strategies_that_fit
+from dphrl.tiny import sql_task
 
 # Of three prompts: what fits, and by strategy (samples, fitting, right) of four samples each.
 FITTING = [["3"], ["7"], ["3", "7"]]
@@ -143,18 +146,23 @@ def test_many_lost_prompts_are_not_all_listed() -> None:
 
 def test_where_one_strategy_alone_fits_by_hand() -> None:
     results = results_of({("grpo", 1): COLLAPSED, ("grpo", 2): PRECISE})
-    # The first prompt is 3's alone, the second 7's; the third is neither's.
-    assert {name: cell["mean"] for name, cell in alone(results, "base", "factor").items()} == {"3": 0.25, "7": 0.5}
+    # The first prompt is 3's alone, the second 7's; both fit the third, where the base has 2 of 4 right.
+    assert {name: cell["mean"] for name, cell in alone(results, "base", "factor").items()} == {
+        "3": 0.25, "7": 0.5, "every": 0.5,
+    }  # fmt: skip
     assert {name: cell["mean"] for name, cell in alone(results, "grpo", "factor").items()} == {
         "3": pytest.approx((4 / 4 + 2 / 4) / 2),
         "7": pytest.approx((0 + 2 / 4) / 2),
+        "every": pytest.approx((4 / 4 + 3 / 4) / 2),
     }
-    assert alone_table(results)[0] == ["arm", "data set", "3", "7"]
+    assert alone_table(results)[0] == ["arm", "data set", "3", "7", "every"]
     # It needs no counts by strategy, only what fits.
     old = results_of({("grpo", 1): COLLAPSED}, counted=False)
     assert alone(old, "grpo", "factor") == {}
     old["rows"][0]["fitting"] = ["3", "7", "3 7"]
     assert alone(old, "grpo", "factor")["3"]["mean"] == 1.0
+    old["rows"][0]["fitting"] = ["3", "3", "3"]
+    assert list(alone(old, "grpo", "factor")) == ["3"], "of a single strategy there is nothing to choose anywhere"
 
 
 def test_what_cannot_be_had_is_said() -> None:
@@ -182,7 +190,12 @@ def test_counts_go_to_the_file_and_come_back(tmp_path: Path) -> None:
     assert merge(read, results_of({("grpo", 3): PRECISE}))["methods"] == results["methods"]
     shown = CliRunner().invoke(app, ["experiment", "--show", str(tmp_path / "results.json")])
     assert shown.exit_code == 0, shown.output
-    for words in ("Lost: solved by the base", "where one strategy alone fits", "Pass@1 taken apart", "Hypervolume"):
+    for words in (
+        "Lost: solved by the base",
+        "Pass@1 where one strategy alone fits",
+        "Pass@1 taken apart",
+        "Hypervolume",
+    ):
         assert words in shown.output
     done = CliRunner().invoke(app, ["experiment", "--show", str(tmp_path / "results.json"), "--json"])
     mass = json.loads(done.output)["mass"]["factor"]
@@ -234,3 +247,83 @@ def test_lost_prompts_agree_with_committed_retention(name: str) -> None:
         seeds = changed_prompts(results, arm, datasets.pop())
         kept = [1 - len(seed["lost"]) / seed["solved_by_base"] for seed in seeds]
         assert sum(kept) / len(kept) == pytest.approx(results["arms"][arm][domain]["retention"]["mean"], abs=2e-5)
+
+
+# -------------------------------------------------------------------------------------------- what the docs say
+
+DOCS = (Path(dphrl.__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def table_of(first_cells: str) -> dict[str, list[str]]:
+    """The rows of the table in docs/results.md whose header begins so, by their first cell."""
+    lines = DOCS[DOCS.index(f"\n| {first_cells} |") + 1 :].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def plus_minus(cell: dict[str, float]) -> str:
+    half = (cell["high"] - cell["low"]) / 2
+    return f"{cell['mean']:.3f} ±{half:.3f}" if half else f"{cell['mean']:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("suite", "dataset", "names"),
+    [("passk-math", "factor", ("3", "7", "11")), ("passk-sql", "league", ("join", "set_operation", "subquery"))],
+)
+def test_the_tables_of_lost_prompts_are_the_committed_ones(suite: str, dataset: str, names: tuple[str, ...]) -> None:
+    results, shown = committed_results(suite), table_of(f"{suite} | lost")
+    assert list(shown) == list(results["arms"])
+    for arm, cells in shown.items():
+        seeds, found = changed_prompts(results, arm, dataset), alone(results, arm, dataset)
+        lost = f"{sum(len(seed['lost']) for seed in seeds) / len(seeds):.1f}" if seeds else "-"
+        assert cells == [lost, *(plus_minus(found[name]) for name in (*names, "every"))], arm
+
+
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql", "tune-long"])
+def test_the_tables_of_hypervolumes_are_the_committed_ones(suite: str) -> None:
+    results, shown = committed_results(suite), table_of(f"{suite} | etas")
+    inside, outside = (hypervolumes(results, domain, 16) for domain in ("in_domain", "out_of_domain"))
+    assert list(shown) == list(inside)
+    for method, cells in shown.items():
+        above = plus_minus(inside[method]["above_base"]) if method != "base" else "-"
+        volumes = [plus_minus(found[method]["cell"]) for found in (inside, outside)]
+        assert cells == [str(inside[method]["num_etas"]), volumes[0], above, volumes[1]], method
+
+
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql", "tune-long"])
+def test_the_committed_pictures_are_of_the_committed_results(suite: str, tmp_path: Path) -> None:
+    write_pareto(committed_results(suite), tmp_path / "again.svg")
+    stored = Path(dphrl.__file__).parent / "suites" / "results" / f"{suite}-pareto.svg"
+    assert stored.read_bytes() == (tmp_path / "again.svg").read_bytes()
+
+
+def test_no_arm_selects_on_mathematics_as_the_docs_say() -> None:
+    results = committed_results("passk-math")
+    for arm in results["arms"]:
+        cells = {name: cell["mean"] for name, cell in alone(results, arm, "factor").items()}
+        blind = sum(cells[name] for name in ("3", "7", "11")) / cells["every"]
+        # Of a policy that sees which divisor fits, the three would add up to three times the last.
+        assert 1.0 <= blind <= 1.061 + 1e-3, arm
+    lost = [seed["lost_where"] for seed in changed_prompts(results, "grpo", "factor")]
+    total = {fits: sum(of_seed.get(fits, 0) for of_seed in lost) for fits in ("11", "3", "3 11")}
+    assert total == {"11": 117, "3": 52, "3 11": 43}
+    assert sum(total.values()) == sum(sum(of_seed.values()) for of_seed in lost), "no other was lost"
+    for arm in ("alpha-0.5", "dph-f", "dph-js"):
+        assert {fits for seed in changed_prompts(results, arm, "factor") for fits in seed["lost_where"]} == {"11"}
+
+
+def test_grpo_keeps_one_shape_a_kind_of_question_as_the_docs_say() -> None:
+    results = committed_results("passk-sql")
+    base = {row["seed"]: row for row in results["rows"] if (row["arm"], row["dataset"]) == ("base", "league")}
+    kept = {(1, 1): "join", (1, 2): "set_operation", (2, 1): "join", (2, 2): "join", (3, 1): "join"}
+    kept[3, 2] = "set_operation"
+    for row in (row for row in results["rows"] if (row["arm"], row["dataset"]) == ("grpo", "league")):
+        rates: dict[tuple[int, str], list[float]] = {}
+        problems = sql_task.make_problems("held_out", 200, row["seed"])
+        for problem, fitting, correct in zip(problems, base[row["seed"]]["fitting"], row["num_correct"], strict=True):
+            num_years = problem.gold_sql.count("year = ")
+            rates.setdefault((num_years, fitting), []).append(correct / 32)
+        for (num_years, fitting), found in rates.items():
+            if " " not in fitting:
+                rate = round(sum(found) / len(found), 2)
+                assert rate >= 0.85 if fitting == kept[row["seed"], num_years] else rate <= 0.05
