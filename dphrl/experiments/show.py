@@ -78,7 +78,7 @@ def _show_mass(results: Results, console: Console) -> None:
         words = (
             "Pass@1 taken apart: right is share x selection (the strategy fits) x precision (it is carried out well)"
         )
-        console.table(words, header, rows)
+        console.table(f"{words}; blind: selection without a look at the prompt", header, rows)
     if (missing := say_missing(results)) is not None:
         console.info(missing)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dphrl.evaluation.strategies import Part, split_pass_at_1
+from dphrl.evaluation.strategies import ALL, Part, split_pass_at_1
 from dphrl.experiments.packing import unpack_strategies
 from dphrl.experiments.results import BASE_ARM, Cell, Results, Row, base_of, interval_over_seeds
 
@@ -43,6 +43,28 @@ def split_over_seeds(results: Results, arm: str, dataset: str) -> dict[str, dict
             if values:
                 found.setdefault(name, {})[key] = interval_over_seeds(values)
     return found
+
+
+def blind_selection(results: Results, arm: str, dataset: str) -> dict[str, float]:
+    """What selection would be if the same strategies were taken without a look at the prompt: means over the seeds.
+
+    Of one strategy it is the part of the prompts that it fits; of all (`ALL`), the mean of these by share. A selection
+    above it comes from seeing what fits. Empty without counts by strategy, or where no one knows what fits.
+    """
+    found: dict[str, list[float]] = {}
+    for row in _rows(results, arm, dataset):
+        base = row if arm == BASE_ARM else base_of(results["rows"], row)
+        counts = unpack_strategies(row)
+        if base is None or "fitting" not in base or counts is None:
+            continue
+        # As in the split, of the prompts that have a graded sample.
+        fitting = [set(names.split()) for names, prompt in zip(base["fitting"], counts, strict=True) if prompt]
+        split = split_pass_at_1(counts)
+        fits = {name: sum(name in names for names in fitting) / len(fitting) for name in split if name != ALL}
+        fits[ALL] = sum(split[name].share * of_prompts for name, of_prompts in fits.items())
+        for name, value in fits.items():
+            found.setdefault(name, []).append(value)
+    return {name: statistics.fmean(values) for name, values in found.items()}
 
 
 def changed_prompts(results: Results, arm: str, dataset: str) -> list[dict[str, Any]]:
@@ -98,12 +120,13 @@ def _by_number(name: str) -> tuple[bool, float, str]:
 
 
 def mass_as_json(results: Results) -> dict[str, Any]:
-    """Everything above by data set and arm: `strategies`, `alone` and `prompts`, each only where it is known."""
+    """Everything above by data set and arm, each part only where it is known."""
     found: dict[str, Any] = {}
     for dataset in datasets_of(results):
         for arm in results["arms"]:
             parts = {
                 "strategies": split_over_seeds(results, arm, dataset),
+                "blind_selection": blind_selection(results, arm, dataset),
                 "alone": alone(results, arm, dataset),
                 "prompts": changed_prompts(results, arm, dataset),
             }
@@ -167,9 +190,12 @@ def split_table(results: Results) -> Table:
     rows: list[list[object]] = []
     for dataset in datasets_of(results):
         for arm in results["arms"]:
+            blind = blind_selection(results, arm, dataset)
             for name, cells in split_over_seeds(results, arm, dataset).items():
-                rows.append([arm, dataset, name, *(_rate(cells.get(key)) for key in PARTS)])
-    return ["arm", "data set", "strategy", *PARTS], rows
+                share, selection, *others = (_rate(cells.get(key)) for key in PARTS)
+                unseen = f"{blind[name]:.3f}" if name in blind else "-"
+                rows.append([arm, dataset, name, share, selection, unseen, *others])
+    return ["arm", "data set", "strategy", *PARTS[:2], "blind", *PARTS[2:]], rows
 
 
 def say_missing(results: Results) -> str | None:

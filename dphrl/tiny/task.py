@@ -148,13 +148,14 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
 
 
 def strategies_of(answer: str) -> dict[str, bool]:
-    """Every strategy of the task by name, and whether it can be right on the problem with this `answer`.
+    """Every strategy of the problem with this `answer` by name, and whether it can be right there.
 
-    A strategy is the divisor that a completion names. Of DIVIDE only the asked one can be right. Raises ValueError if
+    A strategy is the divisor that a completion names. DIVIDE asks for one, so it has no other. Raises ValueError if
     `answer` is not of this task.
     """
     asked_divisor, number = _parse_answer(answer)
-    return {str(p): number % p == 0 and asked_divisor in (None, p) for p in DIVISORS}
+    divisors = DIVISORS if asked_divisor is None else (asked_divisor,)
+    return {str(p): number % p == 0 for p in divisors}
 
 
 def fingerprint_parts() -> list[object]:

@@ -30,7 +30,11 @@ def test_the_divisors_that_fit_are_those_that_divide_and_were_asked_for() -> Non
     # 4158 = 2 * 3^3 * 7 * 11, and 4159 is a prime.
     assert strategies_of("factor:04158") == {"3": True, "7": True, "11": True}
     assert strategies_of("factor:04159") == {"3": False, "7": False, "11": False}
-    assert strategies_of("divide:7:04158") == {"3": False, "7": True, "11": False}
+    assert strategies_of("divide:7:04158") == {"7": True}
+    divided = group("divide:7:04158", ("7 :", WRONG), ("3 :", WRONG))
+    assert count_strategies([divided], "factorization") == [
+        {"strategies": {"7": [1, 1, 0], OTHER: [1, 0, 0]}, "fitting": ["7"]}
+    ]
     assert strategies_that_fit("factorization", "no answer of this task") is None
     assert strategies_that_fit("math_answer", "4") is None
     for problem in make_problems("held_out", 50, seed=0):

@@ -21,6 +21,7 @@ from dphrl.experiments.results import add_up, merge, read_results, recompute, ro
 from dphrl.experiments.strategies import (
     alone,
     alone_table,
+    blind_selection,
     changed_prompts,
     mass_as_json,
     prompts_table,
@@ -105,9 +106,13 @@ def test_the_split_over_seeds_by_hand() -> None:
     assert means(rkl["other"]) == [pytest.approx(1 / 3), 0.0, None, 0.0]
     header, rows = split_table(results)
     shown = {(row[0], row[2]): row[3:] for row in rows}
-    assert header[3:] == ["share", "selection", "precision", "right"]
-    assert shown["base", "all"] == ["1.000", "0.667", "0.625", "0.417"]
-    assert shown["rkl", "other"] == ["0.333", "0.000", "-", "0.000"]
+    assert header[3:] == ["share", "selection", "blind", "precision", "right"]
+    # 3 fits two prompts of three, and so does 7: half of each without a look is 2/3, and the base does no better.
+    assert shown["base", "all"] == ["1.000", "0.667", "0.667", "0.625", "0.417"]
+    assert shown["rkl", "other"] == ["0.333", "0.000", "0.000", "-", "0.000"]
+    # A third on each of 3, 7 and neither: 2/9 + 2/9 without a look; both are taken where they fit, 2/3.
+    assert shown["rkl", "all"][1:3] == ["0.667", "0.444"]
+    assert blind_selection(results, "rkl", "factor") == pytest.approx({"3": 2 / 3, "7": 2 / 3, "other": 0, ALL: 4 / 9})
 
 
 def test_lost_and_gained_prompts_by_hand() -> None:
