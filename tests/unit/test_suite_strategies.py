@@ -113,6 +113,9 @@ def test_the_split_over_seeds_by_hand() -> None:
     # A third on each of 3, 7 and neither: 2/9 + 2/9 without a look; both are taken where they fit, 2/3.
     assert shown["rkl", "all"][1:3] == ["0.667", "0.444"]
     assert blind_selection(results, "rkl", "factor") == pytest.approx({"3": 2 / 3, "7": 2 / 3, "other": 0, ALL: 4 / 9})
+    # Eleven of twelve samples take 3.
+    skewed = [{"3": [4, 4, 0]}, {"3": [4, 0, 0]}, {"3": [3, 3, 0], "other": [1, 0, 0]}]
+    assert blind_selection(results_of({("grpo", 1): skewed}), "grpo", "factor")[ALL] == pytest.approx(11 / 12 * 2 / 3)
 
 
 def test_lost_and_gained_prompts_by_hand() -> None:
