@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from dphrl.config.data import DatasetConfig
+from dphrl.data.loading import load_problems
 from dphrl.evaluation.strategies import ALL, count_strategies, split_pass_at_1
 from dphrl.rewards.strategies import OTHER, shape_of, strategies_that_fit, strategy_of
 from dphrl.tiny import sql_task
-from dphrl.tiny.task import DIVISORS, make_problems, strategies_of
+from dphrl.tiny.task import DIVISORS, strategies_of
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, RolloutGroup
 from tests.unit.test_evaluation_core import evaluate
 
@@ -37,7 +39,8 @@ def test_the_divisors_that_fit_are_those_that_divide_and_were_asked_for() -> Non
     ]
     assert strategies_that_fit("factorization", "no answer of this task") is None
     assert strategies_that_fit("math_answer", "4") is None
-    for problem in make_problems("held_out", 50, seed=0):
+    held_out = DatasetConfig(name="factor", kind="tiny", split="held_out", limit=50)
+    for problem in load_problems(held_out, 0):
         assert list(strategies_of(problem.answer)) == [str(p) for p in DIVISORS]
         assert any(strategies_of(problem.answer).values()), "each problem can be solved"
 
