@@ -20,7 +20,7 @@ from dphrl.config.schema import Config
 from dphrl.durable import put_in_place, write_whole
 from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
-from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
+from dphrl.experiments.suite import Suite, about, committed_results, kind_of, load_suite, read_run
 from dphrl.outputs import check_output
 from dphrl.own_code import own_first
 from dphrl.owner import owned
@@ -157,7 +157,7 @@ def _add_up(suite: Suite, runs: dict[Run, dict[str, Any]], run_dir: str, overrid
     rows += [row for arm, seed in of_arms for row in rows_of(arm, seed, runs[arm, seed]["trained"])]
     configs = {arm: suite.config(arm, seed, run_dir, overrides) for arm, seed in of_arms}
     ks = next(iter(configs.values())).evaluation.k
-    return add_up(suite.name, rows, ks, {arm: kind_of(config) for arm, config in configs.items()})
+    return add_up(suite.name, rows, ks, {arm: kind_of(config) for arm, config in configs.items()}) | about(suite)
 
 
 def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console: Console, stop: StopRequest) -> None:

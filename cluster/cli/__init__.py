@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.experiment import add_experiment_command
 from cluster.cli.export import add_export_command
 from cluster.cli.remote import add_cluster_commands
 from cluster.cli.replay import add_replay_command
@@ -22,15 +23,12 @@ from cluster.cli.support import (
     CONFIG_HELP,
     SAME_COMMAND,
     ConfigArgument,
+    InlineOption,
     InsistOption,
     OverridesArgument,
     exit_status,
     say,
 )
-
-InlineOption = Annotated[
-    bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
-]
 
 # The exit status of what Ctrl-C or SIGTERM stopped.
 STOPPED = (130, 143)
@@ -151,66 +149,7 @@ def evaluate(
 add_score_command(app)
 
 
-@app.command(
-    short_help="Compare algorithms over seeds.",
-    help="""Run a suite: the same task under several algorithms (arms) and seeds, with one table of results.
-
-SUITE is an embedded suite (passk-math, passk-sql) or a YAML file like theirs. Finished runs are kept, so
-that a suite can be run in pieces; arms of one seed share the base evaluation and the reference buffer.
-
-\b
-Examples:
-  dphrl experiment passk-math --quick
-  dphrl experiment passk-math --seeds 0,1 --arms grpo,dph-f learner.num_steps=60
-  dphrl experiment --show passk-math --picture passk-math.svg
-  dphrl experiment --show runs/mine/results.json --json""",
-)
-def experiment(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="Suite's name or YAML file.")],
-    overrides: OverridesArgument = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The part of it that shows the same in minutes.")] = False,
-    arms: Annotated[str | None, typer.Option("--arms", metavar="ARM,ARM,...", help="These arms only.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="N,N,...", help="These seeds only.")] = None,
-    run_dir: Annotated[str, typer.Option("--run-dir", help="Where the suite's folder of runs goes.")] = "runs",
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time, on a cluster with room.")] = 1,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="JSON file for the results; else results.json beside the runs."),
-    ] = None,
-    others: Annotated[
-        Path | None, typer.Option("--with", metavar="FILE", help="Results of further runs, made elsewhere, to add.")
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--show", help="The results that come with dphrl, or of a results.json; runs nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --show: JSON instead of the table.")] = False,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="With --show: draw Pass@k over k to this .svg, .png or .pdf.")
-    ] = None,
-    inline: InlineOption = False,
-    part: Annotated[bool, typer.Option("--part", hidden=True)] = False,
-) -> None:
-    with exit_status(SAME_COMMAND) as run:
-        if show:
-            from dphrl.experiments.show import show_results
-
-            show_results(suite, as_json=as_json, picture=picture)
-            return
-        if as_json or picture is not None:
-            raise run.refuse(f"{'--json' if as_json else '--picture'}: goes with --show; add it")
-        from dphrl.experiments.suite import choose_runs, load_suite
-
-        runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
-        from cluster.experiments import run_experiment
-
-        run_experiment(
-            *(suite, runs, run_dir, overrides or []),
-            inline=inline,
-            num_parallel=parallel,
-            is_part=part,
-            output=output,
-            others=others,
-        )
+add_experiment_command(app)
 
 
 @app.command(short_help="Make an HTML report of runs.")

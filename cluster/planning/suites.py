@@ -11,6 +11,7 @@ from cluster.planning.describe import describe_plan
 from cluster.planning.placement import plan_bundles
 from dphrl.config.loading import ConfigError, list_presets, parse_yaml
 from dphrl.config.schema import Config
+from dphrl.experiments.expected import Expected
 from dphrl.experiments.results import BASE_ARM
 from dphrl.experiments.suite import Suite, list_suites, load_suite
 from dphrl.tracking.console import format_table
@@ -63,9 +64,14 @@ def _summary(suite: Suite, common: Config) -> list[tuple[str, str]]:
         ("with --quick", f"{', '.join(quick.arms)} x {_seeds(quick.seeds)} = {len(quick.arms) * len(quick.seeds)}"),
         ("evaluated on", f"{sets}: {evaluation.num_samples} samples a prompt, k {', '.join(map(str, evaluation.k))}"),
         ("settings of all", _settings(settings)),
+        *([] if suite.expected is None else [("published figures", _published(suite.expected))]),
         ("runs go to", f"{common.run_dir}/ARM-sSEED"),
         ("GPUs, where there are any", _gpus(common)),
     ]
+
+
+def _published(expected: Expected) -> str:
+    return f"of {', '.join(expected.figures)}: {expected.source}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

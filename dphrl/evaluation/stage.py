@@ -23,6 +23,7 @@ from dphrl.data.schedule import derive_seed
 from dphrl.evaluation.differences import compare, self_retention
 from dphrl.evaluation.estimators import count_groups, describe_samples, summarize
 from dphrl.evaluation.results import Summary
+from dphrl.evaluation.strategies import count_strategies
 from dphrl.fingerprint import SAMPLED_AND_GRADED, Fingerprint, fingerprint
 from dphrl.fingerprint.files import hash_value
 from dphrl.prepare import EvaluationSet
@@ -126,6 +127,9 @@ async def evaluate_sets(evaluation: Evaluation, parts: Parts, console: Console) 
         summary = summarize(chosen.name, chosen.split, counts, ks, share, base_counts)
         for row, num_correct in zip(summary["per_prompt"], solved, strict=True):
             row["greedy"] = num_correct
+        if (strategies := count_strategies(sampled, evaluation.config.reward.name)) is not None:
+            for row, of_prompt in zip(summary["per_prompt"], strategies, strict=True):
+                row |= of_prompt
         # From counts alone, a set on which every grading failed would look like one without samples.
         summary["num_ungraded"] = sum(len(group.results) for group in sampled) - sum(n for _, n, _ in counts)
         summary["self_retention"] = self_retention(summary["per_prompt"])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dphrl.evaluation.estimators import bootstrap_interval, pass_at_k, retention
+from dphrl.experiments.packing import pack_strategies
 from dphrl.outputs import save_output
 
 BASE_ARM = "base"
@@ -28,6 +29,8 @@ _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.
 DOMAINS = ("in_domain", "out_of_domain")
 # Figures that cannot be computed from the counts, so rows carry them.
 _CARRIED = ("greedy", "distinct_correct", "entropy_mean", "completion_tokens_mean")
+# What a suite says of itself and its results repeat: see `about` in dphrl.experiments.suite.
+ABOUT = ("methods", "expected")
 
 Row = Mapping[str, Any]
 Results = dict[str, Any]
@@ -49,6 +52,7 @@ def rows_of(arm: str, seed: int, evaluation: Sequence[Mapping[str, Any]]) -> lis
                 "num_graded": [prompt["num_samples"] for prompt in summary["per_prompt"]],
                 "num_correct": [prompt["num_correct"] for prompt in summary["per_prompt"]],
                 **{key: summary[key] for key in carried if summary.get(key) is not None},
+                **pack_strategies(summary["per_prompt"], is_base=arm == BASE_ARM),
             }
         )
     return rows
@@ -82,12 +86,14 @@ def merge(results: Results, others: Results) -> Results:
     kinds = {**others["kinds"], **results["kinds"]}
     order = [BASE_ARM, *kinds]
     rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"]))
-    return add_up(results["suite"], rows, [k for k in results["k"] if k in others["k"]], kinds)
+    merged = add_up(results["suite"], rows, [k for k in results["k"] if k in others["k"]], kinds)
+    return merged | {key: {**others, **results}[key] for key in ABOUT if key in {**others, **results}}
 
 
 def recompute(results: Results) -> Results:
     """The same results from their rows alone."""
-    return add_up(results["suite"], results["rows"], results["k"], results["kinds"])
+    recomputed = add_up(results["suite"], results["rows"], results["k"], results["kinds"])
+    return recomputed | {key: results[key] for key in ABOUT if key in results}
 
 
 def read_results(path: Path) -> Results:
@@ -110,7 +116,8 @@ def write_results(path: Path, results: Results) -> None:
     def lines(entries: Iterable[str]) -> str:
         return ",\n  ".join(entries)
 
-    head = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in ("suite", "seeds", "k", "kinds")]
+    keys = ["suite", "seeds", "k", "kinds", *(key for key in ABOUT if key in results)]
+    head = [f"{json.dumps(key)}: {json.dumps(results[key])}" for key in keys]
     arms = lines(f"{json.dumps(arm)}: {json.dumps(_rounded(value))}" for arm, value in results["arms"].items())
     rows = lines(json.dumps(_rounded(row)) for row in results["rows"])
     parts = [*head, f'"arms": {{\n  {arms}\n }}', f'"rows": [\n  {rows}\n ]']
@@ -157,13 +164,13 @@ def _rate(rows: Sequence[Row], row: Row, key: str) -> float | None:
         values = _passes(row, int(key.removeprefix("pass@")))
         return float(values.mean()) if len(values) else None
     if key == "retention":
-        base = _base_of(rows, row)
+        base = base_of(rows, row)
         return None if base is None else retention(base["num_correct"], row["num_correct"])
     return row.get(key)
 
 
 def _interval_over_prompts(rows: Sequence[Row], row: Row, key: str) -> tuple[float, float] | None:
-    values = _of_prompts(rows, row, key)
+    values = values_of_prompts(rows, row, key)
     return None if values is None else bootstrap_interval(values)
 
 
@@ -171,18 +178,18 @@ def _error_over_prompts(rows: Sequence[Row], mine: Sequence[Row], key: str) -> f
     """Standard error of one seed's rate that comes from its choice of prompts, as the root mean square over seeds."""
     variances: dict[int, list[float]] = {}
     for row in mine:
-        values = _of_prompts(rows, row, key)
+        values = values_of_prompts(rows, row, key)
         if values is not None and len(values) > 1:
             variances.setdefault(row["seed"], []).append(float(values.var(ddof=1)) / len(values))
     of_seeds = [sum(of_sets) / len(of_sets) ** 2 for of_sets in variances.values()]
     return math.sqrt(statistics.fmean(of_seeds)) if of_seeds else 0.0
 
 
-def _of_prompts(rows: Sequence[Row], row: Row, key: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def values_of_prompts(rows: Sequence[Row], row: Row, key: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """The values, one per prompt, whose mean is the row's rate; None for a rate that is no such mean."""
     if key.startswith("pass@"):
         return _passes(row, int(key.removeprefix("pass@")))
-    if key == "retention" and (base := _base_of(rows, row)) is not None:
+    if key == "retention" and (base := base_of(rows, row)) is not None:
         return np.asarray(np.array(row["num_correct"])[np.array(base["num_correct"]) > 0] > 0, dtype=np.float64)
     return None
 
@@ -193,7 +200,7 @@ def _passes(row: Row, k: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(pass_at_k(graded[graded >= k], correct[graded >= k], k), dtype=np.float64)
 
 
-def _base_of(rows: Sequence[Row], row: Row) -> Row | None:
+def base_of(rows: Sequence[Row], row: Row) -> Row | None:
     """The base's row on the same prompts; None if there is none or `row` is the base's own."""
     if row["arm"] == BASE_ARM:
         return None

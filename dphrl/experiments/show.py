@@ -14,7 +14,10 @@ import numpy as np
 from dphrl.config.loading import InputError
 from dphrl.evaluation.differences import self_retention
 from dphrl.evaluation.estimators import pass_curve
+from dphrl.experiments.expected import compare_expected, expected_table
+from dphrl.experiments.pareto import choose_k, hypervolumes
 from dphrl.experiments.results import BASE_ARM, DOMAINS, Cell, Results, Row, claims, interval_over_seeds
+from dphrl.experiments.strategies import alone_table, mass_as_json, prompts_table, say_missing, split_table
 from dphrl.experiments.suite import committed_results
 from dphrl.outputs import save_output
 from dphrl.tracking.console import Console
@@ -34,7 +37,7 @@ def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
     if picture is not None:
         plot(results, picture)
     if as_json:
-        print(json.dumps(results))
+        print(json.dumps(results | derived(results)))
     else:
         show(results, Console())
         if picture is not None:
@@ -50,6 +53,61 @@ def show(results: Results, console: Console) -> None:
     if rows:
         console.table("The paper's claims; figures are means over seeds ± half of the 95 % interval", header, rows)
         console.info(count_claims(claims(results)))
+    _show_mass(results, console)
+    k = choose_k(results)
+    words = f"Hypervolume of Pass@1 and Pass@{k} above the origin, a method's etas together"
+    console.table(f"{words}: mean ± half of the 95 % interval", *hypervolume_table(results, k))
+    header, rows = expected_table(results)
+    if rows:
+        console.table(f"Published figures beside these: {results['expected']['source']}", header, rows)
+
+
+def _show_mass(results: Results, console: Console) -> None:
+    header, rows = prompts_table(results)
+    if rows:
+        words = "Lost: solved by the base in its samples, by the arm in none; gained: the other way round"
+        console.table(f"{words}. Means over seeds; where they were lost, prompts of all seeds", header, rows)
+    header, rows = alone_table(results)
+    if rows:
+        words = (
+            "Pass@1 where one strategy alone fits (its share x precision there), and where every one does (precision)"
+        )
+        console.table(f"{words}: mean ± half of the 95 % interval", header, rows)
+    header, rows = split_table(results)
+    if rows:
+        words = (
+            "Pass@1 taken apart: right is share x selection (the strategy fits) x precision (it is carried out well)"
+        )
+        console.table(f"{words}; blind: selection without a look at the prompt", header, rows)
+    if (missing := say_missing(results)) is not None:
+        console.info(missing)
+
+
+def derived(results: Results) -> dict[str, Any]:
+    """What --json adds to the results, all of it computed from their rows: see the modules that compute it."""
+    k = choose_k(results)
+    domains = [domain for domain in DOMAINS if domain in results["arms"][BASE_ARM]]
+    return {
+        "mass": mass_as_json(results),
+        "hypervolume": {"k": k, **{domain: hypervolumes(results, domain, k) for domain in domains}},
+        **({"published": published} if (published := compare_expected(results)) else {}),
+    }
+
+
+def hypervolume_table(results: Results, k: int) -> Table:
+    """A row for each method, the base first: its hypervolume, and what it has more than the base, for each domain."""
+    domains = [domain for domain in DOMAINS if domain in results["arms"][BASE_ARM]]
+    found = {domain: hypervolumes(results, domain, k) for domain in domains}
+    header = ["method", "etas", *(f"{_where(d)} {name}" for d in domains for name in ("hypervolume", "above the base"))]
+    rows: list[list[object]] = []
+    for method in dict.fromkeys(method for volumes in found.values() for method in volumes):
+        cells: list[object] = []
+        for domain in domains:
+            volume = found[domain].get(method, {})
+            cells += [_plus_minus(volume[key]) if key in volume else "-" for key in ("cell", "above_base")]
+        num_etas = next(volumes[method]["num_etas"] for volumes in found.values() if method in volumes)
+        rows.append([method, num_etas, *cells])
+    return header, rows
 
 
 def kept_of_itself(results: Results) -> list[str]:

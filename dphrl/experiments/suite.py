@@ -20,6 +20,8 @@ from dphrl.config.loading import ConfigError, InputError, load_config, parse_yam
 from dphrl.config.schema import Config
 from dphrl.config.section import NonNegativeInt, Section
 from dphrl.evaluation.results import read_summaries
+from dphrl.experiments.expected import Expected
+from dphrl.experiments.pareto import methods_of
 from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
 
 Settings = dict[str, Any]
@@ -51,6 +53,8 @@ class Suite(Section):
     """The settings that each arm changes in addition, by the arm's name, as section.key: value."""
     quick: QuickPart
     """The part of the suite that shows the same result in minutes (--quick)."""
+    expected: Expected | None = None
+    """Figures that were published for these arms, shown beside the results; nothing else depends on them."""
 
     @model_validator(mode="after")
     def _quick_is_a_part(self) -> Suite:
@@ -58,6 +62,23 @@ class Suite(Section):
             raise ValueError(f"arms: {BASE_ARM} is the untrained model and always there; remove it")
         if unknown := [arm for arm in self.quick.arms if arm not in self.arms]:
             raise ValueError(f"quick.arms: {', '.join(unknown)} not among arms ({', '.join(self.arms)})")
+        return self
+
+    @model_validator(mode="after")
+    def _expects_what_it_measures(self) -> Suite:
+        if self.expected is None:
+            return self
+        if unknown := [arm for arm in self.expected.figures if arm not in (BASE_ARM, *self.arms)]:
+            known = ", ".join([BASE_ARM, *self.arms])
+            raise ValueError(f"expected.figures: {', '.join(unknown)} not among arms ({known}); name one of these")
+        ks = self.settings.get("evaluation.k")
+        for arm, metrics in self.expected.figures.items():
+            for metric in metrics:
+                _, _, k = metric.partition("pass@")
+                if k and isinstance(ks, list) and int(k) not in ks:
+                    raise ValueError(
+                        f"expected.figures.{arm}.{metric}: the suite measures no pass@{k}; add {k} to evaluation.k"
+                    )
         return self
 
     def config(self, arm: str, seed: int, run_dir: str, overrides: Sequence[str] = ()) -> Config:
@@ -131,22 +152,35 @@ def choose_runs(suite: Suite, *, quick: bool, arms: str | None, seeds: str | Non
     return [(arm, seed) for seed in dict.fromkeys(chosen_seeds) for arm in dict.fromkeys(chosen_arms)]
 
 
+def about(suite: Suite) -> dict[str, Any]:
+    """What results repeat of their suite: `methods` (which arms differ in eta alone) and, if any, `expected`."""
+    expected = {} if suite.expected is None else {"expected": suite.expected.model_dump()}
+    return {"methods": methods_of({arm: suite.settings | changes for arm, changes in suite.arms.items()}), **expected}
+
+
 def committed_results(source: str) -> Results:
     """The results that the package has for a suite, or those in a results file. source: suite or path of the file.
+
+    Results that do not repeat what their suite says (see `about`) get it from the embedded suite of their name.
 
     Raises InputError when there are none.
     """
     path = Path(source).expanduser()
     if path.suffix == ".json":
         try:
-            return read_results(path)
+            return _with_about(read_results(path))
         except ValueError as error:
             raise InputError(str(error)) from None
     name = load_suite(source).name
     with resources.as_file(_suite_folder() / "results" / f"{name}.json") as file:
         if not file.is_file():
             raise InputError(f"{name}: no committed results; run `dphrl experiment {name}`")
-        return read_results(file)
+        return _with_about(read_results(file))
+
+
+def _with_about(results: Results) -> Results:
+    name = results["suite"]
+    return {**(about(load_suite(name)) if name in list_suites() else {}), **results}
 
 
 def kind_of(config: Config) -> str:

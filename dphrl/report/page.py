@@ -12,10 +12,12 @@ from typing import Any
 
 import dphrl
 from dphrl.report.figures import note, pass_at_k_figure, plane_figure, series_figures, style_of
+from dphrl.report.pareto import pareto_figure
 from dphrl.report.runs import Arm, ReferenceSplit, Run, group_bases
 from dphrl.report.samples import choose_samples
 from dphrl.report.statistics import datasets_of
 from dphrl.report.steps import split_figure, status_figures, time_figures
+from dphrl.report.strategies import ABOUT_STRATEGIES, lost_prompts, strategies_table
 from dphrl.report.svg import swatch
 from dphrl.report.tables import (
     SPLIT_COLUMNS,
@@ -48,12 +50,14 @@ def render_page(arms: Sequence[Arm], now: datetime) -> str:
     sections = [
         ("results", "Results", _results(arms, bases)),
         ("pass-at-k", "Pass@k", _per_dataset(pass_at_k_figure, [*bases, *arms])),
+        ("pareto", "Pass@1 against Pass@k, seed by seed", _per_dataset(pareto_figure, [*bases, *arms])),
         ("plane", "Pass@1 against Pass@k over training", _per_dataset(plane_figure, [*bases, *arms])),
         ("training", "Training", _training(arms, series_figures)),
         ("events", "Events", _events(arms)),
         ("time", "Where the time goes", _training(arms, time_figures)),
         ("statuses", "How completions were graded", _training(arms, status_figures)),
-        ("retention", "Retention", _per_dataset(retention_table, arms, wraps=False)),
+        ("mass", "Where the mass goes", _mass(arms)),
+        ("retention", "Retention", _retention(arms)),
         ("samples", "Completions", _samples(arms)),
         ("reference", "Reference split", _reference(arms)),
         ("settings", "Settings", _settings(arms)),
@@ -177,6 +181,19 @@ def _per_dataset(render: Any, arms: Sequence[Arm], *, wraps: bool = True) -> str
     if not any(parts):
         return note("No evaluation to draw.")
     return f'<div class="grid large">{"".join(parts)}</div>' if wraps else "".join(parts)
+
+
+def _mass(arms: Sequence[Arm]) -> str:
+    tables = "".join(strategies_table(arms, dataset) for dataset in datasets_of(arms))
+    if not tables:
+        return note("No evaluation counted strategies: the reward has none, or the runs are of an older version.")
+    return note(ABOUT_STRATEGIES) + tables
+
+
+def _retention(arms: Sequence[Arm]) -> str:
+    return _per_dataset(retention_table, arms, wraps=False) + "".join(
+        lost_prompts(arms, dataset) for dataset in datasets_of(arms)
+    )
 
 
 def _training(arms: Sequence[Arm], render: Any) -> str:

@@ -217,7 +217,7 @@ class Kept:
 def kept_and_gained(run: Run, dataset: DatasetKey) -> Kept | None:
     """What the trained model keeps and gains on `dataset`; None unless base and trained model were both evaluated on
     the same prompts."""
-    both = _same_prompts(run, dataset)
+    both = same_prompts(run, dataset)
     if both is None:
         return None
     before, after = ({row["prompt_id"]: row["num_correct"] > 0 for row in side["per_prompt"]} for side in both)
@@ -233,7 +233,7 @@ def paired_changes(runs: Sequence[Run], dataset: DatasetKey) -> dict[str, Rate]:
     """
     columns: dict[str, list[Difference]] = {}
     for run in runs:
-        both = _same_prompts(run, dataset)
+        both = same_prompts(run, dataset)
         if both is None:
             continue
         ks = [int(key.removeprefix("pass@")) for key in pass_keys(both)]
@@ -253,7 +253,7 @@ def _mean_of_changes(found: Sequence[Difference]) -> Rate:
     return Rate(interval["mean"], interval["low"], interval["high"])
 
 
-def _same_prompts(run: Run, dataset: DatasetKey) -> tuple[Summary, Summary] | None:
+def same_prompts(run: Run, dataset: DatasetKey) -> tuple[Summary, Summary] | None:
     """The run's base evaluation and its newest later one; None unless both are of the same prompts."""
     base = run.evaluations.get(0, {}).get(dataset)
     trained = run.evaluations.get(run.last_evaluated_step or -1, {}).get(dataset)

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ OUT_OF_DOMAIN_SHARE = 0.25
 MAX_PROBLEMS: dict[str, int] = {"train": 4_000, "held_out": 1_000, "out_of_domain": 1_000}
 
 Rows = list[tuple[str]]
+
+# What differs between the gold queries of one database: see `Question.gold_sql`.
+_GOLD = re.compile(r"= '(?P<group>[^']*)' AND .*? FROM (?P<event>\w+) WHERE")
+_GOLD_YEAR = re.compile(r"AND year = (\d{1,9}) \)")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,35 @@ def make_demonstrations(
         sql = asked.query(rng.choice(sorted(working)))
         demonstrations.append((asked.text, _slip(asked, sql, rng) if rng.random() < slip_rate else sql))
     return demonstrations
+
+
+def strategies_of(answer: str) -> dict[str, bool] | None:
+    """Every shape by name, and whether it gives the gold rows on the question with this `answer` (`SqlProblem.answer`).
+
+    None for an answer that is not of this task. The queries run in a database that is built in memory.
+    """
+    try:
+        fields = json.loads(answer)
+        question = _question_of(Path(fields["db"]).stem, fields["gold_sql"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if question is None:
+        return None
+    working = question.working_shapes()
+    return {shape: shape in working for shape in SHAPES}
+
+
+def _question_of(database: str, gold_sql: str) -> Question | None:
+    """The question whose gold query this is; None if it is no query of `Question.gold_sql`."""
+    found = _GOLD.search(gold_sql)
+    if found is None or database not in SCHEMAS:
+        return None
+    schema, years = SCHEMAS[database], tuple(int(year) for year in _GOLD_YEAR.findall(gold_sql))
+    for event in schema.events:
+        if event.table == found["event"] and len(years) in (1, 2):
+            question = Question(schema, event, found["group"], years)
+            return question if question.gold_sql == gold_sql else None
+    return None
 
 
 def fingerprint_parts() -> list[object]:

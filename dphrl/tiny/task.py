@@ -147,6 +147,17 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
     return "correct", f"{divisor}*{quotient} is {number}"
 
 
+def strategies_of(answer: str) -> dict[str, bool]:
+    """Every strategy of the problem with this `answer` by name, and whether it can be right there.
+
+    A strategy is the divisor that a completion names. DIVIDE asks for one, so it has no other. Raises ValueError if
+    `answer` is not of this task.
+    """
+    asked_divisor, number = _parse_answer(answer)
+    divisors = DIVISORS if asked_divisor is None else (asked_divisor,)
+    return {str(p): number % p == 0 for p in divisors}
+
+
 def fingerprint_parts() -> list[object]:
     """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
     return [DIVISORS, NUM_DIGITS, sorted(INCLUSION_PROBABILITY.items()), HELD_OUT_ONE_IN, VOCABULARY]
