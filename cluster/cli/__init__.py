@@ -22,15 +22,13 @@ from cluster.cli.support import (
     CONFIG_HELP,
     SAME_COMMAND,
     ConfigArgument,
+    InlineOption,
     InsistOption,
     OverridesArgument,
     exit_status,
     say,
 )
-
-InlineOption = Annotated[
-    bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
-]
+from cluster.cli.tune import add_tune_command
 
 app = typer.Typer(
     help="Reinforcement learning with verifiable rewards that keeps a model's diversity (DPH-RL).",
@@ -208,6 +206,9 @@ def experiment(
             output=output,
             others=others,
         )
+
+
+add_tune_command(app)
 
 
 @app.command(short_help="Make an HTML report of runs.")

@@ -29,6 +29,9 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the configuration's.")
 ]
 
+InlineOption = Annotated[
+    bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
+]
 InsistOption = Annotated[
     bool, typer.Option("--insist", help="With --resume: go on although the run was trained with something else.")
 ]

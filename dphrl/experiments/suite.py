@@ -21,6 +21,7 @@ from dphrl.config.schema import Config
 from dphrl.config.section import NonNegativeInt, Section
 from dphrl.evaluation.results import read_summaries
 from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
+from dphrl.experiments.tuning import TuningPart
 
 Settings = dict[str, Any]
 
@@ -51,6 +52,8 @@ class Suite(Section):
     """The settings that each arm changes in addition, by the arm's name, as section.key: value."""
     quick: QuickPart
     """The part of the suite that shows the same result in minutes (--quick)."""
+    tuning: TuningPart | None = None
+    """How the arms' settings are chosen, on seeds that the results do not use (`dphrl tune`); null for no such part."""
 
     @model_validator(mode="after")
     def _quick_is_a_part(self) -> Suite:
@@ -58,6 +61,8 @@ class Suite(Section):
             raise ValueError(f"arms: {BASE_ARM} is the untrained model and always there; remove it")
         if unknown := [arm for arm in self.quick.arms if arm not in self.arms]:
             raise ValueError(f"quick.arms: {', '.join(unknown)} not among arms ({', '.join(self.arms)})")
+        if self.tuning is not None:
+            self.tuning.check(self.arms, self.seeds)
         return self
 
     def config(self, arm: str, seed: int, run_dir: str, overrides: Sequence[str] = ()) -> Config:
