@@ -148,10 +148,13 @@ def test_a_section_that_makes_no_sense_is_refused_in_a_line(
         ("seed=3", "use --seeds"),
     ],
 )
-def test_arguments_that_do_not_fit_the_grid_are_refused(suite_file: Path, argument: str, words: str) -> None:
+def test_arguments_that_do_not_fit_the_grid_are_refused(
+    suite_file: Path, trained: list[str], argument: str, words: str
+) -> None:
     done = tune(suite_file, argument)
     assert done.exit_code == 2
     assert words in done.stderr
+    assert trained == []
 
 
 def test_trials_are_the_arms_with_the_settings_of_the_grid(suite_file: Path, tmp_path: Path) -> None:
