@@ -57,15 +57,15 @@ def tuning_suite(suite: Suite) -> Suite:
         for arm, grid in part.grid.items()
         for name, settings in zip(trial_names(part, [arm]), grid, strict=True)
     }
-    return suite.model_copy(
-        update={
-            "name": f"{suite.name}-tuning",
-            "about": f"The trials that choose the settings of {suite.name}. {part.rule}",
-            "seeds": part.seeds,
-            "arms": arms,
-            "quick": QuickPart(seeds=part.seeds, arms=tuple(arms)),
-            "tuning": None,
-        }
+    # Made anew and not copied: whatever else the suite says is about its arms, which are not here.
+    return Suite(
+        name=f"{suite.name}-tuning",
+        about=f"The trials that choose the settings of {suite.name}. {part.rule}",
+        base=suite.base,
+        seeds=part.seeds,
+        settings=suite.settings,
+        arms=arms,
+        quick=QuickPart(seeds=part.seeds, arms=tuple(arms)),
     )
 
 
