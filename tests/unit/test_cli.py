@@ -229,7 +229,8 @@ def test_help_lists_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "eval", "plan", "score", "experiment", "tune", "report", "submit", "render", "doctor"]
+    "command",
+    ["train", "sample", "eval", "plan", "score", "experiment", "tune", "report", "submit", "render", "doctor"],
 )
 def test_every_help_has_examples(command: str) -> None:
     output = invoke(command, "--help").output
