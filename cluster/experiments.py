@@ -18,31 +18,10 @@ from cluster.launch import check_writable, open_system, quiet_libraries, train_o
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
 from dphrl.durable import put_in_place, write_whole
-from dphrl.experiments.results import (
-    BASE_ARM,
-    Results,
-    add_up,
-    merge,
-    predicted,
-    read_results,
-    rows_of,
-    write_results,
-)
+from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicted, rows_of, write_results
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, committed_results, kind_of, load_suite, read_run
-from dphrl.experiments.trials import (
-    check_trials,
-    chosen_settings,
-    judge,
-    settings_text,
-    suite_text,
-    trial_names,
-    trials_table,
-    tuning_of,
-    tuning_record,
-    tuning_suite,
-)
-from dphrl.outputs import check_output, save_output
+from dphrl.outputs import check_output
 from dphrl.own_code import own_first
 from dphrl.owner import owned
 from dphrl.prepare import Prepared, prepare
@@ -111,48 +90,6 @@ def run_experiment(
     show(results, console)
     if not overrides:
         _check_prediction(source, results, console)
-    console.info(f"written to {output}")
-
-
-def run_tuning(
-    source: str,
-    run_dir: str,
-    overrides: Sequence[str] = (),
-    *,
-    arms: str | None = None,
-    inline: bool = False,
-    num_parallel: int = 1,
-    output: Path | None = None,
-) -> None:
-    """Train the trials of a suite's tuning section that are not finished, then show and write what they choose.
-
-    arms: comma-separated arms of the suite, None for all that have a grid. A second call goes on where the first one
-    stopped. Raises InputError for a suite without such a section, or with trials that make no sense; and what
-    `run_experiment` raises, which trains them as a suite of their own.
-    """
-    suite = load_suite(source)
-    part, trials = tuning_of(suite), tuning_suite(suite)
-    names = list(dict.fromkeys(arm.strip() for arm in arms.split(","))) if arms is not None else list(part.grid)
-    if unknown := [arm for arm in names if arm not in part.grid]:
-        raise InputError(f"--arms: {', '.join(unknown)} not in the tuning grid, which has {', '.join(part.grid)}")
-    folder = Path(run_dir).expanduser() / trials.name
-    output = folder / "tuning.json" if output is None else output
-    check_output(output)
-    check_trials(suite, run_dir, overrides)
-    check_writable(folder, "--run-dir")
-    # Others read the grid here too: the processes of parallel runs, `dphrl plan` and `dphrl experiment`.
-    file = folder / "suite.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, suite_text(trials))
-    runs = [(trial, seed) for seed in part.seeds for trial in trial_names(part, names)]
-    run_experiment(str(file), runs, run_dir, overrides, inline=inline, num_parallel=num_parallel)
-
-    console = Console()
-    found = judge(suite, read_results(folder / "results.json"))
-    console.table(f"tuning of {suite.name}, seeds {', '.join(map(str, part.seeds))}: {part.rule}", *trials_table(found))
-    for arm, settings in chosen_settings(found).items():
-        console.info(f"{arm}: {settings_text(settings)}")
-    save_output(output, json.dumps(tuning_record(suite, found, overrides), indent=1) + "\n")
     console.info(f"written to {output}")
 
 

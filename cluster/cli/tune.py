@@ -40,6 +40,6 @@ def tune(
     inline: InlineOption = False,
 ) -> None:
     with exit_status(SAME_COMMAND):
-        from cluster.experiments import run_tuning
+        from cluster.tuning import run_tuning
 
         run_tuning(*(suite, run_dir, overrides or []), arms=arms, inline=inline, num_parallel=parallel, output=output)

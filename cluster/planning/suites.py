@@ -73,13 +73,6 @@ def _summary(suite: Suite, common: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _tuning(part: TuningPart) -> str:
-    budgets = {len(grid) for grid in part.grid.values()}
-    (budget,) = budgets  # every arm has the same number: a suite with others is refused
-    runs = len(part.grid) * budget * len(part.seeds)
-    return f"{len(part.grid)} arms x {budget} settings x {_seeds(part.seeds)} = {runs}"
-
-
 def _seeds(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
 
@@ -104,3 +97,10 @@ def _settings(settings: Mapping[str, Any]) -> str:
     """The settings as they would stand on a command line."""
     shown = (value if isinstance(value, str) else json.dumps(value) for value in settings.values())
     return ", ".join(f"{key}={value}" for key, value in zip(settings, shown, strict=True)) or "-"
+
+
+def _tuning(part: TuningPart) -> str:
+    budgets = {len(grid) for grid in part.grid.values()}
+    (budget,) = budgets  # every arm has the same number: a suite with others is refused
+    runs = len(part.grid) * budget * len(part.seeds)
+    return f"{len(part.grid)} arms x {budget} settings x {_seeds(part.seeds)} = {runs}"

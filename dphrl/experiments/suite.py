@@ -50,10 +50,10 @@ class Suite(Section):
     """The settings that all arms change in the base, as section.key: value."""
     arms: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Settings], Field(min_length=1)]
     """The settings that each arm changes in addition, by the arm's name, as section.key: value."""
-    quick: QuickPart
-    """The part of the suite that shows the same result in minutes (--quick)."""
     tuning: TuningPart | None = None
     """How the arms' settings are chosen, on seeds that the results do not use (`dphrl tune`); null for no such part."""
+    quick: QuickPart
+    """The part of the suite that shows the same result in minutes (--quick)."""
 
     @model_validator(mode="after")
     def _quick_is_a_part(self) -> Suite:
