@@ -108,14 +108,15 @@ ROOMS = {
         "durable stopping config outputs owner own_code sandbox tracking protocols prepare experiments resume "
         "cluster.launch"
     ),
+    "cluster.tuning": "durable config outputs tracking experiments cluster.launch cluster.experiments",
     "cluster.replay": (
         "config models tracking protocols inline replay actors cluster.planning cluster.start cluster.connection "
         "cluster.ray_system"
     ),
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs cluster.orders tracking rewards experiments "
-        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments exporting outputs "
-        "stopping"
+        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments cluster.tuning "
+        "exporting outputs stopping"
     ),
     "__main__": "own_code processors cluster.cli",
 }

@@ -29,6 +29,7 @@ from cluster.cli.support import (
     exit_status,
     say,
 )
+from cluster.cli.tune import add_tune_command
 
 # The exit status of what Ctrl-C or SIGTERM stopped.
 STOPPED = (130, 143)
@@ -150,6 +151,9 @@ add_score_command(app)
 
 
 add_experiment_command(app)
+
+
+add_tune_command(app)
 
 
 @app.command(short_help="Make an HTML report of runs.")

@@ -14,6 +14,8 @@ from dphrl.config.schema import Config
 from dphrl.experiments.expected import Expected
 from dphrl.experiments.results import BASE_ARM
 from dphrl.experiments.suite import Suite, list_suites, load_suite
+from dphrl.experiments.trials import check_trials
+from dphrl.experiments.tuning import TuningPart
 from dphrl.tracking.console import format_table
 
 
@@ -43,6 +45,8 @@ def describe_suite(source: str, overrides: Sequence[str] = (), run_dir: str = "r
     common = suite.model_copy(update={"arms": {BASE_ARM: {}}}).config(BASE_ARM, suite.seeds[0], run_dir, overrides)
     # This configuration is not run itself, so it has no run folder.
     plan = [line for line in describe_plan(common).splitlines() if not line.startswith("run folder")]
+    if suite.tuning is not None:
+        check_trials(suite, run_dir, overrides)
     rows = [(arm, _needs(config), _settings(suite.arms[arm])) for arm, config in arms.items()]
     return "\n\n".join(
         [
@@ -62,6 +66,7 @@ def _summary(suite: Suite, common: Config) -> list[tuple[str, str]]:
         ("suite", f"{suite.name}: {suite.about}"),
         ("runs", f"{len(suite.arms)} arms x {_seeds(suite.seeds)} = {len(suite.arms) * len(suite.seeds)}"),
         ("with --quick", f"{', '.join(quick.arms)} x {_seeds(quick.seeds)} = {len(quick.arms) * len(quick.seeds)}"),
+        *([("tuning (dphrl tune)", _tuning(suite.tuning))] if suite.tuning else []),
         ("evaluated on", f"{sets}: {evaluation.num_samples} samples a prompt, k {', '.join(map(str, evaluation.k))}"),
         ("settings of all", _settings(settings)),
         *([] if suite.expected is None else [("published figures", _published(suite.expected))]),
@@ -98,3 +103,10 @@ def _settings(settings: Mapping[str, Any]) -> str:
     """The settings as they would stand on a command line."""
     shown = (value if isinstance(value, str) else json.dumps(value) for value in settings.values())
     return ", ".join(f"{key}={value}" for key, value in zip(settings, shown, strict=True)) or "-"
+
+
+def _tuning(part: TuningPart) -> str:
+    budgets = {len(grid) for grid in part.grid.values()}
+    (budget,) = budgets  # every arm has the same number: a suite with others is refused
+    runs = len(part.grid) * budget * len(part.seeds)
+    return f"{len(part.grid)} arms x {budget} settings x {_seeds(part.seeds)} = {runs}"

@@ -23,6 +23,7 @@ from dphrl.evaluation.results import read_summaries
 from dphrl.experiments.expected import Expected
 from dphrl.experiments.pareto import methods_of
 from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
+from dphrl.experiments.tuning import TuningPart
 
 Settings = dict[str, Any]
 
@@ -51,6 +52,8 @@ class Suite(Section):
     """The settings that all arms change in the base, as section.key: value."""
     arms: Annotated[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Settings], Field(min_length=1)]
     """The settings that each arm changes in addition, by the arm's name, as section.key: value."""
+    tuning: TuningPart | None = None
+    """How the arms' settings are chosen, on seeds that the results do not use (`dphrl tune`); null for no such part."""
     quick: QuickPart
     """The part of the suite that shows the same result in minutes (--quick)."""
     expected: Expected | None = None
@@ -62,6 +65,8 @@ class Suite(Section):
             raise ValueError(f"arms: {BASE_ARM} is the untrained model and always there; remove it")
         if unknown := [arm for arm in self.quick.arms if arm not in self.arms]:
             raise ValueError(f"quick.arms: {', '.join(unknown)} not among arms ({', '.join(self.arms)})")
+        if self.tuning is not None:
+            self.tuning.check(self.arms, self.seeds)
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ SMALL = [
     "evaluation.k=[1,4]",
 ]
 # Commands that would start engines, and whether they take settings of a run.
-STARTING = ("train", "sample", "eval", "experiment")
+STARTING = ("train", "sample", "eval", "experiment", "tune")
 RUNNABLE = [block for block in command_blocks() if not block.needs]
 
 

@@ -223,13 +223,14 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_help_lists_what_there_is() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    commands = "train sample eval score experiment report plan submit jobs render doctor presets version"
+    commands = "train sample eval score experiment tune report plan submit jobs render doctor presets version"
     for name in commands.split():
         assert f"\n  {name} " in result.output
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "eval", "plan", "score", "experiment", "report", "submit", "render", "doctor"]
+    "command",
+    ["train", "sample", "eval", "plan", "score", "experiment", "tune", "report", "submit", "render", "doctor"],
 )
 def test_every_help_has_examples(command: str) -> None:
     output = invoke(command, "--help").output

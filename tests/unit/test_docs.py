@@ -13,7 +13,7 @@ import typer
 from cluster.cli import app
 from dphrl.config.errors import ConfigSchema
 from dphrl.config.loading import list_presets, load_config
-from dphrl.experiments.suite import committed_results, list_suites
+from dphrl.experiments.suite import committed_results, list_suites, load_suite
 from dphrl.tracking.metrics import BY_NAME
 from tests.documentation import (
     PAGES,
@@ -271,3 +271,46 @@ def test_staleness_stays_in_the_predicted_intervals() -> None:
 def test_the_longer_runs_table_is_the_committed_one(shown: str, suite: str, arm: str) -> None:
     table = RESULTS.read_text().partition("| 240 steps, seed 0 |")[2].partition("\n\n")[0]
     assert f"| {shown} | {' | '.join(in_domain(suite, arm))} |" in table
+
+
+@pytest.mark.parametrize(
+    ("shown", "suite", "arm"),
+    [
+        ("forward KL, eta 0.05", "tune-long", "dph-f-0.05"),
+        ("forward KL, eta 0.1", "tune-long", "dph-f-0.1"),
+        ("forward KL, eta 0.35", "tune-long", "dph-f-0.35"),
+        ("Jensen-Shannon, eta 0.1", "tune-long", "dph-js-0.1"),
+        ("Jensen-Shannon, eta 1.0", "tune-long", "dph-js-1.0"),
+        ("reverse KL, eta 0.05", "passk-math", "rkl"),
+        ("forward KL, eta 0.2", "passk-math", "dph-f"),
+        ("reverse KL, eta 0.05", "passk-sql", "rkl"),
+        ("forward KL, eta 0.35", "passk-sql", "dph-f"),
+    ],
+)
+def test_the_table_of_directions_is_the_committed_one(shown: str, suite: str, arm: str) -> None:
+    arms = committed_results(suite)["arms"]
+
+    def share(key: str, start: str, end: str) -> str:
+        rates = {name: arms[name]["in_domain"][key]["mean"] for name in (arm, start, end)}
+        return f"{(rates[arm] - rates[start]) / (rates[end] - rates[start]):.2f}".removeprefix("0")
+
+    shares = share("pass@16", "grpo", "base"), share("pass@1", "base", "grpo")
+    table = (ROOT / "docs" / "algorithm.md").read_text().partition("| Suite | Steps, seeds |")[2].partition("\n\n")[0]
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{suite}` ") and f"| {shown} |" in line]
+    assert row.endswith(f"| {shown} | {' | '.join([*in_domain(suite, arm), *shares])} |")
+    config = load_suite(suite).config(arm, 0, "runs")
+    assert f"{config.algorithm.eta:g}" == f"{float(shown.split()[-1]):g}"
+    assert f"| {config.learner.num_steps}, " in row
+
+
+def test_etas_of_the_released_code_are_the_printed_ones_times_its_share() -> None:
+    # eta / 7: 0.01 is 0.00143, 0.05 is 0.00714 and 0.2 is 0.0286, as the presets and the table of one scale have them.
+    for name, printed in (("dph-f", 0.01), ("alpha-0.5", 0.01), ("dph-js", 0.2), ("dph-js-definition", 0.2)):
+        for task in ("math", "sql"):
+            paper, repo = (load_config(f"paper/{task}-{name}{end}").algorithm.eta for end in ("", "-repo"))
+            assert paper == printed
+            assert repo == pytest.approx(printed / 7, rel=2e-3)
+    text = (ROOT / "docs" / "algorithm.md").read_text()
+    # 0.05 / 7 = 0.00714 and 0.2 / 7 = 0.0286, rounded to one digit.
+    assert "| forward KL, alpha | 0.01 to 0.05 | 0.0014 to 0.007 |" in text
+    assert "| Jensen-Shannon | 0.05 to 0.2 | 0.007 to 0.03 |" in text

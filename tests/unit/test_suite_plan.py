@@ -27,7 +27,7 @@ arms:
   alpha: {algorithm.divergence: {name: alpha, alpha: 0.5}, learner.lr: 0.5}
 quick: {seeds: [4], arms: [grpo]}
 """
-PAPER_ARMS = ["grpo", "dapo", "rkl", "alpha-0.2", "alpha-0.5", "alpha-0.8", "dph-f", "dph-js"]
+PAPER_ARMS = ["grpo", "dapo", "rkl", "alpha-0.2", "alpha-0.5", "alpha-0.8", "dph-f", "dph-js", "dph-f-8of8"]
 
 
 def plan(*arguments: str) -> Result:
@@ -126,7 +126,10 @@ def test_a_llama_arm_is_its_preset(task: str, arm: str) -> None:
 def test_a_qwen_arm_is_its_preset_with_the_math_arms_algorithm(arm: str) -> None:
     config = load_suite("paper-qwen-math").config(arm, 0, "runs")
     expected = settings(load_config("paper/qwen-math-dph-f"))
-    assert settings(config) == expected | {"algorithm": load_config(f"paper/math-{arm}").algorithm.model_dump()}
+    of_llama = load_config(f"paper/math-{arm}")
+    expected["algorithm"] = of_llama.algorithm.model_dump()
+    expected["reference"]["threshold"] = 8 if arm.endswith("8of8") else 7
+    assert settings(config) == expected
     # The positions that Qwen2.5-Math-7B has.
     assert config.max_sequence_tokens <= 4096
 
@@ -141,3 +144,47 @@ def test_the_papers_suites_are_whole(name: str) -> None:
         assert {1, 8, 16} <= set(config.evaluation.k)
         # More samples than the largest k of the paper's tables, or its estimate is a single draw.
         assert config.evaluation.num_samples > 16
+
+
+@pytest.mark.parametrize(
+    ("suite", "threshold"), [("paper-llama8b-sql", 6), ("paper-llama8b-math", 6), ("paper-qwen-math", 7)]
+)
+def test_near_perfect_is_6_of_8_for_llama_and_7_for_qwen(suite: str, threshold: int) -> None:
+    loaded = load_suite(suite)
+    for arm in loaded.arms:
+        reference = loaded.config(arm, 0, "runs").reference
+        assert (reference.num_samples, reference.threshold) == (8, 8 if arm == "dph-f-8of8" else threshold)
+        assert not reference.confirm
+
+
+REHEARSING = ["dph-f", "dph-js", "dph-js-definition", "alpha-0.2", "alpha-0.5", "alpha-0.8"]
+
+
+@pytest.mark.parametrize("arm", REHEARSING)
+@pytest.mark.parametrize("task", ["sql", "math"])
+def test_a_repo_preset_is_its_arm_with_the_released_codes_arithmetic(task: str, arm: str) -> None:
+    paper, repo = (settings(load_config(f"paper/{task}-{arm}{end}")) for end in ("", "-repo"))
+    # Three optimizer steps of 129 / 3 = 43 prompts and 255 / 3 = 85 rows: the code's 128 and 256 do not divide by 3.
+    assert (paper["algorithm"]["num_minibatches"], repo["algorithm"]["num_minibatches"]) == (2, 3)
+    assert (repo["rollout"]["num_prompts"], repo["reference"]["rows_per_step"]) == (129, 255)
+    # 4 of the first 4 of 8, and one right answer more.
+    assert [repo["reference"][key] for key in ("num_samples", "threshold", "confirm")] == [4, 4, True]
+    assert repo["reward"]["shaping"] == ("column_overlap" if task == "sql" else "none")
+    changed = {"algorithm": ["eta", "num_minibatches"], "rollout": ["num_prompts"], "reward": ["shaping"]}
+    changed["reference"] = ["num_samples", "threshold", "confirm", "rows_per_step"]
+    for section, keys in changed.items():
+        for key in keys:
+            del paper[section][key], repo[section][key]
+    assert paper == repo, "nothing else differs"
+
+
+@pytest.mark.parametrize("task", ["sql", "math"])
+def test_the_baselines_of_the_released_code_make_two_steps_with_their_own_eta(task: str) -> None:
+    rkl, dapo = (load_config(f"paper/{task}-{arm}-repo") for arm in ("rkl", "dapo"))
+    for config in (rkl, dapo):
+        algorithm = config.algorithm
+        assert (algorithm.divergence.name, algorithm.estimator) == ("reverse_kl", "rollout")
+        assert (algorithm.kl_estimator, algorithm.eta, algorithm.num_minibatches) == ("k3_as_loss", 0.01, 2)
+        assert (algorithm.clip_high, algorithm.dynamic_sampling_rounds) == (0.28, 1)
+        assert config.rollout.num_prompts == 128
+    assert load_config("paper/sql-grpo-repo").reward.shaping == "column_overlap"
