@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -14,12 +15,14 @@ from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 
-from dphrl.scratch import scratch_folder
+from dphrl.scratch import remove_left_folders, scratch_folder
 
 log = logging.getLogger(__name__)
 
 # What an engine's last words get to reach those who wait for it.
 LAST_WORDS_S = 0.5
+# What the processes of a run that has ended get to end as well.
+ENDING_S = 5.0
 SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
@@ -27,7 +30,12 @@ PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
 SOCKET_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def keep_temporary_files_together() -> None:
+def scratch_of_engines(run_folder: Path) -> str:
+    """The kind of scratch folder that the engines of a run have."""
+    return f"engine-{hashlib.blake2b(str(run_folder.absolute()).encode(), digest_size=4).hexdigest()}"
+
+
+def keep_temporary_files_together(run_folder: Path) -> None:
     """From now on, what this process writes as temporary files lies in a folder that goes with the process.
 
     vLLM leaves a file for each engine that is killed, and sockets for one that is killed while it starts.
@@ -36,7 +44,13 @@ def keep_temporary_files_together() -> None:
 
     # But what torch has compiled shall be found again: this fixes its cache where it is.
     cache_dir_utils.cache_dir()
-    tempfile.tempdir = str(scratch_folder("engine"))
+    tempfile.tempdir = str(scratch_folder(scratch_of_engines(run_folder)))
+
+
+def remove_files_of_ended_engines(run_folder: Path) -> None:
+    """To be called when all engines of a run are ended: one that was still starting could not remove its files, and its
+    end takes a moment."""
+    remove_left_folders(of=scratch_of_engines(run_folder), patience_s=ENDING_S)
 
 
 def forget_names_of_shared_memory() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 
 import ray
@@ -12,6 +14,8 @@ from dphrl.own_code import pin
 from dphrl.rewards.base import build_grader
 from dphrl.tracking.log import install_json_log
 from dphrl.types import RewardResult
+
+log = logging.getLogger(__name__)
 
 
 @ray.remote(concurrency_groups=WATCH)
@@ -24,7 +28,15 @@ class RewardWorker(Watched):
     def __init__(self, config: RewardConfig) -> None:
         pin()
         install_json_log(ray.get_runtime_context().get_actor_name() or "reward")
-        self._grader = build_grader(config)
+        try:
+            self._grader = build_grader(config)
+        except Exception:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                raise  # at the start of a run it is told, and ends the run
+            # It started before, so it may again. Ray gives up an actor whose constructor raises, but starts one again
+            # whose process ended.
+            log.exception("a reward worker does not start again; another try follows")
+            os._exit(1)
 
     def ready(self) -> bool:
         """True, once the worker has started."""

@@ -14,7 +14,7 @@ import ray
 from actors.asks import Answer, Ask
 from actors.decoding import Decoding
 from actors.engine_errors import engine_start
-from actors.engine_processes import end_with_any_worker, keep_temporary_files_together
+from actors.engine_processes import end_with_any_worker, keep_temporary_files_together, scratch_of_engines
 from actors.leftovers import remembering_shared_memory
 from actors.outbox import Outbox
 from actors.step_thread import StepThread
@@ -53,7 +53,7 @@ class RolloutEngine(Watched):
         lead()
         install_json_log(f"rollout-{index}")
         set_variables(config, devices)
-        keep_temporary_files_together()
+        keep_temporary_files_together(config.folder)
         self._config, self._index = config, index
         self._outboxes: dict[str, Outbox[Answer]] = {}
         self._probe_numbers = itertools.count()
@@ -135,7 +135,7 @@ class RolloutEngine(Watched):
 
     async def remove_temporary_files(self) -> None:
         """For the end of the run: Ray may end this process without a chance to do it then."""
-        shutil.rmtree(scratch_folder("engine"), ignore_errors=True)
+        shutil.rmtree(scratch_folder(scratch_of_engines(self._config.folder)), ignore_errors=True)
 
     # ---------------------------------------------------------------------------------- devices
 

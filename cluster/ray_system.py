@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor, RayReferenceStore, refilled
 from actors.device_turns import DeviceTurns, OwnDevices, Turns
+from actors.engine_processes import remove_files_of_ended_engines
 from actors.learner_group import RayLearner
 from actors.learner_rank import LearnerRank
 from actors.prometheus import PrometheusSink, metrics_url
@@ -39,7 +40,6 @@ from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.processors import waiting_variables
 from dphrl.protocols import EnginesLostError, OnGraded, Parts, WholeReference
-from dphrl.scratch import remove_left_folders
 from dphrl.stopping import keep_handlers
 from dphrl.tracking.sinks import Sink
 from dphrl.types import Prompt
@@ -97,7 +97,7 @@ class RaySystem:
         self._actors.remove_temporary_files()
         self._places.release()
         ray.shutdown()
-        remove_left_folders()
+        remove_files_of_ended_engines(self.config.folder)
 
     def _spawn_rank(self, index: int, options: dict[str, Any]) -> Any:
         return self._spawn_anew(LearnerRank, "learner", index, options | rank_variables())(self.config, index)

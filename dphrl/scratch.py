@@ -11,17 +11,20 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from dphrl.owner import process_start
 
 # Read once: an engine makes its scratch folder the place of all its other temporary files.
 PLACE = Path(tempfile.gettempdir())
-_NAME = re.compile(r"dphrl-[a-z]+-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<started>\d+)")
+POLL_S = 0.1
+_NAME = re.compile(r"dphrl-(?P<what>[a-z0-9-]+)-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<started>\d+)")
 
 
 def scratch_folder(what: str) -> Path:
-    """This process's folder for temporary files of a kind (letters), private to its user; made at the first call.
+    """This process's folder for temporary files of a kind (small letters, digits and hyphens), private to its user;
+    made at the first call.
 
     It is removed when the process ends by itself. Folders of processes that were killed are removed now.
     """
@@ -33,20 +36,24 @@ def scratch_folder(what: str) -> Path:
     return folder
 
 
-def remove_left_folders() -> list[str]:
+def remove_left_folders(*, patience_s: float = 0.0, of: str = "") -> list[str]:
     """Remove the scratch folders of this user's processes that have ended; returns their names.
 
-    Processes of another container on this machine have another namespace; of these nobody here knows.
+    patience_s: how long processes whose folders are of this kind may take to end. Processes of another container on
+    this machine have another namespace; of these nobody here knows.
     """
-    removed = []
-    for folder in PLACE.glob("dphrl-*"):
-        match = _NAME.fullmatch(folder.name)
-        if match is None or int(match["namespace"]) != _namespace():
-            continue
-        if process_start(int(match["pid"])) != int(match["started"]) and _is_own(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder.name)
-    return sorted(removed)
+    removed, deadline = [], time.monotonic() + patience_s
+    while True:
+        found = [(folder, match) for folder in PLACE.glob("dphrl-*") if (match := _NAME.fullmatch(folder.name))]
+        mine = [(folder, match) for folder, match in found if int(match["namespace"]) == _namespace()]
+        at_work = [match for _, match in mine if process_start(int(match["pid"])) == int(match["started"])]
+        for folder, match in mine:
+            if match not in at_work and _is_own(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder.name)
+        if of not in [match["what"] for match in at_work] or time.monotonic() >= deadline:
+            return sorted(removed)
+        time.sleep(POLL_S)
 
 
 def _namespace() -> int:

@@ -96,7 +96,7 @@ ROOMS = {
     "cluster.orders": "durable config",
     "cluster.scaling": "config actors cluster.planning cluster.engines cluster.orders",
     "cluster.ray_system": (
-        "types stopping config processors scratch tracking protocols actors cluster.planning cluster.start "
+        "types stopping config processors tracking protocols actors cluster.planning cluster.start "
         "cluster.connection cluster.engines cluster.scaling"
     ),
     "cluster.render": "config cluster.planning",

@@ -83,6 +83,48 @@ def test_a_killed_worker_is_retried_then_typed(
     assert all(r.score == (1.0 if r.status == "correct" else None) for r in results)
 
 
+class Fragile:
+    """A reward that cannot start while there is a file of this name."""
+
+    def __init__(self, obstacle: str) -> None:
+        if Path(obstacle).exists():
+            raise OSError("no licence")
+
+    def __call__(self, completion: str, answer: str) -> bool:
+        return completion == "right"
+
+
+def test_a_worker_whose_restart_fails_starts_again_once_it_can(
+    ray_cluster: None, make_config: Any, tmp_path: Path
+) -> None:
+    import ray
+
+    from actors.reward import RewardWorker
+    from actors.reward_pool import RayRewardPool
+
+    obstacle = tmp_path / "obstacle"
+    name = "tests.integration.test_reward_pool:Fragile"
+    config = make_config(reward={"name": name, "params": {"obstacle": str(obstacle)}})
+    worker = RewardWorker.options(num_cpus=0.1, max_restarts=-1).remote(config.reward)
+    ray.get(worker.ready.remote(), timeout=60)
+    pool = RayRewardPool([worker], config)
+
+    async def grade() -> list[RewardResult]:
+        obstacle.touch()
+        ray.kill(worker, no_restart=False)
+        grading = asyncio.create_task(_grade(pool, items("right", "wrong")))
+        await asyncio.sleep(5)
+        assert not grading.done(), "it is down, and waited for"
+        obstacle.unlink()
+        return await asyncio.wait_for(grading, 60)
+
+    assert [result.status for result in asyncio.run(grade())] == ["correct", "wrong"]
+    obstacle.touch()
+    first = RewardWorker.options(num_cpus=0.1, max_restarts=-1).remote(config.reward)
+    with pytest.raises(ray.exceptions.RayActorError, match="no licence"):
+        ray.get(first.ready.remote(), timeout=60)
+
+
 class StuckWorker(Worker):
     """The first of them that gets a batch never comes back from it."""
 

@@ -331,8 +331,11 @@ def test_an_engine_ends_with_the_first_of_its_workers_and_says_why() -> None:
     assert re.fullmatch(r"the engine's worker process \d+ was ended by signal 9", os.read(read, 200).decode())
 
 
-def test_processes_of_an_engine_sleep_while_they_wait_for_each_other() -> None:
+def test_processes_of_an_engine_sleep_while_they_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM's real queue between the processes of an engine, with both ends here."""
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))  # its sockets stay when a process ends
     shm_broadcast = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
     from actors.weight_transfer import plugin
 

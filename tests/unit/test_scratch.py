@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,25 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next(place: Path) -> N
     own.rmdir()
 
 
+def test_the_end_of_a_process_is_waited_for(place: Path) -> None:
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        try:
+            began = time.monotonic()
+            assert remove_left_folders(of="engine", patience_s=0.3) == []
+            assert 0.3 <= time.monotonic() - began < 5
+            assert remove_left_folders(of="export", patience_s=60) == []
+            timer = threading.Timer(0.3, process.kill)
+            timer.start()
+            # A killed child stays in the table of processes until somebody asks for its status; it counts as ended.
+            assert remove_left_folders(of="engine", patience_s=60) == [folder.name]
+            assert time.monotonic() - began < 30
+        finally:
+            process.kill()
+
+
 def test_a_process_that_ends_by_itself_leaves_nothing(place: Path) -> None:
     subprocess.run([sys.executable, "-c", WAITING], input="", check=True, capture_output=True, text=True)
     assert not list(place.iterdir())
@@ -74,8 +95,9 @@ def test_an_engines_temporary_files_lie_together_and_compiled_code_does_not(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    engine_processes.keep_temporary_files_together()
-    folder = scratch_folder("engine")
+    run = place / "runs" / "mine"
+    engine_processes.keep_temporary_files_together(run)
+    folder = scratch_folder(engine_processes.scratch_of_engines(run))
     with tempfile.NamedTemporaryFile() as file:
         assert Path(file.name).parent == folder
     assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == place
