@@ -123,8 +123,10 @@ def test_the_packaged_models_divide_equally_well_and_can_rehearse_every_strategy
         assert 0.25 < chosen < 0.42
         assert rehearsed > 0.3
         assert selection > 0.45
-    # The cue of 8 is the only one that the demonstrations taught.
-    assert [selection > 0.8 for _, _, selection, _, _ in rows] == [False, task == "cue", False]
+    # Half of 8's cue is all that the demonstrations taught.
+    of_first, of_second, of_third = (selection for _, _, selection, _, _ in rows)
+    assert (0.62 < of_second < 0.8) == (task == "cue")
+    assert max(of_first, of_third) < 0.64
 
 
 @pytest.mark.parametrize(
