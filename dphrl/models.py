@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +184,18 @@ def _check_converted(staged: Path) -> None:
     require(int(output_BT[0, -1]) in model.generation_config.eos_token_id, "does not stop after its answer")
 
 
-def _tiny_factor() -> Path:
-    from dphrl.tiny import ensure_tiny_model
+def _ensure_tiny(task: str) -> Path:
+    from dphrl.tiny import RECIPES, ensure_tiny_model
 
-    return ensure_tiny_model()
-
-
-def _tiny_sql() -> Path:
-    from dphrl.tiny import SQL_RECIPE, ensure_tiny_model
-
-    return ensure_tiny_model(recipe=SQL_RECIPE)
+    return ensure_tiny_model(recipe=RECIPES[task])
 
 
 EMBEDDED: dict[str, Callable[[], Path]] = {
-    "tiny-factor": _tiny_factor,
+    "tiny-factor": partial(_ensure_tiny, "factor"),
     SMOLLM2_NAME: ensure_smollm2,
-    "tiny-sql": _tiny_sql,
+    "tiny-sql": partial(_ensure_tiny, "sql"),
+    "tiny-factor-even": partial(_ensure_tiny, "factor-even"),
+    "tiny-cue": partial(_ensure_tiny, "cue"),
 }
 
 

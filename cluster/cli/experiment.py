@@ -17,7 +17,7 @@ def add_experiment_command(app: typer.Typer) -> None:
         short_help="Compare algorithms over seeds.",
         help="""Run a suite: the same task under several algorithms (arms) and seeds, with one table of results.
 
-SUITE is an embedded suite (passk-math, passk-sql) or a YAML file like theirs. Finished runs are kept, so
+SUITE is an embedded suite (passk-math, passk-even, ...) or a YAML file like theirs. Finished runs are kept, so
 that a suite can be run in pieces; arms of one seed share the base evaluation and the reference buffer.
 
 \b

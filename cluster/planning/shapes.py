@@ -50,6 +50,8 @@ KNOWN_SHAPES = {
     "meta-llama/Llama-3.1-8B-Instruct": ModelShape(8.03e9, 32, 4096, 8, 128, 32, 14336),
     "Qwen/Qwen2.5-Math-7B": ModelShape(7.62e9, 28, 3584, 4, 128, 28, 18944),
     "tiny-factor": ModelShape(0.38e6, 2, 128, 4, 32, 4, 320),
+    "tiny-factor-even": ModelShape(0.38e6, 2, 128, 4, 32, 4, 320),
+    "tiny-cue": ModelShape(0.38e6, 2, 128, 4, 32, 4, 320),
     "tiny-sql": ModelShape(0.4e6, 2, 128, 4, 32, 4, 320),
     "smollm2-135m-instruct": ModelShape(0.1345e9, 30, 576, 3, 64, 9, 1536),
 }

@@ -20,7 +20,7 @@ from dphrl.config.section import (
 )
 
 # Made by a procedure, so a layout of rows cannot be meant for them.
-EMBEDDED_KINDS = ("tiny", "tiny_sql", "arithmetic")
+EMBEDDED_KINDS = ("tiny", "tiny_even", "tiny_cue", "tiny_sql", "arithmetic")
 # Settings of a data set that only mean something where there are files.
 _OF_FILES = ("path", "prompt_field", "answer_field", "where", "exclude_where")
 # Arguments by which prompts are made; to set them would change what a prompt is.
@@ -73,10 +73,10 @@ Think step by step, then give the query in a ```sql block."""
 class DatasetConfig(Section):
     name: str
     """How results name the data set: evaluation tables, files of samples."""
-    kind: Literal["tiny", "tiny_sql", "arithmetic", "math", "text_to_sql"] = "math"
-    """What the rows are. tiny, tiny_sql and arithmetic are embedded tasks, made by a procedure; math is rows of
-    question and answer; text_to_sql is rows of question, database and gold query (Spider's and BIRD's files as they
-    are distributed, or your own)."""
+    kind: Literal["tiny", "tiny_even", "tiny_cue", "tiny_sql", "arithmetic", "math", "text_to_sql"] = "math"
+    """What the rows are. tiny, its variants tiny_even and tiny_cue, tiny_sql and arithmetic are embedded tasks, made by
+    a procedure; math is rows of question and answer; text_to_sql is rows of question, database and gold query (Spider's
+    and BIRD's files as they are distributed, or your own)."""
     layout: LayoutName | None = None
     """Reads a data set as it is distributed: sets kind, prompt_field, answer_field, answer_format and convention.
     gsm8k, math (also MATH-500), verl (prompts as chat messages, answers in reward_model.ground_truth), dapo
@@ -225,6 +225,8 @@ class DataConfig(Section):
 # Which reward reads the answers of a kind of data.
 REWARD_OF_KIND = {
     "tiny": "factorization",
+    "tiny_even": "factorization",
+    "tiny_cue": "factorization",
     "tiny_sql": "sql_execution",
     "arithmetic": "math_answer",
     "math": "math_answer",

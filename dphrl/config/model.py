@@ -41,8 +41,8 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str = "tiny-factor"
-    """The model to train: an embedded model's name (tiny-factor, tiny-sql, smollm2-135m-instruct), a Hugging Face
-    directory, or a hub name."""
+    """The model to train: an embedded model's name (tiny-factor, tiny-factor-even, tiny-cue, tiny-sql,
+    smollm2-135m-instruct), a Hugging Face directory, or a hub name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The number type of weights and activations, in engines and learner. auto is bfloat16 on a GPU and float32 on a
     CPU, where bfloat16 is emulated and several times slower. float32 doubles the memory and narrows the gap between

@@ -13,6 +13,8 @@ from dphrl.data.tiny_problems import load_arithmetic, load_tiny, load_tiny_sql
 # The int is a seed: an embedded task draws its problems with it. Loaders of files do not use it.
 _LOADERS: dict[str, Callable[[DatasetConfig, int], list[Problem]]] = {
     "tiny": load_tiny,
+    "tiny_even": load_tiny,
+    "tiny_cue": load_tiny,
     "tiny_sql": load_tiny_sql,
     "arithmetic": load_arithmetic,
     "math": load_math,

@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from dphrl.config.data import DatasetConfig
 from dphrl.data.problems import Problem
 
+# Which variant of the factorisation task a kind of data is.
+_FACTOR_TASK_OF_KIND = {"tiny": "factor", "tiny_even": "factor-even", "tiny_cue": "cue"}
+
 
 def load_tiny(dataset: DatasetConfig, seed: int) -> list[Problem]:
     """`limit` factorisations of a split, or all it has. Raises ValueError for an unknown split or too high a limit."""
-    from dphrl.tiny.task import MAX_PROBLEMS, SPLITS, make_problems
+    from dphrl.tiny.task import FACTOR_TASKS, MAX_PROBLEMS, SPLITS
 
+    task = FACTOR_TASKS[_FACTOR_TASK_OF_KIND[dataset.kind]]
     num_problems = _num_problems(dataset, SPLITS, MAX_PROBLEMS)
     return [
-        Problem(f"{dataset.name}-{row}", problem.question, problem.answer, dataset.name, "tiny")
-        for row, problem in enumerate(make_problems(dataset.split, num_problems, seed))
+        Problem(f"{dataset.name}-{row}", problem.question, problem.answer, dataset.name, dataset.kind)
+        for row, problem in enumerate(task.make_problems(dataset.split, num_problems, seed))
     ]
 
 

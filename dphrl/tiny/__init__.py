@@ -6,6 +6,11 @@
     problems = make_problems("train", 3000, seed=0)  # also: held_out, out_of_domain
     status, detail = grade(completion, problems[0].answer)
 
+Variants of the same task, and the models that half know them, go by the names of `FACTOR_TASKS`:
+
+    model_dir = ensure_tiny_model(recipe=RECIPES["factor-even"])
+    problems = FACTOR_TASKS["factor-even"].make_problems("train", 3000, seed=0)
+
 The same for text-to-SQL, graded by the reward `sql_execution` in databases that the package builds:
 
     model_dir = ensure_tiny_model(recipe=SQL_RECIPE)
@@ -19,24 +24,32 @@ Importing this package loads neither torch nor transformers; building a model do
 from dphrl.tiny import sql_task
 from dphrl.tiny.embedded import ensure_tiny_model
 from dphrl.tiny.model import TinyShape, build_model, build_tokenizer
-from dphrl.tiny.recipe import FACTOR_RECIPE, SQL_RECIPE, WarmStartRecipe
+from dphrl.tiny.recipe import FACTOR_RECIPE, RECIPES, SQL_RECIPE, WarmStartRecipe
 from dphrl.tiny.sql_database import ensure_databases
 from dphrl.tiny.task import (
     DIVISORS,
+    FACTOR,
+    FACTOR_TASKS,
     SPLITS,
+    FactorTask,
     TinyProblem,
     grade,
     is_held_out,
-    make_demonstrations,
-    make_problems,
 )
 from dphrl.tiny.warm_start import warm_start
 
+make_problems = FACTOR.make_problems
+make_demonstrations = FACTOR.make_demonstrations
+
 __all__ = [
     "DIVISORS",
+    "FACTOR",
     "FACTOR_RECIPE",
+    "FACTOR_TASKS",
+    "RECIPES",
     "SPLITS",
     "SQL_RECIPE",
+    "FactorTask",
     "TinyProblem",
     "TinyShape",
     "WarmStartRecipe",

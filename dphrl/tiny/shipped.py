@@ -36,7 +36,7 @@ def load_shipped(recipe: WarmStartRecipe) -> tuple[PreTrainedModel, PreTrainedTo
             if file.metadata()[_FINGERPRINT] != recipe.fingerprint():
                 return None
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].VOCABULARY)
+    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].vocabulary)
     model = tiny_model.build_model(recipe.shape, tokenizer, recipe.seed)
     # The head shares the weights of the embedding, so it is not in the file.
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -198,10 +198,37 @@ class Question:
         """The result of a query that this module has made, as a sorted bag."""
         return sorted(_connection(self.schema.database).execute(sql))
 
+    def rows_or_none(self, sql: str) -> Rows | None:
+        """The result of any query, as a sorted bag; None if it is no query or its rows are not single texts."""
+        try:
+            return self.rows(sql)
+        except (sqlite3.Error, TypeError):
+            return None
+
     def working_shapes(self) -> frozenset[str]:
         """The shapes that give the gold rows; none if there are no gold rows."""
         gold = self.rows(self.gold_sql)
         return frozenset(shape for shape in SHAPES if gold and self.rows(self.query(shape)) == gold)
+
+
+def question_of(problem: SqlProblem) -> Question:
+    """What the problem asks."""
+    database, table, *words = problem.problem_id.split("-")
+    group, years = [word for word in words if not word.isdecimal()], [int(word) for word in words if word.isdecimal()]
+    schema = SCHEMAS[database]
+    (event,) = (event for event in schema.events if event.table == table)
+    return Question(schema, event, " ".join(group), tuple(years))
+
+
+def shape_of(sql: str) -> str | None:
+    """Which shape a query has, whether or not it is right; None for a query of no shape."""
+    words = sql.split()
+    if {"EXCEPT", "INTERSECT"} & set(words):
+        return "set_operation"
+    # The inner query of a subquery, not the list in IN ( 2019 , 2021 ).
+    if "IN ( SELECT" in sql:
+        return "subquery"
+    return "join" if "JOIN" in words else None
 
 
 def _never_subquery(s: Schema, event: str, group: str, year: int) -> str:

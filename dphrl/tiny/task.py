@@ -14,11 +14,20 @@ using.
 The demonstrations choose among the working divisors evenly and make a slip in one division of five, so that a
 model trained on them is diverse and imprecise: there is something to gain (precision) and something to lose
 (diversity).
+
+Pass@1 is the share of prompts on which the chosen divisor fits, times the precision of its division. So what it costs
+to keep every strategy is a matter of how the strategies compare, and the task comes in three variants:
+
+- `FACTOR`: 3 fits fewer prompts than 7 and 11, so that one strategy is worth more than a mix of all.
+- `FACTOR_EVEN`: each of 3, 7 and 11 fits the same share of prompts.
+- `CUE`: 7, 8 and 9. Whether 8 fits can be read from the last three digits and whether 9 does from the sum of the
+  digits, without a division. A policy that kept several strategies can learn which one to use.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -28,10 +37,6 @@ DIVISORS: tuple[int, ...] = (3, 7, 11)
 NUM_DIGITS = 5
 SPLITS: tuple[str, ...] = ("train", "held_out", "out_of_domain")
 
-# How often each divisor is built into a number (numbers with none are drawn again). The shares are close to each
-# other, so that the strategies are worth about the same: if one failed on most prompts, it would be no loss when
-# RL drops it.
-INCLUSION_PROBABILITY: dict[int, float] = {3: 0.35, 7: 0.45, 11: 0.45}
 # One integer in five is never seen before evaluation, neither in the warm start nor in RL.
 HELD_OUT_ONE_IN = 5
 SLIP_RATE = 0.2
@@ -41,7 +46,7 @@ OUT_OF_DOMAIN_SHARE = 0.25
 # Every word of a question or a completion; one token each (0 to 11: digits, remainders and divisors).
 VOCABULARY: tuple[str, ...] = ("FACTOR", "DIVIDE", "?", ":", "\\boxed{", "*", "}", *map(str, range(12)))
 
-# Problems are distinct, and multiples of all three divisors are few (about 180 to train on): they are 9 % of
+# Problems are distinct, and multiples of all three divisors are few (in FACTOR about 180 to train on): they are 9 % of
 # the first 500 problems and 5 % of 3,000. Far beyond that a set would hardly contain any, so larger ones are
 # refused.
 MAX_PROBLEMS: dict[str, int] = {"train": 10_000, "held_out": 2_500, "out_of_domain": 2_500}
@@ -50,7 +55,7 @@ _LIMIT = 10**NUM_DIGITS
 _BOX_OPENING = re.compile(r"\\boxed\s*\{")
 # Lengths are bounded so that int() cannot be handed a number of thousands of digits.
 _BOX_CONTENT = re.compile(r"([0-9]{1,5})\*([0-9]{1,5})")
-_ANSWER = re.compile(r"(?:factor|divide:([0-9]{1,2})):([0-9]{5})")
+_ANSWER = re.compile(r"(?:factor(?:\[([0-9]{1,2}(?:,[0-9]{1,2})*)\])?|divide:([0-9]{1,2})):([0-9]{5})")
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,14 @@ class TinyProblem:
     """One prompt of the task.
 
     question: the user message, e.g. ``FACTOR 0 4 1 5 8 ?`` or ``DIVIDE 7 0 4 1 5 8 ?``.
-    answer: what `grade` needs, e.g. ``factor:04158`` or ``divide:7:04158``; it lists no solution.
+    answer: what `grade` needs, e.g. ``factor:04158``, ``factor[7,8,9]:04158`` (the divisors that count, where they are
+    not 3, 7 and 11) or ``divide:7:04158``; it lists no solution.
     problem_id: unique within a split, the same in every process, e.g. ``factor-04158``.
     """
 
     question: str
     answer: str
     problem_id: str
-
-
-def make_problems(split: str, num_problems: int, seed: int) -> list[TinyProblem]:
-    """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
-
-    ``train`` and ``held_out`` are FACTOR problems over disjoint sets of integers, ``out_of_domain`` are
-    DIVIDE problems over held-out integers with an exact quotient. Raises ValueError for an unknown split or a
-    size out of range.
-    """
-    return take_distinct(_stream(split, seed), split, num_problems, MAX_PROBLEMS)
 
 
 def take_distinct(
@@ -95,28 +91,97 @@ def take_distinct(
     return list(problems.values())
 
 
-def make_demonstrations(
-    num_demonstrations: int,
-    seed: int,
-    *,
-    slip_rate: float = SLIP_RATE,
-    out_of_domain_share: float = OUT_OF_DOMAIN_SHARE,
-) -> list[tuple[str, str]]:
-    """Draw (question, completion) pairs over training integers, with repetition.
+@dataclass(frozen=True)
+class FactorTask:
+    """A variant of the task.
 
-    A share `out_of_domain_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong
-    and the rest of the division follows from it, which always makes the boxed product wrong; the others grade
-    ``correct``.
+    inclusion: how often each divisor is built into a number (numbers with none are drawn again). The divisors are the
+    strategies; they have no common factors.
+    free_cofactor: whether the rest of a number may contain the divisors as well, which adds to what `inclusion` says.
     """
-    rng = random.Random(f"demonstrations:{seed}")
-    demonstrations = []
-    for _ in range(num_demonstrations):
-        number = _draw_number(rng, held_out=False)
-        divisor = rng.choice(_divisors_of(number))
-        named = rng.random() < out_of_domain_share
-        question = _divide_question(divisor, number) if named else _factor_question(number)
-        demonstrations.append((question, _work_out(number, divisor, rng, slip=rng.random() < slip_rate)))
-    return demonstrations
+
+    inclusion: Mapping[int, float]
+    free_cofactor: bool
+
+    @property
+    def divisors(self) -> tuple[int, ...]:
+        return tuple(self.inclusion)
+
+    def make_problems(self, split: str, num_problems: int, seed: int) -> list[TinyProblem]:
+        """Draw `num_problems` distinct problems of `split`; the first k do not depend on `num_problems`.
+
+        ``train`` and ``held_out`` are FACTOR problems over disjoint sets of integers, ``out_of_domain`` are
+        DIVIDE problems over held-out integers with an exact quotient. Raises ValueError for an unknown split or a
+        size out of range.
+        """
+        return take_distinct(self._stream(split, seed), split, num_problems, MAX_PROBLEMS)
+
+    def make_demonstrations(
+        self,
+        num_demonstrations: int,
+        seed: int,
+        *,
+        slip_rate: float = SLIP_RATE,
+        out_of_domain_share: float = OUT_OF_DOMAIN_SHARE,
+    ) -> list[tuple[str, str]]:
+        """Draw (question, completion) pairs over training integers, with repetition.
+
+        A share `out_of_domain_share` are DIVIDE questions. In a share `slip_rate` of all pairs one remainder is wrong
+        and the rest of the division follows from it, which always makes the boxed product wrong; the others grade
+        ``correct``.
+        """
+        rng = random.Random(f"demonstrations:{seed}")
+        demonstrations = []
+        for _ in range(num_demonstrations):
+            number = self._draw_number(rng, held_out=False)
+            divisor = rng.choice(self.fitting(number))
+            named = rng.random() < out_of_domain_share
+            question = _divide_question(divisor, number) if named else _factor_question(number)
+            demonstrations.append((question, _work_out(number, divisor, rng, slip=rng.random() < slip_rate)))
+        return demonstrations
+
+    def fitting(self, number: int) -> list[int]:
+        """The divisors that divide `number`."""
+        return [p for p in self.divisors if number % p == 0]
+
+    def fingerprint_parts(self) -> list[object]:
+        """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
+        parts = [self.divisors, NUM_DIGITS, sorted(self.inclusion.items()), HELD_OUT_ONE_IN, VOCABULARY]
+        return [*parts, "free cofactor"] if self.free_cofactor else parts
+
+    def _stream(self, split: str, seed: int) -> Iterator[TinyProblem]:
+        rng = random.Random(f"{split}:{seed}")
+        kind = "factor" if self.divisors == DIVISORS else f"factor[{','.join(map(str, self.divisors))}]"
+        while True:
+            number = self._draw_number(rng, held_out=split != "train")
+            digits = f"{number:0{NUM_DIGITS}d}"
+            if split == "out_of_domain":
+                p = rng.choice(self.fitting(number))
+                yield TinyProblem(_divide_question(p, number), f"divide:{p}:{digits}", f"divide-{p}-{digits}")
+            else:
+                yield TinyProblem(_factor_question(number), f"{kind}:{digits}", f"factor-{digits}")
+
+    def _draw_number(self, rng: random.Random, *, held_out: bool) -> int:
+        """A number below 10^5 with at least one of the divisors, from the asked side of the split."""
+        while True:
+            chosen = [p for p in self.divisors if rng.random() < self.inclusion[p]]
+            product = math.prod(chosen)
+            cofactor = rng.randrange(2, _LIMIT // product)
+            # A cofactor without these divisors keeps `inclusion` exact: no strategy gains by accident.
+            allowed = self.free_cofactor or all(cofactor % p for p in self.divisors)
+            if chosen and allowed and is_held_out(product * cofactor) == held_out:
+                return product * cofactor
+
+
+# The shares are close to each other, so that the strategies are worth about the same: if one failed on most prompts, it
+# would be no loss when RL drops it. Of 2,000 problems to train on, 3 fits 45 %, 7 and 11 fit 51 to 53 %.
+FACTOR = FactorTask({3: 0.35, 7: 0.45, 11: 0.45}, free_cofactor=False)
+# A free cofactor brings in 3 more often than 7, and 7 more often than 11. Of 2,000 problems each fits 56 to 58 %.
+FACTOR_EVEN = FactorTask({3: 0.28, 7: 0.42, 11: 0.44}, free_cofactor=True)
+# Their tables of remainders are about as large, so that the model divides by each about as well.
+CUE = FactorTask({7: 0.45, 8: 0.47, 9: 0.47}, free_cofactor=True)
+
+FACTOR_TASKS = {"factor": FACTOR, "factor-even": FACTOR_EVEN, "cue": CUE}
 
 
 def grade(completion_text: str, answer: str) -> tuple[str, str]:
@@ -127,7 +192,7 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
     ignored, the remainders are not graded. Never raises on any `completion_text`; raises ValueError if
     `answer` is not of this task.
     """
-    asked_divisor, number = _parse_answer(answer)
+    allowed, asked_divisor, number = _parse_answer(answer)
     content = _last_box(completion_text)
     if content is None:
         return "unparsable", r"no complete \boxed{...} at the end"
@@ -140,8 +205,8 @@ def grade(completion_text: str, answer: str) -> tuple[str, str]:
     divisor, quotient = int(match[1]), int(match[2])
     if asked_divisor is not None and divisor != asked_divisor:
         return "wrong", f"divided by {divisor}, asked to divide by {asked_divisor}"
-    if divisor not in DIVISORS:
-        return "wrong", f"{divisor} is not one of {', '.join(map(str, DIVISORS))}"
+    if divisor not in allowed:
+        return "wrong", f"{divisor} is not one of {', '.join(map(str, allowed))}"
     if divisor * quotient != number:
         return "wrong", f"{divisor}*{quotient} is {divisor * quotient}, not {number}"
     return "correct", f"{divisor}*{quotient} is {number}"
@@ -153,49 +218,14 @@ def strategies_of(answer: str) -> dict[str, bool]:
     A strategy is the divisor that a completion names. DIVIDE asks for one, so it has no other. Raises ValueError if
     `answer` is not of this task.
     """
-    asked_divisor, number = _parse_answer(answer)
-    divisors = DIVISORS if asked_divisor is None else (asked_divisor,)
-    return {str(p): number % p == 0 for p in divisors}
-
-
-def fingerprint_parts() -> list[object]:
-    """What decides the demonstrations and their tokens, apart from the arguments of `make_demonstrations`."""
-    return [DIVISORS, NUM_DIGITS, sorted(INCLUSION_PROBABILITY.items()), HELD_OUT_ONE_IN, VOCABULARY]
+    allowed, _, number = _parse_answer(answer)
+    return {str(p): number % p == 0 for p in allowed}
 
 
 def is_held_out(number: int) -> bool:
     """Whether `number` is kept for evaluation. A fixed hash decides, so that no seed can leak it into training."""
     digest = hashlib.blake2b(f"dphrl-tiny:{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
-
-
-def _stream(split: str, seed: int) -> Iterator[TinyProblem]:
-    rng = random.Random(f"{split}:{seed}")
-    while True:
-        number = _draw_number(rng, held_out=split != "train")
-        digits = f"{number:0{NUM_DIGITS}d}"
-        if split == "out_of_domain":
-            p = rng.choice(_divisors_of(number))
-            yield TinyProblem(_divide_question(p, number), f"divide:{p}:{digits}", f"divide-{p}-{digits}")
-        else:
-            yield TinyProblem(_factor_question(number), f"factor:{digits}", f"factor-{digits}")
-
-
-def _draw_number(rng: random.Random, *, held_out: bool) -> int:
-    """A number below 10^5 with at least one of the divisors, from the asked side of the split."""
-    while True:
-        chosen = [p for p in DIVISORS if rng.random() < INCLUSION_PROBABILITY[p]]
-        product = 1
-        for p in chosen:
-            product *= p
-        cofactor = rng.randrange(2, _LIMIT // product)
-        # A cofactor without these divisors keeps INCLUSION_PROBABILITY exact: no strategy gains by accident.
-        if chosen and all(cofactor % p for p in DIVISORS) and is_held_out(product * cofactor) == held_out:
-            return product * cofactor
-
-
-def _divisors_of(number: int) -> list[int]:
-    return [p for p in DIVISORS if number % p == 0]
 
 
 def _spaced(number: int) -> str:
@@ -250,8 +280,12 @@ def _last_box(text: str) -> str | None:
     return None if end < 0 else text[start:end]
 
 
-def _parse_answer(answer: str) -> tuple[int | None, int]:
+def _parse_answer(answer: str) -> tuple[tuple[int, ...], int | None, int]:
+    """The divisors that count, the one that is asked for if any, and the number."""
     match = _ANSWER.fullmatch(answer)
     if match is None:
         raise ValueError(f"answer {answer!r} is not of this task: expected e.g. 'factor:04158' or 'divide:7:04158'")
-    return (None if match[1] is None else int(match[1])), int(match[2])
+    allowed, asked, number = match.groups()
+    if asked is not None:
+        return (int(asked),), int(asked), int(number)
+    return (DIVISORS if allowed is None else tuple(map(int, allowed.split(",")))), None, int(number)

@@ -41,7 +41,7 @@ def warm_start(
 def _train(recipe: WarmStartRecipe, progress: Progress | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     import torch
 
-    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].VOCABULARY)
+    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].vocabulary)
     model = tiny_model.build_model(recipe.shape, tokenizer, recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, recipe))
@@ -63,7 +63,7 @@ def demonstration_loss(model: PreTrainedModel, recipe: WarmStartRecipe, *, seed:
     """Mean loss in nats a completion token on demonstrations drawn with `seed`: how far a warm start has come."""
     import torch
 
-    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].VOCABULARY)
+    tokenizer = tiny_model.build_tokenizer(TASKS[recipe.task].vocabulary)
     batches = _batches(replace(recipe, seed=seed, num_steps=num_batches), tokenizer)
     with torch.no_grad():
         losses = [_loss(model, input_ids_BT, labels_BT).item() for input_ids_BT, labels_BT in batches]

@@ -56,7 +56,7 @@ OVERRIDE_MISTAKES = {
     "deterministic=maybe": CL + 'deterministic: expected true or false (got "maybe")',
     "rollout.enforce_eager=12": CL + "rollout.enforce_eager: expected true or false or null (got 12)",
     "data.train.kind=tinny": CL
-    + "data.train.kind: expected one of tiny, tiny_sql, arithmetic, math, text_to_sql "
+    + "data.train.kind: expected one of tiny, tiny_even, tiny_cue, tiny_sql, arithmetic, math, text_to_sql "
     + '(got "tinny"); did you mean tiny?',
     "learner=3": CL + "learner: expected a section with the keys num_steps, lr, lr_schedule,",
     "data.train=null": CL + "data.train: expected a section with the keys name, kind, layout, path,",

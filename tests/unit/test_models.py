@@ -53,7 +53,7 @@ def test_an_existing_path_must_hold_a_model(tmp_path: Path) -> None:
 
 def test_an_embedded_name_is_a_model_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DPHRL_CACHE", str(tmp_path))
-    for name in ("tiny-factor", "tiny-sql"):
+    for name in ("tiny-factor", "tiny-sql", "tiny-factor-even", "tiny-cue"):
         directory = models.resolve_model(name)
         assert isinstance(directory, Path)
         assert directory.parent == tmp_path

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from dphrl.tiny import WarmStartRecipe, build_tokenizer, ensure_tiny_model, grade, sql_task, task, warm_start
+from cluster.planning.shapes import KNOWN_SHAPES
+from dphrl.tiny import WarmStartRecipe, build_tokenizer, ensure_tiny_model, grade, sql_task, warm_start
 from dphrl.tiny.model import TinyShape
-from dphrl.tiny.recipe import RECIPES
+from dphrl.tiny.recipe import RECIPES, TASKS, Task
 from dphrl.tiny.shipped import load_shipped, main, write_shipped
 from dphrl.tiny.warm_start import demonstration_loss
 
@@ -26,10 +26,10 @@ QUICK = WarmStartRecipe(
 # --- the tokenizer ---
 
 
-@pytest.mark.parametrize("module", [task, sql_task])
-def test_text_and_ids_round_trip(module: ModuleType) -> None:
-    tokenizer = build_tokenizer(module.VOCABULARY)
-    for question, completion in module.make_demonstrations(200, seed=5):
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+def test_text_and_ids_round_trip(task: Task) -> None:
+    tokenizer = build_tokenizer(task.vocabulary)
+    for question, completion in task.make_demonstrations(200, seed=5):
         for text in (question, completion):
             ids = tokenizer(text)["input_ids"]
             assert len(ids) == len(text.split())
@@ -188,7 +188,7 @@ def test_a_process_that_finishes_second_keeps_the_first_ones_model(tmp_path: Pat
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
-def test_both_recipes_come_with_trained_weights(recipe: WarmStartRecipe, tmp_path: Path) -> None:
+def test_every_recipe_comes_with_trained_weights(recipe: WarmStartRecipe, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     steps: list[tuple[int, int]] = []
@@ -196,6 +196,8 @@ def test_both_recipes_come_with_trained_weights(recipe: WarmStartRecipe, tmp_pat
     assert steps == [], "the recipe and the weights do not belong together: python -m dphrl.tiny.shipped"
     model = AutoModelForCausalLM.from_pretrained(directory)
     assert str(model.dtype) == "torch.float32"
+    # Small enough for a laptop, and the sizes that `dphrl plan` reckons with.
+    assert model.num_parameters() == pytest.approx(KNOWN_SHAPES[f"tiny-{recipe.task}"].num_parameters, rel=0.05)
     # 3 nats are those of an untrained model; a seed that the warm start did not see.
     assert demonstration_loss(model, recipe, seed=1, num_batches=2) < 0.2
 
