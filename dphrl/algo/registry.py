@@ -17,7 +17,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -94,11 +94,14 @@ class Method(Generic[T]):
 class Registry(Generic[T]):
     """The methods of one kind. kind: its name in messages. home: the module that registers this package's own methods.
 
-    reserved: names that stand for no method, and what they mean in a configuration.
+    more: modules that register more of them. reserved: names that stand for no method, and what they mean in a
+    configuration.
     """
 
-    def __init__(self, kind: str, home: str, *, reserved: Mapping[str, str] | None = None) -> None:
-        self.kind, self.home, self.reserved = kind, home, reserved or {}
+    def __init__(
+        self, kind: str, home: str, *, more: Sequence[str] = (), reserved: Mapping[str, str] | None = None
+    ) -> None:
+        self.kind, self.homes, self.reserved = kind, (home, *more), reserved or {}
         self._methods: dict[str, Method[T]] = {}
         # The home module's check of what a factory made, which needs torch: (label, method) to the method to be used.
         self.accept: Callable[[str, T], T] = lambda label, made: made
@@ -125,7 +128,8 @@ class Registry(Generic[T]):
 
     def methods(self) -> dict[str, Method[T]]:
         """Every method that is registered by now, sorted by name."""
-        importlib.import_module(self.home)
+        for home in self.homes:
+            importlib.import_module(home)
         return dict(sorted(self._methods.items()))
 
     def restore(self, methods: Mapping[str, Method[T]]) -> list[Method[T]]:
@@ -251,9 +255,15 @@ _NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable
 
 # The registries by their key below `algorithm` in the configuration. Each home module gives its methods their type.
 METHODS: dict[str, Registry[Any]] = {
-    "divergence": Registry("divergence", "dphrl.algo.divergences", reserved={"none": _NO_DIVERGENCE}),
+    "divergence": Registry(
+        "divergence", "dphrl.algo.divergences", more=["dphrl.algo.methods.sft"], reserved={"none": _NO_DIVERGENCE}
+    ),
     "advantage": Registry("advantage", "dphrl.algo.advantages"),
-    "policy_loss": Registry("policy loss", "dphrl.algo.policy_losses"),
+    "policy_loss": Registry(
+        "policy loss",
+        "dphrl.algo.policy_losses",
+        more=["dphrl.algo.methods.clip_cov", "dphrl.algo.methods.kl_cov"],
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Methods of other papers, one file each, registered under their names."""
