@@ -35,10 +35,9 @@ async def train(
     stop: raises Stopped after a step, or while a step is collected, when the run shall end.
     """
     stop = stop or StopRequest()
-    exploration, replayed = prompts, list[Prompt]()
-    if reference is not None:
-        exploration = [p for p in prompts if p.prompt_id in reference.exploration]
-        replayed = [p for p in prompts if p.prompt_id in reference.near_perfect] if config.num_replayed else []
+    exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
+    mastered = frozenset[str]() if reference is None or not config.num_replayed else reference.near_perfect
+    replayed = [p for p in prompts if p.prompt_id in mastered]
     with closing(StepCollector(config, exploration, parts, replayed)) as collector:
         for step in range(start_step, config.learner.num_steps):
             current_step.set(step + 1)

@@ -76,15 +76,15 @@ def hybrid_loss(
     tokens, by the reference policy for the others. reference_logprobs_N: by a resident reference model, for estimators
     that need one. chosen_N: see `PolicyTokens`. Returns a scalar and scalar metrics. A term without tokens is 0.
     """
-    explored = is_policy_N
+    chosen = is_policy_N
     tokens = PolicyTokens(
-        logprobs_N[explored],
-        old_logprobs_N[explored],
-        stored_logprobs_N[explored],
-        advantages_N[explored],
-        weights_N[explored],
-        row_index_N[explored],
-        None if chosen_N is None else chosen_N[explored],
+        logprobs_N[chosen],
+        old_logprobs_N[chosen],
+        stored_logprobs_N[chosen],
+        advantages_N[chosen],
+        weights_N[chosen],
+        row_index_N[chosen],
+        None if chosen_N is None else chosen_N[chosen],
     )
     loss, own_metrics = policy_loss(tokens, policy)
     # Every step's record has these two metrics; a loss without a trust region cuts no gradient.
@@ -103,11 +103,11 @@ def hybrid_loss(
         parts.append((log_u, values, weights_N[rest]))
     if term.needs_reference_model:
         assert reference_logprobs_N is not None, "this estimator needs a resident reference model"
-        log_u = _at_least_float(logprobs_N[explored] - reference_logprobs_N[explored])
+        log_u = _at_least_float(logprobs_N[chosen] - reference_logprobs_N[chosen])
         # The rollout engine drew the samples, but the expectation is over pi_theta: this weight corrects for that.
-        log_rho = (logprobs_N[explored] - stored_logprobs_N[explored]).detach()
+        log_rho = (logprobs_N[chosen] - stored_logprobs_N[chosen]).detach()
         importance = bounded_ratio(log_rho).clamp(max=policy.importance_cap)
-        parts.append((log_u, term.on_rollouts(log_u), weights_N[explored] * importance))
+        parts.append((log_u, term.on_rollouts(log_u), weights_N[chosen] * importance))
     divergence = torch.stack([(weights * values).sum() for _, values, weights in parts]).sum()
     with torch.no_grad():
         metrics["divergence/loss"] = divergence.detach()
