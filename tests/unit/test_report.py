@@ -129,9 +129,9 @@ def test_reference_split_is_counted_and_its_absence_said(tmp_path: Path) -> None
     assert "No reference stage (no divergence, or one on rollouts alone): grpo." in page.text
     # Replay needs the split without a divergence.
     replay = write_run(tmp_path / "replay", divergence="none", reference={"replay_share": 0.25})
-    page = render(tmp_path, dph, replay)
-    assert "No reference stage" not in page.text
-    assert "Reference stage not finished, or its files are gone: replay." in page.text
+    told = render(tmp_path, dph, replay).text
+    assert "No reference stage" not in told
+    assert "Reference stage not finished, or its files are gone: replay." in told
     assert "Reference stage not finished, or its files are gone: unfinished." in page.text
 
 
