@@ -100,6 +100,7 @@ def test_a_draw_is_of_the_seed_the_step_and_the_mini_batch(make_config: Any) -> 
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4) != drawn(4, seed=1)
+    assert with_choice([], config_with(make_config, "kl_cov"), step=0, minibatch=0) == []
     first, second = drawn(3)[:2], drawn(3)[2:]
     assert first != second, "equal rows in another mini-batch"
     assert [sum(map(len, half)) for half in (first, second)] == [8, 8], "0.2 x 40"
