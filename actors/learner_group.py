@@ -22,7 +22,7 @@ from actors.weight_transfer.ledger import WeightSummary
 from dphrl.learner.update import combine_rank_metrics
 from dphrl.learner.utilization import Compute, utilization
 from dphrl.protocols import LastUpdate, LearnerLostError, WeightChunk
-from dphrl.types import TrainBatch
+from dphrl.types import TokenScores, TrainBatch
 
 T = TypeVar("T")
 # An engine joins, starts, takes weights and finishes; the learner ends its own part.
@@ -76,6 +76,14 @@ class RayLearner:
         parts = await self._all("score", lambda rank: rank.score.remote(shared), moves=True)
         scored = {index: logprobs for part in parts for index, logprobs in part.items()}
         return [scored[i] for i in range(len(sequences))]
+
+    async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        if not sequences:
+            return []
+        shared = ray.put(sequences)
+        parts = await self._all("measure", lambda rank: rank.measure.remote(shared), moves=True)
+        measured = {index: scores for part in parts for index, scores in part.items()}
+        return [measured[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         shared = ray.put(batch)

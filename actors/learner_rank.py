@@ -33,11 +33,11 @@ from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.repeatable import use_repeatable_kernels
 from dphrl.learner.snapshot import Snapshot
 from dphrl.learner.state import STATE_FOLDER, StoredState
-from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.update import UpdateSettings, measure_sequences, run_update, score_sequences
 from dphrl.learner.utilization import compute_of, device_name, full_size
 from dphrl.own_code import pin
 from dphrl.tracking.log import install_json_log
-from dphrl.types import TrainBatch
+from dphrl.types import TokenScores, TrainBatch
 
 # Chunks that wait in the object store beside those that engines are at. One would do, if every step took the same time.
 CHUNKS_AHEAD = 2
@@ -138,6 +138,11 @@ class LearnerRank(Watched):
         """This rank's part of the log-probs, by index: see `score_sequences`."""
         self.moved()
         return score_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
+
+    def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> dict[int, TokenScores]:
+        """This rank's part of log-probs and entropies, by index: see `measure_sequences`."""
+        self.moved()
+        return measure_sequences(sequences, self._engine, self._settings, rank=self._rank, num_ranks=self._num_ranks)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """All optimizer steps of `batch`; returns this rank's share of the metrics: see `run_update`."""

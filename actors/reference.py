@@ -22,7 +22,7 @@ from dphrl.own_code import pin
 from dphrl.protocols import LearnerLostError, OnGraded
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.log import install_json_log
-from dphrl.types import Prompt
+from dphrl.types import Prompt, TokenScores
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,11 @@ class _NotedLearner(RayLearner):
         scored = await super().score(sequences)
         self.on_scored()
         return scored
+
+    async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        measured = await super().measure(sequences)
+        self.on_scored()
+        return measured
 
 
 async def run_stage(

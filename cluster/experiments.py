@@ -72,7 +72,7 @@ def run_experiment(
     if num_parallel > 1 and len(missing) > 1:
         # A signal reaches this process alone, which passes it on: see `_run_apart`.
         # The first run of a seed goes ahead of the others, so it should be one that leaves a reference buffer.
-        ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_samples)
+        ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_stage)
         with StopRequest().listening():
             _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
     else:
@@ -166,7 +166,7 @@ def _run_one(suite: Suite, run: Run, config: Config, systems: _Systems, console:
         owner.tell(console.info)
         owner.remove_leftovers()
         siblings = [folder.parent / f"{arm}-s{run[1]}" for arm in suite.arms if arm != run[0]]
-        share(folder, siblings, with_reference=config.uses_reference_samples)
+        share(folder, siblings, with_reference=config.uses_reference_stage)
         write_whole(folder / "arm.json", json.dumps({"suite": suite.name, "arm": run[0], "seed": run[1]}) + "\n")
         check = ResumeCheck(config, remedy="remove that run's folder to train it anew")
         check.check_settings()

@@ -107,12 +107,14 @@ def _external_sinks(config: Config) -> list[Sink]:
 def run_sampling(config: Config, *, inline: bool = False) -> None:
     """The reference stage alone; a later `train` of the same run finds the buffer by its fingerprint.
 
-    Raises InputError when the algorithm uses no reference samples.
+    Raises InputError when the run has no reference stage.
     """
     folder = config.folder
     check_writable(folder)
-    if not config.uses_reference_samples:
-        raise InputError("algorithm: no divergence on reference samples, so there is no reference stage to run")
+    if not config.uses_reference_stage:
+        raise InputError(
+            "algorithm: no divergence on reference samples and no replay, so there is no reference stage to run"
+        )
 
     async def run(system: System, prepared: Prepared, console: Console) -> None:
         parts = await system.start(console.info)

@@ -6,9 +6,13 @@ Everything here is a pure function of its arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import numpy as np
 
 from dphrl.algo.advantages import GroupFields, group_advantages, overlong_penalty
-from dphrl.algo.policy_losses import ZERO_WITHOUT_ADVANTAGE
+from dphrl.algo.policy_losses import ZERO_WITHOUT_ADVANTAGE, Bools, get_policy_loss, token_choice
 from dphrl.algo.reduce import row_weights
 from dphrl.config.learner import LearnerConfig
 from dphrl.config.schema import Config
@@ -41,7 +45,7 @@ def make_batch(
     for i in range(num_parts):
         mine = groups[i * len(groups) // num_parts : (i + 1) * len(groups) // num_parts]
         rows = rehearsal[i * len(rehearsal) // num_parts : (i + 1) * len(rehearsal) // num_parts]
-        explored = policy_rows(mine, config)
+        explored = with_choice(policy_rows(mine, config), config, step, i)
         kept = rows_that_count(explored, config)
         minibatch = kept + reference_rows(rows, config)
         if minibatch:
@@ -90,18 +94,40 @@ def policy_rows(groups: Sequence[RolloutGroup], config: Config) -> list[TrainRow
     ]
 
 
+def with_choice(rows: Sequence[TrainRow], config: Config, step: int, minibatch: int) -> list[TrainRow]:
+    """Exploration rows of one mini-batch, with the tokens that the policy loss chooses among all of them."""
+    method = config.algorithm.policy_loss
+    choose = token_choice(get_policy_loss(method.name, **method.params))
+    if choose is None:
+        return list(rows)
+    logprobs_N = np.array([logprob for row in rows for logprob in row.logprobs])
+    counts = [row.num_completion_tokens for row in rows]
+    advantages_N = np.repeat(np.array([row.advantage for row in rows]), counts)
+    # The orders of prompts are made of (seed, epoch) and (seed, step, 1).
+    rng = np.random.default_rng([config.seed, step, 2, minibatch])
+    places = _places(choose(logprobs_N, advantages_N, rng), counts)
+    return [replace(row, chosen=chosen) for row, chosen in zip(rows, places, strict=True)]
+
+
+def _places(marked_N: Bools, num_tokens: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of each row, of so many completion tokens, the places of those that are marked."""
+    ends = [0, *accumulate(num_tokens)]
+    return [tuple(np.flatnonzero(marked_N[start:end]).tolist()) for start, end in pairwise(ends)]
+
+
 def rows_that_count(rows: Sequence[TrainRow], config: Config) -> list[TrainRow]:
     """Exploration rows of one mini-batch without those that add nothing to the loss or its gradient.
 
-    Such a row has an advantage of exactly 0, a policy loss that vanishes there, and no other term that reads it. The
-    others keep their weights, in which it stays counted. Where no row would remain the shortest does: the optimizer
-    then steps with the gradient that all of them have together, and metrics have something to be a mean of.
+    Such a row has an advantage of exactly 0, a policy loss that vanishes there and has chosen none of its tokens, and
+    no other term that reads it. The others keep their weights, in which it stays counted. Where no row would remain the
+    shortest does: the optimizer then steps with the gradient that all of them have together, and metrics have something
+    to be a mean of.
     """
     algorithm = config.algorithm
     read_elsewhere = algorithm.entropy_bonus > 0 or (config.uses_divergence and algorithm.estimator != "reference")
     if not rows or read_elsewhere or algorithm.policy_loss.name not in ZERO_WITHOUT_ADVANTAGE:
         return list(rows)
-    return [row for row in rows if row.advantage] or [min(rows, key=lambda row: row.num_tokens)]
+    return [row for row in rows if row.advantage or row.chosen] or [min(rows, key=lambda row: row.num_tokens)]
 
 
 def total_weight(rows: Sequence[TrainRow]) -> float:
@@ -128,13 +154,45 @@ def group_fields(group: RolloutGroup) -> GroupFields:
 
 
 def reference_rows(samples: Sequence[ReferenceSample], config: Config) -> list[TrainRow]:
-    """Rehearsal rows of one mini-batch, with a denominator of their own."""
-    lengths = [len(sample.token_ids) for sample in samples]
-    weights = row_weights(lengths, config.algorithm.aggregation, config.rollout.max_tokens)
+    """Rehearsal rows of one mini-batch, with a denominator of their own.
+
+    With algorithm.rehearsal_tokens: entropy it is over the tokens that count. Raises ValueError when a sample has no
+    entropies then.
+    """
+    algorithm, max_tokens = config.algorithm, float(config.rollout.max_tokens)
+    counts = [len(sample.token_ids) for sample in samples]
+    places: Sequence[tuple[int, ...] | None] = [None] * len(samples)
+    if algorithm.rehearsal_share is not None:
+        places = undecided = undecided_tokens(samples, algorithm.rehearsal_share)
+        counts = [len(chosen) for chosen in undecided]
+        max_tokens *= algorithm.rehearsal_share  # so that a mean stays a mean
+    weights = row_weights(counts, algorithm.aggregation, max_tokens)
     return [
-        TrainRow(RowKind.REFERENCE, s.prompt_token_ids + s.token_ids, len(s.prompt_token_ids), s.logprobs, weight)
-        for s, weight in zip(samples, weights, strict=True)
+        TrainRow(
+            RowKind.REFERENCE,
+            sample.prompt_token_ids + sample.token_ids,
+            len(sample.prompt_token_ids),
+            sample.logprobs,
+            weight,
+            chosen=chosen,
+        )
+        for sample, weight, chosen in zip(samples, weights, places, strict=True)
     ]
+
+
+def undecided_tokens(samples: Sequence[ReferenceSample], share: float) -> list[tuple[int, ...]]:
+    """Of each sample, the places of its tokens among that share of all samples' tokens at which the initial policy was
+    most undecided, by entropy: rounded to whole tokens, but at least one. Of equal ones, those that come first.
+
+    Raises ValueError when a sample has no entropies.
+    """
+    if any(len(sample.entropies) != len(sample.token_ids) for sample in samples):
+        raise ValueError("algorithm.rehearsal_tokens: entropy needs a reference buffer with entropies; fill it again")
+    entropies_N = np.array([entropy for sample in samples for entropy in sample.entropies])
+    marked_N = np.zeros(len(entropies_N), dtype=np.bool_)
+    if len(entropies_N):
+        marked_N[np.argsort(-entropies_N, kind="stable")[: max(1, round(share * len(entropies_N)))]] = True
+    return _places(marked_N, [len(sample.token_ids) for sample in samples])
 
 
 def check_staleness(groups: Sequence[RolloutGroup], policy_version: int, bound: int) -> None:

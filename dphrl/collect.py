@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
-from dphrl.data.schedule import derive_seed, replacement_indices, step_indices
+from dphrl.data.schedule import derive_seed, replacement_indices, spread, step_indices
 from dphrl.protocols import EnginesLostError, LearnerLostError, OnGraded, Parts, RewardPool, RolloutPool
 from dphrl.rewards.watch import RewardFailedError, RewardWatch
 from dphrl.tracking.events import current_step
@@ -174,9 +174,12 @@ class StepCollector:
     steps wait for the learner.
     """
 
-    def __init__(self, config: Config, prompts: Sequence[Prompt], parts: Parts) -> None:
-        """prompts: those to explore, in the order of the training data."""
-        self._config, self._prompts, self._parts = config, prompts, parts
+    def __init__(
+        self, config: Config, prompts: Sequence[Prompt], parts: Parts, replayed: Sequence[Prompt] = ()
+    ) -> None:
+        """prompts: those to explore, replayed: near-perfect ones of which each step takes config.num_replayed. Both are
+        in the order of the training data."""
+        self._config, self._prompts, self._parts, self._replayed = config, prompts, parts, replayed
         self._begun: deque[asyncio.Task[StepRollouts]] = deque()
         self._watch = RewardWatch(config.reward.name)
         self._num_told = self._num_failed_steps = 0
@@ -206,7 +209,8 @@ class StepCollector:
             task.cancel()
 
     def _begin(self, step: int) -> asyncio.Task[StepRollouts]:
-        return asyncio.create_task(collect_step(self._config, self._prompts, self._parts, step, self._watch))
+        asked = self._config, self._prompts, self._parts, step, self._watch, self._replayed
+        return asyncio.create_task(collect_step(*asked))
 
     def _tell_failures(self, step: int, rollouts: StepRollouts) -> None:
         for failure in self._watch.failures[self._num_told :]:
@@ -226,9 +230,14 @@ class StepCollector:
 
 
 async def collect_step(
-    config: Config, prompts: Sequence[Prompt], parts: Parts, step: int, watch: RewardWatch | None = None
+    config: Config,
+    prompts: Sequence[Prompt],
+    parts: Parts,
+    step: int,
+    watch: RewardWatch | None = None,
+    replayed: Sequence[Prompt] = (),
 ) -> StepRollouts:
-    """The groups of `step` (from 0).
+    """The groups of `step` (from 0): of `prompts`, with config.num_replayed of `replayed` in the place of as many.
 
     A group has no signal when all its scores are equal. Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) asks for
     another prompt as soon as a group turns out to have none, up to dynamic_sampling_rounds times as many prompts as the
@@ -239,18 +248,19 @@ async def collect_step(
     # This sets the value of this task alone: the loop may still be at the step before.
     current_step.set(step + 1)
     max_rounds, num_prompts = config.algorithm.dynamic_sampling_rounds, config.rollout.num_prompts
-    own = step_indices(len(prompts), step, num_prompts, config.seed)
+    again = step_indices(len(replayed), step, config.num_replayed, derive_seed(config.seed, "replay"))
+    own = step_indices(len(prompts), step, num_prompts - len(again), config.seed)
     spare = iter(replacement_indices(len(prompts), step, own, config.seed) if max_rounds > 1 else [])
     seed = derive_seed(config.seed, "rollout", step)
     found: list[list[RolloutGroup]] = []
     times: list[Collected] = []
     num_asked = 0
 
-    async def collect(place: int, indices: Sequence[int]) -> None:
+    async def collect(place: int, asked: Sequence[Prompt]) -> None:
         collected = await collect_groups(
             parts.rollouts,
             parts.rewards,
-            [prompts[i] for i in indices],
+            asked,
             config.rollout.num_samples,
             seed=seed,
             priority=step,
@@ -260,20 +270,20 @@ async def collect_step(
         found[place] = collected.groups
         times.append(collected)
 
-    def ask(indices: Sequence[int]) -> None:
+    def ask(asked: Sequence[Prompt]) -> None:
         nonlocal num_asked
-        num_asked += len(indices)
+        num_asked += len(asked)
         found.append([])
-        collecting.create_task(collect(len(found) - 1, indices))
+        collecting.create_task(collect(len(found) - 1, asked))
 
     def replace_flat(group: RolloutGroup) -> None:
         if not group.has_signal and num_asked < max_rounds * num_prompts and (more := next(spare, None)) is not None:
-            ask([more])
+            ask([prompts[more]])
 
     began = time.perf_counter()
     with one_failure():
         async with asyncio.TaskGroup() as collecting:
-            ask(own)
+            ask(spread([prompts[i] for i in own], [replayed[i] for i in again]))
     sampled = [group for groups in found for group in groups]
     groups = sampled if max_rounds == 1 else [group for group in sampled if group.has_signal]
     reward_s = min(collected.reward_s for collected in times)
@@ -284,5 +294,5 @@ async def collect_step(
         sampled,
         began,
         sampled_s,
-        {"rollout/num_rounds": len(sampled) / max(1, len(own)), "time/reward_s": reward_s},
+        {"rollout/num_rounds": len(sampled) / max(1, len(own) + len(again)), "time/reward_s": reward_s},
     )

@@ -36,7 +36,7 @@ from dphrl.learner.prefixes import fit_to_model
 from dphrl.learner.snapshot import Snapshot
 from dphrl.learner.state import MASTER, STATE_FOLDER, StoredState
 from dphrl.learner.torch_engine import TorchEngine
-from dphrl.learner.update import UpdateSettings, run_update, score_sequences
+from dphrl.learner.update import UpdateSettings, measure_sequences, run_update
 from dphrl.learner.utilization import compute_of, device_name, utilization
 from dphrl.priority import PriorityLock
 from dphrl.processors import whole_cpus
@@ -45,7 +45,7 @@ from dphrl.reference.stage import fill_reference
 from dphrl.rewards.base import build_grader, graded_pair
 from dphrl.rewards.thinking import decoder
 from dphrl.tracking.sinks import Sink
-from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TrainBatch
+from dphrl.types import Completion, Prompt, RewardResult, RewardStatus, TokenScores, TrainBatch
 
 
 class InlineLearner:
@@ -89,10 +89,11 @@ class InlineLearner:
         return self._policy_version
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
-        if not sequences:
-            return []
-        scored = score_sequences(sequences, self.engine, self.settings)
-        return [scored[i] for i in range(len(sequences))]
+        return [logprobs for logprobs, _ in await self.measure(sequences)]
+
+    async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        measured = measure_sequences(sequences, self.engine, self.settings) if sequences else {}
+        return [measured[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         began = time.perf_counter()

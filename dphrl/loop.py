@@ -36,7 +36,9 @@ async def train(
     """
     stop = stop or StopRequest()
     exploration = prompts if reference is None else [p for p in prompts if p.prompt_id in reference.exploration]
-    with closing(StepCollector(config, exploration, parts)) as collector:
+    mastered = frozenset[str]() if reference is None or not config.num_replayed else reference.near_perfect
+    replayed = [p for p in prompts if p.prompt_id in mastered]
+    with closing(StepCollector(config, exploration, parts, replayed)) as collector:
         for step in range(start_step, config.learner.num_steps):
             current_step.set(step + 1)
             clock = StepClock()
@@ -54,5 +56,8 @@ async def train(
 
 
 async def rehearse(config: Config, reference: ReferenceStore | None, step: int) -> Sequence[ReferenceSample]:
-    """The stored answers of the initial policy that this step rehearses; none without `reference`."""
-    return [] if reference is None else await reference.sample(step, config.reference.rows_per_step)
+    """The stored answers of the initial policy that this step rehearses; none without `reference`, nor where its split
+    is all that the run uses."""
+    if reference is None or not config.uses_reference_samples:
+        return []
+    return await reference.sample(step, config.reference.rows_per_step)

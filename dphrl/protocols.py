@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dphrl.config.schema import Config
 from dphrl.tracking.sinks import Sink
-from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RolloutGroup, TrainBatch
+from dphrl.types import Completion, Prompt, ReferenceSample, RewardResult, RolloutGroup, TokenScores, TrainBatch
 
 # Some of a learner's weights, in a form that only the engines of the same system can read.
 WeightChunk = object
@@ -94,6 +94,10 @@ class Learner(WeightPublisher, Protocol):
     def layout(self) -> str:
         """Kind, ranks, sharding. A learner of another layout goes on from a checkpoint up to rounding, of the same one
         to the bit."""
+        ...
+
+    async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        """What `score` gives, and with it the entropies of the distributions that the tokens were drawn from."""
         ...
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:

@@ -151,12 +151,18 @@ def _arrays_of(batch: TrainBatch) -> dict[str, Any]:
         "weights": np.array([row.weight for row in rows], np.float64),
         "advantages": np.array([row.advantage for row in rows], np.float64),
         "policy_versions": np.array([row.policy_version for row in rows], np.int64),
+        # -1 where nothing chooses.
+        "num_chosen": np.array([-1 if row.chosen is None else len(row.chosen) for row in rows], np.int64),
+        "chosen": np.array([place for row in rows for place in row.chosen or ()], np.int64),
     }
 
 
 def _batch_of(told: Mapping[str, Any], arrays: Mapping[str, Any]) -> TrainBatch:
     token_ids, logprobs = iter(arrays["token_ids"].tolist()), iter(arrays["logprobs"].tolist())
-    names = ("kinds", "num_tokens", "num_prompt_tokens", "weights", "advantages", "policy_versions")
+    names = ("kinds", "num_tokens", "num_prompt_tokens", "weights", "advantages", "policy_versions", "num_chosen")
+    # Earlier versions chose nothing.
+    arrays = {"num_chosen": np.full(len(arrays["kinds"]), -1), "chosen": np.array([], np.int64), **arrays}
+    chosen = iter(arrays["chosen"].tolist())
     rows = iter(
         [
             TrainRow(
@@ -167,8 +173,9 @@ def _batch_of(told: Mapping[str, Any], arrays: Mapping[str, Any]) -> TrainBatch:
                 weight,
                 advantage,
                 version,
+                None if num_chosen < 0 else tuple(next(chosen) for _ in range(num_chosen)),
             )
-            for kind, num_tokens, num_prompt, weight, advantage, version in zip(
+            for kind, num_tokens, num_prompt, weight, advantage, version, num_chosen in zip(
                 *(arrays[name].tolist() for name in names), strict=True
             )
         ]

@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 JsonDict = dict[str, Any]
+# Of one completion's tokens: log-probs, and entropies of the distributions they were drawn from, in nats.
+TokenScores = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class RewardStatus(StrEnum):
@@ -144,14 +146,16 @@ class RolloutGroup:
 class ReferenceSample:
     """A correct response of the initial policy to a near-perfect prompt.
 
-    prompt_token_ids: [num_prompt_tokens]; token_ids, logprobs: [num_tokens].
-    logprobs are those of the *learner's* own forward pass at initialisation, so that u = 1 at step 0.
+    prompt_token_ids: [num_prompt_tokens]; token_ids, logprobs, entropies: [num_tokens].
+    logprobs are those of the *learner's* own forward pass at initialisation, so that u = 1 at step 0. entropies, in
+    nats, are of the distributions that the tokens were drawn from, by the same pass; () where nothing asked for them.
     """
 
     prompt_id: str
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    entropies: tuple[float, ...] = ()
 
 
 class RowKind(StrEnum):
@@ -169,6 +173,9 @@ class TrainRow:
     row, the reference policy's for a reference row.
     weight: the factor of each completion token of the row in its term's sum. It already holds the *global*
     denominator, so that no packing, micro-batching or number of ranks changes the loss.
+    chosen: places in the completion, from 0, in order. In a policy row, of the tokens that the policy loss has chosen
+    from the whole mini-batch, if it chooses any (`dphrl.algo.policy_losses.Choosing`); in a reference row, of those
+    that count, the others having no weight (algorithm.rehearsal_tokens). None where nothing chooses.
     """
 
     kind: RowKind
@@ -178,6 +185,7 @@ class TrainRow:
     weight: float
     advantage: float = 0.0
     policy_version: int = 0
+    chosen: tuple[int, ...] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -120,7 +120,7 @@ def _batch(config: Config) -> list[tuple[str, str]]:
     rows = rollout.num_prompts * rollout.num_samples
     rehearsal = reference.rows_per_step if config.uses_reference_samples else 0
     divergence = config.algorithm.divergence
-    has_ratio = config.algorithm.policy_loss.name in ("clipped", "gspo")
+    has_ratio = config.algorithm.policy_loss.name in ("clipped", "gspo", "clip_cov", "kl_cov")
     named = f"{divergence.name}{divergence.params or ''}, eta {config.algorithm.eta:g}, on {config.algorithm.estimator}"
     if config.uses_reference_model:
         named += ", with a resident reference model in each learner rank"
@@ -130,7 +130,8 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         ("rollouts a step", f"{rollout.num_prompts} prompts x {rollout.num_samples} samples = {rows} completions"),
         ("tokens a step", f"at most {rows * rollout.max_tokens} generated"),
         ("divergence", named if config.uses_divergence else "none"),
-        ("rehearsal rows a step", str(rehearsal)),
+        ("rehearsal rows a step", f"{rehearsal}{_tokens_that_count(config)}"),
+        *([("replayed prompts a step", f"{config.num_replayed} near-perfect ones")] if config.num_replayed else []),
         ("optimizer steps a step", f"{parts} of {rows // parts} + {rehearsal // parts} rows"),
         ("micro-batches", f"up to {config.learner.micro_batch_tokens} tokens each"),
         ("prompts in the learner", SHARING[config.share_prefix]),
@@ -138,6 +139,11 @@ def _batch(config: Config) -> list[tuple[str, str]]:
         *([("trust region", f"around {PROXIMAL[config.proximal_policy]}")] if has_ratio else []),
         ("run folder", str(config.folder)),
     ]
+
+
+def _tokens_that_count(config: Config) -> str:
+    share = config.algorithm.rehearsal_share
+    return "" if share is None else f", of their tokens the {share:g} of highest entropy"
 
 
 # ------------------------------------------------------------------------------------------ placement

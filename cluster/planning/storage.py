@@ -43,7 +43,7 @@ def disk_need(config: Config, shape: ModelShape, dtype: str) -> DiskNeed:
         checkpoint=shape.num_trained(config.model.lora) * STATE_BYTES,
         export=shape.num_parameters * BYTES_PER_PARAMETER[dtype],
         number=min(written, settings.keep + best + 1),
-        buffer=float(config.reference.max_bytes) if config.uses_reference_samples else 0.0,
+        buffer=float(config.reference.max_bytes) if config.uses_reference_stage else 0.0,
     )
 
 

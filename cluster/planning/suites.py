@@ -93,7 +93,7 @@ def _gpus(config: Config) -> str:
 
 def _needs(config: Config) -> str:
     needs = [
-        *(["reference samples"] if config.uses_reference_samples else []),
+        *(["reference samples"] if config.uses_reference_stage else []),
         *(["resident reference model"] if config.uses_reference_model else []),
     ]
     return ", ".join(needs) or "-"

@@ -47,11 +47,15 @@ class Divergence:
     Calling it maps log_u of any shape and floating dtype to f of the same shape, in float32 at least. Outside
     |log u| <= LINEAR_BEYOND it follows the tangent in log u. A plain clamp would have no gradient there, and would
     hide tokens that the policy has forgotten (log u very negative).
+
+    signed: this is no divergence but another term on reference samples, such as cross-entropy: its value may be
+    negative.
     """
 
     name: str
     value: ElementwiseFn
     slope: ElementwiseFn
+    signed: bool = False
 
     def __call__(self, log_u: Tensor) -> Tensor:
         log_u = log_u if log_u.dtype == torch.float64 else log_u.float()
@@ -91,7 +95,7 @@ def _checked(label: str, made: Any) -> Divergence:
             raise ValueError(f"{label}: its {part} is not finite where log u is {_where(log_u, ~at.isfinite())}")
         if part == "value" and abs(at[0].item()) > TOLERANCE:
             raise ValueError(f"{label}: its value at log u = 0 is {at[0].item():g}; make it 0, as f(1) is")
-        if part == "value" and bool((at < -TOLERANCE).any()):
+        if part == "value" and not made.signed and bool((at < -TOLERANCE).any()):
             raise ValueError(
                 f"{label}: its value is negative where log u is {_where(log_u, at < -TOLERANCE)}; "
                 "make f convex with f'(1) = 0: add a multiple of u - 1"

@@ -68,12 +68,13 @@ def hybrid_loss(
     policy_loss: PolicyLoss = clipped_surrogate,
     term: DivergenceTerm | None,
     reference_logprobs_N: Tensor | None = None,
+    chosen_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Policy loss on the exploration tokens + eta x divergence (arXiv 2509.07430, eq. 4).
 
     `is_policy_N` says for each token which term it belongs to. stored_logprobs_N: by the rollout engine for policy
     tokens, by the reference policy for the others. reference_logprobs_N: by a resident reference model, for estimators
-    that need one. Returns a scalar and scalar metrics. A term without tokens is exactly 0.
+    that need one. chosen_N: see `PolicyTokens`. Returns a scalar and scalar metrics. A term without tokens is 0.
     """
     chosen = is_policy_N
     tokens = PolicyTokens(
@@ -83,6 +84,7 @@ def hybrid_loss(
         advantages_N[chosen],
         weights_N[chosen],
         row_index_N[chosen],
+        None if chosen_N is None else chosen_N[chosen],
     )
     loss, own_metrics = policy_loss(tokens, policy)
     # Every step's record has these two metrics; a loss without a trust region cuts no gradient.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class PolicyTokens:
     proximal policy, around which the trust region lies: the learner at the start of the step, or the policy that
     sampled (algorithm.proximal_policy). rollout_logprobs_N: by the engine that sampled. advantages_N: the advantage of
     the completion that each token belongs to. weights_N: each token's share of the loss, already divided by the
-    denominator of the whole mini-batch. row_index_N: int64, the same number for all tokens of a completion.
+    denominator of the whole mini-batch. row_index_N: int64, the same number for all tokens of a completion. chosen_N:
+    bool, the tokens that a `Choosing` loss has chosen from the whole mini-batch; None for other losses.
     """
 
     logprobs_N: Tensor
@@ -47,6 +49,7 @@ class PolicyTokens:
     advantages_N: Tensor
     weights_N: Tensor
     row_index_N: Tensor
+    chosen_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,39 @@ class PolicyLossSettings:
 # A metric is a number or a tensor of one number, and its name begins with policy/.
 PolicyLoss = Callable[[PolicyTokens, PolicyLossSettings], tuple[Tensor, Metrics]]
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+# Which exploration tokens of a whole mini-batch a policy loss treats in another way. Takes the log-probs by the
+# policies that sampled and the advantages, both [N], and random numbers that belong to the mini-batch; returns [N].
+TokenChoice = Callable[[Floats, Floats, np.random.Generator], Bools]
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """A policy loss that treats some tokens in another way, chosen by comparison with all others of the mini-batch.
+
+    A loss is called with one micro-batch on one rank. What it would choose there would depend on how rows were dealt.
+    `choose` is called once, where the batch is made, with every exploration token of the mini-batch, those of rows
+    that are left out of the loss included; `loss` finds its choice in `PolicyTokens.chosen_N`.
+    """
+
+    loss: PolicyLoss
+    choose: TokenChoice
+
+    def __call__(self, tokens: PolicyTokens, settings: PolicyLossSettings) -> tuple[Tensor, Metrics]:
+        if tokens.chosen_N is None:
+            if len(tokens.logprobs_N):
+                raise ValueError("this policy loss chooses tokens from a mini-batch, and nobody has asked it to")
+            tokens = replace(tokens, chosen_N=torch.zeros_like(tokens.logprobs_N, dtype=torch.bool))
+        return self.loss(tokens, settings)
+
+
+def token_choice(policy_loss: PolicyLoss) -> TokenChoice | None:
+    """How a policy loss of `get_policy_loss` chooses tokens; None where it treats all of them in the same way."""
+    inner = getattr(policy_loss, "__wrapped__", policy_loss)
+    return inner.choose if isinstance(inner, Choosing) else None
+
+
 _POLICY_LOSSES: Registry[PolicyLoss] = METHODS["policy_loss"]
 
 # Decorator: register_policy_loss("mine") makes `factory(**params) -> PolicyLoss` available to configurations.
@@ -85,9 +121,9 @@ def get_policy_loss(name: str, **params: Any) -> PolicyLoss:
     return _POLICY_LOSSES.build(name, params)
 
 
-# Policy losses to which tokens with an advantage of 0 add nothing, neither value nor gradient. Nobody knows that of a
-# plugin's loss, so it gets them all.
-ZERO_WITHOUT_ADVANTAGE = frozenset({"clipped", "gspo"})
+# Policy losses to which tokens with an advantage of 0 that they did not choose add nothing, neither value nor gradient.
+# Nobody knows that of a plugin's loss, so it gets them all.
+ZERO_WITHOUT_ADVANTAGE = frozenset({"clipped", "gspo", "clip_cov", "kl_cov"})
 
 # What every step's record says of a policy loss, so that no policy loss may say it otherwise.
 OWN_METRICS = ("policy/loss", "policy/entropy")
@@ -155,7 +191,7 @@ def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
 
     What is masked stays in the denominators: it counts as a token without a gradient.
     """
-    cap, log_rho_N = settings.importance_cap, _log_rho(tokens, settings)
+    cap, log_rho_N = settings.importance_cap, log_rho(tokens, settings)
     rho_N = bounded_ratio(log_rho_N)
     if settings.importance.endswith("truncate"):
         return rho_N.clamp(max=cap)
@@ -165,7 +201,8 @@ def importance(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
     return torch.where(kept_N, rho_N, 0.0)
 
 
-def _log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
+def log_rho(tokens: PolicyTokens, settings: PolicyLossSettings) -> Tensor:
+    """The logarithm of rho in `importance`, [N]."""
     log_rho_N = (tokens.old_logprobs_N - tokens.rollout_logprobs_N).detach()
     if not settings.importance.startswith("sequence"):
         return log_rho_N
@@ -189,7 +226,7 @@ def clipped_surrogate(tokens: PolicyTokens, settings: PolicyLossSettings) -> tup
     importance_N = importance(tokens, settings)
     loss = (weights_N * importance_N * surrogate_N).sum()
     with torch.no_grad():
-        whole_N = bounded_ratio(_log_rho(tokens, settings))
+        whole_N = bounded_ratio(log_rho(tokens, settings))
         metrics = {
             "policy/clip_fraction": (weights_N * (clipped_N > unclipped_N)).sum(),
             "policy/importance_mean": (weights_N * importance_N).sum(),

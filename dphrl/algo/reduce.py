@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def row_weights(num_tokens: Sequence[int], aggregation: str, max_tokens: int) -> list[float]:
+def row_weights(num_tokens: Sequence[int], aggregation: str, max_tokens: float) -> list[float]:
     """Per-token weight of each row, given the rows' completion lengths in tokens over the whole mini-batch.
 
     token_mean: 1 / total tokens (every token counts the same; DAPO, arXiv 2503.14476). sequence_mean: 1 / (rows x

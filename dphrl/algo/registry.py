@@ -255,7 +255,9 @@ _NO_DIVERGENCE = "No divergence and no reference stage: plain RL with verifiable
 
 # The registries by their key below `algorithm` in the configuration. Each home module gives its methods their type.
 METHODS: dict[str, Registry[Any]] = {
-    "divergence": Registry("divergence", "dphrl.algo.divergences", reserved={"none": _NO_DIVERGENCE}),
+    "divergence": Registry(
+        "divergence", "dphrl.algo.divergences", more=["dphrl.algo.methods.sft"], reserved={"none": _NO_DIVERGENCE}
+    ),
     "advantage": Registry(
         "advantage",
         "dphrl.algo.advantages",
@@ -267,7 +269,11 @@ METHODS: dict[str, Registry[Any]] = {
             "dphrl.algo.methods.w_reinforce",
         ],
     ),
-    "policy_loss": Registry("policy loss", "dphrl.algo.policy_losses"),
+    "policy_loss": Registry(
+        "policy loss",
+        "dphrl.algo.policy_losses",
+        more=["dphrl.algo.methods.clip_cov", "dphrl.algo.methods.kl_cov"],
+    ),
 }
 
 

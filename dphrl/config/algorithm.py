@@ -12,6 +12,9 @@ from dphrl.algo.registry import METHODS, RESERVED_PARAMETERS, one_line, show, un
 from dphrl.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dphrl.own_code import name_taken
 
+# Of the tokens, as in arXiv 2506.01939, which found that the gradient of the fifth of highest entropy is enough.
+DEFAULT_REHEARSAL_SHARE = 0.2
+
 
 class MethodConfig(Section):
     """A registered method, written as its name or as `{name: NAME, PARAMETER: VALUE, ...}`."""
@@ -114,7 +117,8 @@ class AlgorithmConfig(Section):
     divergence: DivergenceMethod = MethodConfig(name="forward_kl")
     """The divergence from the initial policy that the loss adds to the policy loss: a name such as forward_kl, or a
     name with parameters such as {name: alpha, alpha: 0.5}. none is plain RL with verifiable rewards, without a
-    reference stage. The default, forward KL, holds on to everything that the initial policy could already do."""
+    reference stage. sft is no divergence but a control for one, cross-entropy on the same stored answers. The default,
+    forward KL, holds on to everything that the initial policy could already do."""
     eta: NonNegativeFloat = 0.05
     """Weight of the divergence in the loss, without unit. Larger keeps the policy closer to the initial one and more
     diverse, smaller lets it follow the reward; 0 switches the divergence off. At 8B parameters the DPH-RL paper
@@ -130,6 +134,14 @@ class AlgorithmConfig(Section):
     """How reverse KL is estimated on rollouts; null is f(u) / u as for every other divergence. k1, k2 and k3 differ in
     variance and all have the gradient of reverse KL. k3_as_loss has the gradient of forward KL, as the penalty of GRPO
     and of most trainers does; use it to repeat their figures."""
+    rehearsal_tokens: Literal["all", "entropy"] = "all"
+    """Which tokens of the stored answers the divergence counts. all (the default): every one. entropy: those at which
+    the initial policy was most undecided, by the entropy of its next-token distribution, where answers part ways. The
+    reference stage then stores entropies, which another run's buffer may lack; it is scored again, and nothing is
+    sampled again."""
+    rehearsal_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The share of a mini-batch's rehearsal tokens that count with rehearsal_tokens: entropy; null is 0.2 then. Smaller
+    holds on to fewer choices. The divergence is the mean over the tokens that count, so eta keeps its meaning."""
     entropy_bonus: NonNegativeFloat = 0.0
     """Weight of the mean token entropy (nats), which the loss then maximises. Larger makes the policy more random; the
     default 0 leaves diversity to the divergence."""
@@ -150,8 +162,9 @@ class AlgorithmConfig(Section):
     rollout.max_tokens (Dr.GRPO), so that a completion's length does not change the weight of its tokens."""
     policy_loss: Method = MethodConfig(name="clipped")
     """The loss on the completions of the step: clipped (the clipped surrogate of PPO, GRPO and DAPO, the default),
-    gspo (the same with one ratio for each completion), or one that a plugin registers. Each of them is given ratio,
-    clip_low, clip_high, dual_clip and importance_cap."""
+    gspo (the same with one ratio for each completion), clip_cov and kl_cov (which hold back the tokens that cost most
+    entropy), or one that a plugin registers. Each of them is given ratio, clip_low, clip_high, dual_clip and
+    importance_cap."""
     ratio: Literal["token", "sequence"] = "token"
     """What the trust region looks at: the probability ratio of each token (the default), or one ratio for the whole
     completion, the geometric mean of those of its tokens. sequence is GSPO and wants clip bounds of about 3e-4;
@@ -197,10 +210,31 @@ class AlgorithmConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _rehearsal_tokens_are_there(self) -> Self:
+        if self.rehearsal_tokens == "all":
+            if self.rehearsal_share is not None:
+                raise ValueError(
+                    f"rehearsal_share={self.rehearsal_share:g} is for rehearsal_tokens: entropy; set that, or "
+                    "rehearsal_share: null"
+                )
+            return self
+        if self.divergence.name == "none" or not self.eta or self.estimator == "rollout":
+            raise ValueError(
+                "rehearsal_tokens=entropy has no stored answers to choose from without a divergence on reference "
+                "samples; set algorithm.divergence and algorithm.estimator: reference, or rehearsal_tokens: all"
+            )
+        if self.rehearsal_share is None:
+            # Frozen for everybody else: what is written to the run's config.yaml should say which share it was.
+            object.__setattr__(self, "rehearsal_share", DEFAULT_REHEARSAL_SHARE)
+        return self
+
+    @model_validator(mode="after")
     def _estimator_fits_the_divergence(self) -> Self:
         name = self.divergence.name
         if self.estimator == "definition" and name != "js":
             raise ValueError(f"estimator=definition is Jensen-Shannon's; set algorithm.divergence: js, not {name}")
+        if self.estimator != "reference" and name == "sft":
+            raise ValueError("divergence=sft is cross-entropy on stored answers; set algorithm.estimator: reference")
         if self.kl_estimator and (self.estimator, name) != ("rollout", "reverse_kl"):
             raise ValueError(
                 f"kl_estimator={self.kl_estimator} is for reverse_kl on rollouts; set "

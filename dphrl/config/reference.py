@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dphrl.config.section import ByteCount, NonNegativeInt, PositiveInt, SampleCount, Section
 
@@ -29,6 +29,11 @@ class ReferenceConfig(Section):
     rows_per_step: NonNegativeInt = 64
     """Stored responses in the divergence term of each step. It must be a multiple of algorithm.num_minibatches. 0
     rehearses nothing. More cost learner time, as completions of the same length do."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of each step's rollout.num_prompts that are near-perfect prompts, sampled and trained like those to
+    explore, in the place of some of them; rounded to whole prompts, but at least one. It is rehearsal without a
+    divergence, and its control: with algorithm.divergence: none the reference stage runs for the split alone. The
+    default 0 replays none."""
     all_wrong: Literal["keep", "drop"] = "keep"
     """What becomes of prompts with none of the responses correct. keep explores them; drop leaves them out as
     hopeless. Responses on which the reward failed do not count, and a prompt without any verdict is never dropped."""
@@ -36,9 +41,9 @@ class ReferenceConfig(Section):
     """Prompts that are stored together, once all of them are graded. The next chunk begins before, so engines do not
     wait. A killed stage loses the chunks that were not complete: those that engines were at."""
     max_bytes: ByteCount = 4 * 2**30
-    """The largest buffer, in bytes as arrays: 4 for each prompt token id, completion token id and log-prob. A larger
-    one is refused. Every process that reads a whole buffer holds it as Python objects, which take several times as
-    much."""
+    """The largest buffer, in bytes as arrays: 4 for each prompt token id, completion token id and log-prob, and for
+    each entropy where these are stored. A larger one is refused. Every process that reads a whole buffer holds it as
+    Python objects, which take several times as much."""
 
     @model_validator(mode="after")
     def _threshold_reachable(self) -> Self:

@@ -56,7 +56,7 @@ class Config(Section):
     """What each step samples, and the engines that sample it."""
     reference: ReferenceConfig = ReferenceConfig()
     """The reference stage, which samples the initial policy once, before training. Without a divergence on reference
-    samples there is none."""
+    samples and without replay there is none."""
     learner: LearnerConfig = LearnerConfig()
     """The optimizer, and how its work is spread over processes."""
     sync: SyncConfig = SyncConfig()
@@ -83,8 +83,19 @@ class Config(Section):
 
     @property
     def uses_reference_samples(self) -> bool:
-        """Whether there is a reference stage: a split, a buffer, rehearsal rows."""
+        """Whether stored answers are rehearsed through the divergence."""
         return self.uses_divergence and self.algorithm.estimator != "rollout"
+
+    @property
+    def uses_reference_stage(self) -> bool:
+        """Whether there is a reference stage: a split of the prompts, and a buffer of stored answers."""
+        return self.uses_reference_samples or self.reference.replay_share > 0
+
+    @property
+    def num_replayed(self) -> int:
+        """How many of a step's rollout.num_prompts are near-perfect prompts, where there are enough."""
+        share = self.reference.replay_share
+        return max(1, round(share * self.rollout.num_prompts)) if share else 0
 
     @property
     def uses_reference_model(self) -> bool:
@@ -106,7 +117,7 @@ class Config(Section):
             return algorithm.proximal_policy
         # Bounds for whole completions are far narrower than what staleness makes of them. Nobody knows what a plugin's
         # loss does with old log-probs. And who chose how importance weights are bounded wants to have them.
-        fits = algorithm.policy_loss.name == "clipped" and algorithm.ratio == "token"
+        fits = algorithm.policy_loss.name in ("clipped", "clip_cov") and algorithm.ratio == "token"
         default = AlgorithmConfig()
         fits &= (algorithm.importance, algorithm.importance_cap) == (default.importance, default.importance_cap)
         return "behavior" if fits and self.rollout.max_staleness else "learner"
@@ -204,6 +215,18 @@ class Config(Section):
                 f"learner.share_prefix: always cannot be with learner.sequence_parallel="
                 f"{self.learner.sequence_parallel}, whose exchange hands no mask to attention; set one of them to its "
                 "default"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_has_an_old_policy(self) -> Self:
+        """In the first update after on-policy rollouts the policy is the old one, and nothing holds it there."""
+        behind = self.proximal_policy == "behavior" and self.rollout.max_staleness > 0
+        if self.algorithm.policy_loss.name == "kl_cov" and self.algorithm.num_minibatches == 1 and not behind:
+            raise ValueError(
+                "algorithm.policy_loss: kl_cov holds tokens near the policy at the start of the step, and with "
+                "algorithm.num_minibatches=1 there is no update after the first; set algorithm.num_minibatches >= 2, "
+                "or rollout.max_staleness with algorithm.proximal_policy: behavior"
             )
         return self
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def derive_seed(*parts: object) -> int:
@@ -31,6 +34,12 @@ def step_indices(num_items: int, step: int, count: int, seed: int) -> list[int]:
     epoch, place = divmod(step, num_items // count)
     order = np.random.default_rng([seed, epoch]).permutation(num_items)
     return [int(i) for i in order[place * count : (place + 1) * count]]
+
+
+def spread(items: Sequence[T], others: Sequence[T]) -> list[T]:
+    """Both in one list, each in its own order and evenly spread, so that any stretch has about its share of each."""
+    placed = [((i + 0.5) / len(part), item) for part in (items, others) for i, item in enumerate(part)]
+    return [item for _, item in sorted(placed, key=lambda one: one[0])]
 
 
 def replacement_indices(num_items: int, step: int, taken: Sequence[int], seed: int) -> list[int]:

@@ -17,7 +17,8 @@ from dphrl.fingerprint.model import hash_model, hub_revision
 from dphrl.types import JsonDict, Prompt
 
 Fingerprint = Mapping[str, str]
-# The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored.
+# The part of a fingerprint that may change without new sampling: it decides which of the sampled responses are stored,
+# and what of them.
 SELECTION = "selection"
 # What `changed_parts` tells of a fingerprint that has not the same parts.
 OTHER_VERSION = "what a fingerprint holds"
@@ -35,10 +36,12 @@ def fingerprint(config: Config, model_dir: str, prompts: Sequence[Prompt], learn
     # Earlier versions rounded logits to bfloat16.
     head = ["float32 logits"] if learner_dtype == "bfloat16" else []
     selection = ["complete of graded", reference.threshold, reference.confirm, reference.all_wrong]
+    # Only where they are asked for, so that buffers of earlier versions serve all other runs.
+    entropies = ["entropies"] if config.algorithm.rehearsal_tokens == "entropy" else []
     return {
         **input_hashes(config, model_dir, prompts),
         "sampling": hash_value(sampling),
-        SELECTION: hash_value([*selection, reference.stored_per_prompt]),
+        SELECTION: hash_value([*selection, reference.stored_per_prompt, *entropies]),
         "reward": hash_value(
             config.reward.model_dump(include={"name", "params", "extraction", "thinking_marks", "timeout_s"})
         ),

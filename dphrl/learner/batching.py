@@ -26,8 +26,9 @@ class MicroBatch:
     position of 0 starts a new sequence. prompt_index_BT, completion_index_BT: int64, where completions share prompts,
     else None: the bundle that each position is of, and in it the number of its completion, from 1; 0 in the prompt.
     Both are -1 in the padding. predictor_index_N: int64, indices into the flattened B*T positions.
-    target_ids_N: int64. row_index_N: int64, the row of each token in the micro-batch. is_policy_N: bool. The other
-    arrays are float32.
+    target_ids_N: int64. row_index_N: int64, the row of each token in the micro-batch. is_policy_N: bool. chosen_N:
+    bool, the policy rows' chosen tokens, where the policy loss chooses any, else None. The other arrays are float32;
+    in weights_N a token of a reference row that does not count has 0.
     """
 
     input_ids_BT: Tensor
@@ -42,6 +43,7 @@ class MicroBatch:
     row_index_N: Tensor
     prompt_index_BT: Tensor | None = None
     completion_index_BT: Tensor | None = None
+    chosen_N: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -91,12 +93,36 @@ def collate_bundles(bundles: Sequence[Bundle], *, packed: bool, pad_token_id: in
         target_ids_N=torch.tensor([t for row in rows for t in row.token_ids[row.num_prompt_tokens :]]),
         stored_logprobs_N=torch.tensor([lp for row in rows for lp in row.logprobs], dtype=torch.float32),
         advantages_N=per_token([row.advantage for row in rows], torch.float32),
-        weights_N=per_token([row.weight for row in rows], torch.float32),
+        weights_N=_weights(rows),
         is_policy_N=per_token([row.kind is RowKind.POLICY for row in rows], torch.bool),
         row_index_N=torch.arange(len(rows)).repeat_interleave(counts),
         prompt_index_BT=side_by_side([torch.full((n,), i) for i, n in enumerate(lengths)], -1) if shared else None,
         completion_index_BT=side_by_side([one.completions for one in laid], -1) if shared else None,
+        chosen_N=_chosen(rows),
     )
+
+
+def _weights(rows: Sequence[TrainRow]) -> Tensor:
+    """Of each completion token, [N] float32."""
+    parts = [torch.full((row.num_completion_tokens,), row.weight, dtype=torch.float32) for row in rows]
+    for row, weights in zip(rows, parts, strict=True):
+        if row.kind is RowKind.REFERENCE and row.chosen is not None:
+            weights[~_marked(row, row.chosen)] = 0.0
+    return torch.cat(parts)
+
+
+def _chosen(rows: Sequence[TrainRow]) -> Tensor | None:
+    """Which completion tokens the policy loss chose, [N] bool; None where it chooses none anywhere."""
+    if all(row.chosen is None for row in rows if row.kind is RowKind.POLICY):
+        return None
+    return torch.cat([_marked(row, (row.kind is RowKind.POLICY and row.chosen) or ()) for row in rows])
+
+
+def _marked(row: TrainRow, places: Sequence[int]) -> Tensor:
+    """[num_completion_tokens] bool, True at `places`."""
+    marked = torch.zeros(row.num_completion_tokens, dtype=torch.bool)
+    marked[list(places)] = True
+    return marked
 
 
 @dataclass(frozen=True)

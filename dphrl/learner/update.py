@@ -23,7 +23,7 @@ from dphrl.config.schema import Config
 from dphrl.learner.attention import use_packing
 from dphrl.learner.batching import MicroBatch, collate_bundles
 from dphrl.learner.bundles import APART, Bundle, Sharing, plan_micro_batches
-from dphrl.types import RowKind, TrainBatch, TrainRow
+from dphrl.types import RowKind, TokenScores, TrainBatch, TrainRow
 
 # Means over the exploration tokens that are computed: of rows that were left out nobody knows these.
 OVER_COMPUTED_ROWS = ("policy/entropy", "policy/importance_mean", "policy/importance_affected")
@@ -113,7 +113,7 @@ def run_update(
     # The first mini-batch is trained with the same weights that define pi_old, so it needs no separate pass.
     old_logprobs: list[Sequence[Tensor | None]] = [[None] * len(groups) for groups in planned]
     if not settings.around_behavior:
-        old_logprobs[1:] = [_forward_only(groups, engine, settings) for groups in planned[1:]]
+        old_logprobs[1:] = [[found[0] for found in _forward_only(one, engine, settings)] for one in planned[1:]]
     totals: dict[str, float] = defaultdict(float)
     own_share = 1 / len(planned) / (num_ranks // settings.ranks_per_row)
     for number, (groups, old) in enumerate(zip(planned, old_logprobs, strict=True)):
@@ -145,9 +145,11 @@ def _plan(rows: Sequence[TrainRow], settings: UpdateSettings, rank: int, num_ran
     )
 
 
-def _forward_only(planned: Sequence[Sequence[Bundle]], engine: TrainEngine, settings: UpdateSettings) -> list[Tensor]:
+def _forward_only(
+    planned: Sequence[Sequence[Bundle]], engine: TrainEngine, settings: UpdateSettings
+) -> list[tuple[Tensor, Tensor]]:
     with torch.no_grad():
-        return [engine.forward(_collate(bundles, engine, settings))[0] for bundles in planned]
+        return [engine.forward(_collate(bundles, engine, settings)) for bundles in planned]
 
 
 def _collate(bundles: Sequence[Bundle], engine: TrainEngine, settings: UpdateSettings) -> MicroBatch:
@@ -181,6 +183,7 @@ def _train_micro_batch(
         policy_loss=settings.policy_loss,
         term=settings.term,
         reference_logprobs_N=_reference_logprobs(batch, engine, settings),
+        chosen_N=batch.chosen_N,
     )
     entropy = (batch.weights_N * entropy_N * batch.is_policy_N).sum()
     metrics["policy/entropy"] = entropy.detach()
@@ -235,7 +238,22 @@ def score_sequences(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> dict[int, tuple[float, ...]]:
-    """Log-probs of the completion tokens of each (token_ids, num_prompt_tokens) that this rank scored, by index.
+    """Log-probs of the completion tokens of each (token_ids, num_prompt_tokens) that this rank scored, by index: see
+    `measure_sequences`."""
+    measured = measure_sequences(sequences, engine, settings, rank=rank, num_ranks=num_ranks)
+    return {i: logprobs for i, (logprobs, _) in measured.items()}
+
+
+def measure_sequences(
+    sequences: Sequence[tuple[Sequence[int], int]],
+    engine: TrainEngine,
+    settings: UpdateSettings,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> dict[int, TokenScores]:
+    """Log-probs and entropies of the completion tokens of each (token_ids, num_prompt_tokens) that this rank measured,
+    by index.
 
     It uses the same forward pass, batching and kernels as training, so that a reference log-prob equals that of the
     first training step up to rounding. `sequences` must not be empty.
@@ -247,11 +265,12 @@ def score_sequences(
     # Rows are found by identity. A filler row is a copy, so it is not in `place`, and its score is dropped.
     place = {id(row): i for i, row in enumerate(rows)}
     plan = _plan(rows, settings, rank, num_ranks)
-    scored: dict[int, tuple[float, ...]] = {}
-    for group, logprobs_N in zip(plan, _forward_only(plan, engine, settings), strict=True):
-        scored_rows = [row for bundle in group for row in bundle.rows]
-        parts = logprobs_N.float().cpu().split([row.num_completion_tokens for row in scored_rows])
-        for row, logprobs in zip(scored_rows, parts, strict=True):
+    measured: dict[int, TokenScores] = {}
+    for group, values in zip(plan, _forward_only(plan, engine, settings), strict=True):
+        own = [row for bundle in group for row in bundle.rows]
+        lengths = [row.num_completion_tokens for row in own]
+        logprobs, entropies = ([tuple(part.tolist()) for part in v.float().cpu().split(lengths)] for v in values)
+        for row, of_row in zip(own, zip(logprobs, entropies, strict=True), strict=True):
             if id(row) in place:
-                scored[place[id(row)]] = tuple(logprobs.tolist())
-    return scored
+                measured[place[id(row)]] = of_row
+    return measured

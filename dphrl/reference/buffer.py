@@ -2,7 +2,8 @@
 
 On disk: `manifest.json` (the fingerprint, the split's rule and counts, the reward's first failures), `counts.parquet`
 (of every prompt how many responses have a verdict, are correct, are complete too, and its part) and `samples.parquet`
-(the stored responses with the learner's log-probs). `checksums.json` has the size and checksum of each.
+(the stored responses with the learner's log-probs, and with entropies where they were asked for). `checksums.json` has
+the size and checksum of each.
 """
 
 from __future__ import annotations
@@ -62,7 +63,14 @@ class ReferenceBuffer:
     @property
     def num_bytes(self) -> int:
         """Size of the samples as arrays; see `sample_bytes`."""
-        return sum(sample_bytes(len(s.prompt_token_ids), len(s.token_ids)) for s in self.samples)
+        return sum(
+            sample_bytes(len(s.prompt_token_ids), len(s.token_ids), with_entropies=bool(s.entropies))
+            for s in self.samples
+        )
+
+    @property
+    def has_entropies(self) -> bool:
+        return any(sample.entropies for sample in self.samples)
 
     async def sample(self, step: int, num_rows: int) -> list[ReferenceSample]:
         indices = step_indices(len(self.samples), step, num_rows, self.schedule_seed)
@@ -105,6 +113,7 @@ class ReferenceBuffer:
             "rule": reference.model_dump(include=_RULE),
             "split": self.counts(),
             "failures": list(self.failures),
+            "entropies": self.has_entropies,
             "sealed": True,
         }
         (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -122,7 +131,9 @@ class ReferenceBuffer:
         return pa.Table.from_pylist(rows, _COUNTS_SCHEMA)
 
     def _samples_table(self) -> pa.Table:
-        return pa.Table.from_pylist([_to_row(sample) for sample in self.samples], _SCHEMA)
+        schema = _schema(with_entropies=self.has_entropies)
+        rows = [{name: getattr(sample, name) for name in schema.names} for sample in self.samples]
+        return pa.Table.from_pylist(rows, schema)
 
     @classmethod
     def load(cls, folder: Path) -> ReferenceBuffer:
@@ -132,8 +143,9 @@ class ReferenceBuffer:
         with _explained(folder / _MANIFEST):
             counts, seed, failures = manifest["split"], int(manifest["seed"]), list(manifest["failures"])
             num_prompts, num_samples = counts["num_prompts"], counts["num_stored_samples"]
+            schema = _schema(with_entropies=bool(manifest.get("entropies", False)))  # older versions stored none
         rows = _read_table(folder / "counts.parquet", _COUNTS_SCHEMA, num_prompts)
-        samples = _read_table(folder / "samples.parquet", _SCHEMA, num_samples)
+        samples = _read_table(folder / "samples.parquet", schema, num_samples)
 
         def those(column: str, value: str) -> tuple[str, ...]:
             return tuple(row["prompt_id"] for row in rows if row[column] == value)
@@ -147,7 +159,9 @@ class ReferenceBuffer:
                 row["prompt_id"]: PromptCounts(row["num_graded"], row["num_correct"], row["num_complete"])
                 for row in rows
             },
-            samples=[_from_row(row) for row in samples],
+            samples=[
+                ReferenceSample(row["prompt_id"], *(tuple(row[name]) for name in schema.names[1:])) for row in samples
+            ],
             fingerprint=manifest["fingerprint"],
             seed=seed,
             failures=failures,
@@ -179,6 +193,10 @@ _SCHEMA = pa.schema(
         ("logprobs", pa.list_(pa.float32())),
     ]
 )
+
+
+def _schema(*, with_entropies: bool) -> pa.Schema:
+    return _SCHEMA.append(pa.field("entropies", pa.list_(pa.float32()))) if with_entropies else _SCHEMA
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -221,9 +239,9 @@ def _explained(path: Path) -> Iterator[None]:
         raise DamagedBufferError(f"{path}: the reference buffer is damaged ({reason})") from error
 
 
-def sample_bytes(num_prompt_tokens: int, num_tokens: int) -> int:
-    """Bytes of one stored sample as arrays: 4 for each prompt token id, completion token id and log-prob."""
-    return 4 * (num_prompt_tokens + 2 * num_tokens)
+def sample_bytes(num_prompt_tokens: int, num_tokens: int, *, with_entropies: bool = False) -> int:
+    """Bytes of one stored sample as arrays: 4 for each prompt token id, completion token id, log-prob and entropy."""
+    return 4 * (num_prompt_tokens + (3 if with_entropies else 2) * num_tokens)
 
 
 def check_size(num_bytes: int, reference: ReferenceConfig) -> None:
@@ -233,13 +251,3 @@ def check_size(num_bytes: int, reference: ReferenceConfig) -> None:
             f"reference.max_bytes={reference.max_bytes}: the samples to rehearse take {num_bytes} bytes; lower "
             f"reference.stored_per_prompt={reference.stored_per_prompt}, or raise the bound (neither samples anew)"
         )
-
-
-def _to_row(sample: ReferenceSample) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in _SCHEMA.names}
-
-
-def _from_row(row: dict[str, Any]) -> ReferenceSample:
-    return ReferenceSample(
-        row["prompt_id"], tuple(row["prompt_token_ids"]), tuple(row["token_ids"]), tuple(row["logprobs"])
-    )

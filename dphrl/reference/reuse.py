@@ -26,8 +26,8 @@ async def prepare_reference(
     A damaged buffer is made again. Raises InputError when the buffer exceeds reference.max_bytes, and RewardFailedError
     when the reward gives no verdict.
     """
-    if not config.uses_reference_samples:
-        console.info("reference stage: none (no divergence, or one estimated on rollouts alone)")
+    if not config.uses_reference_stage:
+        console.info("reference stage: none (no divergence, or one estimated on rollouts alone; no replay)")
         return None
     identity = fingerprint(config, prepared.model_dir, prepared.prompts, parts.learner.dtype)
     folder = run_folder / "reference"
@@ -123,12 +123,10 @@ def _notes(config: Config, counts: Mapping[str, float]) -> Iterator[str]:
         )
     if not counts["num_stored_samples"]:
         yield (
-            "NOTE: no prompt is near-perfect, so there is nothing to rehearse: the divergence term is exactly 0 and "
-            f"this run is plain RLVR. Lower reference.threshold={reference.threshold} (samples nothing anew), or start "
-            "from a stronger model"
+            "NOTE: no prompt is near-perfect, so there is nothing to rehearse or replay: the divergence term is "
+            f"exactly 0 and this run is plain RLVR. Lower reference.threshold={reference.threshold} (samples nothing "
+            "anew), or start from a stronger model"
         )
     if not counts["num_exploration"]:
-        yield (
-            "NOTE: no prompt is left to explore: the policy term is exactly 0 and this run only rehearses. "
-            "Use harder problems, or raise reference.threshold"
-        )
+        then = "this run only replays" if config.num_replayed else "the policy term is exactly 0: it only rehearses"
+        yield f"NOTE: no prompt is left to explore: {then}. Use harder problems, or raise reference.threshold"

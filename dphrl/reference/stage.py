@@ -120,7 +120,7 @@ async def fill_reference(
             watch.works |= outcome.num_graded > 0
             counts[prompt.prompt_id] = outcome.counts
             of_chunk += [(prompt, tuple(token_ids)) for token_ids in _choose(outcome, config)]
-        num_bytes += sum(map(_num_bytes, of_chunk))
+        num_bytes += _num_bytes(of_chunk, config)
         if not reference.confirm:
             check_size(num_bytes, reference)
 
@@ -143,9 +143,10 @@ async def fill_reference(
             config, candidates, rollouts, rewards, watch, _of_sampling(identity), folder, on_graded
         )
         chosen = [response for response in chosen if response[0].prompt_id not in unconfirmed]
-        check_size(sum(map(_num_bytes, chosen)), reference)
+        check_size(_num_bytes(chosen, config), reference)
     split = split_prompts(counts, reference, unconfirmed)
-    buffer = ReferenceBuffer(split, counts, await _score(chosen, learner), identity, config.seed, watch.failures)
+    samples = await _score(chosen, learner, with_entropies=_with_entropies(config))
+    buffer = ReferenceBuffer(split, counts, samples, identity, config.seed, watch.failures)
     buffer.save(folder, reference)
     return buffer
 
@@ -188,19 +189,25 @@ def _choose(outcome: PromptOutcome, config: Config) -> list[Sequence[int]]:
     return [outcome.responses[i] for i in order[: config.reference.stored_per_prompt]]
 
 
-def _num_bytes(response: Chosen) -> int:
-    prompt, token_ids = response
-    return sample_bytes(len(prompt.token_ids), len(token_ids))
+def _with_entropies(config: Config) -> bool:
+    return config.algorithm.rehearsal_tokens == "entropy"
 
 
-async def _score(chosen: Sequence[Chosen], learner: Learner) -> list[ReferenceSample]:
-    """The chosen responses with the learner's log-probs."""
+def _num_bytes(responses: Sequence[Chosen], config: Config) -> int:
+    with_entropies = _with_entropies(config)
+    return sum(sample_bytes(len(p.token_ids), len(ids), with_entropies=with_entropies) for p, ids in responses)
+
+
+async def _score(chosen: Sequence[Chosen], learner: Learner, *, with_entropies: bool) -> list[ReferenceSample]:
+    """The chosen responses with the learner's log-probs, and the entropies of the distributions behind them."""
     samples: list[ReferenceSample] = []
     for batch in _batches(chosen, SCORED_TOKENS_PER_CALL):
-        scores = await learner.score([((*p.token_ids, *ids), len(p.token_ids)) for p, ids in batch])
+        sequences = [((*p.token_ids, *ids), len(p.token_ids)) for p, ids in batch]
+        scores: Sequence[tuple[tuple[float, ...], ...]]
+        scores = await learner.measure(sequences) if with_entropies else [(s,) for s in await learner.score(sequences)]
         samples += [
-            ReferenceSample(prompt.prompt_id, prompt.token_ids, token_ids, logprobs)
-            for (prompt, token_ids), logprobs in zip(batch, scores, strict=True)
+            ReferenceSample(prompt.prompt_id, prompt.token_ids, token_ids, *of_tokens)
+            for (prompt, token_ids), of_tokens in zip(batch, scores, strict=True)
         ]
     return samples
 

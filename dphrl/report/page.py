@@ -236,7 +236,7 @@ def _reference(arms: Sequence[Arm]) -> str:
         for run in arm.runs:
             name = f"{arm.name}, seed {run.seed}" if arm.num_seeds > 1 else arm.name
             # The settings decide: a run's folder may hold a buffer that the run had no use for.
-            if not run.uses_reference_samples:
+            if not run.uses_reference_stage:
                 without.append(name)
             elif run.reference is None:
                 missing.append(name)
@@ -254,8 +254,8 @@ def _reference(arms: Sequence[Arm]) -> str:
     if rows:
         text = (
             "Before training, the initial policy's responses to every training prompt were graded. Near-perfect "
-            "prompts are rehearsed by the divergence; the others are explored. All wrong: no response correct, counted "
-            "among exploration or dropped. Ungraded: the grader failed on every response."
+            "prompts are rehearsed by the divergence, or replayed; the others are explored. All wrong: no response "
+            "correct, counted among exploration or dropped. Ungraded: the grader failed on every response."
         )
         parts += [note(text), table("Reference split", SPLIT_COLUMNS, rows, css="numbers")]
     if without:

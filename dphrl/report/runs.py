@@ -93,6 +93,11 @@ class Run:
         """Whether the divergence is estimated on reference samples."""
         return self.uses_divergence and self.setting("algorithm.estimator") != "rollout"
 
+    @property
+    def uses_reference_stage(self) -> bool:
+        """Whether the training prompts were split: for the divergence, or to replay near-perfect ones."""
+        return self.uses_reference_samples or bool(self.setting("reference.replay_share"))
+
     @cached_property
     def state(self) -> str:
         """How far the run came, in words; "finished" when it reached its last step and was evaluated there."""

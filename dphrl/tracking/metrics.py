@@ -66,10 +66,18 @@ METRICS: tuple[Metric, ...] = (
     _optional(
         "policy/importance_affected", "share", "The same tokens' share whose importance weight was cut or masked."
     ),
+    _optional(
+        "policy/chosen_fraction",
+        "share",
+        "Exploration tokens that kl_cov penalises, or clip_cov leaves out.",
+    ),
+    _optional(
+        "policy/chosen_penalty", "nats", "What kl_cov adds at the tokens it chose, beta included; mean over all."
+    ),
     Metric(
         "divergence/loss",
         "nats",
-        "Mean f(u) over the rehearsal tokens, before eta; 0 before the first update and in plain RLVR.",
+        "Mean f(u) over the rehearsal tokens that count, before eta; 0 before the first update and in plain RLVR.",
         absent_value=0.0,
     ),
     _optional("divergence/log_u_mean", "nats", "Mean log(pi_theta / pi_ref) over the rehearsal tokens."),

@@ -212,8 +212,11 @@ def inline_config(make_config: Any, tmp_path: Path, **changes: Any) -> Any:
     return make_config(**{**one_update, **changes})
 
 
-def test_divergence_is_zero_before_the_first_update(make_config: Any, tmp_path: Path) -> None:
-    run_training(inline_config(make_config, tmp_path), inline=True)
+@pytest.mark.parametrize("tokens", ["all", "entropy"])
+def test_divergence_is_zero_before_the_first_update(make_config: Any, tmp_path: Path, tokens: str) -> None:
+    algorithm = {"num_minibatches": 1, "rehearsal_tokens": tokens}
+    run_training(inline_config(make_config, tmp_path, algorithm=algorithm), inline=True)
+    assert ReferenceBuffer.load(tmp_path / "inline" / "reference").has_entropies == (tokens == "entropy")
     first, second = read_metrics(tmp_path / "inline")
     assert first["divergence/num_rows"] > 0
     assert abs(first["divergence/loss"]) < 1e-6 < second["divergence/loss"]

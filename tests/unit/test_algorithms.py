@@ -207,7 +207,7 @@ def test_an_unknown_name_lists_the_known_ones(get: Any) -> None:
 CL = "command line: algorithm."
 MISTAKES = {
     "divergence=scaled-kl": "divergence: unknown divergence 'scaled-kl'; known: none, alpha, chi_square, forward_kl, "
-    "js, reverse_kl, scaled_kl, squared_hellinger, total_variation; did you mean scaled_kl?",
+    "js, reverse_kl, scaled_kl, sft, squared_hellinger, total_variation; did you mean scaled_kl?",
     "divergence={name: scaled_kl, scael: 2}": "divergence: divergence 'scaled_kl' has no parameter 'scael'; it takes "
     "scale: a number > 0 and <= 8 (default 1.0); did you mean scale?",
     "divergence={name: scaled_kl, scale: 9}": "divergence: divergence 'scaled_kl' takes scale: a number > 0 and <= 8 "
@@ -234,8 +234,8 @@ MISTAKES = {
     "advantage={name: above, threshold: 13}": "advantage: advantage 'above': threshold=13 brings bad luck; take 12",
     "advantage=3": "advantage: expected a method's name, or {name: NAME, PARAMETER: VALUE} (got 3)",
     "advantage=null": "advantage: expected a method's name, or {name: NAME, PARAMETER: VALUE} (got null)",
-    "policy_loss=cliped": "policy_loss: unknown policy loss 'cliped'; known: clipped, gspo, reinforce; did you mean "
-    "clipped?",
+    "policy_loss=cliped": "policy_loss: unknown policy loss 'cliped'; known: clip_cov, clipped, gspo, "
+    "kl_cov, reinforce; did you mean clipped?",
     "policy_loss={name: gspo, params: 3}": "policy_loss.params: expected a mapping of names to values (got 3)",
     "policy_loss={scale: 3}": "policy_loss.name: expected text (got null)",
     "advantage={name: above, params: {threshold: 1}, threshold: 2}": "advantage: threshold stands here twice, once in "
@@ -489,9 +489,9 @@ def test_every_method_is_listed_with_its_parameters(user_module: str) -> None:
     ]
     assert lines[3] == "                     takes alpha: a number > 0 and < 1"
     names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
-    builtin = "none alpha chi_square forward_kl js reverse_kl squared_hellinger total_variation "
+    builtin = "none alpha chi_square forward_kl js reverse_kl sft squared_hellinger total_variation "
     builtin += "group_normalized leave_one_out maxrl mean_only pkpo uniqueness unlikeliness w_reinforce "
-    assert names == f"{builtin}clipped gspo".split()
+    assert names == f"{builtin}clip_cov clipped gspo kl_cov".split()
     assert all(method.summary for registry in METHODS.values() for method in registry.methods().values())
 
     mine = listed("--plugin", user_module, "--json")

@@ -79,6 +79,10 @@ class ScriptedLearner:
         self.calls.append(sum(len(ids) for ids, _ in sequences))
         return [tuple(-0.01 * token for token in ids[num_prompt:]) for ids, num_prompt in sequences]
 
+    async def measure(self, sequences: Any) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+        entropies = [tuple(token / 128 for token in ids[num_prompt:]) for ids, num_prompt in sequences]
+        return list(zip(await self.score(sequences), entropies, strict=True))
+
 
 def fill(
     config: Any,
@@ -421,6 +425,44 @@ def test_another_selection_takes_from_what_is_sampled(
     assert (second.split, second.samples) != (first.split, first.samples)
 
 
+ENTROPY = {"rehearsal_tokens": "entropy", "rehearsal_share": 0.5}
+
+
+def test_entropies_are_stored_where_they_are_asked_for(make_config: Any, tmp_path: Path) -> None:
+    asked, folder = make_config(reference=IN_PAIRS, algorithm=ENTROPY), tmp_path / "reference"
+    buffer = fill(asked, folder=folder)
+    for sample in buffer.samples:
+        assert sample.entropies == tuple(token / 128 for token in sample.token_ids)
+    assert [sample.entropies for sample in ReferenceBuffer.load(folder).samples] == [
+        sample.entropies for sample in buffer.samples
+    ]
+    # Three prompts store two responses each, of 3 prompt and 2 completion tokens with two numbers each.
+    assert buffer.num_bytes == 6 * 4 * (3 + 3 * 2)
+    with pytest.raises(InputError, match=r"max_bytes=168: .* 216 bytes"):
+        fill(make_config(reference=IN_PAIRS | {"max_bytes": 168}, algorithm=ENTROPY))
+    for damage in (flip_a_bit, lose_a_column):
+        before = (folder / "samples.parquet").read_bytes()
+        damage(folder / "samples.parquet")
+        with pytest.raises(DamagedBufferError):
+            ReferenceBuffer.load(folder)
+        (folder / "samples.parquet").write_bytes(before)
+    plain = fill(make_config(reference=IN_PAIRS), folder=folder)
+    assert {sample.entropies for sample in plain.samples} == {()}
+    assert {sample.entropies for sample in ReferenceBuffer.load(folder).samples} == {()}
+    assert pq.read_schema(folder / "samples.parquet").names == [
+        "prompt_id",
+        "prompt_token_ids",
+        "token_ids",
+        "logprobs",
+    ]
+
+
+def test_an_empty_buffer_with_entropies_is_read_again(make_config: Any, tmp_path: Path) -> None:
+    config = make_config(reference={"num_samples": 4, "threshold": 4}, algorithm=ENTROPY)
+    fill(config, num_prompts=2, folder=tmp_path / "reference")
+    assert ReferenceBuffer.load(tmp_path / "reference").samples == []
+
+
 def test_the_learner_scores_in_bounded_batches(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(reference=IN_PAIRS)
     at_once, in_batches = ScriptedLearner(), ScriptedLearner()
@@ -472,6 +514,15 @@ def test_a_run_says_what_it_continues_reuses_or_starts_over(
     assert "reference is not reused: selection changed" in out
     assert "every prompt is sampled already, selecting from its graded responses" in out
     assert "2 near-perfect prompts (>= 4 of 4 correct)" in out
+    # A buffer without entropies is scored again where they are asked for, and serves every other run as it is.
+    out = run(seed=1, reference=IN_PAIRS | {"threshold": 4}, algorithm=ENTROPY)
+    assert "reference is not reused: selection changed" in out
+    assert "every prompt is sampled already, selecting from its graded responses" in out
+    assert ReferenceBuffer.load(tmp_path / "reference").has_entropies
+    assert "reference buffer reused" in run(seed=1, reference=IN_PAIRS | {"threshold": 4}, algorithm=ENTROPY)
+    assert "selection changed" in run(seed=1, reference=IN_PAIRS | {"threshold": 4})
+    other = {"divergence": "js", "eta": 1.0}
+    assert "reference buffer reused" in run(seed=1, reference=IN_PAIRS | {"threshold": 4}, algorithm=other)
     # A buffer of an older version has other columns and less in its manifest: it is recognised, not misread.
     manifest = json.loads((tmp_path / "reference" / "manifest.json").read_text())
     older = {"fingerprint": manifest["fingerprint"] | {"selection": "0"}, "seed": 1, "split": {}}
@@ -512,6 +563,8 @@ def test_steps_see_distinct_rows_and_a_resumed_run_the_same_ones(make_config: An
         ({"reference": {"confirm": True}}, ["selection"]),
         ({"reference": {"stored_per_prompt": 3}}, ["selection"]),
         ({"reference": {"all_wrong": "drop"}}, ["selection"]),
+        ({"reference": {"replay_share": 0.5}}, []),
+        ({"algorithm": {"rehearsal_tokens": "entropy"}}, ["selection"]),
         ({"rollout": {"temperature": 0.9}}, ["sampling"]),
         ({"seed": 1}, ["sampling"]),
         ({"reward": {"timeout_s": 3.0}}, ["reward"]),

@@ -14,7 +14,13 @@ import torch
 from dphrl.inline import InlineLearner
 from dphrl.learner.policy import PolicyModel, rows_at
 from dphrl.learner.torch_engine import TorchEngine
-from dphrl.learner.update import UpdateSettings, combine_rank_metrics, run_update, score_sequences
+from dphrl.learner.update import (
+    UpdateSettings,
+    combine_rank_metrics,
+    measure_sequences,
+    run_update,
+    score_sequences,
+)
 from dphrl.types import RowKind, TrainBatch, TrainRow
 from tests.checkpoints import save
 
@@ -189,6 +195,27 @@ def test_ranks_score_every_sequence_once_and_no_filler(policy: Any, make_config:
             assert len(logprobs) == lengths[index]
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_entropies_are_measured_with_the_scores(policy: Any, make_config: Any, num_ranks: int) -> None:
+    class Engine:
+        device = torch.device("cpu")
+        forward = staticmethod(policy)
+
+    settings = UpdateSettings.from_config(make_config(learner={"micro_batch_tokens": 40}))
+    sequences = [((1, 2, *[5 + i % 12 for i in range(length)]), 2) for length in (29, 3, 26)]
+    found: dict[int, Any] = {}
+    for rank in range(num_ranks):
+        found |= measure_sequences(sequences, Engine(), settings, rank=rank, num_ranks=num_ranks)
+        scored = score_sequences(sequences, Engine(), settings, rank=rank, num_ranks=num_ranks)
+        assert scored.items() <= {i: logprobs for i, (logprobs, _) in found.items()}.items()
+    for i, (ids, num_prompt) in enumerate(sequences):
+        with torch.no_grad():
+            distributions = policy.lm(torch.tensor([ids])).logits[0].log_softmax(-1)[num_prompt - 1 : -1]
+        entropies = -(distributions.exp() * distributions).sum(-1)
+        assert found[i][1] == pytest.approx(entropies.tolist(), abs=1e-5)
+        assert len(found[i][1]) == len(found[i][0]) == len(ids) - num_prompt
+
+
 def test_gradients_of_positions_that_several_tokens_read_repeat_to_the_bit() -> None:
     """As the last position of a prompt that completions share. Indexing would add its gradients with atomics."""
     generator = torch.Generator().manual_seed(0)
@@ -238,6 +265,11 @@ def test_scores_are_at_the_sampling_temperature(learner: InlineLearner) -> None:
         logits = learner.policy.lm(torch.tensor([ids])).logits[0] / 0.8
     expected = [float(logits[t - 1].log_softmax(-1)[ids[t]]) for t in range(2, 5)]
     assert asyncio.run(learner.score([(ids, 2)]))[0] == pytest.approx(expected, abs=1e-5)
+    p = [logits[t - 1].log_softmax(-1) for t in range(2, 5)]
+    ((logprobs, entropies),) = asyncio.run(learner.measure([(ids, 2)]))
+    assert logprobs == asyncio.run(learner.score([(ids, 2)]))[0]
+    assert entropies == pytest.approx([-float((one.exp() * one).sum()) for one in p], abs=1e-5)
+    assert asyncio.run(learner.measure([])) == []
 
 
 def test_a_checkpoint_brings_back_weights_moments_and_version(

@@ -178,6 +178,7 @@ def test_ranks_are_one_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     def rank(place: int) -> Handle:
         return Handle(
             score=lambda sequences: answer({i: (float(i),) for i in range(len(sequences)) if i % 2 == place}),
+            measure=lambda sequences: answer({i: ((float(i),), (i / 2,)) for i in range(place, len(sequences), 2)}),
             update=lambda batch: answer({"learner/grad_norm": 1.0 + place, "rollout/logprob_gap_max": 0.5 * place}),
             publish=lambda: stream(["chunk 0", "chunk 1"] if place == 0 else []),
             sent=lambda: answer(f"what rank {place} sent"),
@@ -191,6 +192,8 @@ def test_ranks_are_one_learner(monkeypatch: pytest.MonkeyPatch) -> None:
         assert learner.policy_version == 0
         assert await learner.score([((1, 2), 1)] * 5) == [(0.0,), (1.0,), (2.0,), (3.0,), (4.0,)]
         assert await learner.score([]) == []
+        assert await learner.measure([((1, 2), 1)] * 4) == [((float(i),), (i / 2,)) for i in range(4)]
+        assert await learner.measure([]) == []
         assert learner.last_update is None
         metrics = await learner.update(TrainBatch(0, 0, (), 1e-3))
         assert learner.last_update == LastUpdate(3.0, 1e-3)

@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from dphrl import replay as replay_module
 from dphrl.config.loading import InputError, dump_config, load_config
 from dphrl.config.schema import Config
 from dphrl.durable import read_seal, seal
@@ -77,7 +78,8 @@ def keep(
 @pytest.mark.parametrize("shares", [(), (0.5, 1.0)])
 def test_a_batch_comes_back_equal(tmp_path: Path, shares: tuple[float, ...]) -> None:
     bad = dataclasses.replace(make_batch(0).minibatches[0][0], advantage=math.inf, weight=1 / 3)
-    minibatches = (*make_batch(0).minibatches, (bad,))
+    chosen = [dataclasses.replace(bad, advantage=0.0, chosen=places) for places in ((), (0, 2), None)]
+    minibatches = (*make_batch(0).minibatches, (bad, *chosen))
     batch = dataclasses.replace(make_batch(0), minibatches=minibatches, policy_shares=shares)
     keep(tmp_path, batch, metrics={"policy/loss": 0.1 + 0.2, "learner/grad_norm": math.nan})
     stored = read_step(tmp_path, 1)
@@ -87,6 +89,14 @@ def test_a_batch_comes_back_equal(tmp_path: Path, shares: tuple[float, ...]) -> 
     assert math.isnan(stored.metrics["learner/grad_norm"]), "the step that went bad is the one to see again"
     assert (stored.digest, stored.layout, stored.config) == ("abc", "stand-in", config_of())
     json.loads((tmp_path / "replay" / "step_1" / "checksums.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_batch_of_a_version_that_chose_no_tokens_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, arrays_of = make_batch(0), replay_module._arrays_of
+    older = {name: array for name, array in arrays_of(batch).items() if "chosen" not in name}
+    monkeypatch.setattr(replay_module, "_arrays_of", lambda batch: older)
+    keep(tmp_path, batch)
+    assert read_step(tmp_path, 1).batch == batch
 
 
 def test_the_newest_are_kept_and_none_without_the_setting(tmp_path: Path) -> None:

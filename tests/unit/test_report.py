@@ -127,6 +127,11 @@ def test_reference_split_is_counted_and_its_absence_said(tmp_path: Path) -> None
     chart = render(tmp_path, cut).chart("Reference split of cut")
     assert "2 with 0, 0 with 1, 0 with 2, 0 with 3, 1 with 4" in "".join(chart.itertext())
     assert "No reference stage (no divergence, or one on rollouts alone): grpo." in page.text
+    # Replay needs the split without a divergence.
+    replay = write_run(tmp_path / "replay", divergence="none", reference={"replay_share": 0.25})
+    told = render(tmp_path, dph, replay).text
+    assert "No reference stage" not in told
+    assert "Reference stage not finished, or its files are gone: replay." in told
     assert "Reference stage not finished, or its files are gone: unfinished." in page.text
 
 
