@@ -23,6 +23,7 @@ from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import Ledger, WeightSummary
 from actors.weight_transfer.packing import PackedTensor, packed_chunks, unpack_tensors
 from actors.weight_transfer.source import LearnerWeights
+from dphrl.background import step_back
 from dphrl.config.schema import Config
 from dphrl.learner.attention import check_rows_apart
 from dphrl.learner.digest import digest_of, optimizer_tensors
@@ -216,11 +217,13 @@ class LearnerRank(Watched):
     @ray.method(concurrency_group="disk")
     def write_state(self, folder: str) -> dict[str, str]:
         """Write what `copy_state` copied of masters and moments; no collective. See `Snapshot.write_state`."""
+        step_back()  # this thread does nothing else
         return self._snapshot.write_state(Path(folder), self._rank)
 
     @ray.method(concurrency_group="disk")
     def write_export(self, folder: str) -> None:
         """Write the model that `copy_state` copied, on rank 0; no collective. See `Snapshot.write_export`."""
+        step_back()
         self._snapshot.write_export(Path(folder), self._policy.lm, self._model_dir)
 
     def load(self, folder: str, weights_only: bool) -> None:

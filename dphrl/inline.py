@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from dphrl.background import in_background
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import completion_seed
@@ -123,10 +124,10 @@ class InlineLearner:
         return self._snapshot.num_bytes
 
     async def write_state(self, folder: Path) -> dict[str, str]:
-        return await asyncio.to_thread(self._snapshot.write_state, folder)
+        return await in_background(self._snapshot.write_state, folder)
 
     async def write_export(self, folder: Path) -> None:
-        await asyncio.to_thread(self._snapshot.write_export, folder, self.policy.lm, self.model_dir)
+        await in_background(self._snapshot.write_export, folder, self.policy.lm, self.model_dir)
 
     async def load(self, folder: Path, policy_version: int, *, weights_only: bool = False) -> None:
         with StoredState(folder / STATE_FOLDER) as stored:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
+from dphrl.background import in_background
 from dphrl.config.schema import Config
 from dphrl.durable import damage, put_in_place, seal
 from dphrl.learner.checkpoint import (
@@ -128,7 +129,7 @@ class CheckpointSaver:
         try:
             staging = begin_checkpoint(self._folder, manifest.step)
             digests = await self._learner.write_state(staging)
-            path = await asyncio.to_thread(complete_checkpoint, staging, manifest, digests)
+            path = await in_background(complete_checkpoint, staging, manifest, digests)
         except Exception as error:
             if staging is not None:  # its room may be what is missing
                 shutil.rmtree(staging, ignore_errors=True)
@@ -140,7 +141,7 @@ class CheckpointSaver:
             ) from error
         log.info("checkpoint %s", path, extra={"event": "checkpoint", "facts": {"step": manifest.step}})
         try:
-            await asyncio.to_thread(self._prune, manifest.step)
+            await in_background(self._prune, manifest.step)
         except OSError as error:  # somebody reads it; it costs room, and no training
             log.warning("an older checkpoint could not be removed: %s", _in_a_line(error))
         return path
@@ -159,8 +160,8 @@ class CheckpointSaver:
         try:
             await self._learner.write_export(staging)
             for part in sorted(staging.iterdir()):
-                await asyncio.to_thread(seal, part)
-                await asyncio.to_thread(put_in_place, part, target / part.name)
+                await in_background(seal, part)
+                await in_background(put_in_place, part, target / part.name)
         except LearnerLostError:
             raise
         except Exception as error:

@@ -48,6 +48,8 @@ ROOMS = {
     "priority": "",
     "durable": "",
     "stopping": "",
+    "background": "",
+    "direct_file": "",
     "model_files": "durable",
     "config": "algo own_code durable",
     "outputs": "durable config",
@@ -59,7 +61,7 @@ ROOMS = {
     "sandbox": "types own_code",
     "cluster.jobs": "config own_code",
     "batch": "algo types config",
-    "learner": "algo durable types config model_files scratch",
+    "learner": "algo durable types config model_files scratch direct_file",
     "tracking": "types durable config",
     "health": "config",
     "protocols": "types config tracking",
@@ -73,14 +75,14 @@ ROOMS = {
     "loop": "types stopping config batch tracking protocols collect",
     "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "actors": (
-        "types durable config owner scratch tokenizer own_code processors learner tracking protocols rewards data "
-        "reference"
+        "types background durable config owner scratch tokenizer own_code processors learner tracking protocols "
+        "rewards data reference"
     ),
     "experiments": "config outputs tracking evaluation",
-    "inline": "types config processors priority learner tracking protocols rewards data reference",
+    "inline": "types background config processors priority learner tracking protocols rewards data reference",
     "resume": "config fingerprint learner prepare",
     "replay": "types durable config learner tracking protocols",
-    "saving": "durable config learner protocols",
+    "saving": "background durable config learner protocols",
     "exporting": "durable config models learner tracking",
     "recovery": "stopping config learner tracking protocols",
     "run": (

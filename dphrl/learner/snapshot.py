@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from dphrl.durable import file_digest, sync
 from dphrl.learner.export import export_model
 from dphrl.learner.lora import save_adapter
 from dphrl.learner.state import STATE_FOLDER, Piece, write_pieces
@@ -38,10 +37,9 @@ class Snapshot:
     def write_state(self, folder: Path, rank: int = 0) -> dict[str, str]:
         """Write the pieces below `folder`, and let go of them. Returns the SHA-256 of the file by its path there."""
         name = f"{STATE_FOLDER}/rank_{rank:05}.safetensors"
-        write_pieces(folder / name, self._pieces)
+        digest = write_pieces(folder / name, self._pieces)
         self._pieces = []
-        sync(folder / name)
-        return {name: file_digest(folder / name)}
+        return {name: digest}
 
     def write_export(self, folder: Path, lm: Any, source: Path | str) -> None:
         """Write a Hugging Face directory, `folder/hf`, and what peft reads of adapters, `folder/adapter`; let go of

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dphrl.config.loading import InputError
+from dphrl.direct_file import DirectFile
 from dphrl.learner.lora import trained_by_name
 
 STATE_FOLDER = "state"
@@ -49,10 +50,8 @@ class Piece:
         return replace(self, tensors={k: t.detach().to("cpu", copy=True) for k, t in self.tensors.items()})
 
 
-def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write pieces, of host memory, to a new safetensors file."""
-    from safetensors.torch import save_file
-
+def write_pieces(path: Path, pieces: Iterable[Piece]) -> str:
+    """Write pieces, of host memory, to a new safetensors file, which is on the disk then. Returns its SHA-256."""
     tensors: dict[str, Tensor] = {}
     facts: dict[str, tuple[int, int]] = {}
     for piece in pieces:
@@ -60,7 +59,23 @@ def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
         for kind, tensor in piece.tensors.items():
             tensors[f"{kind}/{piece.start}/{piece.name}"] = tensor.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"parameters": json.dumps(facts)})
+    with DirectFile(path) as file:
+        file.write(memoryview(_header(tensors, {"parameters": json.dumps(facts)})))
+        for tensor in (tensor for tensor in tensors.values() if len(tensor)):
+            file.write(tensor.numpy().data.cast("B"))
+    return file.sha256
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with: the length of a JSON text, and the text, padded to 8 bytes."""
+    told: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        told[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(told).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 class StoredState:

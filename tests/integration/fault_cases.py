@@ -21,6 +21,7 @@ GOOD_ROW = json.dumps({"q": "1 + 1?", "a": "2"}) + "\n"
 # What makes a run's numbers go bad.
 ODD = """
 import time
+from pathlib import Path
 
 from dphrl.algo.policy_losses import register_policy_loss
 
@@ -53,6 +54,7 @@ def hangs(completion: str, answer: str) -> float:
     global num_graded
     num_graded += 1
     if num_graded > 16:  # after the first step
+        Path("hanging").write_text("now")
         time.sleep(3600)
     return 0.0
 """
@@ -272,7 +274,7 @@ SIGNALS = [
         line="stopped by SIGINT; the same command with --resume goes on with what is done",
         cpu_s=60,
         signals=(SIGINT, SIGINT),
-        once="runs/twice/metrics.jsonl",
+        once="hanging",
     ),
     Case(
         "SIGTERM",
