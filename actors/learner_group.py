@@ -70,20 +70,21 @@ class RayLearner:
         self._num_restarts += 1
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
-        if not sequences:
-            return []
-        shared = ray.put(sequences)
-        parts = await self._all("score", lambda rank: rank.score.remote(shared), moves=True)
-        scored = {index: logprobs for part in parts for index, logprobs in part.items()}
-        return [scored[i] for i in range(len(sequences))]
+        return await self._of_sequences("score", lambda rank, shared: rank.score.remote(shared), sequences)
 
     async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        return await self._of_sequences("measure", lambda rank, shared: rank.measure.remote(shared), sequences)
+
+    async def _of_sequences(
+        self, doing: str, call: Callable[[Actor, Any], Any], sequences: Sequence[tuple[Sequence[int], int]]
+    ) -> list[Any]:
+        """What the ranks say of each sequence, in order; each rank speaks of its own, by index."""
         if not sequences:
             return []
         shared = ray.put(sequences)
-        parts = await self._all("measure", lambda rank: rank.measure.remote(shared), moves=True)
-        measured = {index: scores for part in parts for index, scores in part.items()}
-        return [measured[i] for i in range(len(sequences))]
+        parts = await self._all(doing, lambda rank: call(rank, shared), moves=True)
+        said = {index: value for part in parts for index, value in part.items()}
+        return [said[i] for i in range(len(sequences))]
 
     async def update(self, batch: TrainBatch) -> dict[str, float]:
         shared = ray.put(batch)

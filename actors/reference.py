@@ -22,7 +22,7 @@ from dphrl.own_code import pin
 from dphrl.protocols import LearnerLostError, OnGraded
 from dphrl.reference.stage import fill_reference
 from dphrl.tracking.log import install_json_log
-from dphrl.types import Prompt, TokenScores
+from dphrl.types import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +84,10 @@ class _NotedLearner(RayLearner):
 
     on_scored: Callable[[], None]
 
-    async def score(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, ...]]:
-        scored = await super().score(sequences)
+    async def _of_sequences(self, *asked: Any) -> list[Any]:
+        said = await super()._of_sequences(*asked)
         self.on_scored()
-        return scored
-
-    async def measure(self, sequences: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
-        measured = await super().measure(sequences)
-        self.on_scored()
-        return measured
+        return said
 
 
 async def run_stage(
