@@ -27,6 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing and vLLM call theirs. Ray's object store is mapped here too, and must keep its name.
 PATTERNS = ("psm_*", "sem.mp-*", "vllm_dist_*")
 # vLLM's sockets lie in the folder for temporary files, each under a UUID.
+MAX_SOCKET_PATH, SOCKET_NAME_CHARS = 107, 37
 SOCKET_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -44,7 +45,11 @@ def keep_temporary_files_together(run_folder: Path) -> None:
 
     # But what torch has compiled shall be found again: this fixes its cache where it is.
     cache_dir_utils.cache_dir()
-    tempfile.tempdir = str(scratch_folder(scratch_of_engines(run_folder)))
+    folder = str(scratch_folder(scratch_of_engines(run_folder)))
+    # The kernel takes no longer path for a socket; where TMPDIR is long, sockets stay in it.
+    if len(folder) + SOCKET_NAME_CHARS > MAX_SOCKET_PATH:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", tempfile.gettempdir())
+    tempfile.tempdir = folder
 
 
 def remove_files_of_ended_engines(run_folder: Path) -> None:
@@ -83,7 +88,7 @@ def forget_names_of_sockets() -> list[str]:
     for file in (file for process in _own_processes() for file in Path("/proc").glob(f"{process}/fd/*")):
         with suppress(OSError):  # it may just have been closed
             opened.add(os.readlink(file))
-    forgotten, folder = [], Path(tempfile.gettempdir())
+    forgotten, folder = [], Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir())
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         inode, path = [*line.split(), ""][6:8]  # most have no path
         if f"socket:[{inode}]" in opened and Path(path).parent == folder and SOCKET_NAME.fullmatch(Path(path).name):

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker, shared_memory
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -331,11 +331,17 @@ def test_an_engine_ends_with_the_first_of_its_workers_and_says_why() -> None:
     assert re.fullmatch(r"the engine's worker process \d+ was ended by signal 9", os.read(read, 200).decode())
 
 
-def test_processes_of_an_engine_sleep_while_they_wait_for_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def socket_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where vLLM's sockets lie, which stay when a process ends. Their paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="dq-", dir="/tmp") as folder:
+        monkeypatch.setenv("VLLM_RPC_BASE_PATH", folder)
+        yield
+
+
+@pytest.mark.usefixtures("socket_folder")
+def test_processes_of_an_engine_sleep_while_they_wait_for_each_other() -> None:
     """vLLM's real queue between the processes of an engine, with both ends here."""
-    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))  # its sockets stay when a process ends
     shm_broadcast = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
     from actors.weight_transfer import plugin
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,26 @@ def test_an_engines_temporary_files_lie_together_and_compiled_code_does_not(
     assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == place
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     folder.rmdir()
+
+
+@pytest.mark.parametrize(("long", "apart"), [(False, False), (True, True)])
+def test_sockets_have_paths_that_the_kernel_takes(monkeypatch: pytest.MonkeyPatch, long: bool, apart: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="dq-", dir="/tmp") as name:
+        place = Path(name) / ("x" * 30 if long else "x")
+        place.mkdir()
+        monkeypatch.setattr(scratch, "PLACE", place)
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", name)
+        monkeypatch.setenv("VLLM_RPC_BASE_PATH", "")
+        monkeypatch.delenv("VLLM_RPC_BASE_PATH")
+        engine_processes.keep_temporary_files_together(place / "run")
+        folder = Path(os.environ.get("VLLM_RPC_BASE_PATH", tempfile.gettempdir()))
+        assert (folder == place) is apart
+        path = folder / str(uuid.uuid4())
+        with socket.socket(socket.AF_UNIX) as ours:
+            ours.bind(str(path))
+            ours.listen()
+            with socket.socket(socket.AF_UNIX) as theirs:
+                theirs.connect(str(path))
+                assert engine_processes.forget_names_of_sockets() == [str(path)]
+        monkeypatch.undo()
