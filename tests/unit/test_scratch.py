@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,17 +36,26 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_folder_of_a_killed_process_is_removed_by_the_next(place: Path) -> None:
+@pytest.fixture
+def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that is at work, and its folder."""
     command = [sys.executable, "-c", WAITING]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        folder = Path(process.stdout.readline().strip())
         try:
-            assert folder.parent == place
-            assert folder.stat().st_mode & 0o777 == 0o700
-            assert remove_left_folders() == [], "it is at work"
+            yield process, Path(process.stdout.readline().strip())
         finally:
             process.kill()
+
+
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(
+    place: Path, waiting: tuple[subprocess.Popen[str], Path]
+) -> None:
+    process, folder = waiting
+    assert folder.parent == place
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert remove_left_folders() == [], "it is at work"
+    process.kill()
     process.wait()
     assert (folder / "file").exists()
     own = scratch_folder("export")
@@ -53,23 +63,16 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next(place: Path) -> N
     own.rmdir()
 
 
-def test_the_end_of_a_process_is_waited_for(place: Path) -> None:
-    command = [sys.executable, "-c", WAITING]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        folder = Path(process.stdout.readline().strip())
-        try:
-            began = time.monotonic()
-            assert remove_left_folders(of="engine", patience_s=0.3) == []
-            assert 0.3 <= time.monotonic() - began < 5
-            assert remove_left_folders(of="export", patience_s=60) == []
-            timer = threading.Timer(0.3, process.kill)
-            timer.start()
-            # A killed child stays in the table of processes until somebody asks for its status; it counts as ended.
-            assert remove_left_folders(of="engine", patience_s=60) == [folder.name]
-            assert time.monotonic() - began < 30
-        finally:
-            process.kill()
+def test_the_end_of_a_process_is_waited_for(waiting: tuple[subprocess.Popen[str], Path]) -> None:
+    process, folder = waiting
+    began = time.monotonic()
+    assert remove_left_folders(of="engine", patience_s=0.3) == []
+    assert 0.3 <= time.monotonic() - began < 5
+    assert remove_left_folders(of="export", patience_s=60) == []
+    # A killed child stays in the table of processes until somebody asks for its status; it counts as ended.
+    threading.Timer(0.3, process.kill).start()
+    assert remove_left_folders(of="engine", patience_s=60) == [folder.name]
+    assert time.monotonic() - began < 30
 
 
 def test_a_process_that_ends_by_itself_leaves_nothing(place: Path) -> None:
