@@ -88,6 +88,7 @@ class StopRequest:
         try:
             with asyncio.Runner() as runner:
                 runner.get_loop().set_default_executor(_Threads(self))
+                runner.get_loop().set_exception_handler(_report)
                 return runner.run(self._run(work))
         except BaseExceptionGroup as group:
             error: BaseException = group
@@ -136,7 +137,7 @@ class StopRequest:
         if self.lost:
             raise RuntimeError(self.lost)
         if self._number is not None:
-            raise Stopped(self._number)
+            raise Stopped(self._number, at_once=self.at_once)
 
     def take_save(self) -> bool:
         """Whether a checkpoint was asked for (SIGUSR1) since this was called before."""
@@ -176,6 +177,12 @@ class StopRequest:
         if self._loop is not None and task is not None:
             with suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(task.cancel)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As asyncio does, but for a signal that came while some task was at work: that the command was stopped is told."""
+    if not isinstance(context.get("exception"), Stopped):
+        loop.default_exception_handler(context)
 
 
 class _Threads(ThreadPoolExecutor):

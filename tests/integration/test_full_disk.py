@@ -102,10 +102,12 @@ def test_a_disk_that_fills_up(
     assert (failed.exit_code, len(told)) == (1, 1), failed.stderr
     assert re.search(rf"[Nn]o space left|{disk}.* GiB free", told[0]), told
     checkpoints = disk / "run" / "checkpoints"
-    assert [path.name for path in list_checkpoints(checkpoints)] == whole
+    kept = [path.name for path in list_checkpoints(checkpoints)]
+    # The second step may fill the disk while the first one's checkpoint is still being written.
+    assert kept == whole or (what in ("metrics", "samples") and kept == [])
     said: list[str] = []
     newest = newest_whole(checkpoints, said.append)
-    assert (newest.name if newest else None, said) == (whole[-1] if whole else None, [])
+    assert (newest.name if newest else None, said) == (kept[-1] if kept else None, [])
 
     os.unlink(disk / "ballast")
     done = train(tmp_path / "mine.yaml", "--resume")

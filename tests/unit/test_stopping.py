@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -191,6 +192,28 @@ def test_a_second_signal_does_not_wait_for_a_thread_that_hangs() -> None:
         [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
     )
     assert (done.returncode, done.stdout) == (130, "ends at once: True\n"), done.stderr
+
+
+def test_a_second_signal_in_another_task_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def signalled() -> None:
+        hear(signal.SIGINT)
+        time.sleep(ECHO_S)
+        hear(signal.SIGINT)
+        await asyncio.sleep(60)
+
+    async def fails() -> None:
+        raise ValueError("told")
+
+    async def work(stop: StopRequest) -> None:
+        with stop.held():
+            tasks = [asyncio.create_task(fails()), asyncio.create_task(signalled())]
+            await asyncio.sleep(60)
+            await asyncio.gather(*tasks)
+
+    assert stopped(lambda stop: stop.run(work(stop))).at_once
+    gc.collect()
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == ["told"]
 
 
 def test_a_lost_folder_is_an_error_of_its_own() -> None:
