@@ -46,9 +46,10 @@ def keep_temporary_files_together(run_folder: Path) -> None:
     # But what torch has compiled shall be found again: this fixes its cache where it is.
     cache_dir_utils.cache_dir()
     folder = str(scratch_folder(scratch_of_engines(run_folder)))
-    # The kernel takes no longer path for a socket; where TMPDIR is long, sockets stay in it.
-    if len(folder) + SOCKET_NAME_CHARS > MAX_SOCKET_PATH:
-        os.environ.setdefault("VLLM_RPC_BASE_PATH", tempfile.gettempdir())
+    # For the engine's own processes too. The kernel takes no longer path for a socket; where TMPDIR is long, they stay
+    # in it.
+    fits = len(folder) + SOCKET_NAME_CHARS <= MAX_SOCKET_PATH
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", folder if fits else tempfile.gettempdir())
     tempfile.tempdir = folder
 
 

@@ -100,6 +100,7 @@ def test_an_engines_temporary_files_lie_together_and_compiled_code_does_not(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "")
     run = place / "runs" / "mine"
     engine_processes.keep_temporary_files_together(run)
     folder = scratch_folder(engine_processes.scratch_of_engines(run))
