@@ -110,6 +110,7 @@ def test_parallel_runs_share_what_the_first_of_a_seed_leaves(tmp_path: Path, tin
     assert "reference.max_bytes=1: the samples to rehearse take" in done.output
 
 
+@pytest.mark.long
 def test_deterministic_runs_give_the_same_figures_on_engines_that_went_before(tmp_path: Path, tiny_dir: str) -> None:
     suite = tmp_path / "mine.yaml"
     twice = (

@@ -136,6 +136,7 @@ def test_weights_reach_every_worker_of_every_engine_again_and_again(parts: Simpl
         assert refit(parts)["sync/logprob_gap_max"] <= 1e-4
 
 
+@pytest.mark.long
 def test_a_dead_worker_costs_its_engine_and_the_sync_ends_all_the_same(
     parts: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
