@@ -19,6 +19,7 @@ from actors.waiting import Actor, limited, within
 from actors.watched import STACK_TIMEOUT_S, StuckError, answer_of, log_stack
 from actors.weight_transfer.failures import SendOutcome
 from actors.weight_transfer.ledger import WeightSummary
+from dphrl.background import one_of_many
 from dphrl.learner.update import combine_rank_metrics
 from dphrl.learner.utilization import Compute, utilization
 from dphrl.protocols import LastUpdate, LearnerLostError, WeightChunk
@@ -104,7 +105,7 @@ class RayLearner:
         """
         streams = [rank.publish.remote() for rank in self.ranks]
         # Rank 0 waits in a gather for a rank that failed, so what the others say is listened to as well.
-        others = asyncio.gather(*[_end_of(stream) for stream in streams[1:]])
+        others = one_of_many(asyncio.gather(*[_end_of(stream) for stream in streams[1:]]))
         try:
             async with self._or_lost():
                 while (chunk := await _unless_failed(self._next_of(streams[0]), others)) is not None:
@@ -131,7 +132,7 @@ class RayLearner:
 
     async def _send_weights(self, engines: Sequence[Actor], width: int, limit_s: float) -> SendOutcome:
         call = (list(engines), width, self._policy_version, limit_s)
-        ranks = [asyncio.ensure_future(rank.send_weights.remote(*call)) for rank in self.ranks]
+        ranks = [one_of_many(asyncio.ensure_future(rank.send_weights.remote(*call))) for rank in self.ranks]
         # Ranks wait for each other, so the first that fails tells why. Each step has its limit, in rank 0.
         limit = MAX_SESSION_STEPS * limit_s + SESSION_GRACE_S
         done, late = await asyncio.wait(ranks, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
@@ -254,7 +255,7 @@ async def _end_of(stream: Any) -> None:
 
 async def _unless_failed(waiting: Awaitable[T], others: asyncio.Future[Any]) -> T:
     """The result of `waiting`, or at once the error of `others`."""
-    task = asyncio.ensure_future(waiting)
+    task = one_of_many(asyncio.ensure_future(waiting))
     try:
         await asyncio.wait([task, others], return_when=asyncio.FIRST_COMPLETED)
         if others.done():

@@ -17,6 +17,7 @@ from actors.reward_pool import RayRewardPool
 from actors.rollout_pool import RayRolloutPool
 from actors.waiting import Actor
 from actors.watched import WATCH, Watched, answer_of
+from dphrl.background import one_of_many
 from dphrl.config.schema import Config
 from dphrl.own_code import pin
 from dphrl.protocols import LearnerLostError, OnGraded
@@ -128,8 +129,8 @@ async def _follow(sampler: Actor, filling: Any, on_graded: OnGraded, limit_s: fl
         call = sampler.newly_graded.remote()
         on_graded(*await answer_of(sampler, WHO, "tell what it has graded", call, limit_s, setting))
 
-    ending: asyncio.Future[Filled] = asyncio.ensure_future(
-        answer_of(sampler, WHO, "grade or score anything", filling, limit_s, setting, moves=True)
+    ending: asyncio.Future[Filled] = one_of_many(
+        asyncio.ensure_future(answer_of(sampler, WHO, "grade or score anything", filling, limit_s, setting, moves=True))
     )
     try:
         while not (await asyncio.wait([ending], timeout=PROGRESS_INTERVAL_S))[0]:

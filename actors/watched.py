@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.waiting import Actor, limited
+from dphrl.background import one_of_many
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ async def answer_of(
     limit; the actor's stacks are then in the log.
     """
     asked_at = datetime.now(UTC)
-    waiting = asyncio.ensure_future(call)
+    waiting = one_of_many(asyncio.ensure_future(call))
     left_s = limit_s
     try:
         while not (await asyncio.wait([waiting], timeout=left_s))[0]:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
+from dphrl.background import one_of_many
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.data.schedule import derive_seed, replacement_indices, spread, step_indices
@@ -210,7 +211,7 @@ class StepCollector:
 
     def _begin(self, step: int) -> asyncio.Task[StepRollouts]:
         asked = self._config, self._prompts, self._parts, step, self._watch, self._replayed
-        return asyncio.create_task(collect_step(*asked))
+        return one_of_many(asyncio.create_task(collect_step(*asked)))
 
     def _tell_failures(self, step: int, rollouts: StepRollouts) -> None:
         for failure in self._watch.failures[self._num_told :]:

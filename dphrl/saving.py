@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from dphrl.background import in_background
+from dphrl.background import in_background, one_of_many
 from dphrl.config.schema import Config
 from dphrl.durable import damage, put_in_place, seal
 from dphrl.learner.checkpoint import (
@@ -73,8 +73,8 @@ class CheckpointSaver:
         num_bytes = await learner.copy_state()
         self._check_room(step, num_bytes)
         self._saved_at = time.monotonic()
-        self._state = asyncio.create_task(self._write_state(manifest))
-        self._export = asyncio.create_task(self._write_export(step, self._state))
+        self._state = one_of_many(asyncio.create_task(self._write_state(manifest)))
+        self._export = one_of_many(asyncio.create_task(self._write_export(step, self._state)))
 
     async def catch_up(self, step: int) -> None:
         """Export the model of `step`, from whose checkpoint the run goes on, unless it is there as it was written."""
@@ -84,7 +84,7 @@ class CheckpointSaver:
         problem = await asyncio.to_thread(damage, exported)
         if problem is not None:
             await self._learner.copy_state()
-            self._export = asyncio.create_task(self._write_export(step))
+            self._export = one_of_many(asyncio.create_task(self._write_export(step)))
 
     def check(self) -> None:
         """Raises CheckpointError when what is being written has failed meanwhile."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,6 +24,28 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_to_asyncio() -> Iterator[list[str]]:
+    """A task that fails is awaited, or says that it may be given up (dphrl.background.one_of_many).
+
+    For others the module's tests fail, because asyncio writes a traceback when Python collects the task: to a user's
+    terminal, and here in the middle of another test, which fails if it is making a syntax tree (Python 3.11).
+    """
+    reports: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "never retrieved" in record.getMessage():
+                reports.append(record.getMessage())
+
+    listener = Listener()
+    logging.getLogger("asyncio").addHandler(listener)
+    yield reports
+    gc.collect()
+    logging.getLogger("asyncio").removeHandler(listener)
+    assert reports == []
 
 
 @pytest.fixture(scope="session")

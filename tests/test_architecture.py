@@ -69,7 +69,7 @@ ROOMS = {
     "fingerprint": "types config model_files rewards",
     "chunks": "types durable config fingerprint",
     "data": "tiny types config rewards",
-    "collect": "types config tracking protocols rewards data",
+    "collect": "background types config tracking protocols rewards data",
     "prepare": "types durable model_files config tokenizer models learner tracking rewards data",
     "evaluation": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types stopping config batch tracking protocols collect",

@@ -194,7 +194,9 @@ def test_a_second_signal_does_not_wait_for_a_thread_that_hangs() -> None:
     assert (done.returncode, done.stdout) == (130, "ends at once: True\n"), done.stderr
 
 
-def test_a_second_signal_in_another_task_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_signal_in_another_task_is_told_once(
+    caplog: pytest.LogCaptureFixture, left_to_asyncio: list[str]
+) -> None:
     async def signalled() -> None:
         hear(signal.SIGINT)
         time.sleep(ECHO_S)
@@ -214,6 +216,8 @@ def test_a_second_signal_in_another_task_is_told_once(caplog: pytest.LogCaptureF
     gc.collect()
     told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert told == ["told"]
+    assert len(left_to_asyncio) == 1
+    left_to_asyncio.clear()
 
 
 def test_a_lost_folder_is_an_error_of_its_own() -> None:
