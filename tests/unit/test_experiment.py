@@ -56,11 +56,18 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
     assert len({(c.learner.num_steps, c.rollout.num_prompts) for c in configs}) == 1
     if not name.startswith("tune-"):
         assert len(suite.seeds) >= 3
-        # The same budget for every arm, or the comparison is none.
-        assert len({c.learner.lr for c in configs}) == 1
+        # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose.
+        choosing = {"grpo-half-lr", "maxrl", "uniqueness"} if name.startswith("diversity-") else set()
+        assert len({c.learner.lr for arm, c in zip(suite.arms, configs, strict=True) if arm not in choosing}) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in list_suites() if name.startswith("passk-")])
+@pytest.mark.parametrize("name", ["diversity-math", "diversity-sql"])
+def test_the_half_rate_is_half_the_rate(name: str) -> None:
+    half, whole = (load_suite(name).config(arm, 1, "runs").learner.lr for arm in ("grpo-half-lr", "grpo"))
+    assert half == whole / 2
+
+
+@pytest.mark.parametrize("name", [name for name in list_suites() if name.startswith(("passk-", "diversity-"))])
 def test_results_are_not_measured_on_seeds_that_were_tuned_on(name: str) -> None:
     tuned_on = {seed for tuning in list_suites() if tuning.startswith("tune-") for seed in load_suite(tuning).seeds}
     assert not tuned_on & set(load_suite(name).seeds)
