@@ -82,10 +82,10 @@ def check_trials(suite: Suite, run_dir: str, overrides: Sequence[str]) -> None:
         raise InputError(f"{tuned[0]}: the tuning of suite {suite.name} tries values of it; leave the override out")
     for arm in trials.arms:
         measured = trials.config(arm, part.seeds[0], run_dir, overrides).evaluation.k
-        for key in part.choose.rates:
+        for place, key in part.rates:
             if key.startswith("pass@") and int(key.removeprefix("pass@")) not in measured:
                 k = ", ".join(map(str, measured))
-                raise InputError(f"suite {suite.name}: tuning.choose looks at {key}, but evaluation.k has {k}; add it")
+                raise InputError(f"suite {suite.name}: tuning.{place} looks at {key}, but evaluation.k has {k}; add it")
 
 
 def judge(suite: Suite, results: Results) -> list[Trial]:
@@ -100,10 +100,11 @@ def judge(suite: Suite, results: Results) -> list[Trial]:
             for name, settings in zip(trial_names(part, [arm]), grid, strict=True)
         ]
         finished = [trial.rates[DOMAINS[0]] for trial in trials if trial.rates]
-        scores = [part.choose.score(trial.rates[DOMAINS[0]]) if trial.rates else None for trial in trials]
+        rule = part.rule_of(arm)
+        scores = [rule.score(trial.rates[DOMAINS[0]]) if trial.rates else None for trial in trials]
         is_whole = len(finished) == len(trials)
-        counts = part.choose.eligible(finished) if is_whole else [False] * len(trials)
-        chosen = part.choose.choose(finished) if is_whole else None
+        counts = rule.eligible(finished) if is_whole else [False] * len(trials)
+        chosen = rule.choose(finished) if is_whole else None
         found += [
             Trial(trial.arm, trial.name, trial.settings, trial.rates, score, counting, place == chosen)
             for place, (trial, score, counting) in enumerate(zip(trials, scores, counts, strict=True))
@@ -114,14 +115,14 @@ def judge(suite: Suite, results: Results) -> list[Trial]:
 def _rates(part: TuningPart, results: Results, name: str) -> dict[str, dict[str, float]]:
     rates: dict[str, dict[str, float]] = {}
     for domain in DOMAINS:
-        for key in dict.fromkeys([*_SHOWN, *part.choose.rates]):
+        for key in dict.fromkeys([*_SHOWN, *(key for _, key in part.rates)]):
             if key.startswith("pass@") and int(key.removeprefix("pass@")) not in results["k"]:
                 continue
             by_seed = values_by_seed(results["rows"], name, domain, key)
             if all(seed in by_seed for seed in part.seeds):
                 rates.setdefault(domain, {})[key] = statistics.fmean(by_seed[seed] for seed in part.seeds)
-    # Without every rate of the rule in domain there is nothing to judge by.
-    return rates if {*part.choose.rates} <= rates.get(DOMAINS[0], {}).keys() else {}
+    # Without every rate of the rules in domain there is nothing to judge by.
+    return rates if {key for _, key in part.rates} <= rates.get(DOMAINS[0], {}).keys() else {}
 
 
 def trials_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[object]]]:
@@ -166,6 +167,7 @@ def tuning_record(suite: Suite, trials: Sequence[Trial], overrides: Sequence[str
         "seeds": list(part.seeds),
         "rule": part.rule,
         "choose": part.choose.model_dump(mode="json"),
+        "choose_for": {arm: rule.model_dump(mode="json") for arm, rule in part.choose_for.items()},
         "overrides": list(overrides),
         "trials": [
             {

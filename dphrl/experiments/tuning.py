@@ -77,15 +77,29 @@ class TuningPart(Section):
     """The rule in a sentence, for readers."""
     choose: Choice
     """The rule as arithmetic."""
+    choose_for: dict[str, Choice] = {}  # noqa: RUF012  (pydantic copies it)
+    """Arms with a rule of their own, such as plain RL, whose learning rate is chosen for Pass@1."""
     grid: Annotated[dict[str, Annotated[tuple[Settings, ...], Field(min_length=1)]], Field(min_length=1)]
     """For each arm the settings to try, as section.key: value, beyond the arm's own. Every arm has the same number of
     them, so that each has the same budget."""
+
+    def rule_of(self, arm: str) -> Choice:
+        """What chooses among the settings of `arm`."""
+        return self.choose_for.get(arm, self.choose)
+
+    @property
+    def rates(self) -> list[tuple[str, str]]:
+        """Every rate that a rule looks at, after the rule's key in this section."""
+        rules = {"choose": self.choose, **{f"choose_for.{arm}": rule for arm, rule in self.choose_for.items()}}
+        return [(place, key) for place, rule in rules.items() for key in rule.rates]
 
     def check(self, arms: Iterable[str], seeds: Sequence[int]) -> None:
         """Raises ValueError when the section does not fit a suite with these arms and seeds of results."""
         known = list(arms)
         if unknown := [arm for arm in self.grid if arm not in known]:
             raise ValueError(f"tuning.grid: {', '.join(unknown)} not among arms ({', '.join(known)})")
+        if unknown := [arm for arm in self.choose_for if arm not in self.grid]:
+            raise ValueError(f"tuning.choose_for: {', '.join(unknown)} not in tuning.grid ({', '.join(self.grid)})")
         budgets = {arm: len(trials) for arm, trials in self.grid.items()}
         if len(set(budgets.values())) > 1:
             counts = ", ".join(f"{arm} {count}" for arm, count in budgets.items())

@@ -57,11 +57,11 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
     if not name.startswith("tune-"):
         assert len(suite.seeds) >= 3
         # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose.
-        choosing = {"grpo-half-lr", "maxrl", "uniqueness"} if name.startswith("diversity-") else set()
+        choosing = {"grpo-half-lr", "maxrl", "uniqueness"}
         assert len({c.learner.lr for arm, c in zip(suite.arms, configs, strict=True) if arm not in choosing}) == 1
 
 
-@pytest.mark.parametrize("name", ["diversity-math", "diversity-sql"])
+@pytest.mark.parametrize("name", [name for name in list_suites() if "grpo-half-lr" in load_suite(name).arms])
 def test_the_half_rate_is_half_the_rate(name: str) -> None:
     half, whole = (load_suite(name).config(arm, 1, "runs").learner.lr for arm in ("grpo-half-lr", "grpo"))
     assert half == whole / 2

@@ -124,6 +124,16 @@ def test_bounds_that_no_trial_meets_leave_all_to_choose_from() -> None:
         ),
         ("highest: [pass@4]", "highest: []", "tuning.choose: highest: no rate to choose by; write pass@K or retention"),
         ("highest: [pass@4]", "highest: [pass@8]", "tuning.choose looks at pass@8, but evaluation.k has 1, 4; add it"),
+        (
+            "  grid:",
+            "  choose_for: {rkl: {highest: [pass@4]}}\n  grid:",
+            "choose_for: rkl not in tuning.grid (grpo, js)",
+        ),
+        (
+            "  grid:",
+            "  choose_for: {js: {highest: [pass@2]}}\n  grid:",
+            "tuning.choose_for.js looks at pass@2, but evaluation.k has 1, 4; add it",
+        ),
         ("learner.lr: 1.0e-5", "learner.lr: fast", "arm grpo-1: "),
         (SUITE[SUITE.index("tuning:") :], "", "suite mine has no section `tuning`"),
     ],
@@ -192,6 +202,20 @@ def test_tuning_runs_the_grid_and_chooses_by_the_rule(suite_file: Path, trained:
     assert table["grpo", "learner.lr=2e-05"] == "too far below the best"
     assert table["js", "algorithm.eta=1.0"] == "chosen"
     assert "js: algorithm.eta=1.0" in done.output
+
+
+def test_an_arm_may_have_a_rule_of_its_own(suite_file: Path, trained: list[str]) -> None:
+    general = "choose: {highest: [pass@4], within: {pass@1: 0.1}}"
+    suite_file.write_text(
+        SUITE.replace(general, "choose: {highest: [pass@4]}\n  choose_for: {grpo: {highest: [pass@1]}}")
+    )
+    done = tune(suite_file)
+    assert done.exit_code == 0, done.output
+    record = json.loads((suite_file.parent / "mine-tuning" / "tuning.json").read_text())
+    # By Pass@4 alone it would be grpo-2.
+    assert record["chosen"] == {"grpo": {"learner.lr": 1e-5}, "js": {"algorithm.eta": 1.0}}
+    assert [trial["score"] for trial in record["trials"]] == [0.5, 0.25, 0.5, 1.0]
+    assert record["choose_for"] == {"grpo": {"highest": ["pass@1"], "within": {}}}
 
 
 def test_a_tuning_goes_on_where_it_stopped(
