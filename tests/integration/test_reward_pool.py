@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dphrl.types import Completion, Prompt, RewardResult, RewardStatus
@@ -106,12 +107,16 @@ def test_a_worker_whose_restart_fails_starts_again_once_it_can(
     name = "tests.integration.test_reward_pool:Fragile"
     config = make_config(reward={"name": name, "params": {"obstacle": str(obstacle)}})
     worker = RewardWorker.options(num_cpus=0.1, max_restarts=-1).remote(config.reward)
-    ray.get(worker.ready.remote(), timeout=60)
+    pid = ray.get(worker.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
     pool = RayRewardPool([worker], config)
 
     async def grade() -> list[RewardResult]:
         obstacle.touch()
         ray.kill(worker, no_restart=False)
+        # Ray tells it to end. On a busy machine it might grade what comes until then.
+        async with asyncio.timeout(60):
+            while psutil.pid_exists(pid):
+                await asyncio.sleep(0.05)
         grading = asyncio.create_task(_grade(pool, items("right", "wrong")))
         await asyncio.sleep(5)
         assert not grading.done(), "it is down, and waited for"
