@@ -12,6 +12,66 @@ import typer
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
 
 
+KindArgument = Annotated[
+    Literal["kubernetes", "slurm", "compose"],
+    typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")]
+ImageOption = Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of a node; else what the run takes, up to 8.")
+]
+CpusOption = Annotated[
+    int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 10 a GPU, or 8.")
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: of a node; else as planned."),
+]
+NodesOption = Annotated[
+    int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
+]
+NamespaceOption = Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")]
+ClaimOption = Annotated[
+    str, typer.Option("--volume-claim", metavar="NAME", help="Kubernetes: a shared volume that exists.")
+]
+VolumeOption = Annotated[
+    str,
+    typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise; else as planned."),
+]
+SecretOption = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        metavar="NAME",
+        help="The Secret with HF_TOKEN and the like, if it exists; Compose: the file NAME.env. '' for none.",
+    ),
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="NAME=VALUE", help="A variable of the run's processes, such as NCCL's; repeat it."),
+]
+SelectorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node-selector", metavar="NAME=VALUE", help="Kubernetes: label of nodes for workers (with GPUs); repeat it."
+    ),
+]
+ResourceOption = Annotated[
+    list[str] | None,
+    typer.Option("--resource", metavar="NAME=AMOUNT", help="Kubernetes: what these ask for too: rdma/ib=8; repeat it."),
+]
+PullOption = Annotated[
+    str, typer.Option("--image-pull-secret", metavar="NAME", help="Kubernetes: the Secret to pull the image with.")
+]
+DeadlineOption = Annotated[
+    int | None,
+    typer.Option(
+        "--active-deadline", metavar="SECONDS", min=1, help="Kubernetes: end the job after this time; else never."
+    ),
+]
+
+
 def add_render_command(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
@@ -33,76 +93,24 @@ Examples:
 
 
 def render(
-    kind: Annotated[
-        Literal["kubernetes", "slurm", "compose"],
-        typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
-    ],
+    kind: KindArgument,
     config: ConfigArgument,
     overrides: OverridesArgument = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")
-    ] = None,
-    image: Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")] = "",
-    gpus_per_node: Annotated[
-        int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of a node; else what the run takes, up to 8.")
-    ] = None,
-    cpus_per_node: Annotated[
-        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 10 a GPU, or 8.")
-    ] = None,
-    memory_per_node: Annotated[
-        int | None,
-        typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: of a node; else as planned."),
-    ] = None,
-    max_nodes: Annotated[
-        int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
-    ] = None,
-    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")] = "",
-    volume_claim: Annotated[
-        str, typer.Option("--volume-claim", metavar="NAME", help="Kubernetes: a shared volume that exists.")
-    ] = "",
-    volume_size: Annotated[
-        str,
-        typer.Option(
-            "--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise; else as planned."
-        ),
-    ] = "",
-    secret: Annotated[
-        str,
-        typer.Option(
-            "--secret",
-            metavar="NAME",
-            help="The Secret with HF_TOKEN and the like, if it exists; Compose: the file NAME.env. '' for none.",
-        ),
-    ] = "dphrl",
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env", metavar="NAME=VALUE", help="A variable of the run's processes, such as NCCL's; repeat it."
-        ),
-    ] = None,
-    node_selector: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--node-selector",
-            metavar="NAME=VALUE",
-            help="Kubernetes: label of nodes for workers (with GPUs); repeat it.",
-        ),
-    ] = None,
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--resource", metavar="NAME=AMOUNT", help="Kubernetes: what these ask for too: rdma/ib=8; repeat it."
-        ),
-    ] = None,
-    image_pull_secret: Annotated[
-        str, typer.Option("--image-pull-secret", metavar="NAME", help="Kubernetes: the Secret to pull the image with.")
-    ] = "",
-    active_deadline: Annotated[
-        int | None,
-        typer.Option(
-            "--active-deadline", metavar="SECONDS", min=1, help="Kubernetes: end the job after this time; else never."
-        ),
-    ] = None,
+    output: OutputOption = None,
+    image: ImageOption = "",
+    gpus_per_node: GpusOption = None,
+    cpus_per_node: CpusOption = None,
+    memory_per_node: MemoryOption = None,
+    max_nodes: NodesOption = None,
+    namespace: NamespaceOption = "",
+    volume_claim: ClaimOption = "",
+    volume_size: VolumeOption = "",
+    secret: SecretOption = "dphrl",
+    env: EnvOption = None,
+    node_selector: SelectorOption = None,
+    resource: ResourceOption = None,
+    image_pull_secret: PullOption = "",
+    active_deadline: DeadlineOption = None,
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
