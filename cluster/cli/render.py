@@ -11,7 +11,6 @@ import typer
 
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
 
-
 KindArgument = Annotated[
     Literal["kubernetes", "slurm", "compose"],
     typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
