@@ -11,6 +11,7 @@ from typing import Never
 
 from cluster.planning.shapes import model_shape
 from cluster.planning.storage import disk_warning
+from cluster.refusals import NOTE
 from dphrl.config.loading import InputError, dump_config
 from dphrl.config.schema import Config
 from dphrl.durable import write_obstacle
@@ -245,7 +246,7 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"{folder} already holds a run; continue it with --resume, replace it with --overwrite, or choose "
             "another run_name"
         )
-    holds_files = folder.is_dir() and any(path.name != OWNER_FILE for path in folder.iterdir())
+    holds_files = folder.is_dir() and any(path.name not in (OWNER_FILE, NOTE) for path in folder.iterdir())
     if overwrite and holds_files and not (folder / "config.yaml").is_file():
         raise InputError(
             f"{folder} holds no run (no config.yaml), so --overwrite leaves it alone; choose another run_name"

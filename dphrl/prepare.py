@@ -20,6 +20,7 @@ from dphrl.data.golds import CHECKED_KINDS, check_golds, refuse_or_drop, same_go
 from dphrl.data.loading import load_problems
 from dphrl.data.problems import Problem
 from dphrl.durable import DISK_FAULTS
+from dphrl.hub import access_obstacle
 from dphrl.learner.lora import check_lora
 from dphrl.model_files import check_files
 from dphrl.models import resolve_model
@@ -75,6 +76,8 @@ def prepare(config: Config, console: Console, *, model: str | None = None) -> Pr
         model_dir = str(resolve_model(model or config.model.path))
         if os.path.isdir(model_dir):  # a hub model is downloaded whole
             check_files(Path(model_dir))
+        elif obstacle := access_obstacle(model_dir):
+            raise ValueError(obstacle)
         vocab_size = _check_model(config, model_dir)
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         if config.model.lora is not None:

@@ -55,7 +55,9 @@ ROOMS = {
     "outputs": "durable config",
     "owner": "durable config",
     "scratch": "owner",
-    "cluster.doctor": "processors",
+    "hub": "model_files",
+    "cluster.doctor": "hub processors",
+    "cluster.refusals": "durable config owner",
     "tokenizer": "model_files",
     "models": "tiny tokenizer",
     "sandbox": "types own_code",
@@ -70,7 +72,7 @@ ROOMS = {
     "chunks": "types durable config fingerprint",
     "data": "tiny types config rewards",
     "collect": "background types config tracking protocols rewards data",
-    "prepare": "types durable model_files config tokenizer models learner tracking rewards data",
+    "prepare": "types durable model_files hub config tokenizer models learner tracking rewards data",
     "evaluation": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
     "loop": "types stopping config batch tracking protocols collect",
     "reference": "types durable config fingerprint tracking chunks protocols rewards data collect prepare",
@@ -104,7 +106,7 @@ ROOMS = {
     "cluster.render": "config cluster.planning",
     "cluster.launch": (
         "stopping durable config outputs owner fingerprint learner tracking protocols prepare evaluation reference "
-        "inline resume run cluster.planning cluster.ray_system"
+        "inline resume run cluster.planning cluster.refusals cluster.ray_system"
     ),
     "cluster.experiments": (
         "durable stopping config outputs owner own_code sandbox tracking protocols prepare experiments resume "
@@ -117,8 +119,8 @@ ROOMS = {
     ),
     "cluster.cli": (
         "cluster.doctor dphrl config own_code cluster.jobs cluster.orders tracking rewards experiments "
-        "cluster.planning report cluster.render cluster.launch cluster.replay cluster.experiments cluster.tuning "
-        "exporting outputs stopping"
+        "cluster.planning report cluster.refusals cluster.render cluster.launch cluster.replay cluster.experiments "
+        "cluster.tuning exporting outputs stopping"
     ),
     "__main__": "own_code processors cluster.cli",
 }

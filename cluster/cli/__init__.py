@@ -27,6 +27,7 @@ from cluster.cli.support import (
     InsistOption,
     OverridesArgument,
     exit_status,
+    lines_of_refusal,
     say,
 )
 from cluster.cli.tune import add_tune_command
@@ -70,13 +71,22 @@ def train(
         bool, typer.Option("--overwrite", help="Delete what an earlier run of this run_name left, and start anew.")
     ] = False,
     inline: InlineOption = False,
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries", metavar="N", min=0, help="A scheduler starts this again N times: what is refused, only once."
+        ),
+    ] = 0,
 ) -> None:
     with exit_status() as run:
         run.check_start(resume=resume, insist=insist, overwrite=overwrite)
         loaded = run.load(config, overrides)
-        from cluster.launch import run_training
+        from cluster.refusals import not_tried_again
 
-        run_training(loaded, resume=resume, insist=insist, inline=inline, overwrite=overwrite)
+        with not_tried_again(loaded, retries, lines_of_refusal):
+            from cluster.launch import run_training
+
+            run_training(loaded, resume=resume, insist=insist, inline=inline, overwrite=overwrite)
 
 
 @app.command(
@@ -194,6 +204,9 @@ def doctor(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Where results will go: every node must see and write it.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A hub model that runs will name: may the token here have it?")
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=1, help="For the cluster's answers.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
@@ -205,10 +218,11 @@ def doctor(
     Examples:
       dphrl doctor
       dphrl doctor --address head:6379 --run-dir /shared/runs
+      dphrl doctor --model org/name
     """
     from cluster.doctor import examine, render
 
-    checks = examine(address, run_dir, timeout_s)
+    checks = examine(address, run_dir, timeout_s, model)
     healthy = all(check.status != "missing" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": healthy, "checks": [check.as_dict() for check in checks]}, indent=2))

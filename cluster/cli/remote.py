@@ -1,15 +1,15 @@
-"""Commands about clusters: plan a run, submit it, handle the jobs of a cluster, write files that start a cluster."""
+"""Commands about clusters: plan a run, submit it, handle the jobs of a cluster."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli.render import add_render_command
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status, say
 
 if TYPE_CHECKING:
@@ -62,20 +62,7 @@ Examples:
   dphrl submit my.yaml run_dir=/shared/runs --resume       # the same run, from its last checkpoint""",
     )(submit)
     app.add_typer(jobs_app, name="jobs")
-    app.command(
-        short_help="Write a file that starts a run on a cluster.",
-        help=f"""Write the file that starts a run on Kubernetes (KubeRay), Slurm or Docker Compose.
-
-{CONFIG_HELP}
-
-The file holds the configuration, makes as many nodes as the run needs, and says at its top how to use it.
-
-\b
-Examples:
-  dphrl render kubernetes my.yaml --image registry/dphrl:cuda --gpus-per-node 8 -o run.yaml
-  dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
-  dphrl render compose demo-math -o compose.yaml""",
-    )(render)
+    add_render_command(app)
     app.command(
         short_help="Change the number of engines while a run trains.",
         help="""Change how many engines and reward workers a run has, while it trains.
@@ -204,63 +191,6 @@ def _follow(client: JobClient, job_id: str) -> None:
     raise typer.Exit(status)
 
 
-def render(
-    kind: Annotated[
-        Literal["kubernetes", "slurm", "compose"],
-        typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
-    ],
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")
-    ] = None,
-    image: Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")] = "",
-    gpus_per_node: Annotated[
-        int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of a node; else what the run takes, up to 8.")
-    ] = None,
-    cpus_per_node: Annotated[
-        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 12 a GPU, or 8.")
-    ] = None,
-    memory_per_node: Annotated[
-        int | None, typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: memory of a node.")
-    ] = None,
-    max_nodes: Annotated[
-        int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
-    ] = None,
-    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")] = "",
-    volume_claim: Annotated[
-        str, typer.Option("--volume-claim", metavar="NAME", help="Kubernetes: a shared volume that exists.")
-    ] = "",
-    volume_size: Annotated[
-        str, typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise.")
-    ] = "200Gi",
-) -> None:
-    with exit_status() as run:
-        loaded = run.load(config, overrides)
-        import cluster.render.nodes as rendering
-        from dphrl.outputs import check_output, save_output
-
-        if output is not None:
-            check_output(output)
-        options = rendering.RenderOptions(
-            image=image,
-            gpus_per_node=gpus_per_node,
-            cpus_per_node=cpus_per_node,
-            memory_gib_per_node=memory_per_node,
-            max_nodes=max_nodes,
-            namespace=namespace,
-            volume_claim=volume_claim,
-            volume_size=volume_size,
-            command=_command_line(),
-        )
-        text = rendering.render(kind, loaded, options)
-        if output is None:
-            sys.stdout.write(text)
-            return
-        save_output(output, text)
-        say(f"written to {output}; its first lines say how to use it")
-
-
 def scale(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
     rollout: Annotated[int | None, typer.Option("--rollout", metavar="N", help="Engines that it is to have.")] = None,
@@ -281,17 +211,6 @@ def scale(
             if number is not None and number < 1:
                 raise command.refuse(f"{option} {number}: a run needs at least one; give a number from 1")
         give_order(run, rollout, reward, wait_s=timeout if wait else 0.0, on_message=typer.echo)
-
-
-def _command_line() -> str:
-    """The command that was typed, without --output: the text of a file should not depend on where the file goes."""
-    words, skip = [], False
-    for word in sys.argv[1:]:
-        if skip or word in ("-o", "--output"):
-            skip = not skip
-        elif not word.startswith(("--output=", "-o")):
-            words.append(word)
-    return shlex.join(["dphrl", *words])
 
 
 @jobs_app.command("list")

@@ -98,21 +98,28 @@ def exit_status(goes_on: str = "") -> Iterator[Command]:
         say(f"dphrl: {_stopped(error, run)}")
         raise typer.Exit(getattr(error, "status", 130)) from None
     except Exception as error:
-        from dphrl.config.loading import InputError
-        from dphrl.own_code import ForeignCodeError
-
-        causes = _causes(error)
         if os.environ.get("DPHRL_DEBUG") == "1":
             traceback.print_exception(error)
-        if all(isinstance(cause, InputError | ForeignCodeError) for cause in causes):
-            # All actors of one node say the same, so each line is shown once.
-            for line in dict.fromkeys("\n".join(map(str, causes)).splitlines()):
+        if (lines := lines_of_refusal(error)) is not None:
+            for line in lines:
                 say(f"dphrl: error: {line}")
             raise typer.Exit(2) from None
-        for cause in causes:
+        for cause in _causes(error):
             say(f"dphrl: failed: {_of_a_disk(cause, run.folder) or _in_a_line(cause)}")
         say(_where_to_look(error, run.folder))
         raise typer.Exit(1) from None
+
+
+def lines_of_refusal(error: BaseException) -> list[str] | None:
+    """What the user has to correct, for an error that says nothing else; None for the failure of a run."""
+    from dphrl.config.loading import InputError
+    from dphrl.own_code import ForeignCodeError
+
+    causes = _causes(error)
+    if not all(isinstance(cause, InputError | ForeignCodeError) for cause in causes):
+        return None
+    # All actors of one node say the same, so each line is shown once.
+    return list(dict.fromkeys("\n".join(map(str, causes)).splitlines()))
 
 
 def _stopped(error: KeyboardInterrupt, run: Command) -> str:

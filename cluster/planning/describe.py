@@ -14,7 +14,7 @@ from cluster.planning.memory import (
     Memory,
     cached_sequences,
     colocation_obstacle,
-    dtype_on_gpu,
+    dtype_on,
     engine_memory,
     host_memory,
     learner_memory,
@@ -23,6 +23,7 @@ from cluster.planning.memory import (
 )
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_placement
 from cluster.planning.shapes import ModelShape, model_shape
+from cluster.planning.sizes import CPUS_PER_GPU, node_size, volume_size
 from cluster.planning.storage import disk_need, free_disk
 from cluster.planning.timing import Speed, step_time
 from dphrl.config.loading import InputError
@@ -61,8 +62,7 @@ def parse_cluster(texts: Sequence[str]) -> SimulatedCluster:
     smallest, disks = math.inf, []
     for text in texts:
         shape, accelerator = _shape(text)
-        # Cloud nodes commonly have twelve cores for each GPU.
-        cpus = shape["cpus"] or max(8.0, 12 * shape["gpus"])
+        cpus = shape["cpus"] or max(8.0, CPUS_PER_GPU * shape["gpus"])
         sizes = [shape[key] for key in ("gpu_gib", "host_gib", "disk_gib") if key in shape]
         if shape["nodes"] < 1 or shape["nodes"] % 1 or shape["gpus"] < 0 or cpus < 0 or min(sizes) <= 0:
             raise InputError(f"--simulate {text}: give at least one node, and what it has as positive numbers")
@@ -110,6 +110,8 @@ def describe_plan(config: Config, cluster: SimulatedCluster | None = None, speed
             raise InputError(f"--simulate: this run {error}") from None
         parts.append(_placement_table(placed, cluster.nodes))
         parts += _needs(config, shape, cluster, placed)
+        if shape is not None:
+            parts.append(_to_ask_for(config, shape, cluster, placed))
     if speed is not None:
         parts.append(format_table(HEADINGS, _time(config, speed)))
     return "\n\n".join(parts)
@@ -190,10 +192,13 @@ def _needs(config: Config, shape: ModelShape | None, cluster: SimulatedCluster, 
             f"memory      unknown: the configuration of {config.model.path} is not on this machine; fetch it, or name "
             "a directory as model.path"
         ]
-    with_gpus = any(node.num_gpus for node in cluster.nodes)
-    dtype = dtype_on_gpu(config) if with_gpus or config.model.dtype != "auto" else "float32"
+    with_gpus, dtype = any(node.num_gpus for node in cluster.nodes), _dtype(config, cluster)
     tables = [_gpu_memory(config, shape, dtype, cluster.gpu_gib)] if with_gpus else []
     return [*tables, _host_memory(config, shape, dtype, cluster.nodes, placed), _disk(config, shape, dtype, cluster)]
+
+
+def _dtype(config: Config, cluster: SimulatedCluster) -> str:
+    return dtype_on(config, with_gpus=any(node.num_gpus for node in cluster.nodes))
 
 
 def _gpu_memory(config: Config, shape: ModelShape, dtype: str, gpu_gib: float) -> str:
@@ -238,6 +243,22 @@ def _disk(config: Config, shape: ModelShape, dtype: str, cluster: SimulatedClust
         size += f" of {cluster.disk_gib:.0f} free"
     verdict = "" if fits else "TOO LARGE: a lower checkpoint.keep, or another run_dir"
     return format_table(["disk", "GiB", "made of", ""], [(str(config.folder), size, terms, verdict)])
+
+
+def _to_ask_for(config: Config, shape: ModelShape, cluster: SimulatedCluster, placed: Sequence[Bundle]) -> str:
+    """What `dphrl render kubernetes` asks for: each node's memory and /dev/shm, and a volume that all nodes share."""
+    dtype, lines, num_used = _dtype(config, cluster), dict[tuple[str, ...], list[str]](), 0
+    for node in cluster.nodes:
+        if not (mine := [bundle for bundle in placed if bundle.node == node.name]):
+            continue
+        num_used += 1
+        size = node_size(config, shape, dtype, mine, int(node.num_gpus))
+        for what, asked in (("memory", size.memory), ("of it /dev/shm", size.shared)):
+            lines.setdefault((what, f"{asked.gib}", str(asked)), []).append(node.name)
+    volume = volume_size(config, shape, dtype, num_used)
+    rows = [(_names(names), *line) for line, names in lines.items()]
+    rows.append(("all nodes", "shared volume", f"{volume.gib}", str(volume)))
+    return format_table(["to ask for", "what", "GiB", "made of"], rows)
 
 
 def _terms(memory: Memory) -> str:

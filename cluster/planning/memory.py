@@ -42,6 +42,11 @@ def dtype_on_gpu(config: Config) -> str:
     return "bfloat16" if config.model.dtype == "auto" else config.model.dtype
 
 
+def dtype_on(config: Config, *, with_gpus: bool) -> str:
+    """The number type of the weights where nodes have GPUs, or have none."""
+    return dtype_on_gpu(config) if with_gpus or config.model.dtype != "auto" else "float32"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one GPU, by what they are for."""

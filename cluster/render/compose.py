@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cluster.planning.placement import Node, PlacementError, plan_bundles, plan_placement
+from cluster.planning.memory import GIB, dtype_on
+from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement
+from cluster.planning.shapes import model_shape
+from cluster.planning.sizes import node_size, object_store_gib, shared_beside
 from cluster.render.nodes import (
     CONFIG_PATH,
     DASHBOARD_PORT,
     HEALTH_PATH,
     HEALTH_PORT,
-    MEMORY_GIB_PER_CPU,
-    MEMORY_GIB_PER_GPU,
     RAY_PORT,
     USER_ID,
     Nodes,
@@ -25,12 +26,11 @@ from cluster.render.nodes import (
     made_by,
     nodes_for,
     object_name,
-    shared_memory_gib,
-    store_gib,
     to_yaml,
     wanted_gpus,
     with_settings,
 )
+from cluster.render.options import pairs
 from dphrl.config.loading import config_to_yaml
 from dphrl.config.schema import Config
 
@@ -51,11 +51,8 @@ def render_compose(config: Config, options: RenderOptions) -> str:
     image = image_for(options, workers.shape)
     settings = config_to_yaml(with_settings(config, RUN_DIR, autoscaling="none"))
     needs_data = "DPHRL_DATA" in settings
-    common = _common(image, needs_data)
-    memory = MEMORY_GIB_PER_GPU * workers.gpus or MEMORY_GIB_PER_CPU * workers.cpus
-    store = store_gib(config, memory)
-    if config.cluster.object_store_gib is None:
-        store = min(MAX_STORE_GIB, store)
+    common = _common(image, options, needs_data)
+    store = _store_gib(config, workers)
     services = {"head": _head(common)}
     for i in range(workers.count):
         services[f"worker-{i + 1}"] = _worker(common, workers, i, store)
@@ -101,8 +98,21 @@ def _two_hold(config: Config, shape: Node) -> bool:
     return True
 
 
+def _store_gib(config: Config, workers: Nodes) -> int:
+    """The object store of the fullest worker. Without a model's sizes, weights on their way have no part in it."""
+    shape = model_shape(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    dtype = dtype_on(config, with_gpus=workers.gpus > 0)
+    shapes = [Node(f"worker-{i}", workers.shape.num_cpus, workers.shape.num_gpus) for i in range(workers.count)]
+    on_node: dict[str, list[Bundle]] = {}
+    for bundle in plan_placement(config, shapes):
+        on_node.setdefault(bundle.node, []).append(bundle)
+    planned = [node_size(config, shape, dtype, on, workers.gpus).store_gib for on in on_node.values()] if shape else []
+    store = max(planned, default=object_store_gib(config, 0.0))
+    return store if config.cluster.object_store_gib else min(MAX_STORE_GIB, store)
+
+
 # ------------------------------------------------------------------------------------------ services
-def _common(image: str, needs_data: bool) -> dict[str, Any]:
+def _common(image: str, options: RenderOptions, needs_data: bool) -> dict[str, Any]:
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": f"/run/secrets/{SECRET}",
@@ -111,6 +121,8 @@ def _common(image: str, needs_data: bool) -> dict[str, Any]:
         # The caches lie beside the runs, where every container finds what another one has made.
         "HF_HOME": f"{RUN_DIR}/.cache/huggingface",
         "DPHRL_CACHE": f"{RUN_DIR}/.cache/dphrl",
+        # Compose replaces $NAME itself, so each dollar sign is written twice.
+        **{name: value.replace("$", "$$") for name, value in pairs("--env", options.env)},
     }
     volumes: list[dict[str, Any]] = [{"type": "volume", "source": "runs", "target": RUN_DIR}]
     if needs_data:
@@ -120,11 +132,17 @@ def _common(image: str, needs_data: bool) -> dict[str, Any]:
     return {
         "image": image,
         "init": True,
+        **_secrets(options),
         "environment": environment,
         "volumes": volumes,
         # The secret is readable by the user that the images run as, and by nobody else.
         "secrets": [{"source": SECRET, "uid": str(USER_ID), "gid": str(USER_ID)}],
     }
+
+
+def _secrets(options: RenderOptions) -> dict[str, Any]:
+    """A file beside this one with what is secret. It is optional: a run with a free model needs none."""
+    return {"env_file": [{"path": f"{options.secret}.env", "required": False}]} if options.secret else {}
 
 
 def _head(common: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +181,7 @@ def _train(common: dict[str, Any], others: list[str]) -> dict[str, Any]:
         # RAY_ADDRESS is meant for the driver; `ray start` gets its address as an option.
         "entrypoint": ["bash", "-ec", f'env -u RAY_ADDRESS {join} >/dev/null; exec dphrl "$$@"', "dphrl"],
         "command": ["train", CONFIG_PATH],
-        "shm_size": f"{shared_memory_gib(IDLE_STORE_GIB, 0)}g",
+        "shm_size": f"{_shared_gib(IDLE_STORE_GIB, 0)}g",
         "configs": [{"source": "run", "target": CONFIG_PATH}],
         "depends_on": {name: {"condition": "service_healthy"} for name in others},
     }
@@ -174,8 +192,12 @@ def _ray_node(common: dict[str, Any], arguments: list[str], store: int, gpus: in
         **common,
         "entrypoint": ["ray", "start"],
         "command": ["--block", *arguments, _store_flag(store)],
-        "shm_size": f"{shared_memory_gib(store, gpus)}g",
+        "shm_size": f"{_shared_gib(store, gpus)}g",
     }
+
+
+def _shared_gib(store: int, gpus: int) -> int:
+    return store + math.ceil(shared_beside(gpus) / GIB)
 
 
 def _store_flag(store: int) -> str:
@@ -188,12 +210,18 @@ def _health(test: list[str]) -> dict[str, Any]:
 
 def _header(config: Config, options: RenderOptions, workers: Nodes, image: str, needs_data: bool) -> list[str]:
     needs = ["Data:     DPHRL_DATA names the folder on this machine"] if needs_data else []
+    kept = (
+        [f"Secrets:  {options.secret}.env beside this file, if it is there: HF_TOKEN=..., WANDB_API_KEY=..."]
+        if options.secret
+        else []
+    )
     return [
-        f"Run {config.run_name} with Docker Compose (2.23.1 or newer).",
+        f"Run {config.run_name} with Docker Compose (2.24 or newer).",
         f"Cluster:  a head and {workers.count} workers of {workers.each}",
         *made_by(options),
         f"Image:    {image}; docker/cpu.Dockerfile and docker/cuda.Dockerfile say how to build theirs",
         *needs,
+        *kept,
         "Start:    export RAY_AUTH_TOKEN=$(openssl rand -hex 32)",
         "          docker compose -f FILE up --exit-code-from train",
         f"Go on:    docker compose -f FILE run --rm train train {CONFIG_PATH} --resume",

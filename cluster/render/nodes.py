@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from cluster.planning.placement import EPSILON, Node, PlacementError, num_nodes_needed, plan_bundles
+from cluster.planning.sizes import CPUS_PER_GPU
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
@@ -28,13 +29,12 @@ RAY_PORT = 6379
 DASHBOARD_PORT = 8265
 # Where every Ray node answers whether it is well, without a token. Ray's default, stated because probes rely on it.
 HEALTH_PORT, HEALTH_PATH = 52365, "/api/healthz"
-# What nodes commonly have, used where the options say nothing: GPUs, cores for each GPU, cores without GPUs.
-GPUS_PER_NODE, CPUS_PER_GPU, CPUS_PER_NODE = 8, 12, 8
-MEMORY_GIB_PER_GPU, MEMORY_GIB_PER_CPU = 96, 4
+# What nodes commonly have, used where the options say nothing: GPUs, and cores without GPUs.
+GPUS_PER_NODE, CPUS_PER_NODE = 8, 8
 # The longest name of a RayJob; KubeRay refuses longer ones.
 MAX_NAME_CHARS = 47
-# Ray's own choice of an object store: this share of a node's memory, up to this size.
-STORE_SHARE, MAX_STORE_GIB = 0.3, 200
+# The Secret of Kubernetes, and the file NAME.env of Compose, in which a run looks for its tokens.
+SECRET = "dphrl"
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class RenderOptions:
     # else 0. Compose: GPUs of one worker; None: half of what the run takes.
     gpus_per_node: int | None = None
     # CPUs of one node that Ray may use. On Kubernetes leave a few of the machine's to the system: a pod that asks for
-    # all of them is never scheduled. None: 12 a GPU, or 8. Compose: of one worker; None: just enough.
+    # all of them is never scheduled. None: 10 a GPU, or 8. Compose: of one worker; None: just enough.
     cpus_per_node: int | None = None
-    # Memory of one node, object store and /dev/shm included. None: 96 GiB a GPU, or 4 a CPU. Kubernetes only.
+    # Memory of one node, object store and /dev/shm included. None: what `dphrl plan` says. Kubernetes only.
     memory_gib_per_node: int | None = None
     # How far the cluster may grow, in nodes. None: to what the run needs. A run that needs more is refused.
     max_nodes: int | None = None
@@ -57,8 +57,20 @@ class RenderOptions:
     namespace: str = ""
     # An existing claim for the shared volume. "": one is made along with the run.
     volume_claim: str = ""
-    # Size of the claim that is made.
-    volume_size: str = "200Gi"
+    # Size of the claim that is made. "": what `dphrl plan` says.
+    volume_size: str = ""
+    # A Secret whose keys the pods have as variables, if it exists; Compose: the file NAME.env. "": none.
+    secret: str = SECRET
+    # Variables of the run's processes, each as NAME=VALUE. They are no secrets: the file holds them.
+    env: tuple[str, ...] = ()
+    # Kubernetes: labels, as NAME=VALUE, of the nodes for the workers with GPUs, or for all workers of a run without.
+    node_selector: tuple[str, ...] = ()
+    # Kubernetes: what each of these pods asks for besides, as NAME=AMOUNT.
+    resources: tuple[str, ...] = ()
+    # Kubernetes: the Secret by which images are pulled.
+    image_pull_secret: str = ""
+    # Kubernetes: seconds after which the job is ended, whatever it does. None: never.
+    active_deadline_s: int | None = None
     # The command that asks for this file, for its header.
     command: str = ""
 
@@ -101,38 +113,13 @@ def render(kind: str, config: Config, options: RenderOptions) -> str:
     """
     if kind not in KINDS:
         raise InputError(f"{kind}: nothing renders that; choose one of {', '.join(KINDS)}")
-    check_options(options)
-    # Imported here, not at the top, because the module of each kind imports this one.
+    # Imported here, not at the top, because these modules import this one.
+    from cluster.render.options import check_options
+
+    check_options(kind, options)
     module = import_module(f"cluster.render.{kind}")
     renderer: Callable[[Config, RenderOptions], str] = getattr(module, f"render_{kind}")
     return renderer(config, options)
-
-
-# ------------------------------------------------------------------------------------------ options
-# Names of Kubernetes objects, and quantities of storage.
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|Pi|M|G|T|P)")
-
-
-def check_options(options: RenderOptions) -> None:
-    """Raises InputError for a value that is wrong in every kind of file."""
-    for flag, number, least in (
-        ("--gpus-per-node", options.gpus_per_node, 0),
-        ("--cpus-per-node", options.cpus_per_node, 1),
-        ("--memory-per-node", options.memory_gib_per_node, 1),
-        ("--max-nodes", options.max_nodes, 1),
-    ):
-        if number is not None and number < least:
-            raise InputError(f"{flag} {number}: too few; give {least} or more")
-    for flag, name in (("--namespace", options.namespace), ("--volume-claim", options.volume_claim)):
-        if name and not _DNS_LABEL.fullmatch(name):
-            raise InputError(
-                f"{flag} {name}: no name for a Kubernetes object; use at most 63 lower-case letters, digits and hyphens"
-            )
-    if options.image and (options.image != options.image.strip() or re.search(r"\s", options.image)):
-        raise InputError(f"--image {options.image!r}: has blanks; give one image, such as dphrl:cuda")
-    if not _QUANTITY.fullmatch(options.volume_size):
-        raise InputError(f"--volume-size {options.volume_size}: no size; write 200Gi or 2Ti")
 
 
 def wanted_gpus(config: Config) -> int:
@@ -176,18 +163,6 @@ def flags_of(shape: Node) -> str:
 def image_for(options: RenderOptions, shape: Node) -> str:
     """The container image: the one given, else that for nodes with or without GPUs."""
     return options.image or ("dphrl:cuda" if shape.num_gpus else "dphrl:cpu")
-
-
-# ------------------------------------------------------------------------------------------ sizes
-def store_gib(config: Config, memory_gib: float) -> int:
-    """The object store of a node with this memory, in whole GiB: the configuration's, else Ray's own choice."""
-    given = config.cluster.object_store_gib
-    return math.ceil(given) if given else max(1, min(MAX_STORE_GIB, int(memory_gib * STORE_SHARE)))
-
-
-def shared_memory_gib(store: int, gpus: int) -> int:
-    """The size of /dev/shm. Besides the object store, NCCL, torch and vLLM pass data there, and more with more GPUs."""
-    return store + 1 + gpus
 
 
 # ------------------------------------------------------------------------------------------ text

@@ -35,9 +35,14 @@ _IDENTIFIER = re.compile(r"[a-z]+(?:[_.][a-z]+)*")
 _MIN_CHARACTERS = 8
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether a variable of the environment has the name of a secret, such as HF_TOKEN."""
+    return bool(_VARIABLE.search(name) and not _VARIABLE_OF_PLACE.search(name))
+
+
 def is_secret_variable(name: str, value: str) -> bool:
     """Whether a variable of the environment is a secret as far as this can be told."""
-    by_name = _VARIABLE.search(name) and not _VARIABLE_OF_PLACE.search(name) and not _is_harmless(value)
+    by_name = names_a_secret(name) and not _is_harmless(value)
     return bool(by_name or _URI_WITH_CREDENTIALS.search(value))
 
 

@@ -1,7 +1,8 @@
 """What may stand in rendered files: tables of field and type, made into JSON schemas that refuse everything else.
 
-Only fields that we use, or could with good reason, after KubeRay's ray.io/v1 definitions (authOptions since 1.5.1),
-Kubernetes' core objects, and the Compose specification. A field that is misspelled is no field of the table.
+Only fields that we use, or could with good reason, after KubeRay's ray.io/v1 definitions (authOptions since 1.5.1,
+preRunningDeadlineSeconds since 1.6), Kubernetes' core objects, and the Compose specification. A field that is
+misspelled is no field of the table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 # Names of objects and of volumes, which are DNS labels.
 NAME: Schema = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
+# Those of Secrets, which may have dots.
+SECRET_NAME: Schema = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"}
 PATH: Schema = {"type": "string", "pattern": "^/"}
 # 500m, 4, 16Gi.
 QUANTITY: Schema = {"anyOf": [COUNT, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|[KMGTP]i?)?$"}]}
@@ -63,7 +66,8 @@ POD_SECURITY = fields(
     seccompProfile=SECCOMP,
     supplementalGroups=many(COUNT),
 )
-ENV = fields("name", name=WORD, value=TEXT)
+ENV = fields("name", name=WORD, value=TEXT, valueFrom=fields(fieldRef=fields("fieldPath", fieldPath=WORD)))
+ENV_FROM = fields(prefix=TEXT, secretRef=fields("name", name=SECRET_NAME, optional=BOOL))
 PROBE = fields(
     "httpGet",
     httpGet=fields("port", path=PATH, port=PORT, scheme=one_of("HTTP", "HTTPS")),
@@ -81,6 +85,7 @@ CONTAINER = fields(
     command=many(TEXT),
     args=many(TEXT),
     env=many(ENV),
+    envFrom=many(ENV_FROM),
     ports=many(fields("containerPort", name={"type": "string", "maxLength": 15}, containerPort=PORT)),
     resources=RESOURCES,
     securityContext=CONTAINER_SECURITY,
@@ -109,6 +114,7 @@ POD_TEMPLATE = fields(
         "containers",
         automountServiceAccountToken=BOOL,
         containers=many(CONTAINER, 1),
+        imagePullSecrets=many(fields("name", name=SECRET_NAME)),
         nodeSelector=mapping(TEXT),
         restartPolicy=one_of("Always", "OnFailure", "Never"),
         securityContext=POD_SECURITY,
@@ -172,6 +178,8 @@ RAY_JOB = fields(
         entrypoint=WORD,
         jobId=TEXT,
         metadata=mapping(TEXT),
+        # Since 1.6.
+        preRunningDeadlineSeconds=COUNT,
         rayClusterSpec=RAY_CLUSTER,
         runtimeEnvYAML=TEXT,
         shutdownAfterJobFinishes=BOOL,
@@ -196,6 +204,11 @@ CLAIM = fields(
     kind=one_of("PersistentVolumeClaim"),
     metadata=METADATA,
     spec=fields("accessModes resources", accessModes=many(ACCESS_MODES, 1), resources=RESOURCES, storageClassName=NAME),
+)
+POD = fields(
+    "apiVersion spec",
+    apiVersion=one_of("v1"),
+    spec=POD_TEMPLATE["properties"]["spec"],
 )
 KUBERNETES = {"ConfigMap": CONFIG_MAP, "PersistentVolumeClaim": CLAIM, "RayJob": RAY_JOB}
 
@@ -232,6 +245,7 @@ SERVICE = fields(
         replicas=COUNT,
     ),
     entrypoint=many(TEXT, 1),
+    env_file=many(fields("path", path=WORD, required=BOOL)),
     environment=SCALARS,
     healthcheck=fields(
         "test", test=many(TEXT, 2), interval=DURATION, timeout=DURATION, retries=COUNT, start_period=DURATION

@@ -1,0 +1,154 @@
+"""`dphrl render`: write a file that starts a run on a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
+
+KindArgument = Annotated[
+    Literal["kubernetes", "slurm", "compose"],
+    typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")]
+ImageOption = Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus-per-node", min=0, help="GPUs of a node; else what the run takes, up to 8.")
+]
+CpusOption = Annotated[
+    int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 10 a GPU, or 8.")
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: of a node; else as planned."),
+]
+NodesOption = Annotated[
+    int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
+]
+NamespaceOption = Annotated[str, typer.Option("--namespace", help="Kubernetes namespace.")]
+ClaimOption = Annotated[
+    str, typer.Option("--volume-claim", metavar="NAME", help="Kubernetes: a shared volume that exists.")
+]
+VolumeOption = Annotated[
+    str,
+    typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise; else as planned."),
+]
+SecretOption = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        metavar="NAME",
+        help="The Secret with HF_TOKEN and the like, if it exists; Compose: the file NAME.env. '' for none.",
+    ),
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="NAME=VALUE", help="A variable of the run's processes, such as NCCL's; repeat it."),
+]
+SelectorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node-selector", metavar="NAME=VALUE", help="Kubernetes: label of nodes for workers (with GPUs); repeat it."
+    ),
+]
+ResourceOption = Annotated[
+    list[str] | None,
+    typer.Option("--resource", metavar="NAME=AMOUNT", help="Kubernetes: what these ask for too: rdma/ib=8; repeat it."),
+]
+PullOption = Annotated[
+    str, typer.Option("--image-pull-secret", metavar="NAME", help="Kubernetes: the Secret to pull the image with.")
+]
+DeadlineOption = Annotated[
+    int | None,
+    typer.Option(
+        "--active-deadline", metavar="SECONDS", min=1, help="Kubernetes: end the job after this time; else never."
+    ),
+]
+
+
+def add_render_command(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        short_help="Write a file that starts a run on a cluster.",
+        help=f"""Write the file that starts a run on Kubernetes (KubeRay), Slurm or Docker Compose.
+
+{CONFIG_HELP}
+
+The file holds the configuration, makes as many nodes as the run needs, and says at its top how to use it. On Kubernetes
+memory and volume are what `dphrl plan --simulate` shows.
+
+\b
+Examples:
+  dphrl render kubernetes my.yaml --image registry/dphrl:cuda --gpus-per-node 8 -o run.yaml
+  dphrl render kubernetes my.yaml --node-selector gpu=h100 --resource rdma/ib=8 --env NCCL_IB_HCA=mlx5 -o run.yaml
+  dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
+  dphrl render compose demo-math -o compose.yaml""",
+    )(render)
+
+
+def render(
+    kind: KindArgument,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    output: OutputOption = None,
+    image: ImageOption = "",
+    gpus_per_node: GpusOption = None,
+    cpus_per_node: CpusOption = None,
+    memory_per_node: MemoryOption = None,
+    max_nodes: NodesOption = None,
+    namespace: NamespaceOption = "",
+    volume_claim: ClaimOption = "",
+    volume_size: VolumeOption = "",
+    secret: SecretOption = "dphrl",
+    env: EnvOption = None,
+    node_selector: SelectorOption = None,
+    resource: ResourceOption = None,
+    image_pull_secret: PullOption = "",
+    active_deadline: DeadlineOption = None,
+) -> None:
+    with exit_status() as run:
+        loaded = run.load(config, overrides)
+        import cluster.render.nodes as rendering
+        from dphrl.outputs import check_output, save_output
+
+        if output is not None:
+            check_output(output)
+        options = rendering.RenderOptions(
+            image=image,
+            gpus_per_node=gpus_per_node,
+            cpus_per_node=cpus_per_node,
+            memory_gib_per_node=memory_per_node,
+            max_nodes=max_nodes,
+            namespace=namespace,
+            volume_claim=volume_claim,
+            volume_size=volume_size,
+            secret=secret,
+            env=tuple(env or []),
+            node_selector=tuple(node_selector or []),
+            resources=tuple(resource or []),
+            image_pull_secret=image_pull_secret,
+            active_deadline_s=active_deadline,
+            command=_command_line(),
+        )
+        text = rendering.render(kind, loaded, options)
+        if output is None:
+            sys.stdout.write(text)
+            return
+        save_output(output, text)
+        say(f"written to {output}; its first lines say how to use it")
+
+
+def _command_line() -> str:
+    """The command that was typed, without --output: the text of a file should not depend on where the file goes."""
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if skip or word in ("-o", "--output"):
+            skip = not skip
+        elif not word.startswith(("--output=", "-o")):
+            words.append(word)
+    return shlex.join(["dphrl", *words])

@@ -1,0 +1,106 @@
+"""What may be said to `dphrl render`, checked: one line for what is wrong, before anything is rendered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cluster.render.nodes import RenderOptions
+from dphrl.config.loading import InputError
+from dphrl.config.secrets import is_secret_variable, names_a_secret
+
+# Names of Kubernetes objects: of most, and of those that may have dots.
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
+# Names of labels and of resources: a domain may come first.
+_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_SIZE = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|Pi|M|G|T|P)")
+_AMOUNT = re.compile(rf"[1-9][0-9]*|{_SIZE.pattern}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What the options of these sizes are for.
+_SIZED = {
+    "cpu": "--cpus-per-node",
+    "memory": "--memory-per-node",
+    "nvidia.com/gpu": "--gpus-per-node",
+}
+
+
+def check_options(kind: str, options: RenderOptions) -> None:
+    """Raises InputError for a value that is wrong in every kind of file, and for an option that this kind cannot
+    follow."""
+    for flag, number, least in (
+        ("--gpus-per-node", options.gpus_per_node, 0),
+        ("--cpus-per-node", options.cpus_per_node, 1),
+        ("--memory-per-node", options.memory_gib_per_node, 1),
+        ("--max-nodes", options.max_nodes, 1),
+        ("--active-deadline", options.active_deadline_s, 1),
+    ):
+        if number is not None and number < least:
+            raise InputError(f"{flag} {number}: too few; give {least} or more")
+    _check_names(options)
+    if options.image and (options.image != options.image.strip() or re.search(r"\s", options.image)):
+        raise InputError(f"--image {options.image!r}: has blanks; give one image, such as dphrl:cuda")
+    if options.volume_size and not _SIZE.fullmatch(options.volume_size):
+        raise InputError(f"--volume-size {options.volume_size}: no size; write 200Gi or 2Ti")
+    _check_variables(options)
+    for name, value in pairs("--node-selector", options.node_selector):
+        if not (_KEY.fullmatch(name) and _LABEL_VALUE.fullmatch(value)):
+            raise InputError(f"--node-selector {name}={value}: no label; `kubectl get nodes --show-labels` lists them")
+    for name, value in pairs("--resource", options.resources):
+        if name in _SIZED:
+            raise InputError(f"--resource {name}={value}: {name} has an option of its own; use {_SIZED[name]}")
+        if not (_KEY.fullmatch(name) and _AMOUNT.fullmatch(value)):
+            raise InputError(f"--resource {name}={value}: no amount of a resource; write rdma/ib=8")
+    _check_kind(kind, options)
+
+
+def pairs(flag: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of an option that is given as NAME=VALUE; of a name given twice, the last. Raises InputError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if not (name and given):
+            raise InputError(f"{flag} {name or repr(name)}: write NAME=VALUE")
+        found[name] = value
+    return list(found.items())
+
+
+def _check_names(options: RenderOptions) -> None:
+    for flag, name in (("--namespace", options.namespace), ("--volume-claim", options.volume_claim)):
+        if name and not _DNS_LABEL.fullmatch(name):
+            raise InputError(
+                f"{flag} {name}: no name for a Kubernetes object; use at most 63 lower-case letters, digits and hyphens"
+            )
+    for flag, name in (("--secret", options.secret), ("--image-pull-secret", options.image_pull_secret)):
+        if name and not _DNS_NAME.fullmatch(name):
+            raise InputError(
+                f"{flag} {name}: no name of a Secret; use lower-case letters, digits, hyphens and dots, and put what "
+                "is secret into the Secret itself"
+            )
+
+
+def _check_variables(options: RenderOptions) -> None:
+    for name, value in pairs("--env", options.env):
+        if not _VARIABLE.fullmatch(name):
+            raise InputError(f"--env {name}: no name of a variable; use letters, digits and _")
+        if names_a_secret(name) or is_secret_variable(name, value):
+            where = options.secret or "dphrl"
+            raise InputError(
+                f"--env {name}: looks like a secret, and everybody who has the file reads it; put it into the Secret "
+                f"(Compose: the file {where}.env) that --secret names, {where}"
+            )
+
+
+def _check_kind(kind: str, options: RenderOptions) -> None:
+    """What would have no effect is refused, so that nobody relies on it."""
+    for flag, given in (
+        ("--node-selector", options.node_selector),
+        ("--resource", options.resources),
+        ("--image-pull-secret", options.image_pull_secret),
+        ("--active-deadline", options.active_deadline_s),
+    ):
+        if given and kind != "kubernetes":
+            raise InputError(f"{flag}: is for Kubernetes, and a file for {kind} cannot hold it; leave it out")
+    if options.env and kind == "slurm":
+        raise InputError("--env: Slurm gives a job the variables of sbatch's shell; export them there instead")
