@@ -12,7 +12,7 @@ SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
 OR_NONE = || [ $$? = 5 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-fast test-long mutants lint format clean
+.PHONY: help setup lock sbom demo test test-fast test-long mutants lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ setup: ## make .venv with everything in it (minutes once, then nothing); DPHRL_B
 
 lock: ## renew the versions in docker/constraints-*.txt, for review: the newest that pyproject.toml allows
 	@docker/setup.sh --lock
+	@$(BIN)/python docker/sizes.py
+
+sbom: setup ## write sbom.cdx.json: what the environment holds, with licences (CycloneDX)
+	$(BIN)/python docker/sbom.py -o sbom.cdx.json
 
 demo: setup ## train the small maths model on this machine; ARGS="learner.num_steps=10" to override settings
 	$(BIN)/dphrl train demo-math --overwrite $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ FAMILIES: tuple[Family, ...] = (
     _step("policy/importance_mean", "dphrl_importance_mean"),
     _step("policy/ratio_bounded_fraction", "dphrl_ratio_bounded_fraction"),
     _step("learner/skipped_steps", "dphrl_skipped_steps_total", "counter"),
+    _step("learner/restarts", "dphrl_learner_restarts"),
+    _gauge("disk/free_share", "dphrl_disk_free_share", "share", "Of the run folder's file system, what is free."),
     Family("events/{event}", "dphrl_events_total", "counter", "events", "What a person should know, by its name."),
 )
 
@@ -184,9 +187,11 @@ class PrometheusSink:
         self._of_step: dict[str, float] = {}
         self._of_evaluation: dict[str, float] = {}
         self._ended = threading.Event()
+        self._folder = Path()
         self._thread = threading.Thread(target=self._keep_fresh, name="prometheus", daemon=True)
 
     def start(self, config: Mapping[str, Any], folder: Path) -> None:
+        self._folder = folder
         self._instruments = {family.name: self._instrument(family) for family in FAMILIES}
         self._thread.start()
 
@@ -199,13 +204,21 @@ class PrometheusSink:
                 elif family.kind == "histogram":
                     self._instruments[family.name].observe(value, tags=tags)
         with self._lock:
-            self._of_step = numbers
+            self._of_step = numbers | self._disk()
         self.refresh()
 
     def log_evaluation(self, step: int, policy: Policy, summaries: Summaries) -> None:
         with self._lock:
             self._of_evaluation |= evaluation_record(summaries, f"evaluation/{policy}")
         self.refresh()
+
+    def _disk(self) -> dict[str, float]:
+        """Once a step and not in the thread, so that a file system that hangs does not hide the other numbers."""
+        try:
+            usage = shutil.disk_usage(self._folder)
+        except OSError:
+            return {}
+        return {"disk/free_share": usage.free / usage.total} if usage.total else {}
 
     def refresh(self) -> None:
         """Set every gauge to its newest value."""

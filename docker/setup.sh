@@ -5,6 +5,7 @@
 #   DPHRL_BACKEND=cpu|cuda  which build of torch and vLLM        (default: cuda if nvidia-smi lists a GPU, else cpu)
 #   DPHRL_PYTHON=PROGRAM    the Python to build it with          (default: the first suitable python3.11 ... 3.14)
 #   DPHRL_UNLOCKED=1        any versions pyproject.toml allows   (default: those in docker/constraints-BACKEND.txt)
+#   DPHRL_DEV=0             without linters and test tools       (default: with them; images do without)
 #
 # Needs Python 3.11 or newer and a C++ compiler; no root, no system packages. Packages come from wherever pip is
 # configured to look: uv installs them, and pip where uv cannot. Interrupt it at any time: the next run continues
@@ -39,12 +40,14 @@ backend=${DPHRL_BACKEND:-$([ "$has_gpu" = yes ] && echo cuda || echo cpu)}
 case $backend in cpu | cuda) ;; *) die "DPHRL_BACKEND is '$backend'; it can be cpu or cuda" ;; esac
 constraints=docker/constraints-$backend.txt
 case ${DPHRL_UNLOCKED:-0} in 0) locked=yes ;; *) locked=no ;; esac
+# What of the development tools runs may use, stays.
+case ${DPHRL_DEV:-1} in 0) extras=$backend,gguf,lora ;; *) extras=$backend,dev ;; esac
 
 # ------------------------------------------------------------------------------------- already done?
 # What the environment depends on, the directories included: a moved checkout has a broken environment.
 fingerprint() {
     { cat pyproject.toml docker/setup.sh "$constraints"
-      printf '%s\n' "$backend" "$locked" "$root" "$venv"
+      printf '%s\n' "$extras" "$locked" "$root" "$venv"
       "$py" -c 'import sys; print(sys.version)'; } | cksum
 }
 is_current() {
@@ -309,8 +312,8 @@ fi
 
 # ------------------------------------------------------------------------------- 4. dphrl and everything else
 step=4
-say "installing dphrl with vLLM, Ray, DeepSpeed and the development tools"
-install -e ".[$backend,dev]" || fail_install "dphrl[$backend,dev] could not be installed"
+say "installing dphrl[$extras]: vLLM, Ray, DeepSpeed and what else belongs to it"
+install -e ".[$extras]" || fail_install "dphrl[$extras] could not be installed"
 
 # ---------------------------------------------------------------------------------------- 5. does it work?
 step=5

@@ -1,4 +1,4 @@
-"""The Grafana dashboard of a run, made from the families that actors.prometheus exports.
+"""The Grafana dashboard of a run: the questions of `panels`, as Grafana's JSON.
 
 `python -m cluster.dashboards.grafana` writes `dphrl.json` beside this file; a test keeps the two equal. Import that
 file into Grafana, or provision it, beside a Prometheus that scrapes the Ray cluster.
@@ -8,121 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.prometheus import FAMILIES, RAY_PREFIX, Family
+from actors.prometheus import Family
+from cluster.dashboards.panels import ROWS, Panel
+from cluster.dashboards.queries import BY_NAME, counted, newest, quantile, series
 
 DASHBOARD = Path(__file__).with_name("dphrl.json")
 # Grafana 12.2 and later; older ones read it too, as they ignore what they do not know.
 SCHEMA_VERSION = 42
-BY_NAME = {family.name: family for family in FAMILIES}
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # Grafana's grid is this wide.
 COLUMNS = 24
 PANEL_HEIGHT = 7
 # How Grafana writes a family's unit; a plain number where it is not listed.
 UNITS = {"s": "s", "share": "percentunit", "tokens/s": "none", "GB/s": "GBs"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """families: shown in one chart, which has the unit of the first family. quantiles: shown of a histogram."""
-
-    title: str
-    families: Sequence[str]
-    width: int = 8
-    log_scale: bool = False
-    quantiles: Sequence[float] = (0.5, 0.95)
-
-
-def _row(title: str, *panels: Panel) -> tuple[str, tuple[Panel, ...]]:
-    return title, panels
-
-
-ROWS = (
-    _row(
-        "Learning",
-        Panel("Step", ["dphrl_step", "dphrl_policy_version"]),
-        Panel("Reward", ["dphrl_reward_mean", "dphrl_reward_signal_mean"]),
-        Panel("Policy loss", ["dphrl_policy_loss"]),
-        Panel("Gradient norm", ["dphrl_grad_norm"], log_scale=True),
-        Panel("Learning rate", ["dphrl_learner_lr"]),
-        Panel("Groups that teach nothing, tokens at the clip", ["dphrl_zero_variance_fraction", "dphrl_clip_fraction"]),
-    ),
-    _row(
-        "Diversity",
-        Panel("Pass@k, base and current", ["dphrl_pass_at_k"], width=12),
-        Panel("Retention of what the base solves", ["dphrl_retention"], width=12),
-        Panel("Different correct solutions of a prompt", ["dphrl_distinct_correct"]),
-        Panel("Greedy accuracy", ["dphrl_greedy"]),
-        Panel("Entropy", ["dphrl_entropy"]),
-        Panel("Divergence loss", ["dphrl_divergence_loss"]),
-        Panel("log u on rehearsal tokens", ["dphrl_divergence_log_u_mean"]),
-        Panel("Rehearsal tokens on the tangent", ["dphrl_divergence_continued_fraction"], width=4),
-        Panel("Rehearsal rows a step", ["dphrl_divergence_rows"], width=4),
-    ),
-    _row(
-        "Throughput",
-        Panel("Completion tokens a second of the step", ["dphrl_tokens_per_s"]),
-        Panel("Completion tokens a second at work, by engine", ["dphrl_engine_tokens_per_s"]),
-        Panel("Completion tokens sampled in $window", ["dphrl_rollout_tokens_total"]),
-        Panel("Step, median and 95th percentile over $window", ["dphrl_step_seconds"]),
-        Panel(
-            "Where a step's time goes",
-            ["dphrl_rollout_seconds", "dphrl_reward_seconds", "dphrl_learn_seconds", "dphrl_sync_seconds"],
-        ),
-        Panel("Trained tokens a second of the update", ["dphrl_learner_tokens_per_s"]),
-        Panel(
-            "Share of time: learner waiting, engines at work, GPUs' peak arithmetic",
-            ["dphrl_waiting_share", "dphrl_rollout_busy_fraction", "dphrl_learner_mfu"],
-        ),
-        Panel("Engines at work, by engine", ["dphrl_engine_busy_fraction"]),
-        Panel("Weights sent a second of the sync", ["dphrl_sync_gb_per_s"]),
-        Panel("Length of a completion", ["dphrl_completion_tokens_mean"], width=4),
-        Panel("Rounds of dynamic sampling", ["dphrl_rollout_rounds"], width=4),
-        Panel("Completions pending, by engine", ["dphrl_engine_completions_pending"]),
-        Panel(
-            "Waiting: prompts for an engine, completions for a grader",
-            ["dphrl_prompts_waiting", "dphrl_completions_waiting"],
-        ),
-        Panel("Reward workers at work", ["dphrl_reward_workers_busy"]),
-    ),
-    _row(
-        "Health",
-        Panel("Events in $window, by name", ["dphrl_events_total"], width=12),
-        Panel("Optimizer steps skipped in $window", ["dphrl_skipped_steps_total"], width=6),
-        Panel("Tokens whose ratio is held at its bound", ["dphrl_ratio_bounded_fraction"], width=6),
-        Panel("Verdicts in $window, by status", ["dphrl_reward_status_total"], width=12),
-        Panel(
-            "Log-prob gap: largest, mean, largest in rollouts",
-            ["dphrl_logprob_gap", "dphrl_mean_logprob_gap", "dphrl_rollout_logprob_gap"],
-            width=12,
-            log_scale=True,
-        ),
-        Panel("Staleness", ["dphrl_staleness"]),
-        Panel("Completions cut at the limit", ["dphrl_truncated_fraction"]),
-        Panel("Importance weight, engine to learner", ["dphrl_importance_mean"]),
-        Panel(
-            "Time to a verdict",
-            ["dphrl_reward_latency_mean_seconds", "dphrl_reward_latency_max_seconds"],
-            width=12,
-            log_scale=True,
-        ),
-        Panel("Engines", ["dphrl_rollout_engines"], width=12),
-        Panel(
-            "Engines replaced, completions asked for again, in $window",
-            ["dphrl_rollout_engines_replaced_total", "dphrl_rollout_resubmitted_total"],
-            width=12,
-        ),
-        Panel(
-            "Gradings retried, workers restarted, in $window",
-            ["dphrl_reward_retried_total", "dphrl_reward_restarts_total"],
-            width=12,
-        ),
-    ),
-)
 
 
 def dashboard() -> dict[str, Any]:
@@ -147,20 +48,14 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions(family: Family, quantiles: Sequence[float] = ()) -> list[tuple[str, str]]:
-    """The queries that show a family, as (PromQL, legend).
-
-    Ray's own labels (node, session, worker) are aggregated away: a resumed run has other values of them, but should
-    continue the same line.
-    """
-    name, chosen = RAY_PREFIX + family.name, '{run=~"$run"}'
-    by = ", ".join(family.tags)
+    """The queries that show a family, as (PromQL, legend)."""
+    chosen = 'run=~"$run"'
     legend = " ".join(f"{{{{{tag}}}}}" for tag in family.tags)
     if family.kind == "counter":
-        return [(f"sum by ({by}) (increase({name}{chosen}[$window]))", legend)]
+        return [(counted(family.name, "$window", chosen), legend)]
     if family.kind == "histogram":
-        buckets = f"sum by ({by}, le) (rate({name}_bucket{chosen}[$window]))"
-        return [(f"histogram_quantile({q:g}, {buckets})", f"{legend} p{100 * q:g}") for q in quantiles]
-    return [(f"max by ({by}) ({name}{chosen})", legend)]
+        return [(quantile(family, q, "$window", chosen), f"{legend} p{100 * q:g}") for q in quantiles]
+    return [(newest(family.name, chosen), legend)]
 
 
 def _place(rows: Sequence[tuple[str, Sequence[Panel]]]) -> list[dict[str, Any]]:
@@ -190,15 +85,20 @@ def _chart(panel: Panel) -> dict[str, Any]:
                 legend = f"{legend} {family.name.removeprefix('dphrl_').removesuffix('_total')}"
             ref = chr(ord("A") + len(targets))
             targets.append({"datasource": DATASOURCE, "expr": expression, "legendFormat": legend, "refId": ref})
-    custom = {"lineWidth": 1, "showPoints": "never", "spanNulls": False}
+    custom: dict[str, Any] = {"lineWidth": 1, "showPoints": "never", "spanNulls": False}
     if panel.log_scale:
         custom |= {"scaleDistribution": {"type": "log", "log": 10}}
+    defaults: dict[str, Any] = {"custom": custom, "unit": UNITS.get(families[0].unit, "short")}
+    if steps := _bound(panel):
+        custom["thresholdsStyle"] = {"mode": "dashed"}
+        defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     return {
         "type": "timeseries",
         "title": panel.title,
-        "description": "\n\n".join(family.description for family in families),
+        # Shown where one points at the title: first what to do, then what the numbers are.
+        "description": "\n\n".join([panel.when_bad, *(family.description for family in families)]),
         "datasource": DATASOURCE,
-        "fieldConfig": {"defaults": {"custom": custom, "unit": UNITS.get(families[0].unit, "short")}, "overrides": []},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {
             "legend": {"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi", "sort": "desc"},
@@ -207,8 +107,16 @@ def _chart(panel: Panel) -> dict[str, Any]:
     }
 
 
+def _bound(panel: Panel) -> list[dict[str, Any]]:
+    """The colours on both sides of the line between good and bad answers; none of a panel without a bound."""
+    if panel.above is None and panel.below is None:
+        return []
+    first, then = ("transparent", "red") if panel.below is None else ("red", "transparent")
+    return [{"color": first, "value": None}, {"color": then, "value": panel.above or panel.below}]
+
+
 def _variables() -> list[dict[str, Any]]:
-    runs = f"label_values({RAY_PREFIX}dphrl_step, run)"
+    runs = f"label_values({series('dphrl_step')}, run)"
     windows = ["5m", "15m", "1h", "6h"]
     return [
         {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1},

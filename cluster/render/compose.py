@@ -13,7 +13,6 @@ from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundle
 from cluster.planning.shapes import model_shape
 from cluster.planning.sizes import node_size, object_store_gib, shared_beside
 from cluster.render.nodes import (
-    CONFIG_PATH,
     DASHBOARD_PORT,
     HEALTH_PATH,
     HEALTH_PORT,
@@ -37,8 +36,15 @@ from dphrl.config.schema import Config
 MIN_WORKERS = 2
 # The images have this folder, owned by their user, which a new volume inherits.
 RUN_DIR = "/app/runs"
+CACHE = f"{RUN_DIR}/.cache"
 DATA_DIR = "/data"
-SECRET = "ray_auth_token"
+HOME = "/home/dphrl"
+# The configuration comes as a variable, and is written where the run reads it.
+CONFIG, CONFIG_PATH = "DPHRL_RUN_CONFIG", f"{HOME}/config.yaml"
+# Nothing else of a container's file system can be written. Both are in memory: Ray's sockets, logs and what it spills,
+# and what programs keep at home. Docker's own choice for such a folder is noexec, with which compiled kernels could
+# not be loaded.
+WRITABLE = ("/tmp:exec,mode=1777", f"{HOME}:exec,mode=0700,uid={USER_ID},gid={USER_ID}")
 # The object store of a node that holds no part of a run, and the largest one of a worker if the configuration gives no
 # size: all nodes share one machine.
 IDLE_STORE_GIB, MAX_STORE_GIB = 1, 32
@@ -56,13 +62,10 @@ def render_compose(config: Config, options: RenderOptions) -> str:
     services = {"head": _head(common)}
     for i in range(workers.count):
         services[f"worker-{i + 1}"] = _worker(common, workers, i, store)
-    services["train"] = _train(common, list(services))
+    services["train"] = _train(common, list(services), settings)
     document = {
         "name": object_name(config.run_name),
         "services": services,
-        # Compose replaces $NAME itself, so each of our dollar signs is written twice.
-        "configs": {"run": {"content": settings.replace("$", "$$")}},
-        "secrets": {SECRET: {"environment": "RAY_AUTH_TOKEN"}},
         "volumes": {"runs": {}},
     }
     return to_yaml([document], _header(config, options, workers, image, needs_data))
@@ -115,12 +118,15 @@ def _store_gib(config: Config, workers: Nodes) -> int:
 def _common(image: str, options: RenderOptions, needs_data: bool) -> dict[str, Any]:
     environment = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": f"/run/secrets/{SECRET}",
+        # Compose cannot put a secret, nor a configuration that stands in the file, into a read-only container.
+        "RAY_AUTH_TOKEN": "${RAY_AUTH_TOKEN:?export it first}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         # The caches lie beside the runs, where every container finds what another one has made.
-        "HF_HOME": f"{RUN_DIR}/.cache/huggingface",
-        "DPHRL_CACHE": f"{RUN_DIR}/.cache/dphrl",
+        "HF_HOME": f"{CACHE}/huggingface",
+        "DPHRL_CACHE": f"{CACHE}/dphrl",
+        "XDG_CACHE_HOME": CACHE,
+        "TRITON_CACHE_DIR": f"{CACHE}/triton",
         # Compose replaces $NAME itself, so each dollar sign is written twice.
         **{name: value.replace("$", "$$") for name, value in pairs("--env", options.env)},
     }
@@ -133,10 +139,10 @@ def _common(image: str, options: RenderOptions, needs_data: bool) -> dict[str, A
         "image": image,
         "init": True,
         **_secrets(options),
+        "read_only": True,
+        "tmpfs": list(WRITABLE),
         "environment": environment,
         "volumes": volumes,
-        # The secret is readable by the user that the images run as, and by nobody else.
-        "secrets": [{"source": SECRET, "uid": str(USER_ID), "gid": str(USER_ID)}],
     }
 
 
@@ -171,18 +177,20 @@ def _worker(common: dict[str, Any], workers: Nodes, index: int, store: int) -> d
     return service
 
 
-def _train(common: dict[str, Any], others: list[str]) -> dict[str, Any]:
+def _train(common: dict[str, Any], others: list[str], settings: str) -> dict[str, Any]:
     """The driver. Ray wants it on a node of the cluster, so its container joins as a node without resources."""
+    write = f'printf %s "$${CONFIG}" >{CONFIG_PATH}; unset {CONFIG}'
     join = f"ray start --address=head:{RAY_PORT} --num-cpus=0 --num-gpus=0 {_store_flag(IDLE_STORE_GIB)}"
-    environment = {**common["environment"], "RAY_ADDRESS": f"head:{RAY_PORT}"}
+    # Compose replaces $NAME itself, so each of our dollar signs is written twice.
+    own = {"RAY_ADDRESS": f"head:{RAY_PORT}", CONFIG: settings.replace("$", "$$")}
+    environment = {**common["environment"], **own}
     return {
         **common,
         "environment": environment,
         # RAY_ADDRESS is meant for the driver; `ray start` gets its address as an option.
-        "entrypoint": ["bash", "-ec", f'env -u RAY_ADDRESS {join} >/dev/null; exec dphrl "$$@"', "dphrl"],
+        "entrypoint": ["bash", "-ec", f'{write}; env -u RAY_ADDRESS {join} >/dev/null; exec dphrl "$$@"', "dphrl"],
         "command": ["train", CONFIG_PATH],
         "shm_size": f"{_shared_gib(IDLE_STORE_GIB, 0)}g",
-        "configs": [{"source": "run", "target": CONFIG_PATH}],
         "depends_on": {name: {"condition": "service_healthy"} for name in others},
     }
 

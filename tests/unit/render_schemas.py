@@ -253,10 +253,12 @@ SERVICE = fields(
     hostname=WORD,
     init=BOOL,
     ports=many(TEXT),
+    read_only=BOOL,
     restart=WORD,
     secrets=many(FILE_REFERENCE),
     shm_size=SIZE,
     stop_grace_period=DURATION,
+    tmpfs=many({"type": "string", "pattern": "^/[^:]+(:[a-z]+(=[a-z0-9]+)?(,[a-z]+(=[a-z0-9]+)?)*)?$"}),
     user=TEXT,
     volumes=many(
         fields("type target", type=one_of("bind", "volume", "tmpfs"), source=WORD, target=PATH, read_only=BOOL)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from dphrl.types import RewardStatus
 
 # Entries of metrics.jsonl whose names hold a part that varies or that only a run on Ray has; queue depths and
 # evaluations are no entries of it.
-ELSEWHERE = ("evaluation/", "queue/", "rollout/engine/", "rollout/tokens_per_s", "reward/status/", "events/")
+ELSEWHERE = ("evaluation/", "disk/", "queue/", "rollout/engine/", "rollout/tokens_per_s", "reward/status/", "events/")
 
 
 class Recorded:
@@ -156,6 +157,29 @@ def test_what_a_step_lacks_is_not_repeated(sink: PrometheusSink, recorded: Recor
     assert recorded.of("dphrl_policy_loss") == [0.5]
     assert recorded.of("dphrl_entropy") == [1.0]
     assert recorded.of("dphrl_step") == [1, 2, 2]
+
+
+def test_the_disk_of_the_run_folder_is_looked_at_once_a_step(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        if len(asked) > 1:
+            raise OSError("stale file handle")
+        return SimpleNamespace(total=200, used=150, free=50)
+
+    monkeypatch.setattr(actors.prometheus.shutil, "disk_usage", usage)
+    sink = PrometheusSink("a")
+    sink.start({}, tmp_path)
+    sink.log_step({"step": 1})
+    sink.refresh()
+    assert recorded.of("dphrl_disk_free_share") == [0.25, 0.25]
+    sink.log_step({"step": 2})  # it cannot be seen: no number, and no error
+    sink.close()
+    assert (asked, recorded.of("dphrl_disk_free_share")) == ([tmp_path, tmp_path], [0.25, 0.25])
+    assert recorded.of("dphrl_step") == [1, 1, 2]
 
 
 def test_evaluations_of_base_and_current_stay(sink: PrometheusSink, recorded: Recorded) -> None:

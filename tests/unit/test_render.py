@@ -162,7 +162,7 @@ def test_the_configuration_arrives_as_it_is(tmp_path: Path) -> None:
     assert there.data == config.data
     assert (there.run_dir, there.cluster.autoscaling, there.cluster.address) == ("/shared/runs", "cpu", "auto")
     compose = yaml.safe_load(render("compose", config, RenderOptions()))
-    content = compose["configs"]["run"]["content"]
+    content = compose["services"]["train"]["environment"]["DPHRL_RUN_CONFIG"]
     assert "$" not in content.replace("$$", "")
     there = read_back(content.replace("$$", "$"), tmp_path)
     assert (there.data, there.run_dir) == (config.data, "/app/runs")
@@ -280,14 +280,50 @@ def test_compose_workers_hold_the_run(name: str) -> None:
 
 def test_the_token_is_in_no_file_and_services_wait_for_each_other() -> None:
     document = yaml.safe_load(render("compose", preset("demo-math"), RenderOptions()))
-    assert document["secrets"] == {"ray_auth_token": {"environment": "RAY_AUTH_TOKEN"}}
     services = document["services"]
     assert set(services["train"]["depends_on"]) == set(services) - {"train"}
     for name, service in services.items():
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
         assert "healthcheck" in service or name == "train"
         for target in service.get("depends_on", {}):
             assert "healthcheck" in services[target]
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_container_writes_into_memory_and_the_volume_alone(name: str) -> None:
+    document = yaml.safe_load(render("compose", preset(name), RenderOptions()))
+    # Compose refuses secrets and configurations that are no files for a read-only service.
+    assert not {"secrets", "configs"} & {*document, *document["services"]["train"]}
+    for service in document["services"].values():
+        assert service["read_only"] is True
+        # Where compiled kernels lie must not be noexec, which is what Docker makes of a tmpfs.
+        options = {place: words.split(",") for place, words in (each.split(":") for each in service["tmpfs"])}
+        assert set(options) == {"/tmp", "/home/dphrl"}
+        assert all("exec" in words for words in options.values())
+        assert {"uid=10001", "gid=10001", "mode=0700"} <= set(options["/home/dphrl"])
+        (volume,) = [each for each in service["volumes"] if not each.get("read_only")]
+        caches = {key: value for key, value in service["environment"].items() if "CACHE" in key or key == "HF_HOME"}
+        assert {"HF_HOME", "DPHRL_CACHE", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"} <= set(caches)
+        assert all(path.startswith(f"{volume['target']}/") for path in caches.values())
+
+
+def test_the_run_s_configuration_is_written_where_the_run_reads_it(tmp_path: Path) -> None:
+    """The driver's own shell command, but for Ray and dphrl, which print what they were given."""
+    config = changed("demo-math", AWKWARD)
+    train = yaml.safe_load(render("compose", config, RenderOptions()))["services"]["train"]
+    shell, flags, script, name = [
+        word.replace("$$", "$").replace("/home/dphrl", str(tmp_path)) for word in train["entrypoint"]
+    ]
+    for program, words in (("ray", "exit 0"), ("dphrl", 'echo "$@"; env | grep -c DPHRL_RUN_CONFIG')):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{words}\n")
+        (tmp_path / program).chmod(0o755)
+    content = train["environment"]["DPHRL_RUN_CONFIG"].replace("$$", "$")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DPHRL_RUN_CONFIG": content}
+    command = [shell, flags, script, name, *train["command"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == ["train /home/dphrl/config.yaml", "0"], done.stderr
+    assert (tmp_path / "config.yaml").read_text() == content
 
 
 def test_data_is_asked_for_only_where_the_run_reads_any() -> None:

@@ -27,6 +27,7 @@ MODULES = {
     "deepspeed": ("1.0", ""),
     "vllm": ("1.0", ""),
     "torchvision": ("0.1", "raise ImportError('a build for CUDA')\n"),
+    "devtool": ("1.0", ""),
 }
 PYPROJECT = """
 [build-system]
@@ -38,7 +39,7 @@ backend-path = ["."]
 name = "dphrl"
 version = "0.1.0"
 dependencies = ["transformers", "deepspeed", "ray", "vllm", "torchvision"]
-optional-dependencies = {cpu = ["torch"], dev = []}
+optional-dependencies = {cpu = ["torch"], dev = ["devtool"], gguf = [], lora = []}
 """
 # An editable install without the setuptools that would have to be downloaded for it.
 BACKEND = '''
@@ -49,12 +50,15 @@ Name: dphrl
 Version: 0.1.0
 Provides-Extra: cpu
 Provides-Extra: dev
+Provides-Extra: gguf
+Provides-Extra: lora
 Requires-Dist: transformers
 Requires-Dist: deepspeed
 Requires-Dist: ray
 Requires-Dist: vllm
 Requires-Dist: torchvision
 Requires-Dist: torch; extra == "cpu"
+Requires-Dist: devtool; extra == "dev"
 """
 
 
@@ -179,6 +183,16 @@ def test_uv_installs_from_where_pip_is_configured_to_look(checkout: Checkout) ->
     assert checkout.set_up().stdout == ""
     checkout.constraints.write_text(checkout.constraints.read_text() + "# renewed\n")
     assert "done" in checkout.set_up().stdout
+
+
+def test_images_do_without_the_tools_of_developers(checkout: Checkout) -> None:
+    _repack_uv(checkout.wheels)
+    done = checkout.set_up(DPHRL_DEV="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "devtool" not in _installers(checkout.root)
+    # It is another environment, not one that is there already.
+    assert "done" in checkout.set_up().stdout
+    assert "devtool" in _installers(checkout.root)
 
 
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
