@@ -222,7 +222,7 @@ def render(
         int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node for Ray; else 12 a GPU, or 8.")
     ] = None,
     memory_per_node: Annotated[
-        int | None, typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: memory of a node.")
+        int | None, typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes, Slurm: memory of a node.")
     ] = None,
     max_nodes: Annotated[
         int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
@@ -234,6 +234,12 @@ def render(
     volume_size: Annotated[
         str, typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise.")
     ] = "200Gi",
+    env_file: Annotated[
+        str, typer.Option("--env-file", metavar="PATH", help="Slurm: NAME=VALUE lines, read when the job starts.")
+    ] = "",
+    warn_before: Annotated[
+        int, typer.Option("--warn-before", metavar="SECONDS", help="Slurm: how long before its time is up a run saves.")
+    ] = 300,
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
@@ -251,6 +257,8 @@ def render(
             namespace=namespace,
             volume_claim=volume_claim,
             volume_size=volume_size,
+            env_file=env_file,
+            warn_before_s=warn_before,
             command=_command_line(),
         )
         text = rendering.render(kind, loaded, options)

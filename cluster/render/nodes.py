@@ -33,6 +33,8 @@ GPUS_PER_NODE, CPUS_PER_GPU, CPUS_PER_NODE = 8, 12, 8
 MEMORY_GIB_PER_GPU, MEMORY_GIB_PER_CPU = 96, 4
 # The longest name of a RayJob; KubeRay refuses longer ones.
 MAX_NAME_CHARS = 47
+# The longest time before the end at which Slurm sends a signal.
+MAX_WARNING_S = 65535
 # Ray's own choice of an object store: this share of a node's memory, up to this size.
 STORE_SHARE, MAX_STORE_GIB = 0.3, 200
 
@@ -49,7 +51,8 @@ class RenderOptions:
     # CPUs of one node that Ray may use. On Kubernetes leave a few of the machine's to the system: a pod that asks for
     # all of them is never scheduled. None: 12 a GPU, or 8. Compose: of one worker; None: just enough.
     cpus_per_node: int | None = None
-    # Memory of one node, object store and /dev/shm included. None: 96 GiB a GPU, or 4 a CPU. Kubernetes only.
+    # Memory of one node, object store and /dev/shm included. None: 96 GiB a GPU, or 4 a CPU; Slurm:
+    # all that it has. Not for Compose.
     memory_gib_per_node: int | None = None
     # How far the cluster may grow, in nodes. None: to what the run needs. A run that needs more is refused.
     max_nodes: int | None = None
@@ -59,6 +62,10 @@ class RenderOptions:
     volume_claim: str = ""
     # Size of the claim that is made.
     volume_size: str = "200Gi"
+    # Slurm: a file of NAME=VALUE lines that the script reads when it starts, if it is there. "": none.
+    env_file: str = ""
+    # Slurm: how long before the time limit the run is told to save and end, in seconds.
+    warn_before_s: int = 300
     # The command that asks for this file, for its header.
     command: str = ""
 
@@ -124,6 +131,10 @@ def check_options(options: RenderOptions) -> None:
     ):
         if number is not None and number < least:
             raise InputError(f"{flag} {number}: too few; give {least} or more")
+    if not 2 <= options.warn_before_s <= MAX_WARNING_S:
+        raise InputError(
+            f"--warn-before {options.warn_before_s}: no time that Slurm takes; give 2 to {MAX_WARNING_S} s"
+        )
     for flag, name in (("--namespace", options.namespace), ("--volume-claim", options.volume_claim)):
         if name and not _DNS_LABEL.fullmatch(name):
             raise InputError(
