@@ -17,14 +17,17 @@ from tests.slurm_stand_in import POLL_S, kill, processes
 PROGRAMS = ("sbatch", "srun", "scontrol", "scancel")
 
 
-def install(folder: Path, *, nodes: int = 2, memory_mib: int, default_memory_mib: int, gpus: int = 0) -> Path:
+def install(
+    folder: Path, *, nodes: int = 2, memory_mib: int, default_memory_mib: int, gpus: int = 0, first_job: int = 1
+) -> Path:
     """A cluster of equal nodes, node-a and so on, in this folder. Returns the folder of its programs, for PATH.
 
     memory_mib: of one node. default_memory_mib: what a job gets of it that does not say. gpus: of one node.
+    first_job: the number of the first job, from which scripts make ports and names.
     """
     (folder / "bin").mkdir(parents=True)
     facts = {"nodes": [f"node-{chr(ord('a') + index)}" for index in range(nodes)], "gpus": gpus}
-    facts |= {"memory_mib": memory_mib, "default_memory_mib": default_memory_mib}
+    facts |= {"memory_mib": memory_mib, "default_memory_mib": default_memory_mib, "first_job": first_job}
     (folder / "cluster.json").write_text(json.dumps(facts))
     for program in PROGRAMS:
         path = folder / "bin" / program

@@ -107,7 +107,7 @@ def sbatch(folder: Path, words: list[str]) -> None:
         _refuse("sbatch", "Batch job submission failed: Requested node configuration is not available")
     if _mib(options.get("mem", "0")) > facts["memory_mib"]:
         _refuse("sbatch", "Batch job submission failed: Memory specification can not be satisfied")
-    job = 1 + sum(path.is_dir() for path in folder.glob("[0-9]*"))
+    job = facts["first_job"] + sum(path.is_dir() for path in folder.glob("[0-9]*"))
     (folder / str(job)).mkdir()
     (folder / str(job) / "script").write_text(script)
     (folder / str(job) / "options.json").write_text(json.dumps(options))

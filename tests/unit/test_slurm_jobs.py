@@ -182,6 +182,14 @@ def test_a_run_without_anything_saved_does_not_go_round(cluster: Cluster) -> Non
     assert "failed: out of time, and nothing was saved since it began" in cluster.log(job)
 
 
+def test_a_run_that_was_begun_before_and_saves_nothing_does_not_go_round(cluster: Cluster) -> None:
+    (cluster.run_folder / "checkpoints" / "step_1").mkdir(parents=True)
+    job = cluster.submit(driver={"steps": 5, "stuck_at": 3})
+    wait_until(cluster.trains)
+    cluster.jobs.let_time_pass(job, left_s=31)
+    assert cluster.jobs.wait(job) == ["RUNNING", "FAILED"], cluster.log(job)
+
+
 @pytest.mark.parametrize(("status", "state"), [(0, "COMPLETED"), (1, "FAILED"), (2, "FAILED")])
 def test_what_time_did_not_end_is_not_requeued(cluster: Cluster, status: int, state: str) -> None:
     """Neither success, nor a crash, nor bad input, even when it comes after the warning and checkpoints are new."""
