@@ -194,6 +194,8 @@ class _Controller:
                 kill(list(processes(self.folder, self.job, node)), signal.SIGKILL)
                 return "REQUEUED" if "requeue" in self.options else "NODE_FAIL"
             if status is not None:
+                # With the script the job ends, and what it started gets no time.
+                kill(list(processes(self.folder, self.job)), signal.SIGKILL)
                 return "COMPLETED" if status == 0 else "FAILED"
             if any(_resident_mib(processes(self.folder, self.job, node)) > self.limit_mib for node in self.nodes):
                 kill(list(processes(self.folder, self.job)), signal.SIGKILL)

@@ -240,7 +240,7 @@ def test_a_failed_node_starts_it_again_from_the_last_checkpoint(cluster: Cluster
 
 
 def test_a_run_that_is_stopped_saves_and_is_not_requeued(cluster: Cluster) -> None:
-    job = cluster.submit(driver=LONG)
+    job = cluster.submit(driver=LONG | {"step_s": 1.0})
     wait_until(cluster.trains)
     cluster.call("scancel", "--batch", "--signal=TERM", str(job))
     assert cluster.jobs.wait(job) == ["RUNNING", "FAILED"]
@@ -248,7 +248,7 @@ def test_a_run_that_is_stopped_saves_and_is_not_requeued(cluster: Cluster) -> No
 
 
 def test_a_run_that_is_cancelled_while_it_saves_is_not_requeued(cluster: Cluster) -> None:
-    job = cluster.submit(driver=LONG | {"step_s": 1.0, "every": 1})
+    job = cluster.submit(driver=LONG | {"step_s": 1.0})
     wait_until(cluster.trains)
     for name in ("USR1", "TERM"):
         cluster.call("scancel", "--batch", f"--signal={name}", str(job))
