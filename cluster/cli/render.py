@@ -25,7 +25,9 @@ CpusOption = Annotated[
 ]
 MemoryOption = Annotated[
     int | None,
-    typer.Option("--memory-per-node", metavar="GIB", min=1, help="Kubernetes: of a node; else as planned."),
+    typer.Option(
+        "--memory-per-node", metavar="GIB", min=1, help="Kubernetes: of a node; else as planned. Slurm: else all."
+    ),
 ]
 NodesOption = Annotated[
     int | None, typer.Option("--max-nodes", min=1, help="How far the cluster may grow; else to what is needed.")
@@ -69,6 +71,12 @@ DeadlineOption = Annotated[
         "--active-deadline", metavar="SECONDS", min=1, help="Kubernetes: end the job after this time; else never."
     ),
 ]
+EnvFileOption = Annotated[
+    str, typer.Option("--env-file", metavar="PATH", help="Slurm: NAME=VALUE lines, read when the job starts.")
+]
+WarningOption = Annotated[
+    int, typer.Option("--warn-before", metavar="SECONDS", help="Slurm: how long before its time is up a run saves.")
+]
 
 
 def add_render_command(app: typer.Typer) -> None:
@@ -110,6 +118,8 @@ def render(
     resource: ResourceOption = None,
     image_pull_secret: PullOption = "",
     active_deadline: DeadlineOption = None,
+    env_file: EnvFileOption = "",
+    warn_before: WarningOption = 300,
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
@@ -133,6 +143,8 @@ def render(
             resources=tuple(resource or []),
             image_pull_secret=image_pull_secret,
             active_deadline_s=active_deadline,
+            env_file=env_file,
+            warn_before_s=warn_before,
             command=_command_line(),
         )
         text = rendering.render(kind, loaded, options)

@@ -35,6 +35,8 @@ GPUS_PER_NODE, CPUS_PER_NODE = 8, 8
 MAX_NAME_CHARS = 47
 # The Secret of Kubernetes, and the file NAME.env of Compose, in which a run looks for its tokens.
 SECRET = "dphrl"
+# The longest time before the end at which Slurm sends a signal.
+MAX_WARNING_S = 65535
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class RenderOptions:
     # CPUs of one node that Ray may use. On Kubernetes leave a few of the machine's to the system: a pod that asks for
     # all of them is never scheduled. None: 10 a GPU, or 8. Compose: of one worker; None: just enough.
     cpus_per_node: int | None = None
-    # Memory of one node, object store and /dev/shm included. None: what `dphrl plan` says. Kubernetes only.
+    # Memory of one node, object store and /dev/shm included. None: what `dphrl plan` says; Slurm: all that it has. Not
+    # for Compose.
     memory_gib_per_node: int | None = None
     # How far the cluster may grow, in nodes. None: to what the run needs. A run that needs more is refused.
     max_nodes: int | None = None
@@ -71,6 +74,10 @@ class RenderOptions:
     image_pull_secret: str = ""
     # Kubernetes: seconds after which the job is ended, whatever it does. None: never.
     active_deadline_s: int | None = None
+    # Slurm: a file of NAME=VALUE lines that the script reads when it starts, if it is there. "": none.
+    env_file: str = ""
+    # Slurm: how long before the time limit the run is told to save and end, in seconds.
+    warn_before_s: int = 300
     # The command that asks for this file, for its header.
     command: str = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cluster.render.nodes import RenderOptions
+from cluster.render.nodes import MAX_WARNING_S, RenderOptions
 from dphrl.config.loading import InputError
 from dphrl.config.secrets import is_secret_variable, names_a_secret
 
@@ -38,6 +38,10 @@ def check_options(kind: str, options: RenderOptions) -> None:
     ):
         if number is not None and number < least:
             raise InputError(f"{flag} {number}: too few; give {least} or more")
+    if not 2 <= options.warn_before_s <= MAX_WARNING_S:
+        raise InputError(
+            f"--warn-before {options.warn_before_s}: no time that Slurm takes; give 2 to {MAX_WARNING_S} s"
+        )
     _check_names(options)
     if options.image and (options.image != options.image.strip() or re.search(r"\s", options.image)):
         raise InputError(f"--image {options.image!r}: has blanks; give one image, such as dphrl:cuda")
@@ -103,4 +107,8 @@ def _check_kind(kind: str, options: RenderOptions) -> None:
         if given and kind != "kubernetes":
             raise InputError(f"{flag}: is for Kubernetes, and a file for {kind} cannot hold it; leave it out")
     if options.env and kind == "slurm":
-        raise InputError("--env: Slurm gives a job the variables of sbatch's shell; export them there instead")
+        raise InputError(
+            "--env: Slurm gives a job the variables of sbatch's shell, and of --env-file; put them there instead"
+        )
+    if options.env_file and kind != "slurm":
+        raise InputError(f"--env-file: is for Slurm; for {kind} put what is secret where --secret says")

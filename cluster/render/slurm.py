@@ -1,7 +1,10 @@
 """A run on Slurm: one batch script that starts a Ray cluster on its nodes, trains, and takes the cluster down.
 
-Plain bash, no `module load`: the environment is the submitting shell's, or DPHRL_VENV's. The script is written so that
-Slurm may start it again: it goes on from the last checkpoint.
+Plain bash, no `module load`: the environment is the submitting shell's, DPHRL_VENV's, and that of a file which the
+script reads when it starts. It is written so that Slurm may start it again: it goes on from the last checkpoint.
+
+Who starts it again: the script itself when the time limit is near and something was saved since it began, and Slurm
+when a node fails or the job is preempted. Nobody after success, after bad input (exit 2), or after a crash (exit 1).
 """
 
 from __future__ import annotations
@@ -13,28 +16,34 @@ from dphrl.config.loading import config_to_yaml
 from dphrl.config.schema import Config
 
 TIME_LIMIT = "24:00:00"
-# Slurm warns so long before the time limit ends; in that time, a job that is to go on must be put back in the queue.
-WARNING_S = 120
+# The part of the time between Slurm's warning and the limit that is kept for putting the job back in the queue.
+MARGIN_SHARE = 0.1
+# Ports of one job. Jobs of one node differ in them unless their numbers differ by a multiple of 1200, and they lie
+# below those that the system gives out by itself.
+PORTS_PER_JOB, FIRST_PORT, LAST_PORT = 10, 20000, 32000
 
 
 def render_slurm(config: Config, options: RenderOptions) -> str:
     """The script for `sbatch`. Raises InputError when the nodes cannot hold the run."""
     nodes = nodes_for(config, options, node_shape(config, options))
     settings = config_to_yaml(with_settings(config, config.run_dir, autoscaling="none"))
-    store = config.cluster.object_store_gib
+    store, memory, warning_s = config.cluster.object_store_gib, options.memory_gib_per_node, options.warn_before_s
     directives = [
         f"--job-name={object_name(config.run_name)}",
         f"--nodes={nodes.count}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={nodes.cpus}",
         *([f"--gpus-per-node={nodes.gpus}"] if nodes.gpus else []),
-        # Otherwise Ray's ports could be those of another job's Ray on the same node.
+        # Ray takes a whole node for its own: its memory, its GPUs, its ports.
         "--exclusive",
+        # A node of one's own still comes with no more memory than was asked for, else the site's default. 0: all of it.
+        f"--mem={f'{memory}G' if memory else 0}",
         f"--time={TIME_LIMIT}",
         "--output=%x-%j.log",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:USR1@{WARNING_S}",
+        # B: to this script alone. To all processes, it would end actors that the driver needs for saving.
+        f"--signal=B:USR1@{warning_s}",
     ]
     values = {
         "DIRECTIVES": "\n".join(f"#SBATCH {directive}" for directive in directives),
@@ -42,6 +51,10 @@ def render_slurm(config: Config, options: RenderOptions) -> str:
         "NODES": str(nodes.count),
         "CPUS": str(nodes.cpus),
         "GPUS": str(nodes.gpus),
+        "WARNING": str(warning_s),
+        "MARGIN": str(max(1, round(warning_s * MARGIN_SHARE))),
+        "ENV_FILE": shlex.quote(options.env_file),
+        "PORT": f"{FIRST_PORT} + SLURM_JOB_ID % {(LAST_PORT - FIRST_PORT) // PORTS_PER_JOB} * {PORTS_PER_JOB}",
         "STORE": f"--object-store-memory={round(store * 2**30)}" if store else "",
         "RUN_DIR": shlex.quote(config.run_dir),
         "RUN_NAME": shlex.quote(config.run_name),
@@ -69,6 +82,7 @@ def _header(config: Config, options: RenderOptions, nodes: str) -> list[str]:
         *made_by(options),
         "Start:    sbatch FILE   (options before FILE replace those above: --partition, --account, --time)",
         "Needs:    `ray` and `dphrl` on PATH, or DPHRL_VENV=/path/of/an/environment; folders that every node sees",
+        "Stop:     scancel --batch --signal=TERM JOB   (it saves and ends; scancel alone may lose its last steps)",
         "Results:  run_dir below, relative to where sbatch was called; the log is beside it",
         "Settings: DPHRL_HEAD_ADDRESS (of the first node, where a name has several), DPHRL_JOIN_TIMEOUT_S (600)",
     ]
@@ -86,17 +100,41 @@ gpus=@GPUS@
 # shellcheck disable=SC2088  # a ~ is replaced below
 run_dir=@RUN_DIR@
 run_name=@RUN_NAME@
-join_timeout_s=${DPHRL_JOIN_TIMEOUT_S:-600}
+env_file=@ENV_FILE@
+warning_s=@WARNING@ # between Slurm's signal and the time limit
+margin_s=@MARGIN@
 
 say() { printf 'dphrl: %s\n' "$*"; }
 die() { printf 'dphrl: failed: %s\n' "$*" >&2; exit 1; }
 
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
-case $run_dir in
-    /*) ;;
-    '~'/*) run_dir=$HOME/${run_dir#'~/'} ;;
-    *) run_dir=$PWD/$run_dir ;;
-esac
+absolute() { # absolute PATH
+    case $1 in
+        /*) printf %s "$1" ;;
+        '~'/*) printf %s "$HOME/${1#'~/'}" ;;
+        *) printf %s "$PWD/$1" ;;
+    esac
+}
+run_dir=$(absolute "$run_dir")
+
+# Tokens stay in a file of the user's, so that they are neither in this script nor in the queue.
+if [ -n "$env_file" ]; then
+    env_file=$(absolute "$env_file")
+    if [ -f "$env_file" ]; then
+        if [ -n "$(find -L "$env_file" -maxdepth 0 -perm /077)" ]; then
+            say "warning: $env_file is open to others than its owner; chmod 600 it" >&2
+        fi
+        trap 'die "$env_file: a line of it failed; write NAME=VALUE, as for a shell"' ERR
+        set -a
+        # shellcheck source=/dev/null
+        . "$env_file"
+        set +a
+        trap - ERR
+    else
+        say "warning: no $env_file; going on with the environment of sbatch alone" >&2
+    fi
+fi
+join_timeout_s=${DPHRL_JOIN_TIMEOUT_S:-600}
 if [ -n "${DPHRL_VENV:-}" ]; then export PATH=$DPHRL_VENV/bin:$PATH; fi
 for program in ray dphrl python3 srun scontrol; do
     command -v "$program" >/dev/null || die "no $program on PATH; set DPHRL_VENV, or activate the environment first"
@@ -109,27 +147,66 @@ state=$run_dir/.slurm/$SLURM_JOB_ID
 mkdir -p "$state"
 chmod 700 "$state"
 token_file=$state/ray-token
+rm -f "$state/given-up"
 : >"$state/started"
 cat >"$state/config.yaml" <<'@END@'
 @CONFIG@
 @END@
 
-steps=()
+declare -A rays=() # node: the srun that holds its Ray
 train=
+watchdog=
+heard=
+asked=
 out_of_time=
+take_down() {
+    local pid
+    for pid in $train $watchdog ${rays[@]+"${rays[@]}"}; do kill "$pid" 2>/dev/null || true; done
+    rm -rf "$token_file" "$state/.ray"
+}
 # shellcheck disable=SC2329  # the traps call it
 cleanup() {
-    local status=$? pid
+    local status=$?
     trap - EXIT
     trap '' TERM INT USR1
-    for pid in $train ${steps[@]+"${steps[@]}"}; do kill "$pid" 2>/dev/null || true; done
-    rm -rf "$token_file" "$state/.ray"
+    take_down
     # Slurm ends with the job what is left of it.
     exit "$status"
 }
+# shellcheck disable=SC2329  # the traps call it
+end_run() { # end_run STATUS: at SIGTERM the driver gives up its rollouts, saves its last whole step, and ends with 143
+    heard=yes
+    [ -n "$train" ] || exit "$1"
+    # A second time would end it at once.
+    [ -n "$asked" ] || kill "$train" 2>/dev/null || true
+    asked=yes
+}
+# shellcheck disable=SC2329  # the traps call it
+time_is_short() {
+    local end left
+    [ -z "$asked" ] || return 0
+    [ -n "$train" ] || die "out of time before the training began; ask for more --time"
+    say "the time limit is near; the run saves and ends"
+    out_of_time=yes
+    end_run 1
+    # It may be longer at its step than there is time. Then it is ended, and goes on from the checkpoint before.
+    end=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*EndTime=\([0-9T:-]*\).*/\1/p') || end=
+    end=$(date -d "${end:-unknown}" +%s 2>/dev/null) || end=$(($(date +%s) + warning_s))
+    left=$((end - $(date +%s) - margin_s))
+    (
+        sleep "$((left > 0 ? left : 0))"
+        : >"$state/given-up"
+        kill "$train" # a second time: at once
+        sleep 2
+        kill -KILL "$train"
+    ) >/dev/null 2>&1 &
+    watchdog=$!
+}
 trap cleanup EXIT
-trap 'exit 143' TERM
-trap 'exit 130' INT
+# Whoever cancels or preempts the job decides whether it goes back in the queue.
+trap 'out_of_time=; end_run 143' TERM
+trap 'out_of_time=; end_run 130' INT
+trap time_is_short USR1
 
 # ------------------------------------------------------------------------------------------ the cluster
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -146,7 +223,9 @@ if [ -z "$head_ip" ]; then
     head_ip=$(hostname -I | awk '{ for (i = 1; i <= NF && !found; i++) if ($i ~ /^[0-9.]+$/) { print $i; found = 1 } }')
 fi
 [ -n "$head_ip" ] || die "$head has no IPv4 address; set DPHRL_HEAD_ADDRESS"
-address=$head_ip:$((20000 + SLURM_JOB_ID % 10000))
+# Where a site lets jobs share a node, each needs ports of its own.
+port=$((@PORT@))
+address=$head_ip:$port
 
 # A token of this job's own: HOME is where Ray keeps one, and where Python looks for a user's packages.
 unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
@@ -158,24 +237,45 @@ unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
 [ -s "$token_file" ] || die "Ray made no token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file
 
-step=(srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$cpus")
-if [ "$gpus" -gt 0 ]; then step+=(--gpus-per-node="$gpus"); fi
+# Each node's Ray has all of the node: every core and GPU that this job has there, none bound to a task, whatever the
+# options of sbatch left in the environment, and the job's memory. The steps overlap others, so that
+# `srun --jobid JOB --pty bash`, or a step that a reward starts, does not wait until Ray ends.
+step=(srun --export=ALL --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --mem=0)
+step+=(--cpus-per-task="$cpus" --cpu-bind=none)
+if [ "$gpus" -gt 0 ]; then step+=(--gpus-per-node="$gpus" --gpu-bind=none); fi
 ray_start=(ray start --block --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" @STORE@)
+ray_start+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$((port + 1))")
+
+start_ray() { # start_ray NODE OPTION...
+    local node=$1
+    shift
+    "${step[@]}" --nodelist="$node" "${ray_start[@]}" "$@" >>"$state/ray-$node.log" 2>&1 &
+    rays[$node]=$!
+}
+gone=
+any_gone() { # whether the Ray of a node has ended: gone says which, and its last words are shown
+    local node status
+    for node in "${!rays[@]}"; do
+        if kill -0 "${rays[$node]}" 2>/dev/null; then continue; fi
+        status=0
+        wait "${rays[$node]}" || status=$?
+        gone="Ray on $node has ended: its srun has status $status, and its output is in $state/ray-$node.log"
+        tail -n 5 "$state/ray-$node.log" | sed "s/^/$node: /" >&2
+        return 0
+    done
+    return 1
+}
 
 say "head on $head ($address), $num_nodes nodes"
-"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" \
-    "${ray_start[@]}" --head --node-ip-address="$head_ip" --port="${address##*:}" \
-    --temp-dir="/tmp/ray-$SLURM_JOB_ID" >"$state/head.log" 2>&1 &
-steps+=($!)
+start_ray "$head" --head --node-ip-address="$head_ip" --port="$port" --dashboard-port="$((port + 2))" \
+    --ray-client-server-port="$((port + 3))" --temp-dir="/tmp/ray-$SLURM_JOB_ID"
 
 deadline=$((SECONDS + join_timeout_s))
 wait_for() { # wait_for WHAT COMMAND...: until the command succeeds, Ray ends, or it is too late
-    local what=$1 pid
+    local what=$1
     shift
     until "$@"; do
-        for pid in "${steps[@]}"; do
-            kill -0 "$pid" 2>/dev/null || die "Ray ended while waiting for $what; see $state/*.log"
-        done
+        if any_gone; then die "waiting for $what: $gone"; fi
         [ "$SECONDS" -lt "$deadline" ] || die "waited ${join_timeout_s}s for $what; see $state/*.log"
         sleep 5
     done
@@ -193,11 +293,7 @@ print(sum(node["Alive"] for node in ray.nodes()))' 2>>"$state/wait.log" | tail -
 }
 
 wait_for "the head" head_answers
-if [ "$num_nodes" -gt 1 ]; then
-    "${step[@]}" --nodes="$((num_nodes - 1))" --ntasks="$((num_nodes - 1))" --exclude="$head" \
-        "${ray_start[@]}" --address="$address" >"$state/workers.log" 2>&1 &
-    steps+=($!)
-fi
+for host in "${hosts[@]:1}"; do start_ray "$host" --address="$address"; done
 wait_for "$num_nodes nodes" all_joined
 
 # ------------------------------------------------------------------------------------------ the run
@@ -208,20 +304,31 @@ if compgen -G "$checkpoints/step_*" >/dev/null || [ "${SLURM_RESTART_COUNT:-0}" 
 
 RAY_ADDRESS=$address dphrl train "$state/config.yaml" "run_dir=$run_dir" ${resume[@]+"${resume[@]}"} &
 train=$!
-trap 'out_of_time=yes; kill "$train" 2>/dev/null || true' USR1
 
-# A signal ends `wait`, not the run.
-status=0
-wait "$train" || status=$?
-while kill -0 "$train" 2>/dev/null; do wait "$train" || status=$?; done
+# A signal ends `wait`, not the run. 127: an earlier `wait` had its status.
+status=127
+while
+    heard=
+    waited=0
+    wait "$train" || waited=$?
+    [ "$waited" -eq 127 ] || status=$waited
+    [ -n "$heard" ]
+do :; done
 train=
+if [ "$status" -eq 1 ] && any_gone; then say "$gone" >&2; fi
+take_down
 
-if [ -n "$out_of_time" ] && [ "$status" -ne 0 ]; then
-    # Without progress it would go round for ever.
-    [ -n "$(find "$checkpoints" -maxdepth 1 -name 'step_*' -newer "$state/started" -print -quit 2>/dev/null)" ] ||
-        die "out of time without a new checkpoint; lower checkpoint.every_steps, or ask for a longer --time"
-    say "out of time; back in the queue, to go on from the last checkpoint"
-    scontrol requeue "$SLURM_JOB_ID"
+# Back in the queue only if time alone ended it: not when it was done (0), failed (1), or was given bad input (2).
+stopped=
+if [ "$status" -eq 143 ] || { [ "$status" -eq 137 ] && [ -e "$state/given-up" ]; }; then stopped=yes; fi
+if [ -n "$out_of_time" ] && [ -n "$stopped" ]; then
+    # Without progress it would go round for ever. Chunks are those of the reference stage and of evaluations.
+    [ -n "$(find "$run_dir/$run_name" -newer "$state/started" \
+        \( -path "*/checkpoints/step_*" -o -name "chunk_*.parquet" \) -print -quit 2>/dev/null)" ] ||
+        die "out of time, and nothing was saved since it began; lower checkpoint.every_minutes, or ask for more --time"
+    say "out of time; back in the queue, to go on from what is saved"
+    scontrol requeue "$SLURM_JOB_ID" ||
+        say "it could not be put back in the queue; the same sbatch command goes on from what is saved" >&2
 fi
 exit "$status"
 """

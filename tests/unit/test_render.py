@@ -55,7 +55,7 @@ def check(kind: str, text: str) -> None:
     else:
         done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "@" not in text.partition("END_OF_CONFIG")[0].replace("B:USR1@120", "")
+        assert "@" not in text.partition("END_OF_CONFIG")[0].replace("B:USR1@300", "")
 
 
 # ------------------------------------------------------------------------------------------ every preset

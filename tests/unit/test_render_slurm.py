@@ -88,16 +88,17 @@ def test_slurm_starts_a_cluster_trains_and_takes_it_down(slurm: Slurm) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     # Both run in the background, so either may be written down first.
     workers, head = sorted(slurm.calls("srun")[:2], key=lambda call: "--head" in call)
-    assert "--nodes=1 --ntasks=1 --nodelist=node-a" in head
+    assert "--nodes=1 --ntasks=1 " in head
+    assert "--nodelist=node-a ray start" in head
     assert "ray start --block" in head
-    assert "--head --node-ip-address=10.0.0.7 --port=22345" in head
-    assert "--nodes=1 --ntasks=1 --exclude=node-a" in workers
-    assert "--address=10.0.0.7:22345" in workers
+    assert "--head --node-ip-address=10.0.0.7 --port=23450" in head
+    assert "--nodelist=node-b ray start" in workers
+    assert "--address=10.0.0.7:23450" in workers
     assert slurm.calls("dphrl") == [f"dphrl train {slurm.state}/config.yaml run_dir={slurm.runs}"]
-    assert slurm.calls("token") == ["token secret-of-12345 600 at 10.0.0.7:22345"]
+    assert slurm.calls("token") == ["token secret-of-12345 600 at 10.0.0.7:23450"]
     # Nothing of it stays but what is worth reading.
     assert not (slurm.state / "ray-token").exists()
-    assert (slurm.state / "head.log").is_file()
+    assert (slurm.state / "ray-node-a.log").is_file()
     assert slurm.state.stat().st_mode & 0o777 == 0o700
     assert load_config(str(slurm.state / "config.yaml"), []) == slurm.config
     assert wait_until(lambda: slurm.calls("srun").count("srun ended") == 2)
@@ -138,7 +139,8 @@ def test_slurm_says_that_nodes_did_not_come(slurm: Slurm) -> None:
 def test_slurm_does_not_wait_for_a_ray_that_has_ended(slurm: Slurm) -> None:
     done = slurm.run(SRUN_FAILS="1", NODES_UP="1")
     assert done.returncode == 1
-    assert "failed: Ray ended while waiting for" in done.stderr
+    assert "failed: waiting for " in done.stderr
+    assert "has ended: its srun has status 1" in done.stderr
 
 
 UNTIL_TERM = 'kill -USR1 "$PPID"; trap "exit 143" TERM; while :; do /bin/sleep 0.05; done'
@@ -158,7 +160,7 @@ def test_slurm_does_not_go_round_without_progress(slurm: Slurm) -> None:
     os.utime(old, (1e9, 1e9))
     done = slurm.run(HOOK=UNTIL_TERM)
     assert done.returncode == 1
-    assert "out of time without a new checkpoint" in done.stderr
+    assert "out of time, and nothing was saved since it began" in done.stderr
     assert "scontrol requeue 12345" not in slurm.calls("scontrol")
 
 
