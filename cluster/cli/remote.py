@@ -64,7 +64,7 @@ Examples:
     app.add_typer(jobs_app, name="jobs")
     app.command(
         short_help="Write a file that starts a run on a cluster.",
-        help=f"""Write the file that starts a run on Kubernetes (KubeRay), Slurm or Docker Compose.
+        help=f"""Write the file that starts a run on Kubernetes, Slurm, Docker Compose, or your own machines (`ray up`).
 
 {CONFIG_HELP}
 
@@ -74,7 +74,8 @@ The file holds the configuration, makes as many nodes as the run needs, and says
 Examples:
   dphrl render kubernetes my.yaml --image registry/dphrl:cuda --gpus-per-node 8 -o run.yaml
   dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
-  dphrl render compose demo-math -o compose.yaml""",
+  dphrl render compose demo-math -o compose.yaml
+  dphrl render ray my.yaml run_dir=/shared/runs --host 10.0.0.1 --host 10.0.0.2 --ssh-key ~/.ssh/id -o cluster.yaml""",
     )(render)
     app.command(
         short_help="Change the number of engines while a run trains.",
@@ -206,8 +207,8 @@ def _follow(client: JobClient, job_id: str) -> None:
 
 def render(
     kind: Annotated[
-        Literal["kubernetes", "slurm", "compose"],
-        typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
+        Literal["kubernetes", "slurm", "compose", "ray"],
+        typer.Argument(metavar="kubernetes|slurm|compose|ray", help="What is to start the run."),
     ],
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -234,6 +235,11 @@ def render(
     volume_size: Annotated[
         str, typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise.")
     ] = "200Gi",
+    hosts: Annotated[
+        list[str] | None, typer.Option("--host", metavar="ADDRESS", help="ray: a machine; repeat it, the head first.")
+    ] = None,
+    ssh_user: Annotated[str, typer.Option("--ssh-user", help="ray: who logs in on the machines.")] = "ubuntu",
+    ssh_key: Annotated[str, typer.Option("--ssh-key", metavar="PATH", help="ray: the private key for that.")] = "",
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
@@ -251,6 +257,9 @@ def render(
             namespace=namespace,
             volume_claim=volume_claim,
             volume_size=volume_size,
+            hosts=tuple(hosts or ()),
+            ssh_user=ssh_user,
+            ssh_key=ssh_key,
             command=_command_line(),
         )
         text = rendering.render(kind, loaded, options)

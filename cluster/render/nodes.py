@@ -1,4 +1,4 @@
-"""Files that start a run on somebody's cluster, from the same configuration: Kubernetes, Slurm, Docker Compose.
+"""Files that start a run on somebody's cluster: Kubernetes, Slurm, Docker Compose, machines that one reaches by SSH.
 
 Pure: text in, text out. `render` is the front; each kind has its module. What they share is here: the options, the
 size and number of nodes, and how YAML is written.
@@ -20,7 +20,7 @@ from cluster.planning.placement import EPSILON, Node, PlacementError, num_nodes_
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
-KINDS = ("kubernetes", "slurm", "compose")
+KINDS = ("kubernetes", "slurm", "compose", "ray")
 # The user that the images make. It is a number, because Kubernetes can see only of a number that it is not root.
 USER_ID = 10001
 CONFIG_PATH = "/etc/dphrl/config.yaml"
@@ -59,6 +59,11 @@ class RenderOptions:
     volume_claim: str = ""
     # Size of the claim that is made.
     volume_size: str = "200Gi"
+    # Machines for `ray up`, the head first.
+    hosts: tuple[str, ...] = ()
+    # Who logs in on them, and the private key, as a path on the machine where `ray up` runs. "": SSH's own choice.
+    ssh_user: str = "ubuntu"
+    ssh_key: str = ""
     # The command that asks for this file, for its header.
     command: str = ""
 
@@ -103,7 +108,7 @@ def render(kind: str, config: Config, options: RenderOptions) -> str:
         raise InputError(f"{kind}: nothing renders that; choose one of {', '.join(KINDS)}")
     check_options(options)
     # Imported here, not at the top, because the module of each kind imports this one.
-    module = import_module(f"cluster.render.{kind}")
+    module = import_module(f"cluster.render.{'launcher' if kind == 'ray' else kind}")
     renderer: Callable[[Config, RenderOptions], str] = getattr(module, f"render_{kind}")
     return renderer(config, options)
 
