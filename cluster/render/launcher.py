@@ -97,12 +97,10 @@ def _docker(config: Config, options: RenderOptions) -> dict[str, Any]:
 
 def _written(path: str, text: str) -> str:
     """A command that writes the text on the machine."""
-    end = "END_OF_CONFIG"
-    while end in text:
-        end += "_"
     folder = path.rpartition("/")[0]
-    # The launcher puts brackets around a command: the delimiter needs a line of its own.
-    return f"mkdir -p {folder} && cat > {path} <<'{end}'\n{text.rstrip()}\n{end}\n"
+    # No line of the YAML is the delimiter: each begins with a key, a dash or a blank. The launcher puts brackets around a
+    # command, so the delimiter needs a line of its own.
+    return f"mkdir -p {folder} && cat > {path} <<'END_OF_CONFIG'\n{text.rstrip()}\nEND_OF_CONFIG\n"
 
 
 def _start(config: Config, options: RenderOptions, how: Sequence[str]) -> list[str]:
