@@ -98,8 +98,8 @@ def _docker(config: Config, options: RenderOptions) -> dict[str, Any]:
 def _written(path: str, text: str) -> str:
     """A command that writes the text on the machine."""
     folder = path.rpartition("/")[0]
-    # No line of the YAML is the delimiter: each begins with a key, a dash or a blank. The launcher puts brackets around a
-    # command, so the delimiter needs a line of its own.
+    # No line of the YAML is the delimiter: each begins with a key, a dash or a blank. The launcher puts brackets around
+    # a command, so the delimiter needs a line of its own.
     return f"mkdir -p {folder} && cat > {path} <<'END_OF_CONFIG'\n{text.rstrip()}\nEND_OF_CONFIG\n"
 
 
