@@ -12,8 +12,8 @@ import typer
 from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status, say
 
 KindArgument = Annotated[
-    Literal["kubernetes", "slurm", "compose"],
-    typer.Argument(metavar="kubernetes|slurm|compose", help="What is to start the run."),
+    Literal["kubernetes", "slurm", "compose", "ray"],
+    typer.Argument(metavar="kubernetes|slurm|compose|ray", help="What is to start the run."),
 ]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="The file; standard output if not given.")]
 ImageOption = Annotated[str, typer.Option("--image", help="Container image; else dphrl:cuda or dphrl:cpu.")]
@@ -77,13 +77,18 @@ EnvFileOption = Annotated[
 WarningOption = Annotated[
     int, typer.Option("--warn-before", metavar="SECONDS", help="Slurm: how long before its time is up a run saves.")
 ]
+HostOption = Annotated[
+    list[str] | None, typer.Option("--host", metavar="ADDRESS", help="ray: a machine; repeat it, the head first.")
+]
+UserOption = Annotated[str, typer.Option("--ssh-user", help="ray: who logs in on the machines.")]
+KeyOption = Annotated[str, typer.Option("--ssh-key", metavar="PATH", help="ray: the private key for that.")]
 
 
 def add_render_command(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         short_help="Write a file that starts a run on a cluster.",
-        help=f"""Write the file that starts a run on Kubernetes (KubeRay), Slurm or Docker Compose.
+        help=f"""Write the file that starts a run on Kubernetes, Slurm, Docker Compose, or your own machines (`ray up`).
 
 {CONFIG_HELP}
 
@@ -95,7 +100,8 @@ Examples:
   dphrl render kubernetes my.yaml --image registry/dphrl:cuda --gpus-per-node 8 -o run.yaml
   dphrl render kubernetes my.yaml --node-selector gpu=h100 --resource rdma/ib=8 --env NCCL_IB_HCA=mlx5 -o run.yaml
   dphrl render slurm my.yaml run_dir=/shared/runs --gpus-per-node 8 | sbatch --partition gpu
-  dphrl render compose demo-math -o compose.yaml""",
+  dphrl render compose demo-math -o compose.yaml
+  dphrl render ray my.yaml run_dir=/shared/runs --host 10.0.0.1 --host 10.0.0.2 --ssh-key ~/.ssh/id -o cluster.yaml""",
     )(render)
 
 
@@ -120,6 +126,9 @@ def render(
     active_deadline: DeadlineOption = None,
     env_file: EnvFileOption = "",
     warn_before: WarningOption = 300,
+    host: HostOption = None,
+    ssh_user: UserOption = "ubuntu",
+    ssh_key: KeyOption = "",
 ) -> None:
     with exit_status() as run:
         loaded = run.load(config, overrides)
@@ -145,6 +154,9 @@ def render(
             active_deadline_s=active_deadline,
             env_file=env_file,
             warn_before_s=warn_before,
+            hosts=tuple(host or []),
+            ssh_user=ssh_user,
+            ssh_key=ssh_key,
             command=_command_line(),
         )
         text = rendering.render(kind, loaded, options)

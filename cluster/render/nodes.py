@@ -1,4 +1,4 @@
-"""Files that start a run on somebody's cluster, from the same configuration: Kubernetes, Slurm, Docker Compose.
+"""Files that start a run on somebody's cluster: Kubernetes, Slurm, Docker Compose, machines that one reaches by SSH.
 
 Pure: text in, text out. `render` is the front; each kind has its module. What they share is here: the options, the
 size and number of nodes, and how YAML is written.
@@ -21,7 +21,7 @@ from cluster.planning.sizes import CPUS_PER_GPU
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 
-KINDS = ("kubernetes", "slurm", "compose")
+KINDS = ("kubernetes", "slurm", "compose", "ray")
 # The user that the images make. It is a number, because Kubernetes can see only of a number that it is not root.
 USER_ID = 10001
 CONFIG_PATH = "/etc/dphrl/config.yaml"
@@ -78,6 +78,11 @@ class RenderOptions:
     env_file: str = ""
     # Slurm: how long before the time limit the run is told to save and end, in seconds.
     warn_before_s: int = 300
+    # Machines for `ray up`, the head first.
+    hosts: tuple[str, ...] = ()
+    # Who logs in on them, and the private key, as a path on the machine where `ray up` runs. "": SSH's own choice.
+    ssh_user: str = "ubuntu"
+    ssh_key: str = ""
     # The command that asks for this file, for its header.
     command: str = ""
 
@@ -124,7 +129,7 @@ def render(kind: str, config: Config, options: RenderOptions) -> str:
     from cluster.render.options import check_options
 
     check_options(kind, options)
-    module = import_module(f"cluster.render.{kind}")
+    module = import_module(f"cluster.render.{'launcher' if kind == 'ray' else kind}")
     renderer: Callable[[Config, RenderOptions], str] = getattr(module, f"render_{kind}")
     return renderer(config, options)
 

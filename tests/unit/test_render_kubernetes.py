@@ -20,7 +20,7 @@ from cluster.planning.describe import describe_plan, parse_cluster
 from cluster.render.kubernetes import worker_groups
 from cluster.render.nodes import KINDS, RenderOptions, render
 from dphrl.config.loading import InputError, load_config
-from tests.unit.render_schemas import POD
+from tests.unit.kubernetes_rules import schema_of
 from tests.unit.test_render import AWKWARD, changed, check, cluster_of, documents, objects_in, preset
 
 PAPER = "paper/sql-dph-js"
@@ -176,7 +176,8 @@ def test_what_is_secret_here_is_in_no_file(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HF_TOKEN", "hf_" + "aB1" * 9)
     monkeypatch.setenv("WANDB_API_KEY", "c0ffee" * 6)
     for kind in KINDS:
-        text = render(kind, preset(PAPER), RenderOptions())
+        machines = tuple(f"10.0.0.{i}" for i in range(1, 9)) if kind == "ray" else ()
+        text = render(kind, preset(PAPER, "run_dir=/shared/runs"), RenderOptions(hosts=machines))
         assert os.environ["HF_TOKEN"] not in text
         assert os.environ["WANDB_API_KEY"] not in text
 
@@ -358,7 +359,7 @@ def test_the_commands_that_copy_data_work(tmp_path: Path) -> None:
     assert [line.split()[0] for line in asked] == ["run", "wait", "exec", "delete"]
     (overrides,) = (word for word in shlex.split(commands[0]) if word.startswith("--overrides="))
     pod = json.loads(overrides.removeprefix("--overrides="))
-    jsonschema.validate(pod, POD)
+    jsonschema.validate(pod, schema_of("Pod"))
     assert pod["spec"]["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}]
     assert pod["spec"]["securityContext"]["runAsUser"] == 10001
     assert pod["spec"]["containers"][0]["image"] == "registry.example/dphrl:cuda"
