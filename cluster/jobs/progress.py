@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def progress_of(jobs: Sequence[Job], log_of: Callable[[str], str]) -> list[Progr
         if job.status == "PENDING":
             progress = Progress(waits=job.message[:NUM_MESSAGE_CHARACTERS] or None)
         elif job.status == "RUNNING" and job.run:
-            printed = from_log(log_of(job.job_id))
+            printed = Progress()
+            with suppress(InputError):  # its node may be gone, and the others are shown all the same
+                printed = from_log(log_of(job.job_id))
             progress = printed if printed.waits or progress.step is None else progress
         found.append(progress if job.is_active else replace(progress, left_s=None))
     return found

@@ -1,4 +1,4 @@
-"""Submissions as users make them, to a cluster of three nodes: from a full repository, with a wheel, to a busy cluster."""
+"""Submissions as users make them, to three nodes: from a full repository, with a wheel, while others hold the CPUs."""
 
 from __future__ import annotations
 
@@ -152,7 +152,8 @@ def test_a_second_job_waits_and_says_for_what(cluster: Cluster, tmp_path: Path) 
     third = until("third", "waits_for")["third"]
     assert third["waits_for"].endswith("; holder holds them; number 2 in the queue, after second")
     table = cluster.dphrl("jobs", "list", "--address", cluster.address).communicate()[0]
-    assert re.search(r"^holder +running +\d+/5000 +\d\.\d{3} +\de-\d+ +\d.* dphrl train demo-math ", table, re.MULTILINE)
+    shown = r"^holder +running +\d+/5000 +\d\.\d{3} +\de-\d+ +\d.* dphrl train demo-math "
+    assert re.search(shown, table, re.MULTILINE), table
     assert re.search(r"^second +waiting +- .* waits for ", table, re.MULTILINE)
     assert cluster.dphrl("jobs", "stop", "third", "--address", cluster.address).wait() == 0
     assert cluster.dphrl("jobs", "stop", "holder", "--address", cluster.address).wait() == 0

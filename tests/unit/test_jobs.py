@@ -87,7 +87,9 @@ def test_a_folder_that_would_hide_the_program_changes_how_it_is_started(tmp_path
     assert words[4:6] == ["train", "demo-math"]
     # As Ray starts it: in the uploaded folder, which is first on the path.
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for arguments in ([*words[1:4], "version"], ["-P", "-c", f"import my_rewards; {words[3]}", "version"]):
+    # The user's modules are found as before.
+    with_theirs = words[3].replace("main()", "import my_rewards; main()")
+    for arguments in ([*words[1:4], "version"], ["-P", "-c", with_theirs, "version"]):
         done = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

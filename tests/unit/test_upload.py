@@ -104,7 +104,7 @@ def test_code_goes_and_data_models_and_secrets_stay(repository: Path, tmp_path: 
     }
     data, secrets = planned.notes()
     assert data.startswith(
-        "not uploaded, as data or models: models/a/model.safetensors 1.2 GB, data/ 831 MB, "
+        "not uploaded, as data or models: models/a/model.safetensors 1.2 GB, data/raw.parquet 800 MB, "
         "notes [old] #1.csv 30 MB, vocabulary.bin 10 bytes; "
     )
     assert secrets.startswith("not uploaded, as secrets: .env, ")
@@ -185,7 +185,7 @@ def test_what_the_job_would_not_find_is_told_here(key: str, path: str, ignored: 
         (tmp_path / path).write_text("base: demo-math\n")
     source = str(tmp_path / path) if key == "configuration" else "demo-math"
     overrides = {
-        "data.train": [f"data.train={{name: mine, path: {path}}}", "reward.name=math_answer"],
+        "data.train": [f"data.train={{name: mine, kind: math, path: {path}}}", "reward.name=math_answer"],
         "model.path": [f"model.path={path}"],
         "configuration": [],
     }[key]
@@ -197,9 +197,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     put(tmp_path, **{"a.py": "x", "theirs.py": "x"})
     allowed = os.access
     monkeypatch.setattr(upload.os, "access", lambda path, mode: "theirs" not in str(path) and allowed(path, mode))
-    with pytest.raises(
-        InputError, match=r"cannot be uploaded: .*/theirs.py cannot be read; leave it out"
-    ):
+    with pytest.raises(InputError, match=r"cannot be uploaded: .*/theirs.py cannot be read; leave it out"):
         plan_upload(tmp_path)
 
 
