@@ -9,14 +9,12 @@ from typing import Any
 import ray
 
 from cluster.doctor.ray_setup import token_obstacle
+from cluster.planning.queue import JOB_CONFIG_ENVIRONMENT
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.own_code import is_hidden_from_workers, worker_hook
 from dphrl.processors import be_a_neighbour, whole_cpus
 from dphrl.tracking.log import ENVIRONMENT as LOG_ENVIRONMENT
-
-# Ray sets this variable in the driver of a submitted job.
-JOB_CONFIG_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def connect(config: Config) -> None:

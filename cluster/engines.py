@@ -20,6 +20,7 @@ from actors.waiting import Actor, within
 from actors.watched import settled
 from cluster.planning.growth import plan_more
 from cluster.planning.placement import Bundle, Node, PlacementError
+from cluster.planning.queue import group_name
 from cluster.planning.ray_placement import NODE_ID_LABEL, cluster_nodes
 from dphrl.config.schema import Config
 
@@ -143,7 +144,7 @@ async def reserve_one(config: Config, role: str, index: int, *, with_gpus: bool)
     except PlacementError as error:
         raise CannotPlaceError(str(error)) from None
     where = [{NODE_ID_LABEL: bundle.node}]
-    group = placement_group([bundle.resources()], strategy="PACK", bundle_label_selector=where)
+    group = placement_group([bundle.resources()], strategy="PACK", name=group_name(config), bundle_label_selector=where)
     limit, what = config.cluster.placement_timeout_s, f"room for a {role} actor on node {bundle.node}"
     try:
         await within(group.ready(), limit, PLACEMENT_SETTING, what)

@@ -24,6 +24,13 @@ PACKAGES = ("dphrl", "actors", "cluster")
 # that file.
 MARK = '__part_of__ = "dphrl"'
 HOME = Path(__file__).absolute().parents[1]
+# The program for `python -P -c` where the path begins with a folder that holds another `dphrl`: it is looked for where
+# this file is beside it. The rest of the path stays as it was, for the user's modules.
+OWN_AMONG_OTHERS = (
+    "import os, sys; sys.argv[0] = 'dphrl'; path = sys.path[:]; "
+    "sys.path[:] = [p for p in path if os.path.isfile(os.path.join(p, 'dphrl', 'own_code.py'))]; "
+    "import dphrl; sys.path[:] = path; from dphrl.__main__ import main; main()"
+)
 
 
 class ForeignCodeError(ImportError):

@@ -14,6 +14,7 @@ import typer
 
 from cluster.cli.experiment import add_experiment_command
 from cluster.cli.export import add_export_command
+from cluster.cli.jobs import add_job_commands
 from cluster.cli.remote import add_cluster_commands
 from cluster.cli.replay import add_replay_command
 from cluster.cli.score import add_score_command
@@ -193,6 +194,7 @@ add_export_command(app)
 # Added here, because --help lists the commands in this order.
 add_replay_command(app)
 add_cluster_commands(app)
+add_job_commands(app)
 
 
 @app.command(short_help="Examine this machine, or a cluster.")

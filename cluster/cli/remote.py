@@ -1,27 +1,14 @@
-"""Commands about clusters: plan a run, submit it, handle the jobs of a cluster."""
+"""Commands about clusters: plan a run, write files that start a cluster, change how many engines a run has."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cluster.cli.render import add_render_command
-from cluster.cli.support import CONFIG_HELP, ConfigArgument, InsistOption, OverridesArgument, exit_status, say
-
-if TYPE_CHECKING:
-    from cluster.jobs import JobClient
-
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", metavar="URL", help="The cluster's dashboard; else RAY_ADDRESS, else this machine's."),
-]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `dphrl jobs list` shows it.")]
-
-jobs_app = typer.Typer(help="The jobs of a Ray cluster: list, logs, stop.", no_args_is_help=True, rich_markup_mode=None)
+from cluster.cli.support import CONFIG_HELP, ConfigArgument, OverridesArgument, exit_status
 
 
 def add_cluster_commands(app: typer.Typer) -> None:
@@ -42,26 +29,6 @@ Examples:
   dphrl plan paper/sql-dph-js --simulate nodes=1,gpus=8,gpu_gib=80 --tokens-per-s 2500,4000
   dphrl plan mine.yaml rollout.num_engines=8 --measured runs/mine""",
     )(plan)
-    app.command(
-        short_help="Send a run to a Ray cluster.",
-        help=f"""Send a run to a Ray cluster as a job: `dphrl train` over there.
-
-{CONFIG_HELP}
-
-The configuration is checked here first. The present folder is uploaded (without runs, environments and what .gitignore
-names), so that relative paths of data mean the same; results go to run_dir, which every node must see. The nodes need
-an environment with dphrl's requirements (docker/, or `make setup`).
-
-With --wait the log is shown and the exit status is the job's own: 0 done, 1 failed, 2 bad input, 130 stopped. An
-interrupt ends the watching, not the job.
-
-\b
-Examples:
-  dphrl submit demo-math --wait
-  dphrl submit my.yaml run_dir=/shared/runs --address http://head:8265
-  dphrl submit my.yaml run_dir=/shared/runs --resume       # the same run, from its last checkpoint""",
-    )(submit)
-    app.add_typer(jobs_app, name="jobs")
     add_render_command(app)
     app.command(
         short_help="Change the number of engines while a run trains.",
@@ -125,72 +92,6 @@ def plan(
         typer.echo(describe_plan(loaded, parse_cluster(simulate) if simulate else None, speed))
 
 
-def submit(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    address: AddressOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the log; exit with the job's status.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    insist: InsistOption = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run of this run_name.")] = False,
-    working_dir: Annotated[
-        Path, typer.Option("--working-dir", metavar="DIR", help="The folder to upload and start in.")
-    ] = Path(),
-    no_upload: Annotated[
-        bool, typer.Option("--no-upload", help="Upload nothing: paths are those of the cluster's nodes.")
-    ] = False,
-    wheel: Annotated[
-        Path | None, typer.Option("--wheel", metavar="FILE", help="Run this dphrl, not the one installed there.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env", metavar="NAME[=VALUE]", help="Environment of the job; repeat it. Visible to users of the cluster."
-        ),
-    ] = None,
-) -> None:
-    with exit_status() as run:
-        run.check_start(resume=resume, insist=insist, overwrite=overwrite)
-        from cluster.jobs import JobClient, plan_submission
-
-        submission = plan_submission(
-            *(config, overrides or []),
-            resume=resume,
-            insist=insist,
-            overwrite=overwrite,
-            working_dir=None if no_upload else working_dir,
-            wheel=wheel,
-            env=env or [],
-        )
-        client = JobClient(address)
-        job_id = client.submit(submission)
-        for note in submission.notes:
-            typer.echo(note)
-        typer.echo(f"submitted as {job_id} to {client.address}")
-        if not wait:
-            typer.echo(f"follow it with `dphrl jobs logs {job_id} --follow`, end it with `dphrl jobs stop {job_id}`")
-            return
-        _follow(client, job_id)
-
-
-def _follow(client: JobClient, job_id: str) -> None:
-    """Show the job's log, say how the job ended, and exit with its status."""
-    from cluster.jobs import exit_status_of
-
-    try:
-        job = client.follow(job_id, lambda text: typer.echo(text, nl=False))
-    except KeyboardInterrupt:
-        say(f"dphrl: {job_id} goes on without being watched; `dphrl jobs stop {job_id}` ends it")
-        raise typer.Exit(130) from None
-    status = exit_status_of(job)
-    if job.exit_status is None and status == 1 and job.message:
-        # The job never began to run, so its log says nothing.
-        say(f"dphrl: {job.message[:300]}")
-    if status:
-        say(f"dphrl: job {job_id} {job.status.lower()}, exit status {status}")
-    raise typer.Exit(status)
-
-
 def scale(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
     rollout: Annotated[int | None, typer.Option("--rollout", metavar="N", help="Engines that it is to have.")] = None,
@@ -211,48 +112,3 @@ def scale(
             if number is not None and number < 1:
                 raise command.refuse(f"{option} {number}: a run needs at least one; give a number from 1")
         give_order(run, rollout, reward, wait_s=timeout if wait else 0.0, on_message=typer.echo)
-
-
-@jobs_app.command("list")
-def list_jobs(address: AddressOption = None) -> None:
-    """What was submitted to the cluster, oldest first."""
-    with exit_status():
-        from cluster.jobs import JobClient
-        from dphrl.tracking.console import format_table
-
-        rows = []
-        for job in JobClient(address).list():
-            started = "-" if job.started_s is None else time.strftime("%m-%d %H:%M", time.localtime(job.started_s))
-            seconds = None if job.started_s is None else round((job.ended_s or time.time()) - job.started_s)
-            rows.append((job.job_id, job.status.lower(), job.exit_status, started, seconds, job.entrypoint))
-        if not rows:
-            typer.echo("no jobs")
-            return
-        typer.echo(format_table(["job", "status", "exit", "started", "seconds", "command"], rows))
-
-
-@jobs_app.command("logs")
-def show_logs(
-    job: JobArgument,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Until the job has ended; then exit with its status.")
-    ] = False,
-    address: AddressOption = None,
-) -> None:
-    """What a job has printed."""
-    with exit_status():
-        from cluster.jobs import JobClient
-
-        client = JobClient(address)
-        if follow:
-            _follow(client, job)
-        sys.stdout.write(client.logs(job))
-
-
-@jobs_app.command("stop")
-def stop(job: JobArgument, address: AddressOption = None) -> None:
-    """End a job. Its run can be continued: `dphrl submit CONFIG --resume`."""
-    with exit_status():
-        from cluster.jobs import JobClient
-
-        typer.echo(f"{job} {'is being stopped' if JobClient(address).stop(job) else 'had ended already'}")

@@ -21,8 +21,10 @@ from cluster.planning.placement import (
     plan_placement,
     sum_of,
 )
+from cluster.planning.queue import Claim, claims_in, describe_wait, group_name, missing, own_name
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
+from dphrl.tracking.console import Console
 
 # Ray gives every node this label by itself.
 NODE_ID_LABEL = "ray.io/node-id"
@@ -54,21 +56,24 @@ def accelerator_of(node: Mapping[str, Any]) -> str:
     return str(label or (names[0].removeprefix(ACCELERATOR_PREFIX) if names else UNKNOWN_ACCELERATOR))
 
 
-def place_on_cluster(config: Config) -> tuple[list[Bundle], Any]:
+def place_on_cluster(config: Config, say: Callable[[str], None] | None = None) -> tuple[list[Bundle], Any]:
     """The bundles, each with its node, and the ready placement group that reserves them in that order.
 
+    say: gets a line about what is waited for, whenever it changes; None prints it.
+
     Raises InputError, before anything is reserved, when the cluster can never hold them (with cluster.autoscaling:
-    when it has not grown enough within cluster.placement_timeout_s). Raises RuntimeError when others hold what is
-    needed for longer than that time.
+    when it has not grown enough within cluster.placement_timeout_s). Raises RuntimeError when other runs hold what is
+    needed for longer than cluster.queue_timeout_s, or other programs for longer than cluster.placement_timeout_s.
     """
+    say = say or Console().info
     deadline = time.monotonic() + config.cluster.placement_timeout_s
     try:
         bundles = _plan_on_present_nodes(config)
     except PlacementError as error:
         if config.cluster.autoscaling == "none":
             raise InputError(f"this run {error}; lower the counts or shares, or join a larger cluster") from None
-        return _grow(config, deadline)
-    return bundles, _reserve(bundles, config, deadline)
+        return _grow(config, deadline, say)
+    return _reserve(bundles, config, deadline, say)
 
 
 def _plan_on_present_nodes(config: Config) -> list[Bundle]:
@@ -76,19 +81,13 @@ def _plan_on_present_nodes(config: Config) -> list[Bundle]:
 
     Raises PlacementError when it does not fit even on all of them.
     """
-    everything, unclaimed = cluster_nodes(), cluster_nodes(free=True)
-    has_gpus = any(node.num_gpus for node in everything)
-    if config.cluster.autoscaling == "gpu" and not has_gpus:
+    everything = cluster_nodes()
+    if config.cluster.autoscaling == "gpu" and not any(node.num_gpus for node in everything):
         raise PlacementError("needs GPUs; the cluster has none")
-    if has_gpus == any(node.num_gpus for node in unclaimed):
-        try:
-            return plan_placement(config, unclaimed)
-        except PlacementError:
-            pass
-    return plan_placement(config, everything)
+    return _plan_on_free_nodes(config, everything) or plan_placement(config, everything)
 
 
-def _grow(config: Config, deadline: float) -> tuple[list[Bundle], Any]:
+def _grow(config: Config, deadline: float, say: Callable[[str], None]) -> tuple[list[Bundle], Any]:
     """Ask Ray's autoscaler for the actors' resources, wait until the nodes are there, and reserve them."""
     try:
         wanted = plan_bundles(config, with_gpus=config.cluster.autoscaling == "gpu")
@@ -96,8 +95,7 @@ def _grow(config: Config, deadline: float) -> tuple[list[Bundle], Any]:
         raise InputError(f"this run {error}, and cluster.autoscaling: cpu asks for none; set it to gpu") from None
     request_resources(bundles=[bundle.wish() for bundle in wanted])
     try:
-        bundles = _wait_for_nodes(config, deadline)
-        return bundles, _reserve(bundles, config, deadline)
+        return _reserve(_wait_for_nodes(config, deadline), config, deadline, say)
     finally:
         # The reservation keeps the nodes now. The request must go, because it would keep them after the run's end too.
         request_resources(bundles=[])
@@ -171,22 +169,85 @@ def _sizes(bundles: Sequence[Bundle]) -> str:
     return cpus + (f" and {sum_of(bundles, 'GPU')} GPUs" if any(b.num_gpus for b in bundles) else "")
 
 
-def _reserve(bundles: Sequence[Bundle], config: Config, deadline: float) -> Any:
-    """A ready placement group of the bundles, each on its node.
+def _reserve(
+    bundles: Sequence[Bundle], config: Config, deadline: float, say: Callable[[str], None]
+) -> tuple[list[Bundle], Any]:
+    """The bundles, and a ready placement group that holds each on its node.
 
-    Raises RuntimeError that says what is missing, when others hold the resources until the deadline.
+    While others hold what they need, places that come free elsewhere are taken as well. Raises RuntimeError that says
+    what is missing: at the deadline, which is put off as long as other runs hold it, up to cluster.queue_timeout_s.
     """
-    return _reserve_where(bundles, [{NODE_ID_LABEL: bundle.node} for bundle in bundles], config, deadline)
+    began, since_ns, said = time.monotonic(), time.time_ns(), ""
+    settings = config.cluster
+    group = _group_of(bundles, _on_their_nodes(bundles), config, since_ns)
+    try:
+        # One interval at least, so that nodes that came at the last moment can still be reserved.
+        while not group.wait(POLL_INTERVAL_S):
+            now, claims = time.monotonic(), claims_in(ray.util.placement_group_table())
+            mine = Claim(own_name(config), since_ns, True, {})
+            if any(claim.who != mine.who and not claim.is_waiting for claim in claims):
+                deadline = max(deadline, now + settings.placement_timeout_s)
+            if now > min(deadline, began + settings.queue_timeout_s):
+                raise RuntimeError(_waited_in_vain(bundles, config, now - began))
+            if elsewhere := _plan_on_free_nodes(config, cluster_nodes()):
+                remove_placement_group(group)
+                since_ns += 1  # another name, and the same place in the queue
+                bundles = elsewhere
+                group = _group_of(bundles, _on_their_nodes(bundles), config, since_ns)
+                continue
+            line = describe_wait(bundles, missing(bundles, cluster_nodes(free=True)), claims, mine)
+            if line != said:
+                say(line)
+                said = line
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    if said:
+        say(f"found its places after {time.monotonic() - began:.0f} s")
+    return list(bundles), group
+
+
+def _on_their_nodes(bundles: Sequence[Bundle]) -> list[dict[str, str]]:
+    return [{NODE_ID_LABEL: bundle.node} for bundle in bundles]
+
+
+def _plan_on_free_nodes(config: Config, everything: Sequence[Node]) -> list[Bundle] | None:
+    """A plan on what nobody holds; None when it does not fit there, and where only the GPUs are all taken: a plan for
+    CPUs alone is another one."""
+    unclaimed = cluster_nodes(free=True)
+    if any(node.num_gpus for node in everything) != any(node.num_gpus for node in unclaimed):
+        return None
+    try:
+        return plan_placement(config, unclaimed)
+    except PlacementError:
+        return None
 
 
 def _reserve_where(bundles: Sequence[Bundle], where: list[dict[str, str]], config: Config, deadline: float) -> Any:
-    group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK", bundle_label_selector=where)
-    # Wait at least one interval, so that nodes that came at the last moment can still be reserved.
+    """A ready placement group of the bundles on nodes with these labels.
+
+    Raises RuntimeError that says what is missing, when others hold the resources until the deadline.
+    """
+    group = _group_of(bundles, where, config, time.time_ns())
     if not group.wait(max(deadline - time.monotonic(), POLL_INTERVAL_S)):
         remove_placement_group(group)
-        free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-        raise RuntimeError(
-            f"waited cluster.placement_timeout_s={config.cluster.placement_timeout_s:g} for "
-            f"{_sizes(bundles)}; free now: {free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
-        )
+        raise RuntimeError(_waited_in_vain(bundles, config))
     return group
+
+
+def _group_of(bundles: Sequence[Bundle], where: list[dict[str, str]], config: Config, since_ns: int) -> Any:
+    return placement_group(
+        [bundle.resources() for bundle in bundles],
+        strategy="PACK",
+        name=group_name(config, since_ns),
+        bundle_label_selector=where,
+    )
+
+
+def _waited_in_vain(bundles: Sequence[Bundle], config: Config, waited_s: float = 0.0) -> str:
+    setting = "queue_timeout_s" if waited_s > config.cluster.queue_timeout_s else "placement_timeout_s"
+    free = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+    return (
+        f"waited cluster.{setting}={getattr(config.cluster, setting):g} for {_sizes(bundles)}; free now: "
+        f"{free['CPU']:g} CPUs, {free['GPU']:g} GPUs. Others hold the rest"
+    )

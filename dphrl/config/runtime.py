@@ -139,4 +139,7 @@ class ClusterConfig(Section):
     """What happens to a plan that does not fit the present nodes. none refuses it; cpu and gpu ask Ray's autoscaler
     for nodes of that kind and wait, because a cluster scaled down to nothing does not show whether it has GPUs."""
     placement_timeout_s: PositiveFloat = 120.0
-    """Seconds to wait for resources, and for nodes to come, before the run says which are missing and stops."""
+    """Seconds to wait for resources, and for nodes to come, before the run says which are missing and stops. While
+    other runs hold them, queue_timeout_s counts instead."""
+    queue_timeout_s: PositiveFloat = 86400.0
+    """Seconds to wait at the start for what other runs on the cluster hold. The run says what it waits for."""

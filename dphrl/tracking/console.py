@@ -6,6 +6,7 @@ On a terminal, long work has a progress bar; in a pipe or a log file, it prints 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 PLAIN_SHARE = 0.1
 PLAIN_PAUSE_S = 5.0
 PLAIN_HEARTBEAT_S = 60.0
+_STEP = re.compile(r"step +(\d+)/(\d+)((?:  .*)?)$")
 
 
 class Advance(Protocol):
@@ -189,6 +191,23 @@ def format_step(record: Mapping[str, Any], num_steps: int) -> str:
         waiting = f" ({record['time/waiting_share']:.0%} waiting)" if "time/waiting_share" in record else ""
         parts.append(f"{seconds:.1f} s{waiting}")
     return "  ".join(parts)
+
+
+def read_step(line: str) -> dict[str, float] | None:
+    """What a line of `format_step` tells, by the metrics' names, with `num_steps`; None for another line. Rounded."""
+    found = _STEP.match(line)
+    if found is None:
+        return None
+    parts = [part.rpartition(" ") for part in found[3].split("  ") if part]
+    named = {label: number for label, _, number in parts}
+    told = {
+        name: float(named[label])
+        for label, name in (("reward", "reward/mean"), ("gap", "sync/logprob_gap_max"))
+        if label in named
+    }
+    if took := re.search(r"  (\d+\.\d) s(?: \(|$)", line):
+        told["time/step_s"] = float(took[1])
+    return {"step": float(found[1]), "num_steps": float(found[2]), **told}
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

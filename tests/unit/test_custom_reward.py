@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.cli.support import Command
-from cluster.jobs import plan_submission
+from cluster.jobs.submission import plan_submission
 from dphrl.config.data import RewardConfig
 from dphrl.config.loading import ConfigError, InputError, load_config
 from dphrl.prepare import prepare

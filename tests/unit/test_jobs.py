@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +18,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.jobs import STOP_WAIT, Job, JobClient, exit_status_of, next_id, plan_submission
+from cluster.jobs.client import Job, JobClient, exit_status_of, next_id
+from cluster.jobs.submission import STOP_WAIT, plan_submission
+from cluster.jobs.wheel import stand_alone
+from dphrl import __version__
 from dphrl.config.loading import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 ALWAYS_SET = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
@@ -66,26 +74,68 @@ def test_a_file_is_named_as_the_job_will_find_it(tmp_path: Path) -> None:
         plan_submission(str(path), [], working_dir=elsewhere, environ={})
 
 
-def test_a_folder_that_would_hide_the_program_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_would_hide_the_program_changes_how_it_is_started(tmp_path: Path) -> None:
     for name in ("actors", "cluster"):
         (tmp_path / name).mkdir()
-    plan_submission("demo-math", [], working_dir=tmp_path, environ={})
+    usual = plan_submission("demo-math", [], working_dir=tmp_path, environ={}).entrypoint
+    assert shlex.split(usual)[:4] == ["python", "-P", "-m", "dphrl"]
     (tmp_path / "dphrl").mkdir()
-    with pytest.raises(InputError, match=f"{tmp_path / 'dphrl'}: would be uploaded and hide the program"):
-        plan_submission("demo-math", [], working_dir=tmp_path, environ={})
-    wheel = tmp_path / "dphrl-0.1.0-py3-none-any.whl"
-    wheel.touch()
-    plan_submission("demo-math", [], working_dir=tmp_path, wheel=wheel, environ={})
+    (tmp_path / "dphrl" / "__init__.py").write_text("raise SystemExit('theirs was loaded')")
+    (tmp_path / "my_rewards.py").write_text("print('their reward can be imported')")
+    words = shlex.split(plan_submission("demo-math", [], working_dir=tmp_path, environ={}).entrypoint)
+    assert words[:3] == ["python", "-P", "-c"]
+    assert words[4:6] == ["train", "demo-math"]
+    # As Ray starts it: in the uploaded folder, which is first on the path.
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    # The user's modules are found as before.
+    with_theirs = words[3].replace("main()", "import my_rewards; main()")
+    for arguments in ([*words[1:4], "version"], ["-P", "-c", with_theirs, "version"]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.split()[-1]) == (0, __version__), done.stdout + done.stderr
+    # A wheel is before the uploaded folder on the path.
+    with_wheel = plan_submission("demo-math", [], working_dir=tmp_path, wheel=make_wheel(tmp_path), environ={})
+    assert shlex.split(with_wheel.entrypoint)[:4] == ["python", "-P", "-m", "dphrl"]
+
+
+def make_wheel(folder: Path, version: bytes = b"0.1.0") -> Path:
+    """As pip builds one, with a requirement that no machine can meet."""
+    wheel = folder / "dphrl-0.1.0-py3-none-any.whl"
+    about = "dphrl-0.1.0.dist-info"
+    fields = b"Metadata-Version: 2.4\nName: dphrl\nVersion: 0.1.0\nRequires-Dist: no-such-package==99\n"
+    metadata = fields + b"\nRequires-Dist: is a field\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("dphrl/__init__.py", b"__version__ = '%s'" % version)
+        archive.writestr("dphrl/own_code.py", b"")
+        archive.writestr(f"{about}/METADATA", metadata)
+        archive.writestr(f"{about}/WHEEL", b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", f"dphrl/__init__.py,,\n{about}/METADATA,sha256=abc,9\n{about}/RECORD,,\n")
+    return wheel
+
+
+def test_a_wheel_brings_the_program_alone_and_is_known_by_its_content(tmp_path: Path) -> None:
+    """Ray has pip install it into an empty folder, and sends a wheel once for each name."""
+    (tmp_path / "made").mkdir()
+    made = stand_alone(make_wheel(tmp_path), tmp_path / "made")
+    assert stand_alone(make_wheel(tmp_path), tmp_path / "made") == made
+    assert stand_alone(make_wheel(tmp_path, b"0.1.0+more"), tmp_path / "made").name != made.name
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", f"--target={tmp_path / 'there'}", str(made)]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there" / "dphrl" / "own_code.py").is_file()
+    (metadata,) = (tmp_path / "there").glob("*.dist-info/METADATA")
+    assert metadata.read_text().count("Requires-Dist") == 1, "the description stays"
 
 
 def test_environment_and_wheel(tmp_path: Path) -> None:
-    wheel = tmp_path / "dphrl-0.1.0-py3-none-any.whl"
-    wheel.touch()
+    wheel = make_wheel(tmp_path)
     here = {"DPHRL_DATA": "/data", "SECRET": "x", "WANDB_MODE": "offline", "HF_HOME": ""}
     plan = plan_submission("demo-math", [], wheel=wheel, env=["WANDB_MODE", "A=1=2"], environ=here)
     variables = plan.runtime_env["env_vars"]
     assert variables == {**ALWAYS_SET, "DPHRL_DATA": "/data", "WANDB_MODE": "offline", "A": "1=2"}
-    assert plan.runtime_env["py_modules"] == [str(wheel)]
+    assert plan.wheel == wheel
+    assert "working_dir" not in plan.runtime_env, "a wheel needs no folder beside it"
 
 
 def test_how_long_a_stopped_job_may_save_can_be_given() -> None:
@@ -142,6 +192,9 @@ def test_what_is_no_secret_goes_along(text: str) -> None:
         (["demo-math", "learner.num_stepz=3"], "learner.num_stepz: unknown key"),
         (["demo-math", "--working-dir", "/no/such"], "--working-dir /no/such: no such folder"),
         (["demo-math", "--wheel", "/no/such.whl"], "--wheel /no/such.whl: no such wheel"),
+        (["demo-math", "--wheel", "OTHER"], "OTHER: holds no dphrl (dphrl/own_code.py is not in it); make one with"),
+        (["demo-math", "--wheel", "BROKEN"], "BROKEN: cannot be read (File is not a zip file); make one with"),
+        (["demo-math", "--include", "*.bin", "--no-upload"], "--include and --no-upload: nothing is uploaded"),
         (["demo-math", "--env", "A-B=1"], "--env A-B: write NAME=VALUE"),
         (["demo-math", "--env", "HF_TOKEN=hf_x"], "--env HF_TOKEN: looks like a secret"),
         (["demo-math", "--env", "DB=postgres://me:pw@host/x"], "--env DB: looks like a secret"),
@@ -155,7 +208,15 @@ def test_what_is_no_secret_goes_along(text: str) -> None:
         (["demo-math", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1: no Ray cluster answers there"),
     ],
 )
-def test_bad_input_ends_before_anything_is_submitted(arguments: list[str], words: str) -> None:
+def test_bad_input_ends_before_anything_is_submitted(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken-1-py3-none-any.whl").touch()
+    zipfile.ZipFile(tmp_path / "other-1-py3-none-any.whl", "w").close()
+    names = {"OTHER": "other-1-py3-none-any.whl", "BROKEN": "broken-1-py3-none-any.whl"}
+    for name, path in names.items():
+        arguments, words = [path if word == name else word for word in arguments], words.replace(name, path)
     result = invoke("submit", *arguments)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
@@ -238,13 +299,22 @@ def ray_jobs(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     return client
 
 
+def test_the_wheel_is_sent_as_ray_needs_it(ray_jobs: FakeClient, tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path)
+    done = invoke("submit", "demo-math", f"run_dir={tmp_path}", "--no-upload", "--wheel", str(wheel))
+    assert done.exit_code == 0, done.output
+    (sent,) = ray_jobs.submitted
+    (path,) = sent["runtime_env"]["py_modules"]
+    assert re.fullmatch(r"dphrl-0\.1\.0-0[0-9a-f]{16}-py3-none-any\.whl", Path(path).name)
+
+
 def test_submit_without_wait_says_how_to_follow(ray_jobs: FakeClient, tmp_path: Path) -> None:
     result = invoke("submit", "demo-math", f"run_dir={tmp_path}", "--no-upload")
     assert result.exit_code == 0, result.output
     assert "submitted as demo-math-2 to http://127.0.0.1:8265" in result.output
     assert "dphrl jobs logs demo-math-2 --follow" in result.output
     (sent,) = ray_jobs.submitted
-    assert sent["metadata"] == {"dphrl_run": "demo-math"}
+    assert sent["metadata"] == {"dphrl_run": "demo-math", "dphrl_folder": f"{tmp_path}/demo-math"}
 
 
 def test_a_submitted_run_may_insist(ray_jobs: FakeClient, tmp_path: Path) -> None:

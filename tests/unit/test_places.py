@@ -33,7 +33,7 @@ class FakeCluster:
         monkeypatch.setattr(ray_placement.ray, "available_resources", lambda: {"CPU": 1.0})
         monkeypatch.setattr(ray_placement.ray.util, "placement_group_table", self._table)
 
-    def _group(self, resources: Any, strategy: str, bundle_label_selector: Any) -> Any:
+    def _group(self, resources: Any, strategy: str, name: str, bundle_label_selector: Any) -> Any:
         group = SimpleNamespace(resources=resources, where=bundle_label_selector, wait=self._wait)
         self.groups.append(group)
         return group

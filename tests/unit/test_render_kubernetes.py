@@ -177,7 +177,7 @@ def test_what_is_secret_here_is_in_no_file(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WANDB_API_KEY", "c0ffee" * 6)
     for kind in KINDS:
         machines = tuple(f"10.0.0.{i}" for i in range(1, 9)) if kind == "ray" else ()
-        text = render(kind, preset(PAPER, "run_dir=/shared/runs"), RenderOptions(hosts=machines))
+        text = render(kind, load_config(PAPER, ["run_dir=/shared/runs"]), RenderOptions(hosts=machines))
         assert os.environ["HF_TOKEN"] not in text
         assert os.environ["WANDB_API_KEY"] not in text
 

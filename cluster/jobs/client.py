@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster: what to submit, and a thin client that submits, lists, follows and stops jobs."""
+"""A thin client of Ray Jobs: it submits, lists, follows and stops jobs."""
 
 from __future__ import annotations
 
@@ -6,38 +6,21 @@ import asyncio
 import logging
 import os
 import re
-import shlex
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dphrl.config.loading import InputError, list_presets, load_config
-from dphrl.config.secrets import is_secret_variable
-from dphrl.own_code import hides_program
+from cluster.jobs.submission import Submission
+from cluster.jobs.wheel import stand_alone
+from dphrl.config.loading import InputError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # A client of Ray Jobs obeys these variables rather than the address that it was given.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-# Left out of the upload besides what .gitignore names: results, environments, history.
-NOT_UPLOADED = [
-    ".git",
-    ".env",
-    ".netrc",
-    ".venv",
-    "venv",
-    "runs",
-    "**/__pycache__",
-    "*.sqlite-journal",
-    ".pytest_cache",
-    ".mypy_cache",
-]
-# Variables that a run needs to find the same things on the cluster. What --env names is added to them.
-PASSED_ON = ("DPHRL_DATA", "DPHRL_LOG", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_MODE")
-# Variables of trackers that are secrets or hold them, so that they must be in the nodes' own environment.
-LEFT_HERE = {"wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_URI"}
 # Loggers of Ray's client, which write a line for every file that is not uploaded.
 CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -45,12 +28,6 @@ CHATTY_LOGGERS = (
     "ray._private.runtime_env.packaging",
     "ray._private.runtime_env.working_dir",
 )
-# How a job starts the program: as a module, because a --wheel brings no command `dphrl` to a node. With -P
-# no module is imported from the folder that Ray was started in.
-PROGRAM = ("python", "-P", "-m", "dphrl")
-# What Ray waits for a job that it stops before it kills it, in seconds, as the job's variable: a run takes its step to
-# the end and saves it. Ray's own is 3.
-STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 # The exit status of this program when somebody stopped the job.
 STOPPED_STATUS = 130
 POLL_INTERVAL_S = 1.0
@@ -58,106 +35,8 @@ POLL_INTERVAL_S = 1.0
 PENDING_SILENCE_S = 10.0
 # Ray writes a job's final state a moment after its log has ended.
 SETTLE_S = 30.0
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A job before it has an id. The id is made from `run_name`."""
-
-    run_name: str
-    entrypoint: str
-    runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def plan_submission(
-    source: str,
-    overrides: Sequence[str],
-    *,
-    resume: bool = False,
-    insist: bool = False,
-    overwrite: bool = False,
-    working_dir: Path | None = None,
-    wheel: Path | None = None,
-    env: Sequence[str] = (),
-    environ: Mapping[str, str] = os.environ,
-) -> Submission:
-    """What `dphrl submit` hands to the cluster. The configuration is checked here first; the job checks it again
-    where it runs, with the data, the models and the user's own reward that are there.
-
-    working_dir: uploaded, and the job starts in it, so that relative paths mean the same; None uploads nothing.
-    wheel: a dphrl to run instead of the one installed on the nodes.
-
-    Raises InputError, one line each, for what is wrong with the configuration or the paths.
-    """
-    config = load_config(source, overrides)
-    if working_dir is not None and not working_dir.is_dir():
-        raise InputError(f"--working-dir {working_dir}: no such folder; name the one the job should start in")
-    # Python looks in the wheel first, then in the uploaded folder, then in what is installed on the nodes.
-    if working_dir is not None and wheel is None and (hiding := hides_program(working_dir)):
-        raise InputError(
-            f"{hiding}: would be uploaded and hide the program on the nodes, which is found by the same name; rename "
-            "it, choose another --working-dir, or give --wheel or --no-upload"
-        )
-    if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
-        raise InputError(f"--wheel {wheel}: no such wheel; make one with `pip wheel --no-deps -w dist .`")
-    arguments, notes = [_config_argument(source, working_dir), *overrides], []
-    run_dir = Path(config.run_dir).expanduser()
-    if not run_dir.is_absolute():
-        # The job's own folder is deleted with the job, so the results must not go there.
-        run_dir = Path.cwd() / run_dir
-        arguments.append(f"run_dir={run_dir}")
-        notes.append(f"results go to {run_dir / config.run_name}: every node must see that path (run_dir sets it)")
-    for tracker, name in LEFT_HERE.items():
-        if getattr(config.tracking, tracker) and environ.get(name):
-            notes.append(f"{name} stays here, where others cannot read it: the nodes' own environment must hold it")
-    flags = {"--resume": resume, "--insist": insist, "--overwrite": overwrite}
-    words = [*PROGRAM, "train", *arguments, *(flag for flag, wanted in flags.items() if wanted)]
-    runtime_env: dict[str, Any] = {"env_vars": _variables(env, environ)}
-    if working_dir is not None:
-        runtime_env |= {"working_dir": str(working_dir.resolve()), "excludes": NOT_UPLOADED}
-    if wheel is not None:
-        runtime_env["py_modules"] = [str(wheel.resolve())]
-    return Submission(config.run_name, shlex.join(words), runtime_env, tuple(notes))
-
-
-def _config_argument(source: str, working_dir: Path | None) -> str:
-    """The configuration as the job will find it: a preset's name, or the file's path there."""
-    if source in list_presets():
-        return source
-    path = Path(source).expanduser().resolve()
-    if working_dir is None:
-        return str(path)
-    try:
-        return str(path.relative_to(working_dir.resolve()))
-    except ValueError:
-        raise InputError(
-            f"{source}: lies outside the uploaded folder {working_dir}, so the job could not read it; move it there, "
-            "or choose another --working-dir"
-        ) from None
-
-
-def _variables(env: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The job's variables: NAME=VALUE as given, NAME with the value it has here. Everybody who sees the dashboard reads
-    them, so secrets are not among them. Raises InputError for a name that is not set here, and for a secret."""
-    # A job's output goes to a file, and a line should be in it as soon as it is written.
-    known = {name: environ[name] for name in PASSED_ON if environ.get(name)}
-    variables = {"PYTHONUNBUFFERED": "1", **STOP_WAIT} | {
-        name: value for name, value in known.items() if not is_secret_variable(name, value)
-    }
-    for text in env:
-        name, given, value = text.partition("=")
-        if not name.isidentifier():
-            raise InputError(f"--env {name}: write NAME=VALUE, or NAME for the value it has here")
-        if not given and name not in environ:
-            raise InputError(f"--env {name}: not set here; write {name}=VALUE")
-        variables[name] = value if given else environ[name]
-        if is_secret_variable(name, variables[name]):
-            raise InputError(
-                f"--env {name}: looks like a secret, and everybody who sees the cluster's dashboard reads a job's "
-                "variables; set it in the environment of the cluster's nodes"
-            )
-    return variables
+# What a job's metadata says of its run. Everybody who sees the dashboard reads them.
+RUN_KEY, FOLDER_KEY = "dphrl_run", "dphrl_folder"
 
 
 def next_id(run_name: str, taken: Sequence[str]) -> str:
@@ -174,7 +53,9 @@ def _is_job_of(name: str, stem: str) -> bool:
 # ------------------------------------------------------------------------------------------ the client
 @dataclass(frozen=True)
 class Job:
-    """A job that was submitted. started_s, ended_s: seconds since 1970 (UTC). message: Ray's words about its state."""
+    """A job that was submitted. started_s, ended_s: seconds since 1970 (UTC). message: Ray's words about its state.
+    run, folder: of its run, "" for a job that is none; the folder is as the nodes name it.
+    """
 
     job_id: str
     status: str
@@ -183,6 +64,13 @@ class Job:
     ended_s: float | None
     exit_status: int | None
     message: str
+    run: str = ""
+    folder: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in ("PENDING", "RUNNING")
 
 
 class JobClient:
@@ -209,22 +97,22 @@ class JobClient:
         """Returns the job's id. Raises InputError while a job of this run is active: two jobs would share a folder."""
         jobs = self.list()
         stem = next_id(submission.run_name, [])
-        running = [job.job_id for job in jobs if _is_job_of(job.job_id, stem) and job.status in ("PENDING", "RUNNING")]
+        running = [job.job_id for job in jobs if _is_job_of(job.job_id, stem) and job.is_active]
         if running:
             raise InputError(
                 f"{running[0]}: is still pending or running and writes to the same run folder; "
                 f"`dphrl jobs stop {running[0]}`, or set another run_name"
             )
-        return str(
-            self._ask(
-                lambda: self._client.submit_job(
-                    entrypoint=submission.entrypoint,
-                    submission_id=next_id(submission.run_name, [job.job_id for job in jobs]),
-                    runtime_env=dict(submission.runtime_env),
-                    metadata={"dphrl_run": submission.run_name},
-                )
-            )
-        )
+        job = {
+            "entrypoint": submission.entrypoint,
+            "submission_id": next_id(submission.run_name, [job.job_id for job in jobs]),
+            "metadata": {RUN_KEY: submission.run_name, FOLDER_KEY: str(submission.folder)},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            runtime_env = dict(submission.runtime_env)
+            if submission.wheel is not None:
+                runtime_env["py_modules"] = [str(stand_alone(submission.wheel, Path(folder)))]
+            return str(self._ask(lambda: self._client.submit_job(runtime_env=runtime_env, **job)))
 
     def list(self) -> list[Job]:
         """Jobs that were submitted, oldest first."""
@@ -325,6 +213,7 @@ def _job(details: Any, job_id: str = "") -> Job:
     def seconds(milliseconds: int | None) -> float | None:
         return None if milliseconds is None else milliseconds / 1000
 
+    metadata = getattr(details, "metadata", None) or {}
     return Job(
         details.submission_id or job_id,
         getattr(details.status, "value", str(details.status)),
@@ -333,4 +222,6 @@ def _job(details: Any, job_id: str = "") -> Job:
         seconds(details.end_time),
         details.driver_exit_code,
         " ".join((details.message or "").split()),
+        metadata.get(RUN_KEY, ""),
+        metadata.get(FOLDER_KEY, ""),
     )
