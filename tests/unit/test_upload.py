@@ -185,7 +185,11 @@ def test_what_the_job_would_not_find_is_told_here(key: str, path: str, ignored: 
         (tmp_path / path).write_text("base: demo-math\n")
     source = str(tmp_path / path) if key == "configuration" else "demo-math"
     overrides = {
-        "data.train": [f"data.train={{name: mine, kind: math, path: {path}}}", "data.evaluation=[]", "reward.name=math_answer"],
+        "data.train": [
+            f"data.train={{name: mine, kind: math, path: {path}}}",
+            "data.evaluation=[]",
+            "reward.name=math_answer",
+        ],
         "model.path": [f"model.path={path}"],
         "configuration": [],
     }[key]
