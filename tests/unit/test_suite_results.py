@@ -266,8 +266,8 @@ def test_committed_figures_follow_from_the_committed_counts(name: str) -> None:
             for key, cell in cells.items():
                 for bound, value in cell.items():
                     stored = results["arms"][arm][domain][key][bound]
-                    # Both are of numbers rounded to five digits, and an interval's bounds magnify that.
-                    assert math.isclose(stored, value, abs_tol=1e-4), (arm, domain, key, bound)
+                    # Both are of numbers rounded to five digits, and the bounds of two seeds magnify that sixteenfold.
+                    assert math.isclose(stored, value, abs_tol=2e-4), (arm, domain, key, bound)
 
 
 def test_committed_results_are_shown_as_json() -> None:
