@@ -7,6 +7,7 @@ goes.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -49,6 +50,8 @@ ZIP_ENTRY_BYTES = 130
 NUM_NAMED = 5
 # An entry that holds nearly all of its folder is named instead of it.
 NEARLY_ALL = 0.9
+# Ray's walk writes a line for each .gitignore that it reads.
+_SILENT = logging.Logger("walk", logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def _sizes(folder: Path, excludes: list[str]) -> dict[str, int]:
             found[path.relative_to(root).as_posix()] = path.stat().st_size
 
     try:
-        _dir_travel(root, [_get_excludes(root, excludes)], take, include_gitignore=obeys_gitignore())
+        excluding = [_get_excludes(root, excludes)]
+        _dir_travel(root, excluding, take, include_gitignore=obeys_gitignore(), logger=_SILENT)
     except OSError as error:
         raise InputError(
             f"--working-dir {folder}: cannot be uploaded: {error}; leave it out by .gitignore, or make it readable"

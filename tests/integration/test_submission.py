@@ -155,8 +155,8 @@ def test_a_second_job_waits_and_says_for_what(cluster: Cluster, tmp_path: Path) 
     shown = r"^holder +running +\d+/5000 +\d\.\d{3} +\de-\d+ +\d.* dphrl train demo-math "
     assert re.search(shown, table, re.MULTILINE), table
     assert re.search(r"^second +waiting +- .* waits for ", table, re.MULTILINE)
-    assert cluster.dphrl("jobs", "stop", "third", "--address", cluster.address).wait() == 0
-    assert cluster.dphrl("jobs", "stop", "holder", "--address", cluster.address).wait() == 0
+    assert "being stopped" in cluster.dphrl("jobs", "stop", "third", "--address", cluster.address).communicate()[0]
+    assert "being stopped" in cluster.dphrl("jobs", "stop", "holder", "--address", cluster.address).communicate()[0]
     following = cluster.dphrl("jobs", "logs", "second", "--follow", "--address", cluster.address)
     log = following.communicate()[0]
     assert following.returncode == 0, log[-3000:]

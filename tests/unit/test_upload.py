@@ -224,3 +224,10 @@ def test_the_largest_are_named_where_their_bytes_are() -> None:
     files = {"a/b/c": 95, "a/d": 5, "e/f": 50, "e/g": 40, "h": 60, **{f"{i}": 1 for i in range(9)}}
     assert largest(files) == "a/b/c 95 bytes, e/ 90 bytes, h 60 bytes, 0 1 bytes, 1 1 bytes and 7 more"
     assert largest({}) == ""
+
+
+def test_ray_says_nothing_about_what_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, **{"a.py": "x", ".gitignore": "*.log\n"})
+    with caplog.at_level("INFO"):
+        assert "a.py" in plan_upload(tmp_path).files
+    assert caplog.records == []
