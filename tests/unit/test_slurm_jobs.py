@@ -233,10 +233,12 @@ def test_a_failed_node_starts_it_again_from_the_last_checkpoint(cluster: Cluster
     assert "--resume" not in first
     assert "--resume" in second
     steps = [int(step) for step in cluster.lines("steps")]
-    # What came after the last checkpoint was done again.
-    again = next(index for index in range(1, len(steps)) if steps[index] <= steps[index - 1])
-    assert steps[again] % 5 == 1
-    assert steps[again - 1] - steps[again] < 5
+    # The run is on another node. It saves when it hears of the end in time; else what came after its last checkpoint is
+    # done again.
+    again = next((index for index in range(1, len(steps)) if steps[index] <= steps[index - 1]), 0)
+    if again:
+        assert steps[again] % 5 == 1
+        assert steps[again - 1] - steps[again] < 5
     assert steps[again:] == list(range(steps[again], 16))
 
 
