@@ -189,7 +189,9 @@ def _reserve(
                 deadline = max(deadline, now + settings.placement_timeout_s)
             if now > min(deadline, began + settings.queue_timeout_s):
                 raise RuntimeError(_waited_in_vain(bundles, config, now - began))
-            if elsewhere := _plan_on_free_nodes(config, cluster_nodes()):
+            elsewhere = _plan_on_free_nodes(config, cluster_nodes())
+            # The same places are free, too, while Ray is slow to give them.
+            if elsewhere is not None and elsewhere != list(bundles):
                 remove_placement_group(group)
                 since_ns += 1  # another name, and the same place in the queue
                 bundles = elsewhere

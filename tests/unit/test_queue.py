@@ -85,7 +85,10 @@ def test_a_job_is_known_by_its_id(make_config: Any, monkeypatch: pytest.MonkeyPa
 
 
 class BusyCluster:
-    """Ray's nodes a and b with so many CPUs each, of which others hold some, by node. on_poll: what happens then."""
+    """Ray's nodes a and b with so many CPUs each, of which others hold some, by node.
+
+    on_poll: what happens then. num_slow: how many polls Ray takes to give what is free.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cpus: float, **held: float) -> None:
         self.cpus, self.held = cpus, held
@@ -93,7 +96,7 @@ class BusyCluster:
         self.groups: list[Any] = []
         self.now = 0.0
         self.on_poll: dict[int, Any] = {}
-        self.polls = 0
+        self.polls, self.num_slow = 0, 0
         monkeypatch.setattr(ray_placement, "placement_group", self._group)
         monkeypatch.setattr(ray_placement, "remove_placement_group", lambda group: self.groups.remove(group))
         monkeypatch.setattr(ray_placement, "cluster_nodes", self._nodes)
@@ -118,6 +121,7 @@ class BusyCluster:
         for bundle, where in zip(group.bundles, group.where, strict=True):
             wanted[where["ray.io/node-id"]] = wanted.get(where["ray.io/node-id"], 0.0) + bundle["CPU"]
         fits = all(amount <= self.cpus - self.held.get(node, 0.0) for node, amount in wanted.items())
+        fits = fits and self.polls > self.num_slow
         self.now += 0.0 if fits else seconds
         return fits
 
@@ -156,6 +160,18 @@ def test_a_run_that_need_not_wait_says_nothing(make_config: Any, monkeypatch: py
     _, group = place_on_cluster(make_config(), pytest.fail)
     assert [group] == cluster.groups
     assert cluster.now == 0.0
+
+
+def test_places_are_asked_for_once_where_ray_is_slow_to_give_them(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = BusyCluster(monkeypatch, 4.0)
+    cluster.num_slow = 3
+    asked: list[Any] = []
+    make_group = ray_placement.placement_group
+    monkeypatch.setattr(ray_placement, "placement_group", lambda *a, **b: asked.append(b) or make_group(*a, **b))
+    _, group = place_on_cluster(make_config(), list[str]().append)
+    assert (cluster.groups, len(asked), cluster.polls) == ([group], 1, 4)
 
 
 def test_places_that_come_free_elsewhere_are_taken(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
