@@ -18,6 +18,7 @@ from cluster.planning.memory import (
     engine_memory,
     host_memory,
     learner_memory,
+    terms_in_gib,
     while_decoding,
     while_updating,
 )
@@ -211,7 +212,12 @@ def _gpu_memory(config: Config, shape: ModelShape, dtype: str, gpu_gib: float) -
         together = while_decoding(config, shape, dtype, gpu_bytes), while_updating(config, shape, dtype)
         who = [("shared, decoding", together[0]), ("shared, updating", together[1]), who[1]]
     rows = [
-        (name, f"{memory.total / GIB:.1f} of {gpu_gib:g}", _terms(memory), _verdict(memory, gpu_bytes, name))
+        (
+            name,
+            f"{memory.total / GIB:.1f} of {gpu_gib:g}",
+            terms_in_gib(memory.parts),
+            _verdict(memory, gpu_bytes, name),
+        )
         for name, memory in who
     ]
     tail = _cache_line(config, shape, dtype, engine.parts["KV cache"])
@@ -227,7 +233,7 @@ def _host_memory(config: Config, shape: ModelShape, dtype: str, nodes: Sequence[
             size = f"{memory.total / GIB:.1f}" + (f" of {node.host_gib:.0f}" if node.host_gib else "")
             fits = node.host_gib is None or memory.total <= node.host_gib * GIB * (1 - HEADROOM)
             verdict = "" if fits else "TOO LARGE: more nodes, or fewer ranks and engines on each"
-            lines.setdefault((phase, size, _terms(memory), verdict), []).append(node.name)
+            lines.setdefault((phase, size, terms_in_gib(memory.parts), verdict), []).append(node.name)
     rows = [(_names(names), *line) for line, names in lines.items()]
     return format_table(["host memory", "when", "GiB", "made of", ""], rows)
 
@@ -259,10 +265,6 @@ def _to_ask_for(config: Config, shape: ModelShape, cluster: SimulatedCluster, pl
     rows = [(_names(names), *line) for line, names in lines.items()]
     rows.append(("all nodes", "shared volume", f"{volume.gib}", str(volume)))
     return format_table(["to ask for", "what", "GiB", "made of"], rows)
-
-
-def _terms(memory: Memory) -> str:
-    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items() if size)
 
 
 def _verdict(memory: Memory, gpu_bytes: float, who: str) -> str:

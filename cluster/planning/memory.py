@@ -59,6 +59,11 @@ class Memory:
         return sum(self.parts.values())
 
 
+def terms_in_gib(parts: Mapping[str, float]) -> str:
+    """`weights 15.0 + cache 4.2`, from bytes by what they are for."""
+    return " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+
+
 def learner_memory(config: Config, shape: ModelShape, dtype: str) -> Memory:
     """Memory of one learner rank.
 

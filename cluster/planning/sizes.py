@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.planning.memory import BYTES_PER_PARAMETER, GIB, HEADROOM, host_memory
+from cluster.planning.memory import BYTES_PER_PARAMETER, GIB, HEADROOM, host_memory, terms_in_gib
 from cluster.planning.placement import Bundle
 from cluster.planning.shapes import ModelShape
-from cluster.planning.storage import disk_need
+from cluster.planning.storage import buffer_bytes, disk_need
 from dphrl.config.schema import Config
 
 # Of a node's CPUs the system takes some: of the 96 that common nodes of 8 GPUs have, a pod never gets 96.
@@ -45,8 +45,7 @@ class Size:
         return math.ceil(sum(self.parts.values()) / (1 - self.free) / GIB - 1e-9)
 
     def __str__(self) -> str:
-        terms = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
-        return terms + (f", {self.free:.0%} free" if self.free else "")
+        return terms_in_gib(self.parts) + (f", {self.free:.0%} free" if self.free else "")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def head_size(config: Config) -> NodeSize:
     buffer may be there."""
     store = object_store_gib(config, 0.0)
     memory = {
-        "driver": DRIVER_BYTES + _buffer(config) + _batches(config),
+        "driver": DRIVER_BYTES + buffer_bytes(config) + _batches(config),
         "Ray": float(RAY_BYTES),
         "object store": float(store * GIB),
         "/dev/shm": shared_beside(0),
@@ -98,7 +97,7 @@ def object_store_gib(config: Config, weights: float) -> int:
     reference buffer, which may be on any node."""
     if config.cluster.object_store_gib:
         return math.ceil(config.cluster.object_store_gib)
-    return math.ceil((weights + _buffer(config) + _batches(config)) / GIB) + 1
+    return math.ceil((weights + buffer_bytes(config) + _batches(config)) / GIB) + 1
 
 
 def shared_beside(num_gpus: int) -> float:
@@ -129,10 +128,6 @@ def _processes(config: Config, on_node: Sequence[Bundle]) -> float:
         "reward": REWARD_BYTES,
     }
     return float(RAY_BYTES + sum(each[bundle.role] for bundle in on_node))
-
-
-def _buffer(config: Config) -> float:
-    return float(config.reference.max_bytes if config.uses_reference_stage else 0)
 
 
 def _batches(config: Config) -> float:

@@ -43,8 +43,13 @@ def disk_need(config: Config, shape: ModelShape, dtype: str) -> DiskNeed:
         checkpoint=shape.num_trained(config.model.lora) * STATE_BYTES,
         export=shape.num_parameters * BYTES_PER_PARAMETER[dtype],
         number=min(written, settings.keep + best + 1),
-        buffer=float(config.reference.max_bytes) if config.uses_reference_stage else 0.0,
+        buffer=buffer_bytes(config),
     )
+
+
+def buffer_bytes(config: Config) -> float:
+    """The most that the reference buffer takes, on disk or in memory."""
+    return float(config.reference.max_bytes) if config.uses_reference_stage else 0.0
 
 
 def free_disk(folder: Path) -> int:

@@ -57,7 +57,7 @@ def worker_pod(
     extra = dict(pairs("--resource", options.resources)) if is_chosen else {}
     asked = resources(str(cpus), f"{size.memory.gib}Gi", gpus, extra)
     container = _ray_container("ray-worker", image, options, asked)
-    if any(_REGISTERS_MEMORY.search(name) for name in extra):
+    if is_chosen and registers_memory(options):
         # It reaches a process of root only. For our user the nodes' own limit of locked memory counts, see the header.
         container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     pod = _pod(container, options, size)

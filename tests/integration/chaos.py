@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import secrets
@@ -38,29 +37,35 @@ from typing import Any
 import psutil
 
 from dphrl.tracking.tracker import read_metrics
-from tests.integration.test_cluster import BIN, ROOT, free_port
+from tests.integration.test_cluster import BIN, ROOT, free_port, node_environment
 
 NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES = 12, 32, 8
-SETTINGS = [
-    f"learner.num_steps={NUM_STEPS}",
-    "learner.threads_per_rank=1",
-    "learner.timeout_s=120",
-    "rollout.num_engines=2",
-    "rollout.threads_per_engine=1",
-    "rollout.kv_cache_gib=1",
-    "rollout.timeout_s=60",
-    "sync.timeout_s=60",
-    f"rollout.num_prompts={NUM_PROMPTS}",
-    f"rollout.num_samples={NUM_SAMPLES}",
-    "reference.rows_per_step=8",
-    "reference.prompts_per_chunk=32",
-    "checkpoint.every_steps=2",
-    "evaluation.num_samples=0",
-    "data.evaluation=[]",
-    f"tracking.samples_per_step={NUM_PROMPTS * NUM_SAMPLES}",
-    "tracking.tensorboard=false",
-    "tracking.prometheus=false",
-]
+
+
+def with_two_engines(num_steps: int, num_prompts: int, num_samples: int) -> list[str]:
+    """Settings of a small run whose parts can be lost: limits are short, and every completion is kept."""
+    return [
+        f"learner.num_steps={num_steps}",
+        "learner.threads_per_rank=1",
+        "learner.timeout_s=120",
+        "rollout.num_engines=2",
+        "rollout.threads_per_engine=1",
+        "rollout.kv_cache_gib=1",
+        "rollout.timeout_s=60",
+        "sync.timeout_s=60",
+        f"rollout.num_prompts={num_prompts}",
+        f"rollout.num_samples={num_samples}",
+        "reference.rows_per_step=8",
+        "checkpoint.every_steps=2",
+        "evaluation.num_samples=0",
+        "data.evaluation=[]",
+        f"tracking.samples_per_step={num_prompts * num_samples}",
+        "tracking.tensorboard=false",
+        "tracking.prometheus=false",
+    ]
+
+
+SETTINGS = [*with_two_engines(NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES), "reference.prompts_per_chunk=32"]
 DEMOS = {
     "demo-math": ["data.train={name: factor, kind: tiny, split: train, limit: 256}", "reference.threshold=6"],
     "demo-sql": ["data.train={name: league, kind: tiny_sql, split: train, limit: 256}", "reference.threshold=6"],
@@ -120,19 +125,13 @@ class Nodes:
         self._folder = folder
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "RAY_worker_niceness": "0",  # as docs/operations.md says of a cluster that a user starts
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
+        self.environment = node_environment(
+            RAY_worker_niceness="0",  # as docs/operations.md says of a cluster that a user starts
+            HF_HUB_OFFLINE="1",
             # A machine that is gone is noticed within seconds here.
-            "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_failure_threshold": "3",
-        }
+            RAY_health_check_period_ms="1000",
+            RAY_health_check_failure_threshold="3",
+        )
         self._processes: list[subprocess.Popen[bytes]] = []
         # The head has room for the learner, the graders and one engine; the other engine is on the second node.
         self._start("head", 2, "--head", f"--port={self._port}", "--include-dashboard=false")

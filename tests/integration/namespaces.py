@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.test_cluster import BIN, ROOT
+from tests.integration.test_cluster import ROOT, node_environment
 
 # A node that does not answer is dead for Ray after about so long here.
 HEALTH = {
@@ -124,17 +123,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.network = Network(["head", *CPUS])
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **HEALTH,
-            "RAY_worker_niceness": "0",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-        }
+        self.environment = node_environment(**HEALTH, RAY_worker_niceness="0", HF_HUB_OFFLINE="1")
         self.address = f"{self.network.addresses['head']}:{PORT}"
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 

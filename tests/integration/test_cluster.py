@@ -56,24 +56,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def node_environment(**more: str) -> dict[str, str]:
+    """Of Ray nodes that a test starts: nothing of this process's Ray, a token of their own, this checkout; and `more`.
+
+    A value of `more` replaces one of these.
+    """
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        # Jobs run `python`.
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(ROOT),
+        **more,
+    }
+
+
 class Cluster:
     """Three `ray start --block`, each node with a CPU, a folder and a name of its own, and a token."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.dashboard_port}"
-        self.token = secrets.token_hex(32)
-        cleared = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = {
-            **cleared,
-            # Its jobs run `python`.
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # This checkout is what the nodes have installed, as far as a job can tell.
-            "PYTHONPATH": f"{folder}:{ROOT}",
-        }
+        # This checkout is what the nodes have installed, as far as a job can tell.
+        self.environment = node_environment(PYTHONPATH=f"{folder}:{ROOT}")
+        self.token = self.environment["RAY_AUTH_TOKEN"]
         (folder / "dies_once.py").write_text(DIES_ONCE)
         self.died_once = folder / "dies_once.died"
         self.processes: list[subprocess.Popen[bytes]] = []

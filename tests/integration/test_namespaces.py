@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from dphrl.tracking.tracker import read_metrics
+from tests.integration.chaos import with_two_engines
 from tests.integration.namespaces import CPUS, Cluster, obstacle, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(600)]
@@ -31,24 +32,8 @@ if OBSTACLE := obstacle():
 
 NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES = 6, 16, 8
 SETTINGS = [
-    f"learner.num_steps={NUM_STEPS}",
-    "learner.threads_per_rank=1",
-    "learner.timeout_s=120",
-    "rollout.num_engines=2",
-    "rollout.threads_per_engine=1",
-    "rollout.kv_cache_gib=1",
-    "rollout.timeout_s=60",
-    "sync.timeout_s=60",
-    f"rollout.num_prompts={NUM_PROMPTS}",
-    f"rollout.num_samples={NUM_SAMPLES}",
-    "reference.rows_per_step=8",
-    "checkpoint.every_steps=2",
-    "evaluation.num_samples=0",
+    *with_two_engines(NUM_STEPS, NUM_PROMPTS, NUM_SAMPLES),
     "data.train={name: factor, kind: tiny, split: train, limit: 64}",
-    "data.evaluation=[]",
-    f"tracking.samples_per_step={NUM_PROMPTS * NUM_SAMPLES}",
-    "tracking.tensorboard=false",
-    "tracking.prometheus=false",
 ]
 
 

@@ -17,6 +17,7 @@ from dphrl.config.loading import load_config
 from dphrl.learner.checkpoint import list_checkpoints
 from dphrl.tracking.tracker import read_metrics
 from tests import slurm_cluster
+from tests.integration.test_cluster import SMALL as WITH_TWO_ENGINES
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -24,18 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS, TIMEOUT_S = 4, 800.0
 # Its number decides over ports and a folder of the machine.
 JOB = os.getpid()
-SMALL = [
-    f"learner.num_steps={NUM_STEPS}",
-    "learner.threads_per_rank=1",
-    "rollout.threads_per_engine=1",
-    "rollout.num_prompts=8",
-    "rollout.num_samples=4",
-    "data.train={name: factor, kind: tiny, split: train, limit: 64}",
-    "data.evaluation=[{name: factor, kind: tiny, split: held_out, limit: 8}]",
-    "reference.rows_per_step=8",
-    "evaluation.num_samples=8",
-    "checkpoint.every_steps=0",
-]
+SMALL = [*WITH_TWO_ENGINES, "rollout.num_engines=1", f"learner.num_steps={NUM_STEPS}", "checkpoint.every_steps=0"]
 
 
 @pytest.fixture
