@@ -16,6 +16,7 @@ from cluster.render.nodes import (
     DASHBOARD_PORT,
     HEALTH_PATH,
     HEALTH_PORT,
+    HOME,
     RAY_PORT,
     USER_ID,
     Nodes,
@@ -38,7 +39,6 @@ MIN_WORKERS = 2
 RUN_DIR = "/app/runs"
 CACHE = f"{RUN_DIR}/.cache"
 DATA_DIR = "/data"
-HOME = "/home/dphrl"
 # The configuration comes as a variable, and is written where the run reads it.
 CONFIG, CONFIG_PATH = "DPHRL_RUN_CONFIG", f"{HOME}/config.yaml"
 # Nothing else of a container's file system can be written. Both are in memory: Ray's sockets, logs and what it spills,

@@ -44,6 +44,7 @@ from cluster.render.pods import (
     resources,
     submitter_pod,
     worker_pod,
+    writable_mounts,
 )
 from dphrl.config.loading import InputError, config_to_yaml
 from dphrl.config.schema import Config
@@ -240,6 +241,8 @@ def _job_spec(config: Config, options: RenderOptions, name: str, image: str, gro
                 "imagePullPolicy": "IfNotPresent",
                 "securityContext": container_security(),
                 "resources": resources("500m", "1Gi"),
+                # It runs in the head's pod, with that pod's volumes. The operator adds one for Ray's logs.
+                "volumeMounts": writable_mounts(),
             },
             "headGroupSpec": {
                 "rayStartParams": {

@@ -24,6 +24,7 @@ from dphrl.config.schema import Config
 KINDS = ("kubernetes", "slurm", "compose", "ray")
 # The user that the images make. It is a number, because Kubernetes can see only of a number that it is not root.
 USER_ID = 10001
+HOME = "/home/dphrl"
 CONFIG_PATH = "/etc/dphrl/config.yaml"
 RAY_PORT = 6379
 DASHBOARD_PORT = 8265

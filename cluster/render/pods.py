@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.planning.sizes import NodeSize
-from cluster.render.nodes import CONFIG_PATH, DASHBOARD_PORT, HEALTH_PATH, HEALTH_PORT, RAY_PORT, USER_ID, RenderOptions
+from cluster.render.nodes import (
+    CONFIG_PATH,
+    DASHBOARD_PORT,
+    HEALTH_PATH,
+    HEALTH_PORT,
+    HOME,
+    RAY_PORT,
+    USER_ID,
+    RenderOptions,
+)
 from cluster.render.options import pairs
 
 MOUNT = "/shared"
@@ -30,6 +39,9 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# Nothing else of a container's file system can be written to: Ray's sessions and what its store spills are below /tmp,
+# some libraries' caches in the home folder. On the node's disk, and gone with the pod.
+WRITABLE = {"tmp": "/tmp", "home": HOME}
 # The driver reads the data and checks gold queries.
 HEAD_CPUS = 4
 # Adapters of these kinds register memory, which must not be swapped out.
@@ -84,6 +96,7 @@ def submitter_pod(options: RenderOptions, image: str) -> dict[str, Any]:
         **_secrets(options),
         "resources": resources("500m", "1Gi"),
         "securityContext": container_security(),
+        "volumeMounts": writable_mounts(),
     }
     return {
         "spec": {
@@ -92,6 +105,7 @@ def submitter_pod(options: RenderOptions, image: str) -> dict[str, Any]:
             "securityContext": _pod_security(),
             **_pulled_by(options),
             "containers": [container],
+            "volumes": _writable_volumes(),
         }
     }
 
@@ -104,13 +118,13 @@ def copying_pod(options: RenderOptions, image: str, name: str) -> str:
         "command": ["sleep", "infinity"],
         "resources": resources("1", "1Gi"),
         "securityContext": container_security(),
-        "volumeMounts": [{"name": "shared", "mountPath": MOUNT}],
+        "volumeMounts": [{"name": "shared", "mountPath": MOUNT}, *writable_mounts()],
     }
     spec = {
         "securityContext": _pod_security(),
         **_pulled_by(options),
         "containers": [container],
-        "volumes": [_shared_volume(options)],
+        "volumes": [_shared_volume(options), *_writable_volumes()],
     }
     return json.dumps({"apiVersion": "v1", "spec": spec}, separators=(",", ":"))
 
@@ -127,9 +141,19 @@ def _pod(container: dict[str, Any], options: RenderOptions, size: NodeSize) -> d
                 _shared_volume(options),
                 # This volume is memory, and it counts as memory of the container.
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shared.gib}Gi"}},
+                *_writable_volumes(),
             ],
         }
     }
+
+
+def writable_mounts() -> list[dict[str, Any]]:
+    """Where a container may write beside the shared volume; its pod has the volumes."""
+    return [{"name": name, "mountPath": path} for name, path in WRITABLE.items()]
+
+
+def _writable_volumes() -> list[dict[str, Any]]:
+    return [{"name": name, "emptyDir": {}} for name in WRITABLE]
 
 
 def _shared_volume(options: RenderOptions) -> dict[str, Any]:
@@ -163,7 +187,11 @@ def _ray_container(name: str, image: str, options: RenderOptions, asked: dict[st
         "readinessProbe": _probe(delay_s=10, period_s=10, failures=12),
         # This probe is patient, because a node that is busy compiling or loading answers late.
         "livenessProbe": _probe(delay_s=60, period_s=15, failures=20),
-        "volumeMounts": [{"name": "shared", "mountPath": MOUNT}, {"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            {"name": "shared", "mountPath": MOUNT},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *writable_mounts(),
+        ],
     }
 
 
@@ -198,5 +226,9 @@ def _pod_security() -> dict[str, Any]:
 
 
 def container_security() -> dict[str, Any]:
-    """The rights of a container: none but those of its user."""
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    """The rights of a container: none but those of its user, and the image stays as it is."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }

@@ -228,6 +228,22 @@ def test_no_pod_runs_as_root() -> None:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
+def test_a_container_may_write_to_its_mounts_alone() -> None:
+    """Ray needs /tmp, libraries need the home folder; every mount is a volume of the pod, the autoscaler's too."""
+    job = documents(render("kubernetes", preset("paper/sql-dph-js"), RenderOptions()))["RayJob"]
+    cluster = job["spec"]["rayClusterSpec"]
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    pods = [tree["spec"] for _, tree in objects_in(job) if "containers" in tree.get("spec", {})]
+    containers = [(container, pod) for pod in pods for container in pod["containers"]]
+    containers.append((cluster["autoscalerOptions"], head))
+    assert len(containers) == 4  # submitter, head, workers, autoscaler
+    for container, pod in containers:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        assert mounts["/tmp"]["emptyDir"] == mounts["/home/dphrl"]["emptyDir"] == {}
+
+
 def test_reward_workers_get_nodes_of_their_own_where_they_do_not_fit_beside() -> None:
     config = preset("paper/sql-dph-js")  # 4 ranks and 4 engines of 4 CPUs, 16 reward workers of a quarter
     roomy = worker_groups(config, RenderOptions(gpus_per_node=8, cpus_per_node=36))

@@ -360,7 +360,7 @@ def test_the_commands_that_copy_data_work(tmp_path: Path) -> None:
     (overrides,) = (word for word in shlex.split(commands[0]) if word.startswith("--overrides="))
     pod = json.loads(overrides.removeprefix("--overrides="))
     jsonschema.validate(pod, schema_of("Pod"))
-    assert pod["spec"]["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}]
+    assert pod["spec"]["volumes"][0] == {"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}
     assert pod["spec"]["securityContext"]["runAsUser"] == 10001
     assert pod["spec"]["containers"][0]["image"] == "registry.example/dphrl:cuda"
 
