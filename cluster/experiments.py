@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
+from cluster.apart import Run, run_apart
 from cluster.launch import check_writable, open_system, quiet_libraries, train_on
 from dphrl.config.loading import InputError, load_config
 from dphrl.config.schema import Config
@@ -22,17 +20,13 @@ from dphrl.experiments.results import BASE_ARM, Results, add_up, merge, predicte
 from dphrl.experiments.show import prediction_table, show
 from dphrl.experiments.suite import Suite, about, committed_results, kind_of, load_suite, read_run
 from dphrl.outputs import check_output
-from dphrl.own_code import own_first
 from dphrl.owner import owned
 from dphrl.prepare import Prepared, prepare
 from dphrl.protocols import System
 from dphrl.resume import ResumeCheck
 from dphrl.sandbox.zygote import die_with_parent
-from dphrl.stopping import Stopped, StopRequest
+from dphrl.stopping import StopRequest
 from dphrl.tracking.console import Console
-
-Run = tuple[str, int]  # (arm, seed)
-OWN_PROGRAM = own_first("from dphrl.__main__ import main; main()")
 
 
 def run_experiment(
@@ -43,14 +37,16 @@ def run_experiment(
     *,
     inline: bool = False,
     num_parallel: int = 1,
+    num_retries: int = 0,
     is_part: bool = False,
     output: Path | None = None,
     others: Path | None = None,
 ) -> None:
     """Train those of `runs` that are not finished, then write and show the results of the whole suite.
 
-    num_parallel: runs at a time. is_part: other runs of the suite train at the same time, and the process that started
-    them writes the results. others: a results file of further runs, made elsewhere, that count too.
+    num_parallel: runs at a time. num_retries: with several at a time, how often one that failed is started again.
+    is_part: other runs of the suite train at the same time, and the process that started them writes the results.
+    others: a results file of further runs, made elsewhere, that count too.
     A second call after an interrupt goes on where the first one stopped: finished runs stay, an unfinished one resumes.
     Raises InputError when a run's folder holds another configuration or is being written, RuntimeError when a run in a
     process of its own failed, and Stopped when a signal ended it.
@@ -70,11 +66,16 @@ def run_experiment(
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
     if num_parallel > 1 and len(missing) > 1:
-        # A signal reaches this process alone, which passes it on: see `_run_apart`.
+        # A signal reaches this process alone, which passes it on.
         # The first run of a seed goes ahead of the others, so it should be one that leaves a reference buffer.
         ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_stage)
+
+        def options_of(run: Run) -> list[str]:
+            options = ["experiment", source, "--arms", run[0], "--seeds", str(run[1]), "--run-dir", run_dir, "--part"]
+            return [*options, *(["--inline"] if inline else []), *overrides]
+
         with StopRequest().listening():
-            _run_apart(source, ahead, run_dir, overrides, num_parallel, inline=inline)
+            run_apart({run: configs[run] for run in ahead}, options_of, num_parallel, num_retries, console)
     else:
         quiet_libraries()
         with StopRequest(saves=True).listening() as stop, _Systems(inline=inline) as systems:
@@ -207,59 +208,3 @@ def share(folder: Path, siblings: Sequence[Path], *, with_reference: bool) -> No
                 shutil.rmtree(staging, ignore_errors=True)
                 shutil.copytree(theirs, staging, ignore=shutil.ignore_patterns("*step_*.json*", "*.partial"))
                 put_in_place(staging, ours)
-
-
-def _run_apart(
-    source: str, missing: Sequence[Run], run_dir: str, overrides: Sequence[str], num_parallel: int, *, inline: bool
-) -> None:
-    """Train each run in a process of its own, which waits for its place on the cluster. The first run of a seed goes
-    ahead of the others of that seed, which then find its reference buffer and base evaluation."""
-
-    children: set[subprocess.Popen[str]] = set()
-
-    def train(run: Run) -> str | None:
-        arm, seed = run
-        command = [sys.executable, "-c", OWN_PROGRAM, "experiment", source, "--arms", arm, "--seeds", str(seed)]
-        command += ["--run-dir", run_dir, *(["--inline"] if inline else []), "--part", *overrides]
-        # In a session of its own: Ctrl-C in a terminal reaches all processes there, and would reach this one twice.
-        child = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        children.add(child)
-        said = child.communicate()[1]
-        children.discard(child)
-        return f"{arm}-s{seed}: {said.strip()[-500:]}" if child.returncode else None
-
-    by_seed: dict[int, list[Run]] = {}
-    for run in missing:
-        by_seed.setdefault(run[1], []).append(run)
-    problems = []
-    with ThreadPoolExecutor(num_parallel) as pool, Console().task("runs", len(missing)) as advance:
-        try:
-            waiting = {pool.submit(train, runs.pop(0)): runs for runs in by_seed.values()}
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    waiting |= {pool.submit(train, run): [] for run in waiting.pop(future)}
-                    problems.append(future.result())
-                    advance(1)
-        except BaseException as error:
-            # The pool waits at its exit for what still runs. So end the running processes, and let nothing new begin.
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end([*children], error.number if isinstance(error, Stopped) else SIGTERM)
-            raise
-    if failed := [problem for problem in problems if problem]:
-        raise RuntimeError(f"{len(failed)} of {len(missing)} runs failed; the first: {failed[0]}")
-
-
-def _end(children: Sequence[subprocess.Popen[str]], number: int) -> None:
-    """Pass a signal on to runs, and wait until they have finished their step and saved it; a further one kills them."""
-    try:
-        for child in children:
-            child.send_signal(number)
-        for child in children:
-            child.wait()
-    except Stopped:
-        for child in children:
-            child.kill()
-        raise

@@ -36,6 +36,7 @@ def run_tuning(
     arms: str | None = None,
     inline: bool = False,
     num_parallel: int = 1,
+    num_retries: int = 0,
     output: Path | None = None,
 ) -> None:
     """Train the trials of a suite's tuning section that are not finished, then show and write what they choose.
@@ -59,7 +60,9 @@ def run_tuning(
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, suite_text(trials))
     runs = [(trial, seed) for seed in part.seeds for trial in trial_names(part, names)]
-    run_experiment(str(file), runs, run_dir, overrides, inline=inline, num_parallel=num_parallel)
+    run_experiment(
+        *(str(file), runs, run_dir, overrides), inline=inline, num_parallel=num_parallel, num_retries=num_retries
+    )
 
     console = Console()
     found = judge(suite, read_results(folder / "results.json"))

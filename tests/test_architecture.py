@@ -108,8 +108,9 @@ ROOMS = {
         "stopping durable config outputs owner fingerprint learner tracking protocols prepare evaluation reference "
         "inline resume run cluster.planning cluster.refusals cluster.ray_system"
     ),
+    "cluster.apart": "stopping config own_code tracking",
     "cluster.experiments": (
-        "durable stopping config outputs owner own_code sandbox tracking protocols prepare experiments resume "
+        "durable stopping config outputs owner sandbox tracking protocols prepare experiments resume cluster.apart "
         "cluster.launch"
     ),
     "cluster.tuning": "durable config outputs tracking experiments cluster.launch cluster.experiments",

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.support import SAME_COMMAND, InlineOption, OverridesArgument, exit_status
+from cluster.cli.support import (
+    SAME_COMMAND,
+    InlineOption,
+    OverridesArgument,
+    ParallelOption,
+    RetriesOption,
+    exit_status,
+)
 
 
 def add_experiment_command(app: typer.Typer) -> None:
@@ -36,7 +43,8 @@ def experiment(
     arms: Annotated[str | None, typer.Option("--arms", metavar="ARM,ARM,...", help="These arms only.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="N,N,...", help="These seeds only.")] = None,
     run_dir: Annotated[str, typer.Option("--run-dir", help="Where the suite's folder of runs goes.")] = "runs",
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time, on a cluster with room.")] = 1,
+    parallel: ParallelOption = 1,
+    retries: RetriesOption = 1,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSON file for the results; else results.json beside the runs."),
@@ -86,6 +94,7 @@ def experiment(
             *(suite, runs, run_dir, overrides or []),
             inline=inline,
             num_parallel=parallel,
+            num_retries=retries,
             is_part=part,
             output=output,
             others=others,

@@ -32,6 +32,13 @@ OverridesArgument = Annotated[
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Everything in this one process, without Ray or vLLM: slow, for a debugger.")
 ]
+ParallelOption = Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time, on a cluster with room.")]
+RetriesOption = Annotated[
+    int,
+    typer.Option(
+        "--retries", min=0, help="With --parallel: start a run that failed again N times, once its cluster answers."
+    ),
+]
 InsistOption = Annotated[
     bool, typer.Option("--insist", help="With --resume: go on although the run was trained with something else.")
 ]

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.support import SAME_COMMAND, InlineOption, OverridesArgument, exit_status
+from cluster.cli.support import (
+    SAME_COMMAND,
+    InlineOption,
+    OverridesArgument,
+    ParallelOption,
+    RetriesOption,
+    exit_status,
+)
 
 
 def add_tune_command(app: typer.Typer) -> None:
@@ -32,7 +39,8 @@ def tune(
     overrides: OverridesArgument = None,
     arms: Annotated[str | None, typer.Option("--arms", metavar="ARM,ARM,...", help="These arms' grids only.")] = None,
     run_dir: Annotated[str, typer.Option("--run-dir", help="Where the folder of runs, SUITE-tuning, goes.")] = "runs",
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time, on a cluster with room.")] = 1,
+    parallel: ParallelOption = 1,
+    retries: RetriesOption = 1,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSON file for table and choice; else tuning.json beside the runs."),
@@ -42,4 +50,11 @@ def tune(
     with exit_status(SAME_COMMAND):
         from cluster.tuning import run_tuning
 
-        run_tuning(*(suite, run_dir, overrides or []), arms=arms, inline=inline, num_parallel=parallel, output=output)
+        run_tuning(
+            *(suite, run_dir, overrides or []),
+            arms=arms,
+            inline=inline,
+            num_parallel=parallel,
+            num_retries=retries,
+            output=output,
+        )

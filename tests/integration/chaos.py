@@ -133,8 +133,11 @@ class Nodes:
             RAY_health_check_failure_threshold="3",
         )
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._start_both()
+
+    def _start_both(self) -> None:
         # The head has room for the learner, the graders and one engine; the other engine is on the second node.
-        self._start("head", 2, "--head", f"--port={self._port}", "--include-dashboard=false")
+        self.head = self._start("head", 2, "--head", f"--port={self._port}", "--include-dashboard=false")
         time.sleep(4)
         self.second = self._start("second", 1, f"--address={self.address}")
         time.sleep(3)
@@ -163,14 +166,15 @@ class Nodes:
 
     def kill_second(self) -> None:
         """End the second node as a machine ends: all its processes at once. Another joins."""
-        tree = [psutil.Process(self.second.pid)]
-        with suppress(psutil.NoSuchProcess):
-            tree += tree[0].children(recursive=True)
-        for process in tree:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.second.wait()
+        _kill(self.second)
         self.second = self._start("second", 1, f"--address={self.address}")
+
+    def restart(self, down_s: float) -> None:
+        """End both as machines end. After some time there is another cluster at the same address."""
+        _kill(self.head)
+        _kill(self.second)
+        time.sleep(down_s)
+        self._start_both()
 
     def close(self) -> None:
         """End all nodes; what they started ends with them."""
@@ -187,6 +191,16 @@ class Nodes:
         for process in trees:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _kill(node: subprocess.Popen[bytes]) -> None:
+    tree = [psutil.Process(node.pid)]
+    with suppress(psutil.NoSuchProcess):
+        tree += tree[0].children(recursive=True)
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.wait()
 
 
 # The classes of the run's actors, as Ray titles their processes.

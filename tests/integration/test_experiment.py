@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from dphrl.tracking.tracker import read_metrics
+from tests.integration.chaos import Nodes
+from tests.integration.namespaces import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -108,6 +112,35 @@ def test_parallel_runs_share_what_the_first_of_a_seed_leaves(tmp_path: Path, tin
     assert done.exit_code == 1
     assert "2 of 2 runs failed; the first: dph-f-s3:" in done.output
     assert "reference.max_bytes=1: the samples to rehearse take" in done.output
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_runs_go_on_after_their_cluster_was_gone(tiny_dir: str) -> None:
+    """On Ray and vLLM: every node ends at once, and another cluster comes up at the same address."""
+    folder = Path(tempfile.mkdtemp(prefix="again-", dir="/tmp"))  # short, because sockets lie below it
+    suite, said = folder / "mine.yaml", folder / "said"
+    suite.write_text(SUITE.replace("num_steps: 1", "num_steps: 60\n  checkpoint.every_steps: 1"))
+    nodes = Nodes(folder)
+    command = [sys.executable, "-m", "dphrl", "experiment", str(suite), "--arms", "grpo,dph-f", "--parallel", "2"]
+    command += ["--run-dir", str(folder), f"cluster.address={nodes.address}"]
+    try:
+        with said.open("w") as output:
+            suite_process = subprocess.Popen(
+                command, env=nodes.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        first = folder / "mine" / "dph-f-s0"
+        wait_until(lambda: len(read_metrics(first)) >= 2, "two steps", 200)
+        nodes.restart(down_s=5)
+        assert suite_process.wait(300) == 0, said.read_text()[-3000:]
+        assert "dph-f, seed 0 failed and is tried again: " in said.read_text()
+        for run in (first, folder / "mine" / "grpo-s0"):
+            assert [step["step"] for step in read_metrics(run)] == list(range(1, 61))
+        assert "steps done" in (first / "run.log").read_text(), "it went on, and did not begin anew"
+    finally:
+        suite_process.kill()
+        nodes.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.long
