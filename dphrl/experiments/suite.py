@@ -22,7 +22,7 @@ from dphrl.config.section import NonNegativeInt, Section
 from dphrl.evaluation.results import read_summaries
 from dphrl.experiments.expected import Expected
 from dphrl.experiments.pareto import methods_of
-from dphrl.experiments.results import BASE_ARM, PENALISED, PLAIN, REHEARSING, Results, read_results
+from dphrl.experiments.results import BASE_ARM, OTHER, PENALISED, PLAIN, REHEARSING, Results, read_results
 from dphrl.experiments.tuning import TuningPart
 
 Settings = dict[str, Any]
@@ -191,11 +191,22 @@ def _with_about(results: Results) -> Results:
 def kind_of(config: Config) -> str:
     """What the algorithm of `config` does for diversity.
 
-    PLAIN: nothing. PENALISED: a penalty on the policy's rollouts. REHEARSING: rehearsal of reference samples.
+    PLAIN: nothing. PENALISED: a penalty on the policy's rollouts. REHEARSING: a divergence on stored reference samples.
+    OTHER: something that DPH-RL's paper does not have: another advantage, policy loss or term, or replay.
     """
+    algorithm = config.algorithm
+    if config.reference.replay_share or algorithm.divergence.name == "sft":
+        return OTHER
+    if algorithm.advantage.name not in _ADVANTAGES or algorithm.policy_loss.name not in _POLICY_LOSSES:
+        return OTHER
     if config.uses_reference_samples:
         return REHEARSING
     return PENALISED if config.uses_divergence else PLAIN
+
+
+# What plain RL with verifiable rewards does with scores and ratios, whatever else is added.
+_ADVANTAGES = ("group_normalized", "mean_only", "leave_one_out")
+_POLICY_LOSSES = ("clipped", "gspo")
 
 
 def _suite_folder() -> Traversable:

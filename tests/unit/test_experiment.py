@@ -128,6 +128,10 @@ def test_arms_are_told_apart_by_what_they_do_for_diversity() -> None:
     kinds = {arm: kind_of(suite.config(arm, 0, "runs")) for arm in suite.arms}
     rehearsing = dict.fromkeys(["alpha-0.5", "dph-f", "dph-js"], "rehearsing")
     assert kinds == {"grpo": "plain", "dapo": "plain", "rkl": "penalised", **rehearsing}
+    suite = load_suite("diversity-math")
+    more = {arm: kind_of(suite.config(arm, 0, "runs")) for arm in suite.arms if arm not in kinds}
+    others = ["sft", "replay", "maxrl", "pkpo", "w-reinforce", "unlikeliness", "uniqueness", "kl-cov", "clip-cov"]
+    assert more == {"grpo-half-lr": "plain", "dph-f-entropy": "rehearsing", **dict.fromkeys(others, "other")}
 
 
 def test_runs_of_a_seed_share_what_is_whole(tmp_path: Path) -> None:

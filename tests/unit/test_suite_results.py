@@ -39,7 +39,7 @@ from dphrl.experiments.show import (
 )
 from dphrl.experiments.suite import committed_results, load_suite
 
-KINDS = {"grpo": "plain", "rkl": "penalised", "dph-js": "rehearsing"}
+KINDS = {"grpo": "plain", "rkl": "penalised", "dph-js": "rehearsing", "maxrl": "other"}
 
 
 def evaluation(correct: list[int], base: list[int] | None = None) -> list[dict[str, Any]]:
@@ -183,6 +183,23 @@ def test_claims_by_hand() -> None:
     twice = {(arm, seed): c for arm, c in {"grpo": [4, 0], "dph-js": [3, 3]}.items() for seed in (0, 1)}
     sure = {claim["claim"]: claim["is_sure"] for claim in claims(results_of(twice, base=[1, 1]))}
     assert sure["above grpo at Pass@4 by"]
+
+
+def test_other_methods_are_held_to_the_same_and_are_nobody_s_rival() -> None:
+    runs = {("grpo", 0): [4, 0], ("rkl", 0): [0, 4], ("dph-js", 0): [2, 2], ("maxrl", 0): [3, 1]}
+    found = {(c["arm"], c["claim"]): c["holds"] for c in claims(results_of(runs, base=[1, 1])) if "in_d" in c["domain"]}
+    assert {claim for arm, claim in found if arm == "dph-js" and claim.startswith("above")} == {
+        "above grpo at Pass@4 by",
+        "above rkl at Pass@4 by",
+    }
+    assert {claim: holds for (arm, claim), holds in found.items() if arm == "maxrl"} == {
+        "above grpo at Pass@4 by": True,
+        "keeps more than grpo by": True,
+        "share of the way from GRPO to the base at Pass@4": True,
+        "share of GRPO's gain at Pass@1": True,
+        "not below the base at Pass@4: difference": True,
+        "not below GRPO at Pass@1: difference": True,
+    }
 
 
 def test_claims_are_counted_with_what_chance_would_give() -> None:
