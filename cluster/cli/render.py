@@ -40,6 +40,10 @@ VolumeOption = Annotated[
     str,
     typer.Option("--volume-size", metavar="SIZE", help="Kubernetes: of the volume made otherwise; else as planned."),
 ]
+ClassOption = Annotated[
+    str,
+    typer.Option("--storage-class", metavar="NAME", help="Kubernetes: of that volume; it must offer ReadWriteMany."),
+]
 SecretOption = Annotated[
     str,
     typer.Option(
@@ -118,6 +122,7 @@ def render(
     namespace: NamespaceOption = "",
     volume_claim: ClaimOption = "",
     volume_size: VolumeOption = "",
+    storage_class: ClassOption = "",
     secret: SecretOption = "dphrl",
     env: EnvOption = None,
     node_selector: SelectorOption = None,
@@ -146,6 +151,7 @@ def render(
             namespace=namespace,
             volume_claim=volume_claim,
             volume_size=volume_size,
+            storage_class=storage_class,
             secret=secret,
             env=tuple(env or []),
             node_selector=tuple(node_selector or []),

@@ -99,7 +99,8 @@ def render_kubernetes(config: Config, options: RenderOptions) -> str:
     volume = None if options.volume_claim else _volume(config, options, groups)
     if volume is not None:
         size = options.volume_size or f"{volume.gib}Gi"
-        documents.append(_claim({"name": CLAIM, **place, "labels": {**labels, COMPONENT: "volume"}}, size))
+        of_volume = {"name": CLAIM, **place, "labels": {**labels, COMPONENT: "volume"}}
+        documents.append(_claim(of_volume, size, options.storage_class))
     spec = _job_spec(there, options, name, image, groups)
     documents.append({"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": of_run, "spec": spec})
     return to_yaml(documents, _header(config, options, name, image, groups, volume))
@@ -206,12 +207,13 @@ def _known_model(config: Config, flags: str) -> ModelShape:
 
 
 # ------------------------------------------------------------------------------------------ the objects
-def _claim(metadata: Mapping[str, Any], size: str) -> dict[str, Any]:
+def _claim(metadata: Mapping[str, Any], size: str, storage_class: str) -> dict[str, Any]:
+    chosen = {"storageClassName": storage_class} if storage_class else {}
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": dict(metadata),
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}},
+        "spec": {"accessModes": ["ReadWriteMany"], **chosen, "resources": {"requests": {"storage": size}}},
     }
 
 
@@ -324,7 +326,8 @@ def _volume_lines(config: Config, options: RenderOptions, flag: str, volume: Siz
     return [
         f"Volume:   {made_of}",
         f"          kubectl create{flag} -f FILE -l {COMPONENT}=volume",
-        f"          the claim {CLAIM}, of a storage class that offers ReadWriteMany; for the next run: "
+        f"          the claim {CLAIM}, of the {options.storage_class or 'default'} storage class, which must offer "
+        f"ReadWriteMany{'' if options.storage_class else ' (--storage-class names another)'}; for the next run: "
         f"--volume-claim {CLAIM}",
         nfs,
     ]

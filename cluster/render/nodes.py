@@ -63,6 +63,8 @@ class RenderOptions:
     volume_claim: str = ""
     # Size of the claim that is made. "": what `dphrl plan` says.
     volume_size: str = ""
+    # Its storage class, which must offer ReadWriteMany. "": the cluster's default, which often does not.
+    storage_class: str = ""
     # A Secret whose keys the pods have as variables, if it exists; Compose: the file NAME.env. "": none.
     secret: str = SECRET
     # Variables of the run's processes, each as NAME=VALUE. They are no secrets: the file holds them.

@@ -47,6 +47,8 @@ def check_options(kind: str, options: RenderOptions) -> None:
         raise InputError(f"--image {options.image!r}: has blanks; give one image, such as dphrl:cuda")
     if options.volume_size and not _SIZE.fullmatch(options.volume_size):
         raise InputError(f"--volume-size {options.volume_size}: no size; write 200Gi or 2Ti")
+    if options.storage_class and options.volume_claim:
+        raise InputError("--storage-class: is for a volume that is made; --volume-claim names one that exists")
     _check_variables(options)
     for name, value in pairs("--node-selector", options.node_selector):
         if not (_KEY.fullmatch(name) and _LABEL_VALUE.fullmatch(value)):
@@ -76,6 +78,10 @@ def _check_names(options: RenderOptions) -> None:
             raise InputError(
                 f"{flag} {name}: no name for a Kubernetes object; use at most 63 lower-case letters, digits and hyphens"
             )
+    if options.storage_class and not _DNS_NAME.fullmatch(options.storage_class):
+        raise InputError(
+            f"--storage-class {options.storage_class}: no storage class; `kubectl get storageclass` lists them"
+        )
     for flag, name in (("--secret", options.secret), ("--image-pull-secret", options.image_pull_secret)):
         if name and not _DNS_NAME.fullmatch(name):
             raise InputError(
@@ -103,6 +109,7 @@ def _check_kind(kind: str, options: RenderOptions) -> None:
         ("--resource", options.resources),
         ("--image-pull-secret", options.image_pull_secret),
         ("--active-deadline", options.active_deadline_s),
+        ("--storage-class", options.storage_class),
     ):
         if given and kind != "kubernetes":
             raise InputError(f"{flag}: is for Kubernetes, and a file for {kind} cannot hold it; leave it out")

@@ -258,6 +258,8 @@ def test_each_node_compiles_into_a_folder_of_its_own() -> None:
         ({"resources": ("memory=8Gi",)}, "--resource memory=8Gi: memory has an option of its own; use --memory"),
         ({"secret": "My Secret"}, "--secret My Secret: no name of a Secret"),
         ({"image_pull_secret": "a..b"}, "--image-pull-secret a..b: no name of a Secret"),
+        ({"storage_class": "Fast NFS"}, "--storage-class Fast NFS: no storage class"),
+        ({"storage_class": "nfs", "volume_claim": "team"}, "--storage-class: is for a volume that is made"),
         ({"active_deadline_s": 0}, "--active-deadline 0: too few; give 1 or more"),
     ],
 )
@@ -276,11 +278,29 @@ def test_a_bad_option_is_one_line(options: dict[str, Any], message: str) -> None
         {"resources": ("rdma/ib=8",)},
         {"image_pull_secret": "x"},
         {"active_deadline_s": 60},
+        {"storage_class": "nfs"},
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(kind: str, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"is for Kubernetes, and a file for {kind} cannot hold it"):
         render(kind, preset("demo-math"), RenderOptions(**options))
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "compose", "ray"])
+def test_a_file_of_variables_is_for_slurm(kind: str) -> None:
+    with pytest.raises(InputError, match=rf"--env-file: is for Slurm; for {kind}"):
+        render(kind, preset("demo-math"), RenderOptions(env_file="x.env", hosts=("10.0.0.1",)))
+
+
+def test_the_volume_is_of_the_storage_class_that_is_named() -> None:
+    text = rendered(storage_class="shared-nfs")
+    assert documents(text)["PersistentVolumeClaim"]["spec"]["storageClassName"] == "shared-nfs"
+    assert "of the shared-nfs storage class" in header(text)
+    text = rendered()
+    assert "storageClassName" not in documents(text)["PersistentVolumeClaim"]["spec"], "the cluster's default"
+    assert "of the default storage class, which must offer ReadWriteMany (--storage-class names another)" in header(
+        text
+    )
 
 
 def test_variables_of_a_slurm_job_are_those_of_its_shell() -> None:
