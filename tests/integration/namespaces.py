@@ -28,7 +28,7 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "4",
 }
 PORT = 6379
-# The second node is just too small for the learner.
+# Two equal nodes: which one the learner gets is chance.
 CPUS = {"first": 2, "second": 2}
 
 
@@ -204,6 +204,14 @@ class Cluster:
                     if match := re.match(r"ray::(?:[\w-]+:)?(RolloutEngine|RewardWorker|LearnerRank)", title):
                         found.append(match[1])
         return found
+
+    def hosts_of(self, run: str) -> tuple[str, str]:
+        """The host of a run's learner, and the other one, on which there are engines."""
+        on = {host: self.actors(host) for host in CPUS}
+        (learner,) = [host for host in CPUS if "LearnerRank" in on[host]]
+        (other,) = [host for host in CPUS if host != learner]
+        assert "RolloutEngine" in on[other], f"{on}: {self.said(run)[-2000:]}"
+        return learner, other
 
     def close(self) -> None:
         for node in self.nodes.values():
