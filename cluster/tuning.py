@@ -23,6 +23,7 @@ from dphrl.experiments.trials import (
     tuning_of,
     tuning_record,
     tuning_suite,
+    without_effect,
 )
 from dphrl.outputs import check_output, save_output
 from dphrl.tracking.console import Console
@@ -69,5 +70,7 @@ def run_tuning(
     console.table(f"tuning of {suite.name}, seeds {', '.join(map(str, part.seeds))}: {part.rule}", *trials_table(found))
     for arm, settings in chosen_settings(found).items():
         console.info(f"{arm}: {settings_text(settings)}")
+    for arm, keys in without_effect(found).items():
+        console.info(f"{arm}: all its settings gave the same figures, so this grid of {', '.join(keys)} tries nothing")
     save_output(output, json.dumps(tuning_record(suite, found, overrides), indent=1) + "\n")
     console.info(f"written to {output}")

@@ -159,6 +159,19 @@ def chosen_settings(trials: Sequence[Trial]) -> dict[str, Settings]:
     return {trial.arm: trial.settings for trial in trials if trial.is_chosen}
 
 
+def without_effect(trials: Sequence[Trial]) -> dict[str, list[str]]:
+    """Keys that an arm's trials differ in, by arm, where all of them have finished with the same figures.
+
+    Such a grid tries nothing: with one update a step, for instance, every clip bound gives the same policy.
+    """
+    found = {}
+    for arm in dict.fromkeys(trial.arm for trial in trials):
+        own = [trial for trial in trials if trial.arm == arm]
+        if len(own) > 1 and own[0].rates and all(trial.rates == own[0].rates for trial in own):
+            found[arm] = list(dict.fromkeys(key for trial in own for key in trial.settings))
+    return found
+
+
 def tuning_record(suite: Suite, trials: Sequence[Trial], overrides: Sequence[str]) -> dict[str, Any]:
     """What is kept of a tuning: the rule, every trial with its figures, and the chosen settings."""
     part = tuning_of(suite)

@@ -240,6 +240,19 @@ def test_a_tuning_goes_on_where_it_stopped(
     assert len(trained) == 8
 
 
+def test_a_grid_that_changes_nothing_is_named(
+    suite_file: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As DAPO's clip bounds are with one update a step: a budget of four runs is one run four times."""
+    assert "tries nothing" not in tune(suite_file).output
+    monkeypatch.setitem(CORRECT, "js-2", CORRECT["js-1"])
+    suite_file.write_text(SUITE.replace("name: mine", "name: other"))
+    part = tune(suite_file, "--arms", "grpo")
+    assert "tries nothing" not in part.output, "those that were not run are not alike"
+    said = "js: all its settings gave the same figures, so this grid of algorithm.eta tries nothing"
+    assert said in tune(suite_file).output
+
+
 def test_an_arm_is_chosen_for_when_all_of_its_trials_have_finished(suite_file: Path, trained: list[str]) -> None:
     done = tune(suite_file, "--arms", "js", "-o", str(suite_file.parent / "of-js.json"))
     assert done.exit_code == 0, done.output
