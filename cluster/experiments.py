@@ -65,7 +65,7 @@ def run_experiment(
     check_writable(Path(run_dir).expanduser() / suite.name, "--run-dir")
     missing = [run for run, config in configs.items() if read_run(config.folder, config) is None]
     console.info(f"suite {suite.name}: {len(runs)} runs, {len(runs) - len(missing)} finished already")
-    if num_parallel > 1 and len(missing) > 1:
+    if num_parallel > 1 and missing:
         # A signal reaches this process alone, which passes it on.
         # The first run of a seed goes ahead of the others, so it should be one that leaves a reference buffer.
         ahead = sorted(missing, key=lambda run: not configs[run].uses_reference_stage)

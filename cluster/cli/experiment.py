@@ -87,7 +87,11 @@ def experiment(
                 raise run.refuse(f"{option}: goes with --show; add it")
         from dphrl.experiments.suite import choose_runs, load_suite
 
-        runs = choose_runs(load_suite(suite), quick=quick, arms=arms, seeds=seeds)
+        loaded = load_suite(suite)
+        runs = choose_runs(loaded, quick=quick, arms=arms, seeds=seeds)
+        if part:
+            # It is one run, whose log gets the traceback of a failure.
+            run.folder = loaded.config(*runs[0], run_dir, overrides or []).folder
         from cluster.experiments import run_experiment
 
         run_experiment(
