@@ -73,6 +73,7 @@ def _start_node(words: list[str], options: dict[str, str]) -> None:
     time.sleep(float(os.environ.get("RAY_IS_SLOW_S", 0)))
     listening = []
     if "--head" in words:
+        Path(options["temp-dir"]).mkdir(exist_ok=True)
         for name in ("port", "dashboard-port", "ray-client-server-port"):
             listening.append(socket.create_server(("", int(options[name]))))
     else:

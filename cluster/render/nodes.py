@@ -36,6 +36,8 @@ GPUS_PER_NODE, CPUS_PER_NODE = 8, 8
 MAX_NAME_CHARS = 47
 # The Secret of Kubernetes, and the file NAME.env of Compose, in which a run looks for its tokens.
 SECRET = "dphrl"
+# The variable of Kubernetes' pods with the name of their node.
+NODE_NAME = "NODE_NAME"
 # The longest time before the end at which Slurm sends a signal.
 MAX_WARNING_S = 65535
 

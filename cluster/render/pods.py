@@ -14,6 +14,7 @@ from cluster.render.nodes import (
     HEALTH_PATH,
     HEALTH_PORT,
     HOME,
+    NODE_NAME,
     RAY_PORT,
     USER_ID,
     RenderOptions,
@@ -24,7 +25,7 @@ MOUNT = "/shared"
 DATA_DIR = f"{MOUNT}/data"
 CLAIM = "dphrl-shared"
 # Compiled code is for one kind of machine, and its files are locked: so each node has a folder of its own.
-NODE_CACHE = f"{MOUNT}/cache/nodes/$(NODE_NAME)"
+NODE_CACHE = f"{MOUNT}/cache/nodes/$({NODE_NAME})"
 ENVIRONMENT = {
     "DPHRL_DATA": DATA_DIR,
     "HF_HOME": f"{MOUNT}/huggingface",
@@ -178,7 +179,7 @@ def _ray_container(name: str, image: str, options: RenderOptions, asked: dict[st
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "env": [
-            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            {"name": NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             *({"name": key, "value": value} for key, value in values.items()),
         ],
         **_secrets(options),

@@ -228,7 +228,8 @@ port=$((@PORT@))
 address=$head_ip:$port
 
 # A token of this job's own: HOME is where Ray keeps one, and where Python looks for a user's packages.
-unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
+# What sbatch's shell has of another Ray is not for this one.
+unset RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH RAY_ADDRESS
 (
     umask 077
     export PYTHONUSERBASE=${PYTHONUSERBASE:-$HOME/.local}
@@ -243,7 +244,11 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file
 step=(srun --export=ALL --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --mem=0)
 step+=(--cpus-per-task="$cpus" --cpu-bind=none)
 if [ "$gpus" -gt 0 ]; then step+=(--gpus-per-node="$gpus" --gpu-bind=none); fi
-ray_start=(ray start --block --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" @STORE@)
+# Sessions, logs and what Ray spilled would stay on a node's disk. At a signal Ray ends first, and then bash.
+ray_files=/tmp/ray-$SLURM_JOB_ID
+# shellcheck disable=SC2016  # for the bash of the step
+ray_start=(bash -c 'trap : TERM INT; "${@:2}"; status=$?; rm -rf "$1"; exit "$status"' ray-node "$ray_files")
+ray_start+=(ray start --block --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" @STORE@)
 ray_start+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$((port + 1))")
 
 start_ray() { # start_ray NODE OPTION...
@@ -268,7 +273,7 @@ any_gone() { # whether the Ray of a node has ended: gone says which, and its las
 
 say "head on $head ($address), $num_nodes nodes"
 start_ray "$head" --head --node-ip-address="$head_ip" --port="$port" --dashboard-port="$((port + 2))" \
-    --ray-client-server-port="$((port + 3))" --temp-dir="/tmp/ray-$SLURM_JOB_ID"
+    --ray-client-server-port="$((port + 3))" --temp-dir="$ray_files"
 
 deadline=$((SECONDS + join_timeout_s))
 wait_for() { # wait_for WHAT COMMAND...: until the command succeeds, Ray ends, or it is too late

@@ -260,6 +260,13 @@ def test_each_node_compiles_into_a_folder_of_its_own() -> None:
         ({"image_pull_secret": "a..b"}, "--image-pull-secret a..b: no name of a Secret"),
         ({"storage_class": "Fast NFS"}, "--storage-class Fast NFS: no storage class"),
         ({"storage_class": "nfs", "volume_claim": "team"}, "--storage-class: is for a volume that is made"),
+        ({"volume_size": "5Gi", "volume_claim": "team"}, "--volume-size: is for a volume that is made"),
+        ({"env": ("NODE_NAME=x",)}, "--env NODE_NAME: each pod has a variable of that name"),
+        ({"resources": ("gpu=8",)}, "--resource gpu=8: no amount of a resource; write rdma/ib=8"),
+        ({"hosts": ("10.0.0.1",)}, "--host: is for `ray up`, and a file for kubernetes cannot hold it"),
+        ({"ssh_key": "~/.ssh/id"}, "--ssh-key: is for `ray up`"),
+        ({"warn_before_s": 10}, "--warn-before: is for Slurm, and a file for kubernetes cannot hold it"),
+        ({"active_deadline_s": 2**31}, "--active-deadline 2147483648: Kubernetes takes at most 2147483647 s"),
         ({"active_deadline_s": 0}, "--active-deadline 0: too few; give 1 or more"),
     ],
 )
@@ -279,6 +286,9 @@ def test_a_bad_option_is_one_line(options: dict[str, Any], message: str) -> None
         {"image_pull_secret": "x"},
         {"active_deadline_s": 60},
         {"storage_class": "nfs"},
+        {"namespace": "team"},
+        {"volume_claim": "team"},
+        {"volume_size": "5Gi"},
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(kind: str, options: dict[str, Any]) -> None:
@@ -286,10 +296,23 @@ def test_what_a_file_cannot_hold_is_refused(kind: str, options: dict[str, Any]) 
         render(kind, preset("demo-math"), RenderOptions(**options))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "flag"),
+    [
+        ("slurm", {"image": "dphrl:cuda"}, "--image"),
+        ("slurm", {"hosts": ("10.0.0.1",)}, "--host"),
+        ("compose", {"memory_gib_per_node": 5}, "--memory-per-node"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(kind: str, options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(InputError, match=rf"^{flag}: is for .*, and a file for {kind} cannot hold it; leave it out$"):
+        render(kind, preset("demo-math"), RenderOptions(**options))
+
+
 @pytest.mark.parametrize("kind", ["kubernetes", "compose", "ray"])
 def test_a_file_of_variables_is_for_slurm(kind: str) -> None:
     with pytest.raises(InputError, match=rf"--env-file: is for Slurm; for {kind}"):
-        render(kind, preset("demo-math"), RenderOptions(env_file="x.env", hosts=("10.0.0.1",)))
+        render(kind, preset("demo-math"), RenderOptions(env_file="x.env", hosts=("10.0.0.1",) * (kind == "ray")))
 
 
 def test_the_volume_is_of_the_storage_class_that_is_named() -> None:

@@ -89,10 +89,10 @@ def test_slurm_starts_a_cluster_trains_and_takes_it_down(slurm: Slurm) -> None:
     # Both run in the background, so either may be written down first.
     workers, head = sorted(slurm.calls("srun")[:2], key=lambda call: "--head" in call)
     assert "--nodes=1 --ntasks=1 " in head
-    assert "--nodelist=node-a ray start" in head
-    assert "ray start --block" in head
+    assert "--nodelist=node-a bash -c " in head
+    assert " ray-node /tmp/ray-12345 ray start --block" in head
     assert "--head --node-ip-address=10.0.0.7 --port=23450" in head
-    assert "--nodelist=node-b ray start" in workers
+    assert "--nodelist=node-b bash -c " in workers
     assert "--address=10.0.0.7:23450" in workers
     assert slurm.calls("dphrl") == [f"dphrl train {slurm.state}/config.yaml run_dir={slurm.runs}"]
     assert slurm.calls("token") == ["token secret-of-12345 600 at 10.0.0.7:23450"]
