@@ -244,10 +244,16 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file
 step=(srun --export=ALL --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --mem=0)
 step+=(--cpus-per-task="$cpus" --cpu-bind=none)
 if [ "$gpus" -gt 0 ]; then step+=(--gpus-per-node="$gpus" --gpu-bind=none); fi
-# Sessions, logs and what Ray spilled would stay on a node's disk. At a signal Ray ends first, and then bash.
+# Sessions, logs and what Ray spilled would stay on a node's disk. So Ray runs below a bash, which passes signals on
+# to it, and removes them when it has ended.
 ray_files=/tmp/ray-$SLURM_JOB_ID
 # shellcheck disable=SC2016  # for the bash of the step
-ray_start=(bash -c 'trap : TERM INT; "${@:2}"; status=$?; rm -rf "$1"; exit "$status"' ray-node "$ray_files")
+{
+    run_ray='"${@:2}" & ray=$!; trap "kill $ray 2>/dev/null" TERM INT'
+    run_ray+='; while wait "$ray"; status=$?; kill -0 "$ray" 2>/dev/null; do :; done'
+    run_ray+='; rm -rf "$1"; exit "$status"'
+}
+ray_start=(bash -c "$run_ray" ray-node "$ray_files")
 ray_start+=(ray start --block --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" @STORE@)
 ray_start+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$((port + 1))")
 

@@ -139,17 +139,17 @@ def test_other_steps_need_not_wait_for_the_end_of_ray(cluster: Cluster) -> None:
         assert told == f"{node}\n"
 
 
-def test_a_job_leaves_no_files_of_ray_on_its_nodes(cluster: Cluster) -> None:
-    """Neither at its end, nor when it is stopped: sessions and what Ray spilled would fill the disk."""
-    for end in ("by itself", "stopped"):
-        job = cluster.submit(driver=LONG if end == "stopped" else {"steps": 3})
-        folder = Path(f"/tmp/ray-{job}")
-        wait_until(lambda folder=folder: folder.is_dir())
-        if end == "stopped":
-            wait_until(cluster.trains)
-            cluster.call("scancel", "--batch", "--signal=TERM", str(job))
-        cluster.jobs.wait(job)
-        wait_until(lambda folder=folder: not folder.exists())
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_job_leaves_no_files_of_ray_on_its_nodes(is_stopped: bool, cluster: Cluster) -> None:
+    """Sessions and what Ray spilled would fill the disk."""
+    job = cluster.submit(driver=LONG if is_stopped else {"steps": 20})
+    wait_until(cluster.trains)
+    folder = Path(f"/tmp/ray-{job}")
+    assert folder.is_dir()
+    if is_stopped:
+        cluster.call("scancel", "--batch", "--signal=TERM", str(job))
+    assert cluster.jobs.wait(job)[-1] == ("FAILED" if is_stopped else "COMPLETED"), cluster.log(job)
+    wait_until(lambda: not folder.exists())
 
 
 def test_jobs_that_share_a_node_have_ports_of_their_own(cluster: Cluster) -> None:
