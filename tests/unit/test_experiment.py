@@ -57,7 +57,9 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
     if not name.startswith("tune-"):
         assert len(suite.seeds) >= 3
         # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose.
-        choosing = {"grpo-half-lr", "maxrl", "uniqueness"}
+        grid = suite.tuning.grid if suite.tuning else {}
+        choosing = {"grpo-half-lr"} | {arm for arm in grid if arm != "grpo" and "learner.lr" in grid[arm][0]}
+        assert choosing <= {"grpo-half-lr", "dapo", "maxrl", "uniqueness"}
         assert len({c.learner.lr for arm, c in zip(suite.arms, configs, strict=True) if arm not in choosing}) == 1
 
 
