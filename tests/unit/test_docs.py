@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from cluster.cli import app
 from dphrl.config.errors import ConfigSchema
@@ -196,7 +197,7 @@ def test_the_messages_are_looked_for_in_the_source() -> None:
 # ------------------------------------------------------------ figures
 
 
-@pytest.mark.parametrize("suite", ["passk-math", "passk-sql"])
+@pytest.mark.parametrize("suite", ["passk-math", "passk-even", "passk-cue", "passk-sql"])
 def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
     results = committed_results(suite)
     text = RESULTS.read_text()
@@ -285,6 +286,10 @@ def test_the_longer_runs_table_is_the_committed_one(shown: str, suite: str, arm:
         ("forward KL, eta 0.2", "passk-math", "dph-f"),
         ("reverse KL, eta 0.05", "passk-sql", "rkl"),
         ("forward KL, eta 0.35", "passk-sql", "dph-f"),
+        ("reverse KL, eta 0.2", "passk-even", "rkl"),
+        ("forward KL, eta 0.2", "passk-even", "dph-f"),
+        ("reverse KL, eta 0.35", "passk-cue", "rkl"),
+        ("forward KL, eta 0.35", "passk-cue", "dph-f"),
     ],
 )
 def test_the_table_of_directions_is_the_committed_one(shown: str, suite: str, arm: str) -> None:
@@ -301,6 +306,30 @@ def test_the_table_of_directions_is_the_committed_one(shown: str, suite: str, ar
     config = load_suite(suite).config(arm, 0, "runs")
     assert f"{config.algorithm.eta:g}" == f"{float(shown.split()[-1]):g}"
     assert f"| {config.learner.num_steps}, " in row
+
+
+def test_the_claims_of_passk_even_hold_in_the_committed_counts() -> None:
+    """GRPO's gain at the base's Pass@16, and above the base out of domain; GRPO is below both by more than its interval."""
+    arms = committed_results("passk-even")["arms"]
+    (base, grpo), top = (arms[name]["in_domain"] for name in ("base", "grpo")), "pass@16"
+    assert grpo[top]["high"] < base[top]["low"]
+    gain = grpo["pass@1"]["mean"] - base["pass@1"]["mean"]
+    for name in ("dph-f", "dph-js"):
+        assert arms[name]["in_domain"]["pass@1"]["mean"] - base["pass@1"]["mean"] >= 0.9 * gain
+        assert arms[name]["in_domain"][top]["mean"] >= 0.98 * base[top]["mean"]
+        assert arms[name]["out_of_domain"]["pass@1"]["mean"] > arms["base"]["out_of_domain"]["pass@1"]["mean"]
+    assert arms["grpo"]["out_of_domain"]["pass@1"]["high"] < arms["base"]["out_of_domain"]["pass@1"]["low"]
+
+
+def test_the_plan_that_is_shown_is_the_printed_one() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    command = re.search(r"^dphrl (plan paper/sql-dph-js --simulate .*)$", page, re.MULTILINE)
+    assert command is not None
+    done = CliRunner().invoke(app, command[1].split())
+    shown = page.partition("The first prints, among other things:\n\n```text\n")[2].partition("```")[0]
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert len(lines) >= 10
+    assert [line for line in lines if line not in done.output.splitlines()] == []
 
 
 def test_etas_of_the_released_code_are_the_printed_ones_times_its_share() -> None:
