@@ -309,7 +309,7 @@ def test_the_table_of_directions_is_the_committed_one(shown: str, suite: str, ar
 
 
 def test_the_claims_of_passk_even_hold_in_the_committed_counts() -> None:
-    """GRPO's gain at the base's Pass@16, and above the base out of domain; GRPO is below both by more than its interval."""
+    """GRPO's gain at the base's Pass@16, and above the base out of domain. GRPO is below both, with its interval."""
     arms = committed_results("passk-even")["arms"]
     (base, grpo), top = (arms[name]["in_domain"] for name in ("base", "grpo")), "pass@16"
     assert grpo[top]["high"] < base[top]["low"]
