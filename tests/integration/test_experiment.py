@@ -109,9 +109,9 @@ def test_parallel_runs_share_what_the_first_of_a_seed_leaves(tmp_path: Path, tin
     assert [arm for arm, log in logs.items() if "evaluating base" in log] == ["dph-f"]
 
     done = run(suite, "--arms", "dph-f,dph-js", "--seeds", "3", "--parallel", "2", "reference.max_bytes=1")
-    assert done.exit_code == 1
-    assert "2 of 2 runs failed; the first: dph-f-s3:" in done.output
-    assert "reference.max_bytes=1: the samples to rehearse take" in done.output
+    assert done.exit_code == 2, "bad input, as it is without --parallel"
+    assert done.output.count("error: reference.max_bytes=1: the samples to rehearse take") in (1, 2)
+    assert "tried again" not in done.output
 
 
 @pytest.mark.long
