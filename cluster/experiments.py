@@ -48,8 +48,8 @@ def run_experiment(
     is_part: other runs of the suite train at the same time, and the process that started them writes the results.
     others: a results file of further runs, made elsewhere, that count too.
     A second call after an interrupt goes on where the first one stopped: finished runs stay, an unfinished one resumes.
-    Raises InputError when a run's folder holds another configuration or is being written, RuntimeError when a run in a
-    process of its own failed, and Stopped when a signal ended it.
+    Raises InputError when a run's folder holds another configuration or is being written, Stopped when a signal ended
+    it, and for runs in processes of their own what `run_apart` raises.
     """
     if is_part:
         die_with_parent(os.getppid(), SIGTERM)

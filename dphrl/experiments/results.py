@@ -21,7 +21,7 @@ from dphrl.experiments.packing import pack_strategies
 from dphrl.outputs import save_output
 
 BASE_ARM = "base"
-# Kinds of algorithms, by what they do for diversity. Claims compare the last kind with the others.
+# Kinds of algorithms, by what they do for diversity. The paper's claims are about the third, beside the first two.
 PLAIN, PENALISED, REHEARSING, OTHER = "plain", "penalised", "rehearsing", "other"
 # Two-sided 95 % quantiles: the normal one, and Student's t by degrees of freedom.
 _NORMAL = 1.95996
