@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from cluster.address import host_and_port, is_dashboard, joined_cluster, unreachable
 from dphrl.config.loading import InputError
 from dphrl.config.schema import Config
 from dphrl.own_code import own_first
@@ -192,29 +191,16 @@ class _Clusters:
             return
         deadline = time.monotonic() + config.cluster.placement_timeout_s
         while time.monotonic() < deadline and not ending.wait(_POLL_S):
-            if _takes_connections(address):
+            if (target := host_and_port(address)) and not unreachable(*target, _POLL_S):
                 now = resources_of(address)
                 if now and all(now.get(name, 0.0) >= amount for name, amount in self._had[address].items()):
                     return
 
 
 def head_address(config: Config) -> str | None:
-    """HOST:PORT of the cluster that a run joins; None for one on this machine, and for an address of another form."""
-    address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS", "")
-    try:
-        parts = urlsplit(f"//{address}")
-        return address if parts.hostname and parts.port else None
-    except ValueError:
-        return None
-
-
-def _takes_connections(address: str) -> bool:
-    parts = urlsplit(f"//{address}")
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_POLL_S):
-            return True
-    except OSError:
-        return False
+    """The address of the cluster that a run joins; None for one on this machine, and for what names no place."""
+    address = joined_cluster(config.cluster.address, os.environ)
+    return address if address and not is_dashboard(address) and host_and_port(address) else None
 
 
 def resources_of(address: str) -> dict[str, float]:

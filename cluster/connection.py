@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from cluster.address import is_dashboard, joined_cluster
 from cluster.doctor.ray_setup import token_obstacle
 from cluster.planning.queue import JOB_CONFIG_ENVIRONMENT
 from dphrl.config.loading import InputError
@@ -23,7 +24,7 @@ def connect(config: Config) -> None:
     Raises InputError for the URL of a dashboard, and where a Ray started here would have no token.
     """
     debug = bool(os.environ.get("DPHRL_DEBUG"))
-    address = config.cluster.address if config.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
+    address = joined_cluster(config.cluster.address, os.environ)
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     runtime_env: dict[str, Any] = {}
     # Set only where it is needed: with a runtime environment, Ray cannot use the workers that it starts beforehand.
@@ -35,7 +36,7 @@ def connect(config: Config) -> None:
         runtime_env["env_vars"] = {LOG_ENVIRONMENT: log_format}
     if runtime_env:
         options["runtime_env"] = runtime_env
-    if address and address.startswith(("http://", "https://")):
+    if address and is_dashboard(address):
         raise InputError(
             f"{address}: is a dashboard, to which jobs are sent (`dphrl submit`); for cluster.address and RAY_ADDRESS "
             "give HOST:6379, or unset them to run on this machine"

@@ -56,7 +56,8 @@ ROOMS = {
     "owner": "durable config",
     "scratch": "owner",
     "hub": "model_files",
-    "cluster.doctor": "hub processors",
+    "cluster.address": "",
+    "cluster.doctor": "cluster.address hub processors",
     "cluster.refusals": "durable config owner",
     "tokenizer": "model_files",
     "models": "tiny tokenizer",
@@ -91,11 +92,11 @@ ROOMS = {
         "saving recovery"
     ),
     "cluster.dashboards": "actors",
-    "cluster.planning": "cluster.doctor config processors tracking experiments",
+    "cluster.planning": "cluster.address cluster.doctor config processors tracking experiments",
     "cluster.jobs": "config own_code tracking cluster.planning",
     "report": "dphrl types durable config outputs tracking evaluation experiments",
     "cluster.start": "config own_code actors",
-    "cluster.connection": "cluster.doctor config own_code processors tracking cluster.planning",
+    "cluster.connection": "cluster.address cluster.doctor config own_code processors tracking cluster.planning",
     "cluster.engines": "config actors cluster.planning",
     "cluster.orders": "durable config",
     "cluster.scaling": "config actors cluster.planning cluster.engines cluster.orders",
@@ -108,7 +109,7 @@ ROOMS = {
         "stopping durable config outputs owner fingerprint learner tracking protocols prepare evaluation reference "
         "inline resume run cluster.planning cluster.refusals cluster.ray_system"
     ),
-    "cluster.apart": "stopping config own_code tracking",
+    "cluster.apart": "cluster.address stopping config own_code tracking",
     "cluster.experiments": (
         "durable stopping config outputs owner sandbox tracking protocols prepare experiments resume cluster.apart "
         "cluster.launch"

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from cluster.address import host_and_port, is_dashboard, joined_cluster, unreachable
 from cluster.doctor.check import Check, Status, shortened
 from cluster.doctor.probe import package_versions
 from cluster.doctor.storage import described, nearest_folder, probe_file
@@ -78,7 +77,7 @@ def examine_cluster(address: str, run_dir: Path | None = None, timeout_s: float 
     listed. run_dir: the checks test whether every node sees it; if it does not exist yet, the nearest folder above it.
     """
     target = host_and_port(address)
-    if target and (problem := _unreachable(*target)):
+    if target and (problem := unreachable(*target, CONNECT_TIMEOUT_S)):
         return [judge_connection(address, ClusterAnswer(failed=problem), timeout_s)]
     shared = None
     with ExitStack() as stack:
@@ -94,37 +93,11 @@ def examine_cluster(address: str, run_dir: Path | None = None, timeout_s: float 
 
 
 def named_cluster(address: str | None, environ: Mapping[str, str]) -> str | None:
-    """The cluster that a run would join: the one given, else RAY_ADDRESS; None when it would start its own."""
-    if address in (None, "", "auto"):
-        address = environ.get("RAY_ADDRESS") or address
-    return None if address in (None, "", "local") else address
+    """The cluster to ask: the one given, else the one that RAY_ADDRESS names; `auto` also means one on this machine."""
+    return joined_cluster(address or "auto", environ) or ("auto" if address == "auto" else None)
 
 
 # ------------------------------------------------------------ asking
-
-
-def is_dashboard(address: str) -> bool:
-    """Whether an address is the URL of a dashboard."""
-    return address.startswith(("http://", "https://"))
-
-
-def host_and_port(address: str) -> tuple[str, int] | None:
-    """What to connect to, to see whether anything is there; None for `auto` and for text that cannot be read."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme)
-    except ValueError:
-        return None
-    return (parts.hostname, port) if parts.hostname and port else None
-
-
-def _unreachable(host: str, port: int) -> str:
-    """Why nothing answers there, "" if something does. Tested first, because Ray itself would try for over a minute."""
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        return f"nothing answers at {host}:{port} ({error.strerror or error})"
-    return ""
 
 
 def _ask(address: str, path: Path | None, timeout_s: float) -> ClusterAnswer:

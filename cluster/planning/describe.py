@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.address import joined_cluster
 from cluster.doctor.machine import memory_limits
 from cluster.planning.memory import (
     GIB,
@@ -152,7 +153,7 @@ def _tokens_that_count(config: Config) -> str:
 # ------------------------------------------------------------------------------------------ placement
 def _here(config: Config, shape: ModelShape | None) -> list[str]:
     """Placement, memory and disk on this machine."""
-    if config.cluster.address != "auto" or os.environ.get("RAY_ADDRESS"):
+    if joined_cluster(config.cluster.address, os.environ):
         return ["placement   decided by the nodes of the cluster when the run starts; see --simulate"]
     limits = memory_limits()
     host_gib = min(limits) / GIB if limits else None

@@ -165,7 +165,8 @@ def test_a_signal_ends_what_runs_and_starts_nothing_again(
         ("head:6380", "10.0.0.1:6379", "head:6380"),
         ("[::1]:6379", None, "[::1]:6379"),
         ("head:99999", None, None),
-        ("ray://head:10001", None, None),
+        ("ray://head:10001", None, "ray://head:10001"),
+        ("auto", "local", None),
         ("http://head:8265", None, None),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 import cluster.doctor
 import cluster.doctor.builds
 import cluster.doctor.cluster
+from cluster.address import host_and_port
 from cluster.doctor.builds import (
     Companion,
     Driver,
@@ -38,7 +39,6 @@ from cluster.doctor.cluster import (
     NodeAnswer,
     SharedFile,
     examine_cluster,
-    host_and_port,
     judge_clocks,
     judge_cluster,
     judge_connection,
