@@ -26,6 +26,10 @@ _SETTING = re.compile(
 # scheme://user:password@host, https://TOKEN@host. What other schemes have before the @ is a name: ssh://git@host,
 # abfss://container@account.
 _URI_WITH_CREDENTIALS = re.compile(r"://[^/\s@:]*:[^/\s@]+@|https?://[^/\s@:]{16,}@", re.IGNORECASE)
+# Tokens that say of what they are one: of Hugging Face, GitHub, GitLab, OpenAI and those that imitate it, Slack, AWS.
+_KNOWN_TOKEN = re.compile(
+    r"(?=.*[0-9])(?:(?:hf_|gh[oprsu]_|AKIA|ASIA)[A-Za-z0-9]{16,}|(?:github_pat_|glpat-|sk-|xox[abeprs]-)[\w-]{20,})"
+)
 # What is written where no secret is needed. A local server of models takes any key, and EMPTY is the usual one.
 _NO_SECRET = re.compile(r"|empty|none|null|nil|no|false|true|unused|dummy|n/?a|x+|\*+|-+", re.IGNORECASE)
 # /run/key, ./key, ~/key, key.json. A secret in base64 may have a / further on.
@@ -43,7 +47,7 @@ def names_a_secret(name: str) -> bool:
 def is_secret_variable(name: str, value: str) -> bool:
     """Whether a variable of the environment is a secret as far as this can be told."""
     by_name = names_a_secret(name) and not _is_harmless(value)
-    return bool(by_name or _URI_WITH_CREDENTIALS.search(value))
+    return bool(by_name or _KNOWN_TOKEN.fullmatch(value.strip()) or _URI_WITH_CREDENTIALS.search(value))
 
 
 def secret_settings(tree: Any, loc: Loc = ()) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dphrl.config.loading import ConfigError, dump_config, load_config
-from dphrl.config.secrets import secret_settings
+from dphrl.config.secrets import is_secret_variable, secret_settings
 
 # No key of anything: as long and as mixed as keys are.
 KEY = "sk-" + "Ab3" * 8
@@ -52,6 +52,30 @@ def test_a_secret_is_refused(key: str, text: str) -> None:
 )
 def test_what_resembles_one_is_not(key: str, text: str) -> None:
     assert list(secret_settings({"reward": {"params": {key: text}}})) == []
+
+
+TOKENS = [
+    "hf_" + "aB1" * 9,
+    "ghp_" + "aB1" * 12,
+    "github_pat_" + "a_1" * 9,
+    "glpat-" + "a-1" * 7,
+    KEY,
+    "AKIA" + "AB12" * 4,
+]
+
+
+@pytest.mark.parametrize("value", TOKENS)
+def test_a_token_is_one_whatever_its_variable_is_called(value: str) -> None:
+    assert is_secret_variable("ROUTER", value)
+    assert is_secret_variable("ROUTER", f" {value}\n")
+    assert not is_secret_variable("ROUTER", f"/models/{value}")
+
+
+@pytest.mark.parametrize(
+    "value", ["hf_transfer", "hf_internal_testing_model_2", "sk-learn", "ghp_1", "AKIA", "0123" * 10]
+)
+def test_a_word_that_begins_like_a_token_is_none(value: str) -> None:
+    assert not is_secret_variable("ROUTER", value)
 
 
 def test_what_a_run_has_stored_can_be_read(make_config: Any, tmp_path: Path) -> None:
