@@ -12,6 +12,7 @@ from cluster.planning.memory import GIB, dtype_on
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement
 from cluster.planning.shapes import model_shape
 from cluster.planning.sizes import node_size, object_store_gib, shared_beside
+from cluster.render.missing import code_lines, needs_data, path_lines
 from cluster.render.nodes import (
     DASHBOARD_PORT,
     HEALTH_PATH,
@@ -56,8 +57,7 @@ def render_compose(config: Config, options: RenderOptions) -> str:
     workers = _workers(config, options)
     image = image_for(options, workers.shape)
     settings = config_to_yaml(with_settings(config, RUN_DIR, autoscaling="none"))
-    needs_data = "DPHRL_DATA" in settings
-    common = _common(image, options, needs_data)
+    common = _common(image, options, needs_data(config, DATA_DIR))
     store = _store_gib(config, workers)
     services = {"head": _head(common)}
     for i in range(workers.count):
@@ -68,7 +68,7 @@ def render_compose(config: Config, options: RenderOptions) -> str:
         "services": services,
         "volumes": {"runs": {}},
     }
-    return to_yaml([document], _header(config, options, workers, image, needs_data))
+    return to_yaml([document], _header(config, options, workers, image))
 
 
 def _workers(config: Config, options: RenderOptions) -> Nodes:
@@ -216,8 +216,10 @@ def _health(test: list[str]) -> dict[str, Any]:
     return {"test": test, "interval": "10s", "timeout": "15s", "retries": 12, "start_period": "30s"}
 
 
-def _header(config: Config, options: RenderOptions, workers: Nodes, image: str, needs_data: bool) -> list[str]:
-    needs = ["Data:     DPHRL_DATA names the folder on this machine"] if needs_data else []
+def _header(config: Config, options: RenderOptions, workers: Nodes, image: str) -> list[str]:
+    needs = path_lines(config, DATA_DIR)
+    if needs_data(config, DATA_DIR):
+        needs.append("Data:     DPHRL_DATA names the folder on this machine")
     kept = (
         [f"Secrets:  {options.secret}.env beside this file, if it is there: HF_TOKEN=..., WANDB_API_KEY=..."]
         if options.secret
@@ -228,6 +230,7 @@ def _header(config: Config, options: RenderOptions, workers: Nodes, image: str, 
         f"Cluster:  a head and {workers.count} workers of {workers.each}",
         *made_by(options),
         f"Image:    {image}; docker/cpu.Dockerfile and docker/cuda.Dockerfile say how to build theirs",
+        *code_lines(config, image),
         *needs,
         *kept,
         "Start:    export RAY_AUTH_TOKEN=$(openssl rand -hex 32)",

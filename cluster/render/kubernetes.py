@@ -18,6 +18,7 @@ from cluster.planning.memory import GIB, dtype_on
 from cluster.planning.placement import Bundle, Node, PlacementError, plan_bundles, plan_placement
 from cluster.planning.shapes import ModelShape, model_shape
 from cluster.planning.sizes import NodeSize, Size, head_size, node_size, object_store_gib, shared_beside, volume_size
+from cluster.render.missing import code_lines, needs_data, path_lines
 from cluster.render.nodes import (
     CONFIG_PATH,
     HEALTH_PORT,
@@ -298,6 +299,7 @@ def _header(
         f"Workers:  {' + '.join(sizes)}, when configuration, model and data are checked",
         *(f"          {group.size.memory}" for group in groups),
         *(locked if registers_memory(options) else []),
+        *code_lines(config, image),
         *_secrets_lines(options, flag),
         *_volume_lines(config, options, flag, volume),
         *_data_lines(config, options, image, flag),
@@ -334,10 +336,11 @@ def _volume_lines(config: Config, options: RenderOptions, flag: str, volume: Siz
 
 
 def _data_lines(config: Config, options: RenderOptions, image: str, flag: str) -> list[str]:
-    if "DPHRL_DATA" not in config_to_yaml(config):
+    if not needs_data(config, DATA_DIR):
         return []
     overrides = shlex.quote(copying_pod(options, image, COPIER))
     return [
+        *path_lines(config, DATA_DIR),
         f"Data:     goes to {DATA_DIR} on the claim, by a pod that holds it:",
         f"          kubectl run{flag} {COPIER} --image={image} --overrides={overrides}",
         f"          kubectl wait{flag} --for=condition=Ready pod/{COPIER} --timeout=30m",
