@@ -218,24 +218,6 @@ def test_the_metrics_endpoint_shows_the_families_during_the_run(finished: dict[s
     assert 'run="demo-math"' in finished["metrics"]
 
 
-def test_a_repository_may_hold_folders_of_the_programs_names(cluster: Cluster, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    for name in ("actors", "cluster"):
-        (repository / name).mkdir(parents=True)
-        (repository / name / "__init__.py").write_text("raise SystemExit('the package of the repository was loaded')")
-    (repository / "my_rewards.py").write_text("def brevity(completion, answer):\n    return -len(completion) / 100\n")
-    submitted = cluster.dphrl(
-        *("submit", "demo-math", *SMALL, "learner.num_steps=1", "rollout.num_engines=1", "evaluation.num_samples=0"),
-        *("algorithm.divergence=none", "reward.name=my_rewards:brevity", "run_name=beside"),
-        *(f"run_dir={tmp_path / 'runs'}", "--address", cluster.address, "--wait"),
-        cwd=repository,
-    )
-    stdout, stderr = submitted.communicate()
-    assert submitted.returncode == 0, stdout[-3000:] + stderr[-3000:]
-    (step,) = (tmp_path / "runs" / "beside" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(step)["reward/signal_mean"] < 0
-
-
 def test_bad_input_found_over_there_is_the_commands_status_and_line(cluster: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
     bad = cluster.dphrl(
@@ -258,27 +240,6 @@ def test_a_run_larger_than_the_cluster_is_refused_with_the_arithmetic(cluster: C
     stdout, stderr = large.communicate()
     assert large.returncode == 2, stdout + stderr
     assert "1 learner x 0.75 + 9 rollout x 0.75 + 1 reward x 0.25 = 7.75 CPUs; the cluster has 3 on 3 nodes" in stdout
-
-
-def test_jobs_are_listed_stopped_and_their_logs_kept(cluster: Cluster, tmp_path: Path) -> None:
-    submitted = cluster.dphrl(
-        *("submit", "demo-math", *SMALL, "learner.num_steps=5000", "run_name=long", f"run_dir={tmp_path}"),
-        *("--address", cluster.address),
-    )
-    stdout, stderr = submitted.communicate()
-    assert submitted.returncode == 0, stdout + stderr
-    following = cluster.dphrl("jobs", "logs", "long", "--follow", "--address", cluster.address)
-    # The first step, so that there is something to save.
-    assert following.stdout is not None
-    assert any(re.match(r"step +1/5000 ", line) for line in following.stdout)
-    stopped = cluster.dphrl("jobs", "stop", "long", "--address", cluster.address)
-    assert stopped.communicate()[0] == "long is being stopped\n"
-    # Ray alone would kill it after 3 s, with nothing saved.
-    (last,) = re.findall(r"stopped by SIGTERM; .* goes on after step (\d+)", following.communicate()[0])
-    assert (tmp_path / "long" / "checkpoints" / f"step_{last}" / "manifest.json").is_file()
-    assert following.returncode == 130
-    listed = cluster.dphrl("jobs", "list", "--address", cluster.address).communicate()[0]
-    assert re.search(r"^long +stopped ", listed, flags=re.MULTILINE)
 
 
 def test_doctor_asks_every_node(cluster: Cluster, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_wheel_alone_is_what_runs(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_a_second_job_waits_and_says_for_what(cluster: Cluster, tmp_path: Path) -> None:
-    """The first takes 2.5 of 3 CPUs."""
+    """The first takes 2.5 of 3 CPUs. When it is stopped, its step is saved, its log kept, and the second runs."""
 
     def submit(name: str, *more: str) -> None:
         submitted = cluster.dphrl(
@@ -153,12 +153,18 @@ def test_a_second_job_waits_and_says_for_what(cluster: Cluster, tmp_path: Path) 
     shown = r"^holder +running +\d+/5000 +\d\.\d{3} +\de-\d+ +\d.* dphrl train demo-math "
     assert re.search(shown, table, re.MULTILINE), table
     assert re.search(r"^second +waiting +- .* waits for ", table, re.MULTILINE)
-    assert "being stopped" in cluster.dphrl("jobs", "stop", "third", "--address", cluster.address).communicate()[0]
-    assert "being stopped" in cluster.dphrl("jobs", "stop", "holder", "--address", cluster.address).communicate()[0]
+    for name in ("third", "holder"):
+        stopped = cluster.dphrl("jobs", "stop", name, "--address", cluster.address)
+        assert stopped.communicate()[0] == f"{name} is being stopped\n"
+    held = cluster.dphrl("jobs", "logs", "holder", "--follow", "--address", cluster.address)
+    # Ray alone would kill it after 3 s, with nothing saved.
+    (last,) = re.findall(r"stopped by SIGTERM; .* goes on after step (\d+)", held.communicate()[0])
+    assert (tmp_path / "holder" / "checkpoints" / f"step_{last}" / "manifest.json").is_file()
+    assert held.returncode == 130
     following = cluster.dphrl("jobs", "logs", "second", "--follow", "--address", cluster.address)
     log = following.communicate()[0]
     assert following.returncode == 0, log[-3000:]
     assert re.search(r"^found its places after \d+ s$", log, re.MULTILINE)
     ended = listed()
     assert [ended["second"][key] for key in ("status", "step", "num_steps", "left_s")] == ["succeeded", 1, 1, None]
-    assert ended["third"]["status"] == "stopped"
+    assert [ended[name]["status"] for name in ("holder", "third")] == ["stopped"] * 2
