@@ -6,7 +6,8 @@ export DPHRL_VENV := $(VENV)
 # Tests download nothing; a missing file should say so instead of waiting for a hub.
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
-# Those that start no engine share the cores. Engines would fight for them, so their tests run one by one.
+# Those that start no engine share the cores, one thread each: torch's threads of one process wait for each other, and take
+# tens of times as long where another process has their core. Engines would fight, so their tests run one by one.
 SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
 # 5: ARGS selected none of these tests.
 OR_NONE = || [ $$? = 5 ]
@@ -31,14 +32,14 @@ demo: setup ## train the small maths model on this machine; ARGS="learner.num_st
 	$(BIN)/dphrl train demo-math --overwrite $(ARGS)
 
 test: setup ## every test that needs no GPU; ARGS="-k name" to select
-	$(PYTEST) $(FAST) tests/test_architecture.py $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	OMP_NUM_THREADS=1 $(PYTEST) $(FAST) tests/test_architecture.py $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
 	$(PYTEST) tests/integration tests/gpu -m "not gpu and not benchmark and not long" $(ARGS) $(OR_NONE)
 
 test-long: setup ## what takes minutes each: exact resume on Ray, proofs on wide engines
 	$(PYTEST) tests/integration -m long $(ARGS)
 
 test-fast: setup ## the tests that start no process and no engine: unit, golden, contracts
-	$(PYTEST) $(FAST) $(SIDE_BY_SIDE) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) $(FAST) $(SIDE_BY_SIDE) $(ARGS)
 
 mutants: setup ## make deliberate errors in the core and see that tests notice; ARGS="--only losses" to select, --list
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -85,6 +85,8 @@ def private_copies(root: Path, count: int) -> Iterator[list[Worker]]:
 def preload(names: Sequence[str] = PRELOAD) -> None:
     """Import once what every child needs."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Workers share the cores, and threads of torch that wait for each other would take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("pytest", *names):
         importlib.import_module(name)
     for plugin in importlib.metadata.entry_points(group="pytest11"):
