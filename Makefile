@@ -6,8 +6,10 @@ export DPHRL_VENV := $(VENV)
 # Tests download nothing; a missing file should say so instead of waiting for a hub.
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 FAST = $(wildcard tests/unit tests/golden tests/contracts)
-# Those that start no engine share the cores, one thread each: torch's threads of one process wait for each other, and take
-# tens of times as long where another process has their core. Engines would fight, so their tests run one by one.
+# Those that start no engine share the cores, one thread each: torch's threads of one process wait for each other, and
+# take tens of times as long where another process has their core. Engines would fight, so their tests run one by one.
+SHARING = not gpu and not benchmark and not long and (inline or not integration)
+ONE_BY_ONE = not gpu and not benchmark and not long and not inline
 SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
 # 5: ARGS selected none of these tests.
 OR_NONE = || [ $$? = 5 ]
@@ -32,8 +34,8 @@ demo: setup ## train the small maths model on this machine; ARGS="learner.num_st
 	$(BIN)/dphrl train demo-math --overwrite $(ARGS)
 
 test: setup ## every test that needs no GPU; ARGS="-k name" to select
-	OMP_NUM_THREADS=1 $(PYTEST) $(FAST) tests/test_architecture.py $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
-	$(PYTEST) tests/integration tests/gpu -m "not gpu and not benchmark and not long" $(ARGS) $(OR_NONE)
+	OMP_NUM_THREADS=1 $(PYTEST) $(FAST) tests/test_architecture.py tests/integration -m "$(SHARING)" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(PYTEST) tests/integration tests/gpu -m "$(ONE_BY_ONE)" $(ARGS) $(OR_NONE)
 
 test-long: setup ## what takes minutes each: exact resume on Ray, proofs on wide engines
 	$(PYTEST) tests/integration -m long $(ARGS)

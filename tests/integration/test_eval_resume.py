@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 NUM_PROMPTS, PROMPTS_PER_CHUNK = 24, 4
 DEADLINE_S = 200.0

@@ -106,6 +106,7 @@ def check_close(ours: Path, theirs: Path) -> None:
             assert mine[name] == pytest.approx(other[name], abs=1e-4), (name, mine["step"])
 
 
+@pytest.mark.inline
 def test_inline_to_the_bit(config_file: Path) -> None:
     whole = train(config_file, "whole", "--inline")
     train_and_kill(config_file, "part", "--inline")

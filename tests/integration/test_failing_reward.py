@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 
 @pytest.fixture(autouse=True)

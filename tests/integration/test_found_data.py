@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from dphrl.tracking.tracker import read_metrics
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 SUMS = [(a, b) for a in range(1, 7) for b in range(1, 6)]
 

@@ -21,7 +21,7 @@ from dphrl.learner.checkpoint import list_checkpoints, newest_whole
 from dphrl.saving import CheckpointSaver
 from dphrl.tracking.tracker import read_metrics
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.inline, pytest.mark.timeout(120)]
 
 # (what is being written, the function that writes it, its call at which the disk is full, whole checkpoints then)
 WRITES = [

@@ -19,7 +19,7 @@ import yaml
 
 from dphrl.reference.buffer import ReferenceBuffer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 NUM_PROMPTS, PROMPTS_PER_CHUNK = 96, 4
 DEADLINE_S = 200.0

@@ -13,7 +13,7 @@ from cluster.cli import app
 from dphrl.config.loading import load_config
 from dphrl.tracking.tracker import read_metrics
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 REWARD = "def judge(completion, answer):\n    return len(completion) % 2 == 0\n"
 

@@ -17,7 +17,7 @@ import yaml
 from dphrl.learner.checkpoint import list_checkpoints
 from dphrl.tracking.tracker import read_metrics
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.inline]
 
 NUM_STEPS, DEADLINE_S = 16, 120.0
 # A shell may have started the tests with Ctrl-C ignored.
