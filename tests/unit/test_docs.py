@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from dphrl.config.errors import ConfigSchema
 from dphrl.config.loading import list_presets, load_config
+from dphrl.experiments.show import hypervolume_table
 from dphrl.experiments.suite import committed_results, list_suites, load_suite
 from dphrl.tracking.metrics import BY_NAME
 from tests.documentation import (
@@ -211,6 +212,14 @@ def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
         found = [results["arms"][arm][domain].get(key) for domain, key in columns]
         wanted = ["-" if c is None else f"{c['mean']:.3f} ±{(c['high'] - c['low']) / 2:.3f}" for c in found]
         assert cells == wanted, arm
+
+
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql", "passk-even", "passk-cue", "tune-long"])
+def test_the_table_of_hypervolumes_is_the_committed_one(suite: str) -> None:
+    table = RESULTS.read_text().partition(f"| {suite} | etas | in domain | above the base | out of domain |\n")[2]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.partition("\n\n")[0].splitlines()]
+    _, rows = hypervolume_table(committed_results(suite), 16)
+    assert shown[1:] == [[str(cell) for cell in row[:5]] for row in rows]
 
 
 def in_domain(suite: str, arm: str) -> tuple[str, str]:
