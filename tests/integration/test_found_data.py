@@ -107,7 +107,7 @@ def test_a_verl_layout_trains_with_one_word(model_dir: Path, tmp_path: Path, cap
     [
         (
             "a.jsonl.gz",
-            gzip.compress(b"{}" * 99)[:12],
+            gzip.compress(b"{}" * 99, mtime=0)[:12],
             "a.jsonl.gz cannot be read: Truncated compressed stream; replace",
         ),
         (
