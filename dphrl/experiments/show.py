@@ -26,6 +26,8 @@ Table = tuple[list[str], list[list[object]]]
 # Colour-blind readers can tell these colours apart. In a black and white print the line styles tell the arms apart.
 _COLOURS = ("#4477aa", "#66ccee", "#aa3377", "#ccbb44", "#228833", "#ee6677", "#bbbbbb", "#332288")
 _DASHES = ("-", "--", ":", "-.")
+# Arms in a picture, up to which their intervals are shaded.
+_MAX_SHADED = 10
 
 
 def show_results(source: str, *, as_json: bool, picture: Path | None) -> None:
@@ -216,9 +218,10 @@ def curve_over_seeds(rows: Sequence[Row]) -> list[Cell]:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw Pass@k over k of every arm, in and out of domain, with intervals over seeds (.svg, .png or .pdf).
+    """Draw Pass@k over k of every arm, in and out of domain (.svg, .png or .pdf).
 
-    The same results give the same bytes. Raises InputError when the file cannot be written.
+    The intervals over seeds are shaded, unless there are so many arms that nobody could tell them apart. The same
+    results give the same bytes. Raises InputError when the file cannot be written.
     """
     import matplotlib
 
@@ -232,7 +235,7 @@ def plot(results: Results, path: Path) -> None:
         for index, arm in enumerate(results["arms"]):
             mine = [row for row in results["rows"] if row["arm"] == arm and row["domain"] == domain]
             if mine:
-                _draw(axis, index, arm, curve_over_seeds(mine))
+                _draw(axis, arm, line_style(index), curve_over_seeds(mine), shaded=len(results["arms"]) <= _MAX_SHADED)
         datasets = dict.fromkeys(row["dataset"] for row in results["rows"] if row["domain"] == domain)
         axis.set_title(f"{domain.replace('_', ' ')}: {', '.join(datasets)}")
         axis.set_xlabel("k: samples a prompt")
@@ -255,11 +258,21 @@ def plot(results: Results, path: Path) -> None:
     save_output(path, drawn.getvalue())
 
 
-def _draw(axis: Any, index: int, arm: str, curve: Sequence[Cell]) -> None:
+def line_style(index: int) -> tuple[str, str]:
+    """Colour and dash of an arm: its own as far as there are pairs of them. 0 is the base, black and whole."""
+    if not index:
+        return "black", "-"
+    turn, colour = divmod(index - 1, len(_COLOURS))
+    # Beyond the number of colours, each comes with another dash than before.
+    return _COLOURS[colour], _DASHES[(colour + turn) % len(_DASHES)]
+
+
+def _draw(axis: Any, arm: str, style: tuple[str, str], curve: Sequence[Cell], *, shaded: bool) -> None:
     ks = list(range(1, len(curve) + 1))
-    is_base = arm == BASE_ARM
-    colour = "black" if is_base else _COLOURS[(index - 1) % len(_COLOURS)]
-    style = "-" if is_base else _DASHES[(index - 1) % len(_DASHES)]
-    axis.plot(ks, [cell["mean"] for cell in curve], style, color=colour, label=arm, linewidth=2 if is_base else 1.5)
+    colour, dash = style
+    width = 2 if arm == BASE_ARM else 1.5
+    axis.plot(ks, [cell["mean"] for cell in curve], dash, color=colour, label=arm, linewidth=width)
+    if not shaded:
+        return
     low, high = [cell["low"] for cell in curve], [cell["high"] for cell in curve]
     axis.fill_between(ks, np.clip(low, 0, 1), np.clip(high, 0, 1), color=colour, alpha=0.15, linewidth=0)

@@ -198,7 +198,7 @@ def test_the_messages_are_looked_for_in_the_source() -> None:
 # ------------------------------------------------------------ figures
 
 
-@pytest.mark.parametrize("suite", ["passk-math", "passk-even", "passk-cue", "passk-sql"])
+@pytest.mark.parametrize("suite", ["passk-math", "passk-even", "passk-cue", "diversity-math", "passk-sql"])
 def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
     results = committed_results(suite)
     text = RESULTS.read_text()
@@ -214,7 +214,7 @@ def test_the_table_of_results_is_the_committed_one(suite: str) -> None:
         assert cells == wanted, arm
 
 
-@pytest.mark.parametrize("suite", ["passk-math", "passk-sql", "passk-even", "passk-cue", "tune-long"])
+@pytest.mark.parametrize("suite", ["passk-math", "passk-sql", "passk-even", "passk-cue", "diversity-math", "tune-long"])
 def test_the_table_of_hypervolumes_is_the_committed_one(suite: str) -> None:
     table = RESULTS.read_text().partition(f"| {suite} | etas | in domain | above the base | out of domain |\n")[2]
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.partition("\n\n")[0].splitlines()]
@@ -328,6 +328,34 @@ def test_the_claims_of_passk_even_hold_in_the_committed_counts() -> None:
         assert arms[name]["in_domain"][top]["mean"] >= 0.98 * base[top]["mean"]
         assert arms[name]["out_of_domain"]["pass@1"]["mean"] > arms["base"]["out_of_domain"]["pass@1"]["mean"]
     assert arms["grpo"]["out_of_domain"]["pass@1"]["high"] < arms["base"]["out_of_domain"]["pass@1"]["low"]
+
+
+def test_the_claims_of_diversity_math_hold_in_the_committed_counts() -> None:
+    arms = committed_results("diversity-math")["arms"]
+    base = arms["base"]["in_domain"]
+    level = ["rkl", "alpha-0.5", "dph-f", "dph-f-entropy", "dph-js", "sft", "maxrl", "kl-cov"]
+    for name in level:
+        assert arms[name]["in_domain"]["pass@16"]["mean"] >= base["pass@16"]["mean"] - 0.003
+        assert 0.095 <= arms[name]["in_domain"]["pass@1"]["mean"] - base["pass@1"]["mean"] <= 0.115
+    rates = [arms[name]["in_domain"]["pass@1"] for name in level]
+    widths = [rate["high"] - rate["mean"] for rate in rates]
+    assert max(rate["mean"] for rate in rates) - min(rate["mean"] for rate in rates) < min(widths)
+    for name in ("grpo", "clip-cov", "w-reinforce", "replay"):
+        assert arms[name]["in_domain"]["pass@16"]["high"] < base["pass@16"]["low"], name
+    # A pull to the stored answers keeps what their prompts as ordinary rows do not.
+    assert arms["sft"]["in_domain"]["pass@16"]["low"] > arms["replay"]["in_domain"]["pass@16"]["high"]
+
+
+def test_the_arms_that_both_suites_have_are_the_same_runs() -> None:
+    even, every = load_suite("passk-even"), load_suite("diversity-math")
+    for arm in even.arms:
+        settings = [suite.config(arm, 1, "runs").model_dump(exclude={"run_name", "run_dir"}) for suite in (even, every)]
+        assert settings[0] == settings[1]
+    rows = [
+        [row for row in committed_results(suite.name)["rows"] if row["arm"] in ("base", *even.arms)]
+        for suite in (even, every)
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_the_plan_that_is_shown_is_the_printed_one() -> None:

@@ -56,8 +56,8 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
     assert len({(c.learner.num_steps, c.rollout.num_prompts) for c in configs}) == 1
     if not name.startswith("tune-"):
         assert len(suite.seeds) >= 3
-        # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose, and those
-        # that fall apart at GRPO's.
+        # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose, and
+        # those that fall apart at GRPO's.
         grid = suite.tuning.grid if suite.tuning else {}
         choosing = {"grpo-half-lr"} | {arm for arm in grid if arm != "grpo" and "learner.lr" in grid[arm][0]}
         assert choosing <= {"grpo-half-lr", "dapo", "maxrl", "uniqueness", "kl-cov", "w-reinforce"}

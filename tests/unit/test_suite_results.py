@@ -33,6 +33,7 @@ from dphrl.experiments.show import (
     count_claims,
     curve_over_seeds,
     kept_of_itself,
+    line_style,
     plot,
     prediction_table,
     results_table,
@@ -265,6 +266,20 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     refused = CliRunner().invoke(app, [*show, str(tmp_path / "a.docx")])
     assert (refused.exit_code, "cannot be written" in refused.output) == (2, True)
+
+
+def test_each_of_many_arms_has_a_line_of_its_own() -> None:
+    styles = [line_style(index) for index in range(33)]
+    assert len({*styles}) == 33
+    # What the first eight have, they have in every picture.
+    assert [dash for _, dash in styles[:10]] == ["-", *("-", "--", ":", "-."), *("-", "--", ":", "-."), "--"]
+    assert styles[1][0] == styles[9][0]
+
+
+@pytest.mark.parametrize(("suite", "num_bands"), [("passk-even", 9), ("diversity-math", 0)])
+def test_bands_are_drawn_as_long_as_they_can_be_told_apart(tmp_path: Path, suite: str, num_bands: int) -> None:
+    plot(committed_results(suite), tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count('<g id="FillBetweenPolyCollection') == 2 * num_bands
 
 
 # -------------------------------------------------------------------------------------------- what is committed
