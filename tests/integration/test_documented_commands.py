@@ -123,11 +123,11 @@ def test_small_settings_are_read_last() -> None:
     assert words.index("learner.num_steps=40") < words.index("learner.num_steps=2")
 
 
-def make(target: str, arguments: Sequence[str]) -> str:
-    """`make TARGET ARGS=...` in the environment of this test; the set-up itself is left out."""
+def make(target: str, arguments: Sequence[str], *options: str) -> str:
+    """`make OPTIONS TARGET ARGS=...` in the environment of this test; the set-up itself is left out."""
     result = subprocess.run(
         # -o: the set-up counts as done, since the tests run in an environment that is there.
-        ["make", "-o", "setup", target, f"VENV={sys.prefix}", f"ARGS={shlex.join(arguments)}"],
+        ["make", *options, "-o", "setup", target, f"VENV={sys.prefix}", f"ARGS={shlex.join(arguments)}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -145,5 +145,8 @@ def test_make_runs_what_the_readme_says(tmp_path: Path) -> None:
     printed = make("demo", [*SMALL, f"run_dir={tmp_path}"])
     assert "engine and learner log-probs agree" in printed
     assert (tmp_path / "demo-math" / "checkpoints" / "step_2" / "hf" / "config.json").is_file()
-    printed = make("test", ["-k", "test_row_weights"])
-    assert "1 passed" in printed
+    # What runs this test runs all of `make test`.
+    sharing, one_by_one = make("test", ["-k", "test_row_weights"], "--dry-run").strip().splitlines()
+    assert " tests/unit tests/golden tests/test_architecture.py tests/integration -m " in sharing
+    assert " tests/integration tests/gpu -m " in one_by_one
+    assert all(" -k test_row_weights " in command for command in (sharing, one_by_one))

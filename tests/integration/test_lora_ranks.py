@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 SEQUENCES = [((1, 2, 5, 6, 7, 8), 2), ((1, 2, 9, 10, 11), 2)]
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_deepspeed_ranks_train_adapters_as_plain_torch(
     ray_cluster: None, make_config: Any, tiny_dir: str, prompts: list[Any], zero_stage: int, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_full_repository_is_submitted_without_its_data_and_secrets(cluster: Cl
     assert float(told[1]) < 10
 
 
+@pytest.mark.long
 def test_a_wheel_alone_is_what_runs(cluster: Cluster, tmp_path: Path) -> None:
     """As `pip wheel --no-deps` makes it. What it requires is on the nodes, and nobody fetches it again."""
     found = tmp_path / "found.txt"

@@ -262,6 +262,7 @@ def test_baselines_with_a_resident_reference_model(
     assert (tmp_path / "inline" / "reference").exists() == has_reference_stage
 
 
+@pytest.mark.long
 def test_a_users_own_divergence_is_found_in_every_actor(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
