@@ -58,8 +58,7 @@ def test_every_embedded_suite_makes_valid_configs_that_can_share_engines(name: s
         assert len(suite.seeds) >= 3
         # The same rate for every arm, or the comparison is none; but for those that have nothing else to choose, and
         # those that fall apart at GRPO's.
-        grid = suite.tuning.grid if suite.tuning else {}
-        choosing = {"grpo-half-lr"} | {arm for arm in grid if arm != "grpo" and "learner.lr" in grid[arm][0]}
+        choosing = {arm for arm, settings in suite.arms.items() if "learner.lr" in settings}
         assert choosing <= {"grpo-half-lr", "dapo", "maxrl", "uniqueness", "kl-cov", "w-reinforce"}
         assert len({c.learner.lr for arm, c in zip(suite.arms, configs, strict=True) if arm not in choosing}) == 1
 
