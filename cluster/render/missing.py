@@ -14,7 +14,7 @@ def code_lines(config: Config, image: str) -> list[str]:
     modules = [*config.algorithm.plugins]
     if config.reward.is_custom:
         modules.insert(0, config.reward.name.partition(":")[0])
-    names = ", ".join(dict.fromkeys(modules))
+    names = _in_a_line(", ".join(dict.fromkeys(modules)))
     return [f"Code:     {names}: your own; {image} must have it, its folder in PYTHONPATH"] if names else []
 
 
@@ -27,7 +27,7 @@ def path_lines(config: Config, data_dir: str) -> list[str]:
     if not places:
         return []
     return [
-        f"Paths:    {', '.join(places)}: of this machine;",
+        f"Paths:    {_in_a_line(', '.join(places))}: of this machine;",
         f"          bring what is there into the folder that DPHRL_DATA names, and write {data_dir}/... for it below",
     ]
 
@@ -36,6 +36,11 @@ def needs_data(config: Config, data_dir: str) -> bool:
     """Whether the run reads what is in the folder that DPHRL_DATA names."""
     there = any(place.startswith(f"{data_dir}/") or _is_here(place, data_dir) for _, place in _places(config))
     return there or "DPHRL_DATA" in config_to_yaml(config)
+
+
+def _in_a_line(text: str) -> str:
+    """A line break in a setting must not end the comment."""
+    return " ".join(text.split())
 
 
 def _places(config: Config) -> Iterator[tuple[str, str]]:

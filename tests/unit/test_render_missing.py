@@ -77,5 +77,13 @@ def test_every_file_of_the_data_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_line_break_does_not_end_the_comment(kind: str) -> None:
+    lines = rendered(kind, "model.path='/models/a\\n\\nb: c'".replace("'", '"'))
+    assert told(lines, "Paths")[0] == "model.path=/models/a b: c: of this machine;"
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert any(line.startswith("# Clean up:") for line in header)
+
+
 def test_any_place_on_the_volume_is_there() -> None:
     assert told(rendered("kubernetes", "model.path=/shared/models/llama"), "Paths") == []
