@@ -57,7 +57,8 @@ def render_compose(config: Config, options: RenderOptions) -> str:
     workers = _workers(config, options)
     image = image_for(options, workers.shape)
     settings = config_to_yaml(with_settings(config, RUN_DIR, autoscaling="none"))
-    common = _common(image, options, needs_data(config, DATA_DIR))
+    with_data = needs_data(config, DATA_DIR)
+    common = _common(image, options, with_data)
     store = _store_gib(config, workers)
     services = {"head": _head(common)}
     for i in range(workers.count):
@@ -68,7 +69,7 @@ def render_compose(config: Config, options: RenderOptions) -> str:
         "services": services,
         "volumes": {"runs": {}},
     }
-    return to_yaml([document], _header(config, options, workers, image))
+    return to_yaml([document], _header(config, options, workers, image, with_data))
 
 
 def _workers(config: Config, options: RenderOptions) -> Nodes:
@@ -115,7 +116,7 @@ def _store_gib(config: Config, workers: Nodes) -> int:
 
 
 # ------------------------------------------------------------------------------------------ services
-def _common(image: str, options: RenderOptions, needs_data: bool) -> dict[str, Any]:
+def _common(image: str, options: RenderOptions, with_data: bool) -> dict[str, Any]:
     environment = {
         "RAY_AUTH_MODE": "token",
         # Compose cannot put a secret, nor a configuration that stands in the file, into a read-only container.
@@ -131,7 +132,7 @@ def _common(image: str, options: RenderOptions, needs_data: bool) -> dict[str, A
         **{name: value.replace("$", "$$") for name, value in pairs("--env", options.env)},
     }
     volumes: list[dict[str, Any]] = [{"type": "volume", "source": "runs", "target": RUN_DIR}]
-    if needs_data:
+    if with_data:
         environment["DPHRL_DATA"] = DATA_DIR
         source = "${DPHRL_DATA:?the folder of the data}"
         volumes.append({"type": "bind", "source": source, "target": DATA_DIR, "read_only": True})
@@ -216,9 +217,9 @@ def _health(test: list[str]) -> dict[str, Any]:
     return {"test": test, "interval": "10s", "timeout": "15s", "retries": 12, "start_period": "30s"}
 
 
-def _header(config: Config, options: RenderOptions, workers: Nodes, image: str) -> list[str]:
+def _header(config: Config, options: RenderOptions, workers: Nodes, image: str, with_data: bool) -> list[str]:
     needs = path_lines(config, DATA_DIR)
-    if needs_data(config, DATA_DIR):
+    if with_data:
         needs.append("Data:     DPHRL_DATA names the folder on this machine")
     kept = (
         [f"Secrets:  {options.secret}.env beside this file, if it is there: HF_TOKEN=..., WANDB_API_KEY=..."]
